@@ -1,0 +1,29 @@
+"""The one family of exceptions that a user sees: what came, what was needed, what to do."""
+
+
+class IvlensError(Exception):
+    """The caller can mend it. The command line prints its one sentence and exits with status 2."""
+
+
+class TaskError(IvlensError):
+    """A task file or a task's pairs cannot serve: unreadable, contradictory, or too few."""
+
+
+class PromptError(IvlensError):
+    """Prompts cannot be built or do not fit the model's context."""
+
+
+class ModelError(IvlensError):
+    """A model cannot be loaded, is not supported, or has NaN in it."""
+
+
+class ShapeMismatch(IvlensError):
+    """Tensors were taken from a model with other heads, layers or widths."""
+
+
+class RunError(IvlensError):
+    """A run folder is of another configuration, of another version, or unreadable."""
+
+
+class FigureError(IvlensError):
+    """A figure cannot be drawn or exported."""
