@@ -1,0 +1,101 @@
+"""What does the model compute on a batch of prompts: logits at the answer, heads' outputs at the last prompt token.
+
+Every run takes an explicit mask: TransformerLens gives pads no position and no attention only then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ivlens.errors import ModelError
+from ivlens.prompts import Tokens
+from ivlens.shapes import MeanZ
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+# Tokens of one forward pass; more gains no speed and costs memory.
+TOKENS_PER_PASS = 4096
+
+
+def batches(tokens: Tokens, *, size: int | None = None) -> Iterator[Tokens]:
+    """Parts of at most `size` prompts, or of about 4096 tokens."""
+    width = tokens.prompts.shape[1] + tokens.answers.shape[1]
+    size = size or max(1, TOKENS_PER_PASS // width)
+    for start in range(0, len(tokens), size):
+        yield tokens[start : start + size]
+
+
+def with_answers(tokens: Tokens) -> tuple[Int[Tensor, "prompt pos"], Bool[Tensor, "prompt pos"]]:
+    """Prompts followed by all answer tokens but the last, and their mask: what teacher forcing reads."""
+    ids = torch.cat([tokens.prompts, tokens.answers[:, :-1]], dim=1)
+    # An answer's token is read if the answer goes on behind it.
+    return ids, torch.cat([tokens.mask, tokens.answer_mask[:, 1:]], dim=1)
+
+
+def unembed(model: HookedTransformer, resid: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
+    """Logits of a final residual stream, soft cap included."""
+    flat = resid.reshape(1, -1, resid.shape[-1])
+    normed = flat if model.cfg.normalization_type is None else model.ln_final(flat)
+    logits = model.unembed(normed)
+    cap = model.cfg.output_logits_soft_cap
+    if cap > 0:
+        logits = cap * torch.tanh(logits / cap)
+    return logits.reshape(*resid.shape[:-1], -1)
+
+
+@torch.no_grad()
+def answer_logits(model: HookedTransformer, tokens: Tokens) -> Float[Tensor, "prompt answer vocab"]:
+    """Logits that predict each answer token, the answer so far teacher-forced.
+
+    Position 0 is the last prompt token. Hooks on the model are in force.
+    """
+    ids, mask = with_answers(tokens)
+    resid = model(ids, attention_mask=mask.long(), stop_at_layer=model.cfg.n_layers)
+    return unembed(model, resid[:, -tokens.answers.shape[1] :])
+
+
+@torch.no_grad()
+def last_z(model: HookedTransformer, tokens: Tokens) -> Float[Tensor, "prompt layer head d_head"]:
+    """Every head's output before `W_O` at the last prompt token."""
+    kept: list[Tensor] = []
+
+    def keep(z: Float[Tensor, "prompt pos head d_head"], hook: object) -> None:
+        kept.append(z[:, -1].clone())
+
+    hooks = [(f"blocks.{layer}.attn.hook_z", keep) for layer in range(model.cfg.n_layers)]
+    model.run_with_hooks(
+        tokens.prompts,
+        attention_mask=tokens.mask.long(),
+        stop_at_layer=model.cfg.n_layers,
+        fwd_hooks=hooks,
+    )
+    return torch.stack(kept, dim=1)
+
+
+def mean_z(model: HookedTransformer, tokens: Tokens) -> MeanZ:
+    """Mean head output (before `W_O`) over clean prompts at the last prompt token, in float32 at least.
+
+    Source: Todd et al. 2024, arXiv:2310.15213, where it is called the task-conditioned mean activation.
+
+    Raises:
+        ModelError: an activation is NaN or infinite; its layer is named.
+    """
+    total = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_head, dtype=torch.float64)
+    for batch in batches(tokens):
+        total += last_z(model, batch).double().sum(0).cpu()
+    broken = [layer for layer in range(len(total)) if not bool(total[layer].isfinite().all())]
+    if broken:
+        raise ModelError(
+            f"the head outputs of layer {broken[0]} are NaN or infinite on clean prompts; load the model in another "
+            "dtype, or check its weights"
+        )
+    mean = (total / len(tokens)).to(model.cfg.device)
+    return mean if model.cfg.dtype == torch.float64 else mean.float()
+
+
