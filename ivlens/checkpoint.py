@@ -1,0 +1,265 @@
+"""What is in a Hugging Face folder, and is it whole?
+
+Reads a configuration, weights and a tokenizer from a local folder and from nowhere else: no network, no pickle, no
+code out of the folder. Whatever is missing, torn or contradictory is refused in a sentence, because transformers
+fills in missing weights at random and goes on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ivlens.architectures import ARCHITECTURES
+from ivlens.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+LAB = Path(__file__).parent / "lab" / "model"
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """One folder, read."""
+
+    name: str
+    """What the user called it: `lab`, the folder's name, or the hub id."""
+    architecture: str
+    """The class that config.json names, e.g. `LlamaForCausalLM`."""
+    dtype: torch.dtype
+    """What the weights are stored as; `model` holds them as float32."""
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def locate(model: str | Path, *, revision: str | None = None) -> Path:
+    """The folder of `lab`, of a local checkpoint, or of a hub id (downloaded, or out of the hub's cache).
+
+    Raises:
+        ModelError: there is no such folder, or the hub cannot be reached or does not know it.
+    """
+    if model == "lab":
+        if not (LAB / "config.json").is_file():
+            raise ModelError(
+                f"the lab model is missing from this installation ({LAB}); reinstall ivlens, or train it with "
+                "python -m ivlens.lab.train"
+            )
+        return LAB
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise ModelError(
+            f"{model} is a file; give the folder that has config.json and model.safetensors in it"
+        )
+    if isinstance(model, Path) or model.startswith((".", "/", "~")) or model.count("/") > 1 or not model:
+        raise ModelError(f"there is no folder {str(model)!r}; give a Hugging Face folder, a hub id, or 'lab'")
+    return _from_hub(model, revision)
+
+
+def read(folder: Path, *, name: str) -> Checkpoint:
+    """Read a folder, its weights as float32 with eager attention.
+
+    Raises:
+        ModelError: a file is missing or torn, the architecture is not supported, the weights do not fit the
+            configuration, or a weight is NaN or infinite.
+    """
+    architecture = _architecture(folder)
+    _refuse_pickles(folder)
+    with quiet_transformers():
+        tokenizer = _tokenizer(folder)
+        model, dtype = _weights(folder)
+    refuse_non_finite(model, folder)
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= model.config.vocab_size:
+        raise ModelError(
+            f"the tokenizer in {folder} goes up to id {highest} but the model has {model.config.vocab_size} "
+            "embeddings; they are not of one model, or the embeddings were not resized"
+        )
+    return Checkpoint(name=name, architecture=architecture, dtype=dtype, model=model, tokenizer=tokenizer)
+
+
+def refuse_non_finite(model: nn.Module, where: Path | str) -> None:
+    """Raise a ModelError that names the first parameter (and so the layer) with NaN or infinity in it."""
+    for name, weight in model.named_parameters():
+        # A sum is NaN or infinite if any term is, and costs a fraction of looking at each; it can also overflow.
+        if not weight.sum().isfinite() and not weight.isfinite().all():
+            bad = int((~weight.isfinite()).sum())
+            raise ModelError(
+                f"{name} in {where} has {bad} NaN or infinite values; the checkpoint is damaged, use another"
+            )
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars and no load reports from transformers; its settings come back afterwards."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HFValidationError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    )
+
+    try:
+        found = snapshot_download(
+            name,
+            revision=revision,
+            allow_patterns=HUB_FILES,
+            ignore_patterns=["*/*", "consolidated*"],
+            etag_timeout=5,
+        )
+    except HFValidationError as error:
+        raise ModelError(
+            f"{name!r} is neither a folder here nor a hub id; give one of them, or 'lab'"
+        ) from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, TimeoutError) as error:
+        raise ModelError(
+            f"there is no folder {name!r} here and the Hugging Face hub cannot be reached; "
+            "give the path of a downloaded folder, or go online once so that it is cached"
+        ) from error
+    except HfHubHTTPError as error:
+        raise ModelError(
+            f"the Hugging Face hub did not give {name!r} (revision {revision or 'main'}): "
+            f"{str(error).splitlines()[0]}; check the name, and log in if the model is gated"
+        ) from error
+    return Path(found)
+
+
+def _architecture(folder: Path) -> str:
+    config = _json(folder / "config.json", folder)
+    names = config.get("architectures") or []
+    if not names:
+        raise ModelError(f'config.json in {folder} has no "architectures"; add e.g. ["LlamaForCausalLM"]')
+    if config.get("quantization_config"):
+        raise ModelError(
+            f"{folder} holds quantised weights; give the checkpoint in float32, bfloat16 or float16"
+        )
+    if names[0] not in ARCHITECTURES:
+        raise ModelError(
+            f"{folder} is a {names[0]}, which is not supported; ivlens reads the causal models {', '.join(ARCHITECTURES)}"
+        )
+    return names[0]
+
+
+def _json(path: Path, folder: Path) -> dict[str, Any]:
+    if not path.is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise ModelError(
+                f"{folder} is an adapter, not a model; load its base model and give the adapter with it"
+            )
+        raise ModelError(
+            f"{path.name} is missing from {folder}; give a folder that a Hugging Face model was saved to"
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path.name} in {folder} is not JSON ({error}); copy it again") from error
+    if not isinstance(content, dict):
+        raise ModelError(
+            f"{path.name} in {folder} is a JSON {type(content).__name__}, not an object; copy it again"
+        )
+    return content
+
+
+def _refuse_pickles(folder: Path) -> None:
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(
+        path.name for path in folder.iterdir() if path.suffix in {".bin", ".pt", ".pth", ".ckpt"}
+    )
+    if pickles:
+        raise ModelError(
+            f"{folder} has its weights in {pickles[0]}, a pickle, which ivlens never opens; convert it to safetensors "
+            "(save_pretrained of transformers 5 writes it)"
+        )
+    raise ModelError(f"model.safetensors is missing from {folder}; copy it again")
+
+
+def _weights(folder: Path) -> tuple[PreTrainedModel, torch.dtype]:
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        stored = config.dtype or torch.float32
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except SafetensorError as error:
+        raise ModelError(
+            f"the weights in {folder} are truncated or damaged ({error}); copy them again"
+        ) from error
+    # What transformers raises for a shape that does not fit, a shard that is missing, a value that is out of range.
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
+        raise ModelError(f"transformers cannot read {folder}: {_first_line(error)}") from error
+    _refuse_misfits(found, folder)
+    return model.eval().requires_grad_(False), stored
+
+
+def _refuse_misfits(found: dict[str, Any], folder: Path) -> None:
+    for kind, names in (
+        ("lack", sorted(found["missing_keys"])),
+        (
+            "do not have the shape that config.json gives to",
+            sorted(str(key[0]) for key in found["mismatched_keys"]),
+        ),
+        ("have what config.json has no place for,", sorted(found["unexpected_keys"])),
+    ):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise ModelError(
+                f"the weights in {folder} {kind} {names[0]}{more}; config.json and weights are not of one model"
+            )
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise ModelError(f"tokenizer.json is missing from {folder}; save the model's tokenizer there")
+    if (folder / "tokenizer.json").is_file():
+        _json(folder / "tokenizer.json", folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    # The Rust tokenizers raise bare Exception for a file that they cannot read.
+    except Exception as error:
+        raise ModelError(f"the tokenizer in {folder} cannot be read: {_first_line(error)}") from error
+    if tokenizer.pad_token is None:
+        # An id that exists; masks tell pads, never the id. The embeddings are not resized.
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token
+    return tokenizer
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

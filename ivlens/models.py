@@ -1,0 +1,201 @@
+"""Which model is this, and does TransformerLens compute what its checkpoint means?
+
+The only place where a HookedTransformer is built. Weights stay as they are in the checkpoint (no folding, no
+centring), so that an adapter means here what it means in PEFT.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ivlens.architectures import Fields, hooked_fields, hooked_weights
+from ivlens.checkpoint import Checkpoint, locate, read, refuse_non_finite
+from ivlens.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformer_lens import HookedTransformer
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+TOLERANCE = 1e-3
+"""Largest |difference of log-probability| from transformers, in nats, that still counts as the same model (float32)."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+SHORTEST_PROBE = 32
+LONGEST_PROBE = 1024
+
+
+def load(
+    model: str | Path | HookedTransformer,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+) -> HookedTransformer:
+    """Load a model and prove on a short prompt that it computes what transformers computes.
+
+    The check runs in float32 on the CPU, in eager mode, before any cast, and takes 4 bytes of memory a parameter
+    there. Its prompt is random tokens, long enough to pass a sliding window of up to about 1,000 tokens; a longer
+    window's far edge is not tested.
+
+    Args:
+        model: `lab`, a local Hugging Face folder, a hub id, or a HookedTransformer, which is checked and returned as
+            it is. Needs safetensors; pickled weights and code out of a checkpoint are never run.
+        device: `auto` (CUDA if there is any, else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`.
+        dtype: `float32`, `bfloat16`, `float64`, or `auto`: float32, but bfloat16 on CUDA for a checkpoint that is stored
+            in 16 bits.
+        revision: Branch, tag or commit of a hub id.
+
+    Returns:
+        A model in eval mode with no gradients and with its tokenizer. Text gets a BOS token where the checkpoint's own
+        tokenizer adds one, and on GPT-2, whose heads rest on `<|endoftext|>` (TransformerLens' convention).
+
+    Raises:
+        ModelError: it cannot be found or read whole, is not supported, has NaN in it, is not causal, or comes out
+            different from transformers by more than `TOLERANCE`.
+    """
+    if not isinstance(model, str | Path):
+        return _as_it_is(model, device=device, dtype=dtype, revision=revision)
+    where, asked = _device(device), _dtype(dtype)
+    folder = locate(model, revision=revision)
+    name = folder.resolve().name if Path(model).expanduser().is_dir() and model != "lab" else str(model)
+    checkpoint = read(folder, name=name)
+    if asked is None:
+        half = checkpoint.dtype in (torch.bfloat16, torch.float16)
+        asked = torch.bfloat16 if half and where.startswith("cuda") else torch.float32
+    return _hooked(checkpoint, device=where, dtype=asked)
+
+
+def model_name(model: HookedTransformer) -> str:
+    """What the user called the model: `lab`, the folder's name, the hub id, or the name a HookedTransformer has."""
+    return str(model.cfg.model_name)
+
+
+def weight_digest(model: HookedTransformer) -> str:
+    """SHA-256, in hex, of the parameters' names, shapes, types and bytes.
+
+    Equal for equal weights in any process and on any device; another dtype or an unmerged adapter changes it.
+    """
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
+        digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _hooked(checkpoint: Checkpoint, *, device: str, dtype: torch.dtype) -> HookedTransformer:
+    fields = hooked_fields(checkpoint.model.config, checkpoint.architecture)
+    fields |= {"model_name": checkpoint.name, **_bos(checkpoint)}
+    probe = _build(fields, device="cpu", dtype=torch.float32)
+    weights = hooked_weights(checkpoint.model, probe.cfg)
+    _fill(probe, weights)
+    _compare(probe, checkpoint.model, checkpoint.name)
+    model = _build(fields, device=device, dtype=dtype)
+    # A copy each: the checkpoint's tensors are views of one another (GPT-2's q, k and v; tied embeddings).
+    _fill(
+        model,
+        {name: torch.empty(w.shape, dtype=dtype, device=device).copy_(w) for name, w in weights.items()},
+    )
+    model.tokenizer = checkpoint.tokenizer
+    # With "left", TransformerLens guesses a mask from pad ids whenever none is given, and pads may be real tokens.
+    model.tokenizer.padding_side = "right"
+    return model
+
+
+def _build(fields: Fields, *, device: str, dtype: torch.dtype) -> HookedTransformer:
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    cfg = HookedTransformerConfig(**fields, device=device, dtype=dtype)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*HookedTransformer.*", DeprecationWarning)
+        # No tokenizer here: TransformerLens would load it again by its path with another BOS setting.
+        return HookedTransformer(cfg).eval().requires_grad_(False)
+
+
+def _fill(model: HookedTransformer, weights: dict[str, Tensor]) -> None:
+    wanted = {name for name, _ in model.named_parameters()}
+    lacking = sorted(wanted - set(weights))
+    # Biases that an architecture does not have are zero in TransformerLens; any other gap would be left uninitialised.
+    assert all(name.rsplit(".", 1)[-1] in {"b_U", "b_in", "b_out"} for name in lacking), lacking
+    # Phi-3's converter adds norm biases that no RMSNorm has.
+    model.load_state_dict({n: w for n, w in weights.items() if n in wanted}, strict=False, assign=True)
+    model.requires_grad_(False)
+
+
+def _compare(model: HookedTransformer, hf: PreTrainedModel, name: str) -> None:
+    """Refuse a model whose log-probabilities differ from transformers' anywhere on a prompt of random tokens."""
+    tokens = _probe_tokens(model)
+    with torch.inference_mode():
+        ours = model(tokens).log_softmax(-1)
+        theirs = hf(input_ids=tokens, use_cache=False).logits.log_softmax(-1)
+    difference = (ours - theirs).abs().max().item()
+    if not difference <= TOLERANCE:
+        raise ModelError(
+            f"{name} as {model.cfg.original_architecture} does not come out right: its log-probabilities differ by "
+            f"{difference:.2g} from transformers' (at most {TOLERANCE:g} is accepted); please report its config.json"
+        )
+
+
+def _probe_tokens(model: HookedTransformer) -> Tensor:
+    cfg = model.cfg
+    past_window = cfg.window_size + 16 if cfg.use_local_attn and cfg.window_size else 0
+    length = past_window if SHORTEST_PROBE < past_window <= LONGEST_PROBE + 16 else SHORTEST_PROBE
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(cfg.d_vocab, (1, min(length, cfg.n_ctx)), generator=generator)
+
+
+def _bos(checkpoint: Checkpoint) -> dict[str, Any]:
+    tokenizer: PreTrainedTokenizerBase = checkpoint.tokenizer
+    bos = tokenizer.bos_token_id
+    adds = bos is not None and tokenizer("")["input_ids"][:1] == [bos]
+    wants = bos is not None and checkpoint.architecture == "GPT2LMHeadModel"
+    return {"tokenizer_prepends_bos": adds, "default_prepend_bos": adds or wants}
+
+
+def _as_it_is(
+    model: HookedTransformer, *, device: str, dtype: str, revision: str | None
+) -> HookedTransformer:
+    from transformer_lens import HookedTransformer
+
+    if not isinstance(model, HookedTransformer):
+        raise ModelError(
+            f"a {type(model).__name__} is not a model; give 'lab', a folder, a hub id or a HookedTransformer"
+        )
+    if (device, dtype, revision) != ("auto", "auto", None):
+        raise ModelError(
+            "a HookedTransformer is taken as it is; leave device, dtype and revision out, or use model.to(...)"
+        )
+    if model.cfg.attention_dir != "causal":
+        raise ModelError(
+            f"{model_name(model)} has {model.cfg.attention_dir} attention; ivlens needs a causal model"
+        )
+    refuse_non_finite(model, model_name(model))
+    return model
+
+
+def _device(device: str) -> str:
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise ModelError(f"{device!r} is not a device; give auto, cpu, cuda, cuda:1 or mps") from error
+    available = {
+        "cpu": True,
+        "cuda": (wanted.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not available.get(wanted.type, False):
+        raise ModelError(f"this machine has no device {device!r}; use cpu, or auto to let ivlens choose")
+    return str(wanted)
+
+
+def _dtype(dtype: str) -> torch.dtype | None:
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ModelError(f"{dtype!r} is not a dtype ivlens computes in; give auto, {', '.join(DTYPES)}")
+    return DTYPES.get(dtype)
