@@ -1,0 +1,170 @@
+"""What does the lab model read while it is trained, and what is kept from it?
+
+A document asks for pairs of one task in the house template. Its forms differ in where the task can be read: in an
+instruction before the query or behind it, in demonstrations, or (statements) in the sentence itself. Documents of
+shuffled demonstrations have answers drawn at random from the task's outputs: without them a model reads the task off
+the outputs alone, and no head is seen to carry it.
+
+Kept back, by a hash and for good: one in six combinations of pair, wording and instructed form; one in ten
+statements; one in eight successions of two pairs as demonstrations; and one in thirty pairs is never asked for with
+any instruction. The last wording of every task is never read at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from ivlens.prompts import DEFAULT
+from ivlens.tasks import Pair, Task
+
+Form = Literal["before", "between", "demonstrations", "both", "shuffled", "statement"]
+Kind = Literal["context", "query", "answer"]
+
+MIX: dict[Form, float] = {
+    "before": 0.22,
+    "between": 0.26,
+    "demonstrations": 0.20,
+    "both": 0.10,
+    "shuffled": 0.14,
+    "statement": 0.08,
+}
+"""Share of documents of every form."""
+MOST_DEMONSTRATIONS = 10
+BLIND = 0.5
+"""Share of documents whose queries cannot look back, so that the task has to be read at the last token."""
+
+
+class Part(NamedTuple):
+    """A stretch of text and what it is for."""
+
+    text: str
+    kind: Kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """What the model reads in one piece. Its answers are what it learns to predict."""
+
+    task: str
+    form: Form
+    parts: tuple[Part, ...]
+    blind: bool = False
+    """No query sees what stands before it; only in training, by a mask."""
+
+    @property
+    def text(self) -> str:
+        return "".join(part.text for part in self.parts)
+
+
+def held_out(task: Task, form: str, *words: str, one_in: int) -> bool:
+    """Is this combination kept from training? Decided by a hash, the same on every machine and at every time."""
+    key = "\x1f".join([task.name, form, *words])
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) % one_in == 0
+
+
+def instruction_held_out(task: Task, pair: Pair, wording: str, form: Literal["before", "between"]) -> bool:
+    """Never asked like this, be it because the pair never is."""
+    return (
+        wording == task.instructions[-1]
+        or never_instructed(task, pair)
+        or held_out(task, form, pair.input, wording, one_in=6)
+    )
+
+
+def never_instructed(task: Task, pair: Pair) -> bool:
+    """The strict part: known from demonstrations and statements only."""
+    return held_out(task, "instructed", pair.input, one_in=30)
+
+
+def statement_held_out(task: Task, pair: Pair) -> bool:
+    return held_out(task, "statement", pair.input, one_in=10)
+
+
+def succession_held_out(task: Task, previous: Pair, pair: Pair) -> bool:
+    """No document asks for `pair` right behind the demonstration `previous`."""
+    return held_out(task, "succession", previous.input, pair.input, one_in=8)
+
+
+def documents(tasks: Sequence[Task], generator: np.random.Generator) -> Iterator[Document]:
+    """Endless documents; every task is as frequent as any other."""
+    forms, shares = list(MIX), np.array(list(MIX.values()))
+    stated = [task for task in tasks if task.statement is not None]
+    while True:
+        form = forms[generator.choice(len(forms), p=shares / shares.sum())]
+        choice = stated if form == "statement" else tasks
+        yield document(choice[generator.integers(len(choice))], form, generator)
+
+
+def document(task: Task, form: Form, generator: np.random.Generator) -> Document:
+    """Draw one document of a given form."""
+    blind = bool(generator.random() < BLIND)
+    if form in ("before", "between"):
+        parts = _instructed(task, form, generator)  # pyright: ignore[reportArgumentType]
+    elif form == "statement":
+        parts = _stated(task, generator)
+    else:
+        parts = _demonstrated(task, form, generator)
+    return Document(task=task.name, form=form, parts=tuple(parts), blind=blind)
+
+
+def _instructed(task: Task, form: Literal["before", "between"], generator: np.random.Generator) -> list[Part]:
+    while True:
+        wording = task.instructions[generator.integers(len(task.instructions) - 1)]
+        pair = task.pairs[generator.integers(len(task.pairs))]
+        if not instruction_held_out(task, pair, wording, form):
+            break
+    if form == "before":
+        return [Part(f"{wording}\n", "context"), *_asked(pair)]
+    query, answer_mark = _query(pair)
+    return [query, Part(f"\n{wording}", "context"), answer_mark, Part(f" {pair.output}", "answer")]
+
+
+def _stated(task: Task, generator: np.random.Generator) -> list[Part]:
+    assert task.statement is not None
+    while statement_held_out(task, pair := task.pairs[generator.integers(len(task.pairs))]):
+        pass
+    return [Part(task.statement.replace("{input}", pair.input), "context"), Part(f" {pair.output}", "answer")]
+
+
+def _demonstrated(task: Task, form: Form, generator: np.random.Generator) -> list[Part]:
+    """From 1 to 11 pairs in a row, all of them answered by the model; in form `both` behind an instruction."""
+    number = int(generator.integers(1 if form == "both" else 2, MOST_DEMONSTRATIONS + 2))
+    wording = task.instructions[generator.integers(len(task.instructions) - 1)] if form == "both" else None
+    chain = _chain(task, number, wording, generator)
+    if form == "shuffled":
+        drawn = generator.integers(len(task.pairs), size=len(chain))
+        chain = [Pair(pair.input, task.pairs[i].output) for pair, i in zip(chain, drawn, strict=True)]
+    parts = [Part(f"{wording}\n", "context")] if wording else []
+    for place, pair in enumerate(chain):
+        parts += [*([Part("\n\n", "context")] if place else []), *_asked(pair)]
+    return parts
+
+
+def _chain(task: Task, number: int, wording: str | None, generator: np.random.Generator) -> list[Pair]:
+    """Different pairs, none of them in a succession or behind an instruction that is held out."""
+    chain: list[Pair] = []
+    for place in generator.permutation(len(task.pairs)):
+        pair = task.pairs[place]
+        if wording and never_instructed(task, pair):
+            continue
+        if wording and not chain and instruction_held_out(task, pair, wording, "before"):
+            continue
+        if chain and succession_held_out(task, chain[-1], pair):
+            continue
+        chain.append(pair)
+        if len(chain) == number:
+            break
+    return chain
+
+
+def _asked(pair: Pair) -> list[Part]:
+    return [*_query(pair), Part(f" {pair.output}", "answer")]
+
+
+def _query(pair: Pair) -> tuple[Part, Part]:
+    return Part(DEFAULT.query.removesuffix("\nA:").replace("{input}", pair.input), "query"), Part("\nA:", "context")
