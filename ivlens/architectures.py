@@ -1,8 +1,9 @@
 """How is a Hugging Face architecture told to TransformerLens?
 
-One function an architecture turns the checkpoint's configuration into HookedTransformerConfig fields. TransformerLens'
-own table goes by the path's name, ignores `head_dim` and `n_inner` and caps some contexts, so it is not used; its
-weight converters are. What a converter would drop in silence (biases, other norms, scaled rotations) is refused here.
+One function an architecture turns the checkpoint's configuration into HookedTransformerConfig fields.
+TransformerLens' own table goes by the path's name, ignores `head_dim` and `n_inner` and caps some contexts, so
+it is not used; its weight converters are. What a converter would drop in silence (biases, scaled rotations) is
+refused here.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def hooked_fields(config: PretrainedConfig, architecture: str) -> Fields:
 
     if fields["act_fn"] not in SUPPORTED_ACTIVATIONS:
         raise ModelError(
-            f"the activation {fields['act_fn']!r} is not supported; one of {', '.join(SUPPORTED_ACTIVATIONS)} is needed"
+            f"the activation {fields['act_fn']!r} is not supported; "
+            f"ivlens computes {', '.join(sorted(SUPPORTED_ACTIVATIONS))}"
         )
     return fields
 
@@ -213,7 +215,8 @@ def _refuse(c: PretrainedConfig, **needed: Any) -> None:
     for name, value in needed.items():
         if getattr(c, name, value) != value:
             raise ModelError(
-                f"{name} = {getattr(c, name)!r} in config.json is not supported (TransformerLens' converter needs {value!r})"
+                f"{name} = {getattr(c, name)!r} in config.json is not supported; "
+                f"TransformerLens computes this architecture with {value!r} only"
             )
 
 

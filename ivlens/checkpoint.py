@@ -1,8 +1,8 @@
 """What is in a Hugging Face folder, and is it whole?
 
-Reads a configuration, weights and a tokenizer from a local folder and from nowhere else: no network, no pickle, no
-code out of the folder. Whatever is missing, torn or contradictory is refused in a sentence, because transformers
-fills in missing weights at random and goes on.
+Reads a configuration, weights and a tokenizer from a local folder and from nowhere else: no network, no
+pickle, no code out of the folder. Whatever is missing, torn or contradictory is refused in a sentence, because
+transformers fills in missing weights at random and goes on.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from logging import CRITICAL
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -50,17 +51,15 @@ def locate(model: str | Path, *, revision: str | None = None) -> Path:
     if model == "lab":
         if not (LAB / "config.json").is_file():
             raise ModelError(
-                f"the lab model is missing from this installation ({LAB}); reinstall ivlens, or train it with "
-                "python -m ivlens.lab.train"
+                f"the lab model is missing from this installation ({LAB}); reinstall ivlens, "
+                "or train it with python -m ivlens.lab.train"
             )
         return LAB
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise ModelError(
-            f"{model} is a file; give the folder that has config.json and model.safetensors in it"
-        )
+        raise ModelError(f"{model} is a file; give the folder that has config.json and model.safetensors in it")
     if isinstance(model, Path) or model.startswith((".", "/", "~")) or model.count("/") > 1 or not model:
         raise ModelError(f"there is no folder {str(model)!r}; give a Hugging Face folder, a hub id, or 'lab'")
     return _from_hub(model, revision)
@@ -91,7 +90,7 @@ def read(folder: Path, *, name: str) -> Checkpoint:
 def refuse_non_finite(model: nn.Module, where: Path | str) -> None:
     """Raise a ModelError that names the first parameter (and so the layer) with NaN or infinity in it."""
     for name, weight in model.named_parameters():
-        # A sum is NaN or infinite if any term is, and costs a fraction of looking at each; it can also overflow.
+        # A sum is not finite if any term is not, and is cheaper than a look at each; it can also overflow.
         if not weight.sum().isfinite() and not weight.isfinite().all():
             bad = int((~weight.isfinite()).sum())
             raise ModelError(
@@ -105,7 +104,7 @@ def quiet_transformers() -> Iterator[None]:
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
+    logging.set_verbosity(CRITICAL)
     logging.disable_progress_bar()
     try:
         yield
@@ -118,8 +117,8 @@ def quiet_transformers() -> Iterator[None]:
 def _from_hub(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
-        HFValidationError,
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
     )
@@ -133,9 +132,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
             etag_timeout=5,
         )
     except HFValidationError as error:
-        raise ModelError(
-            f"{name!r} is neither a folder here nor a hub id; give one of them, or 'lab'"
-        ) from error
+        raise ModelError(f"{name!r} is neither a folder here nor a hub id; give one of them, or 'lab'") from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, TimeoutError) as error:
         raise ModelError(
             f"there is no folder {name!r} here and the Hugging Face hub cannot be reached; "
@@ -155,12 +152,11 @@ def _architecture(folder: Path) -> str:
     if not names:
         raise ModelError(f'config.json in {folder} has no "architectures"; add e.g. ["LlamaForCausalLM"]')
     if config.get("quantization_config"):
-        raise ModelError(
-            f"{folder} holds quantised weights; give the checkpoint in float32, bfloat16 or float16"
-        )
+        raise ModelError(f"{folder} holds quantised weights; give the checkpoint in float32, bfloat16 or float16")
     if names[0] not in ARCHITECTURES:
         raise ModelError(
-            f"{folder} is a {names[0]}, which is not supported; ivlens reads the causal models {', '.join(ARCHITECTURES)}"
+            f"{folder} is a {names[0]}, which is not supported; "
+            f"ivlens reads the causal models {', '.join(ARCHITECTURES)}"
         )
     return names[0]
 
@@ -168,33 +164,25 @@ def _architecture(folder: Path) -> str:
 def _json(path: Path, folder: Path) -> dict[str, Any]:
     if not path.is_file():
         if (folder / "adapter_config.json").is_file():
-            raise ModelError(
-                f"{folder} is an adapter, not a model; load its base model and give the adapter with it"
-            )
-        raise ModelError(
-            f"{path.name} is missing from {folder}; give a folder that a Hugging Face model was saved to"
-        )
+            raise ModelError(f"{folder} is an adapter, not a model; load its base model and give the adapter with it")
+        raise ModelError(f"{path.name} is missing from {folder}; give a folder that a Hugging Face model was saved to")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path.name} in {folder} is not JSON ({error}); copy it again") from error
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path.name} in {folder} is not readable JSON ({error}); copy it again") from error
     if not isinstance(content, dict):
-        raise ModelError(
-            f"{path.name} in {folder} is a JSON {type(content).__name__}, not an object; copy it again"
-        )
+        raise ModelError(f"{path.name} in {folder} is a JSON {type(content).__name__}, not an object; copy it again")
     return content
 
 
 def _refuse_pickles(folder: Path) -> None:
     if any(folder.glob("*.safetensors")):
         return
-    pickles = sorted(
-        path.name for path in folder.iterdir() if path.suffix in {".bin", ".pt", ".pth", ".ckpt"}
-    )
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in {".bin", ".pt", ".pth", ".ckpt"})
     if pickles:
         raise ModelError(
-            f"{folder} has its weights in {pickles[0]}, a pickle, which ivlens never opens; convert it to safetensors "
-            "(save_pretrained of transformers 5 writes it)"
+            f"{folder} has its weights in {pickles[0]}, a pickle, which ivlens never opens; "
+            "convert it to safetensors (save_pretrained of transformers 5 writes it)"
         )
     raise ModelError(f"model.safetensors is missing from {folder}; copy it again")
 
@@ -205,8 +193,7 @@ def _weights(folder: Path) -> tuple[PreTrainedModel, torch.dtype]:
 
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        stored = config.dtype or torch.float32
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             dtype=torch.float32,
@@ -217,13 +204,13 @@ def _weights(folder: Path) -> tuple[PreTrainedModel, torch.dtype]:
             output_loading_info=True,
         )
     except SafetensorError as error:
-        raise ModelError(
-            f"the weights in {folder} are truncated or damaged ({error}); copy them again"
-        ) from error
-    # What transformers raises for a shape that does not fit, a shard that is missing, a value that is out of range.
+        raise ModelError(f"the weights in {folder} are truncated or damaged ({error}); copy them again") from error
+    # What transformers raises for a shape that does not fit, a missing shard, a value out of range.
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
         raise ModelError(f"transformers cannot read {folder}: {_first_line(error)}") from error
+    model, found = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
     _refuse_misfits(found, folder)
+    stored = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
     return model.eval().requires_grad_(False), stored
 
 

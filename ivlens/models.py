@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TOLERANCE = 1e-3
-"""Largest |difference of log-probability| from transformers, in nats, that still counts as the same model (float32)."""
+"""Largest |difference of log-probability| from transformers that counts as the same model; nats, in float32."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 SHORTEST_PROBE = 32
@@ -39,25 +39,26 @@ def load(
 ) -> HookedTransformer:
     """Load a model and prove on a short prompt that it computes what transformers computes.
 
-    The check runs in float32 on the CPU, in eager mode, before any cast, and takes 4 bytes of memory a parameter
-    there. Its prompt is random tokens, long enough to pass a sliding window of up to about 1,000 tokens; a longer
-    window's far edge is not tested.
+    The check runs in float32 on the CPU, with eager attention, before any cast, and takes 4 bytes of memory a
+    parameter there. Its prompt is random tokens, long enough to pass a sliding window of up to 1,024 tokens;
+    the far edge of a longer window is not tested.
 
     Args:
-        model: `lab`, a local Hugging Face folder, a hub id, or a HookedTransformer, which is checked and returned as
-            it is. Needs safetensors; pickled weights and code out of a checkpoint are never run.
+        model: `lab`, a local Hugging Face folder, a hub id, or a HookedTransformer, which is checked and
+            returned as it is. Needs safetensors; pickles and code out of a checkpoint are never run.
         device: `auto` (CUDA if there is any, else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`.
-        dtype: `float32`, `bfloat16`, `float64`, or `auto`: float32, but bfloat16 on CUDA for a checkpoint that is stored
-            in 16 bits.
+        dtype: `float32`, `bfloat16`, `float64`, or `auto`: float32, but bfloat16 on CUDA for a checkpoint
+            that is stored in 16 bits.
         revision: Branch, tag or commit of a hub id.
 
     Returns:
-        A model in eval mode with no gradients and with its tokenizer. Text gets a BOS token where the checkpoint's own
-        tokenizer adds one, and on GPT-2, whose heads rest on `<|endoftext|>` (TransformerLens' convention).
+        A model in eval mode with no gradients and with its tokenizer. Text gets a BOS token where the
+        checkpoint's own tokenizer adds one, and on GPT-2, whose heads rest on `<|endoftext|>`
+        (TransformerLens' convention).
 
     Raises:
-        ModelError: it cannot be found or read whole, is not supported, has NaN in it, is not causal, or comes out
-            different from transformers by more than `TOLERANCE`.
+        ModelError: it cannot be found or read whole, is not supported, has NaN in it, is not causal, or comes
+            out different from transformers by more than `TOLERANCE`.
     """
     if not isinstance(model, str | Path):
         return _as_it_is(model, device=device, dtype=dtype, revision=revision)
@@ -72,7 +73,7 @@ def load(
 
 
 def model_name(model: HookedTransformer) -> str:
-    """What the user called the model: `lab`, the folder's name, the hub id, or the name a HookedTransformer has."""
+    """What the user called the model: `lab`, the folder's name, the hub id, or `cfg.model_name`."""
     return str(model.cfg.model_name)
 
 
@@ -84,7 +85,7 @@ def weight_digest(model: HookedTransformer) -> str:
     digest = hashlib.sha256()
     for name, weight in sorted(model.named_parameters()):
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
-        digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -96,13 +97,12 @@ def _hooked(checkpoint: Checkpoint, *, device: str, dtype: torch.dtype) -> Hooke
     _fill(probe, weights)
     _compare(probe, checkpoint.model, checkpoint.name)
     model = _build(fields, device=device, dtype=dtype)
-    # A copy each: the checkpoint's tensors are views of one another (GPT-2's q, k and v; tied embeddings).
-    _fill(
-        model,
-        {name: torch.empty(w.shape, dtype=dtype, device=device).copy_(w) for name, w in weights.items()},
-    )
+    # From here on only `weights` keeps the checkpoint's memory, and gives it back tensor by tensor.
+    del probe
+    torch.nn.Module.to(checkpoint.model, "meta")
+    _fill(model, {name: _copy(weights.pop(name), device=device, dtype=dtype) for name in list(weights)})
     model.tokenizer = checkpoint.tokenizer
-    # With "left", TransformerLens guesses a mask from pad ids whenever none is given, and pads may be real tokens.
+    # With "left", TransformerLens guesses a mask from pad ids when none is given; pads may be real tokens.
     model.tokenizer.padding_side = "right"
     return model
 
@@ -120,15 +120,20 @@ def _build(fields: Fields, *, device: str, dtype: torch.dtype) -> HookedTransfor
 def _fill(model: HookedTransformer, weights: dict[str, Tensor]) -> None:
     wanted = {name for name, _ in model.named_parameters()}
     lacking = sorted(wanted - set(weights))
-    # Biases that an architecture does not have are zero in TransformerLens; any other gap would be left uninitialised.
+    # Biases that an architecture lacks are zero in TransformerLens; any other gap would stay uninitialised.
     assert all(name.rsplit(".", 1)[-1] in {"b_U", "b_in", "b_out"} for name in lacking), lacking
     # Phi-3's converter adds norm biases that no RMSNorm has.
     model.load_state_dict({n: w for n, w in weights.items() if n in wanted}, strict=False, assign=True)
     model.requires_grad_(False)
 
 
+def _copy(weight: Tensor, *, device: str, dtype: torch.dtype) -> Tensor:
+    """A contiguous copy: tensors of a checkpoint are views of one another (q, k and v; tied embeddings)."""
+    return torch.empty(weight.shape, dtype=dtype, device=device).copy_(weight)
+
+
 def _compare(model: HookedTransformer, hf: PreTrainedModel, name: str) -> None:
-    """Refuse a model whose log-probabilities differ from transformers' anywhere on a prompt of random tokens."""
+    """Refuse a model whose log-probabilities differ from transformers' anywhere on a random prompt."""
     tokens = _probe_tokens(model)
     with torch.inference_mode():
         ours = model(tokens).log_softmax(-1)
@@ -136,8 +141,9 @@ def _compare(model: HookedTransformer, hf: PreTrainedModel, name: str) -> None:
     difference = (ours - theirs).abs().max().item()
     if not difference <= TOLERANCE:
         raise ModelError(
-            f"{name} as {model.cfg.original_architecture} does not come out right: its log-probabilities differ by "
-            f"{difference:.2g} from transformers' (at most {TOLERANCE:g} is accepted); please report its config.json"
+            f"{name} as {model.cfg.original_architecture} does not come out right: its log-probabilities "
+            f"differ by {difference:.2g} from transformers' (at most {TOLERANCE:g} is accepted); "
+            "please report its config.json"
         )
 
 
@@ -157,9 +163,7 @@ def _bos(checkpoint: Checkpoint) -> dict[str, Any]:
     return {"tokenizer_prepends_bos": adds, "default_prepend_bos": adds or wants}
 
 
-def _as_it_is(
-    model: HookedTransformer, *, device: str, dtype: str, revision: str | None
-) -> HookedTransformer:
+def _as_it_is(model: HookedTransformer, *, device: str, dtype: str, revision: str | None) -> HookedTransformer:
     from transformer_lens import HookedTransformer
 
     if not isinstance(model, HookedTransformer):
@@ -167,13 +171,9 @@ def _as_it_is(
             f"a {type(model).__name__} is not a model; give 'lab', a folder, a hub id or a HookedTransformer"
         )
     if (device, dtype, revision) != ("auto", "auto", None):
-        raise ModelError(
-            "a HookedTransformer is taken as it is; leave device, dtype and revision out, or use model.to(...)"
-        )
+        raise ModelError("a HookedTransformer is taken as it is; leave device, dtype and revision out, or use model.to")
     if model.cfg.attention_dir != "causal":
-        raise ModelError(
-            f"{model_name(model)} has {model.cfg.attention_dir} attention; ivlens needs a causal model"
-        )
+        raise ModelError(f"{model_name(model)} has {model.cfg.attention_dir} attention; ivlens needs a causal model")
     refuse_non_finite(model, model_name(model))
     return model
 

@@ -1,7 +1,7 @@
 """Tiny random models: Hugging Face checkpoints on disk, and HookedTransformers without one.
 
-Every bias and every norm weight is random, and weights are large, so that a bias counted twice or a head left out
-moves the output visibly.
+Every bias and every norm weight is random, and weights are large, so that a bias counted twice or a head left
+out moves the output visibly.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -68,8 +68,8 @@ _FIELDS: dict[str, dict[str, Any]] = {
 def build(family: str, folder: Path, *, seed: int = 0, **overrides: Any) -> Path:
     """Write config.json, model.safetensors and a word-level tokenizer; `overrides` are fields of config.json.
 
-    Words are split at spaces and never joined: `w0` to `w108`, `Q A : -> . ,`. The tokenizer adds `<bos>` by itself
-    for Llama, Mistral, Gemma and OPT, as theirs do; Qwen has no BOS token.
+    Words are split at spaces and never joined: `w0` to `w108`, `Q A : -> . ,`. The tokenizer adds `<bos>` by
+    itself for Llama, Mistral, Gemma and OPT, as theirs do; Qwen has no BOS token.
     """
     fields = {**_SIZES, **_IDS, **_FIELDS[family], **overrides}
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
@@ -96,6 +96,9 @@ def write_tokenizer(folder: Path, family: str = "llama") -> None:
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
     tokenizer.add_special_tokens(list(SPECIAL))
+    if family.startswith("qwen"):
+        # transformers replaces Qwen's splitting by its own, which only whole added words survive.
+        tokenizer.add_tokens([AddedToken(word, normalized=False) for word in WORDS])
     if family.startswith(("llama", "mistral", "gemma", "opt")):
         tokenizer.post_processor = processors.TemplateProcessing("<bos> $A", None, [("<bos>", 1)])
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -139,9 +142,7 @@ _KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def random_hooked(
-    kind: str, dtype: torch.dtype = torch.float64, seed: int = 0, **overrides: Any
-) -> HookedTransformer:
+def random_hooked(kind: str, dtype: torch.dtype = torch.float64, seed: int = 0, **overrides: Any) -> HookedTransformer:
     """A HookedTransformer without a checkpoint and without a tokenizer; `overrides` are fields of its cfg."""
     sizes = {
         "n_layers": 3,
