@@ -1,1 +1,72 @@
-"""ivlens: which attention heads carry an instruction, what vector do they write, and what did fine-tuning do to it?"""
+"""ivlens: which attention heads carry an instruction, what vector do they write, and what did fine-tuning do to it?
+
+    model   = ivlens.load("lab")
+    task    = ivlens.task("antonym")
+    effects = ivlens.indirect_effects(model, task)
+    vector  = ivlens.instruction_vector(model, task, heads=effects.top(10))
+    with ivlens.steered(model, vector):
+        ...
+    audit   = ivlens.audit(model, task, out="runs/antonym")
+
+Public names are imported when they are first used: importing ivlens itself costs nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ivlens.audit import Audit as Audit
+    from ivlens.audit import audit as audit
+    from ivlens.effects import HeadEffects as HeadEffects
+    from ivlens.effects import indirect_effects as indirect_effects
+    from ivlens.errors import IvlensError as IvlensError
+    from ivlens.models import load as load
+    from ivlens.prompts import Template as Template
+    from ivlens.shapes import Head as Head
+    from ivlens.steering import instruction_vector as instruction_vector
+    from ivlens.steering import steered as steered
+    from ivlens.tasks import Task as Task
+    from ivlens.tasks import task as task
+    from ivlens.tasks import tasks as tasks
+    from ivlens.vectors import InstructionVector as InstructionVector
+
+_HOME = {
+    "Audit": "audit",
+    "Head": "shapes",
+    "HeadEffects": "effects",
+    "InstructionVector": "vectors",
+    "IvlensError": "errors",
+    "Task": "tasks",
+    "Template": "prompts",
+    "audit": "audit",
+    "indirect_effects": "effects",
+    "instruction_vector": "steering",
+    "load": "models",
+    "steered": "steering",
+    "task": "tasks",
+    "tasks": "tasks",
+}
+
+__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def _public(name: str) -> property:
+    def get(self: ModuleType) -> Any:
+        return getattr(import_module(f"ivlens.{_HOME[name]}"), name)
+
+    # Importing the module `ivlens.audit` would bind that name over the function `ivlens.audit`: keep the function.
+    return property(get, lambda self, module: None)
+
+
+class _Package(ModuleType):
+    locals().update({name: _public(name) for name in _HOME})
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *_HOME]
+
+
+sys.modules[__name__].__class__ = _Package

@@ -2,54 +2,141 @@
 
 Causal attention keeps a prompt's earlier positions untouched by a change at its last token. So the prompt is read
 once, keys and values of its *prefix* are kept, and only the *tail* (the last prompt token, and answer tokens behind
-it) is computed again, for as many variants (*rows*) as wanted, all attending to the same prefix without copies of it.
+it) is carried up the layers again: as a growing stack of *rows*, of which row 0 is the unpatched run and the others
+branch off it, a few at every layer. After the last layer all rows are unembedded once.
 
-Blocks of all of HookedTransformer's causal families are covered: learned positions, rotary, ALiBi, grouped queries,
-sliding windows, soft caps, parallel and gated MLPs, norms before and after. A family that is not covered cannot pass
-silently: `check` compares the unpatched row with the model's own forward pass.
+A model whose attention is not covered cannot pass silently: `check` compares row 0 with the model's own forward pass.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ivlens.activations import with_answers
-from ivlens.errors import ModelError
+from ivlens.activations import batches, unembed, with_answers
+from ivlens.blocks import Prefix, Rows, RowsZ, attend, write
+from ivlens.errors import ModelError, PromptError
+from ivlens.measures import full_precision
+from ivlens.progress import track
 from ivlens.prompts import Tokens
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
-    from transformer_lens.components import TransformerBlock
-    from transformer_lens.components.abstract_attention import AbstractAttention
+    from transformer_lens.components import TransformerBlock as Block
 
-    Block = TransformerBlock
-    Attention = AbstractAttention
-
-Rows = Float[Tensor, "prompt row tail d_model"]
-RowsZ = Float[Tensor, "prompt row tail head d_head"]
+# Copies of its rows that a block makes on the way (scores and pattern; gate, activation and its intermediates).
+SCORE_COPIES, MLP_COPIES = 4, 6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prefix:
-    """A batch of prompts read once: what their tails attend to, and where the tails start from."""
+class Junction:
+    """The unpatched run at one layer, where rows branch off."""
 
-    keys: list[Float[Tensor, "prompt kv_head pos d_head"]]
-    """Per layer, positions already rotated in."""
-    values: list[Float[Tensor, "prompt kv_head pos d_head"]]
-    mask: Bool[Tensor, "prompt key"]
-    """Tokens of prefix and tail that are not pads."""
-    positions: Int[Tensor, "prompt tail"]
-    """Position ids of the tail, pads not counted."""
-    start: Float[Tensor, "prompt tail d_model"]
-    """The tail's residual stream before the first block."""
-    final: Float[Tensor, "prompt tail d_model"]
-    """The tail's residual stream after the last block, as the model itself computes it."""
+    layer: int
+    block: Block
+    before: Rows
+    """Residual stream before the block, one row."""
+    z: RowsZ
+    """What the block's heads compute, one row."""
+    after: Rows
+    """Residual stream after the block, one row."""
+
+
+# Rows number start to stop of those that branch off at a junction.
+Branch = Callable[[Junction, range], Rows]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What every row makes of the answer; row 0 is the unpatched run, the others follow layer by layer."""
+
+    first: Float[Tensor, "prompt row"]
+    """Probability of the first answer token, in [0, 1]."""
+    log_prob: Float[Tensor, "prompt row"]
+    """Log-likelihood of the whole answer, teacher-forced, in nats."""
+    match: Bool[Tensor, "prompt row"]
+    """Would greedy decoding write the answer?"""
+
+    def best_layer(self, number: int, *, of: int) -> int:
+        """The layer where row `number` of the `of` that branch off at each layer is right most often.
+
+        Among layers of equal accuracy, the one where the answer's first token is most probable.
+        """
+        match = self.match[:, 1 + number :: of].double().mean(0)
+        first = self.first[:, 1 + number :: of].double().mean(0)
+        # Accuracies differ by 1 / n at least and probabilities by less than 1: accuracy decides first.
+        return int((match * (len(self.match) + 1) + first).argmax())
+
+
+@torch.no_grad()
+def answers(
+    model: HookedTransformer, tokens: Tokens, branch: Branch, *, per_layer: int, memory: int, description: str
+) -> Answers:
+    """Carry all rows of all prompts up the layers and read the answer off each.
+
+    Args:
+        branch: Makes the rows that leave the unpatched run at a layer.
+        per_layer: How many these are.
+        memory: Bytes that may be taken beside the model's weights.
+    """
+    budget = Budget(model, tokens, per_layer, memory)
+    parts = [
+        _read_answers(model, batch, climb(model, batch, branch, per_layer=per_layer, chunk=budget.rows), budget.logits)
+        for batch in track(list(batches(tokens, size=budget.prompts)), description)
+    ]
+    return Answers(
+        first=torch.cat([part.first for part in parts]),
+        log_prob=torch.cat([part.log_prob for part in parts]),
+        match=torch.cat([part.match for part in parts]),
+    )
+
+
+def climb(model: HookedTransformer, tokens: Tokens, branch: Branch, *, per_layer: int, chunk: int) -> Rows:
+    """The residual stream of all rows after the last block.
+
+    Row 0 is unpatched; row 1 + layer * per_layer + i is the i-th that branched off at that layer.
+    """
+    prefix = read(model, tokens)
+    stack = prefix.start.new_empty(len(tokens), 1 + model.cfg.n_layers * per_layer, *prefix.start.shape[1:])
+    stack[:, 0] = prefix.start
+    for layer, block in enumerate(model.blocks):
+        grown = 1 + layer * per_layer
+        before = stack[:, :1].clone()
+        z = attend(block, layer, prefix, before)
+        junction = Junction(layer=layer, block=block, before=before, z=z, after=write(block, before, z))
+        stack[:, :1] = junction.after
+        for rows in _chunks(1, grown, chunk):
+            old = stack[:, rows.start : rows.stop]
+            stack[:, rows.start : rows.stop] = write(block, old, attend(block, layer, prefix, old))
+        for rows in _chunks(0, per_layer, chunk):
+            stack[:, grown + rows.start : grown + rows.stop] = branch(junction, rows)
+        check_finite(junction.after, layer)
+    check(model, prefix, stack[:, 0])
+    return stack
+
+
+def _chunks(start: int, stop: int, size: int) -> Iterator[range]:
+    for first in range(start, stop, size):
+        yield range(first, min(first + size, stop))
+
+
+def _read_answers(model: HookedTransformer, tokens: Tokens, stack: Rows, chunk: int) -> Answers:
+    first, log_prob, match = [], [], []
+    for part in stack.split(max(1, chunk // (stack.shape[0] * stack.shape[2])), dim=1):
+        wanted = tokens.answers[:, None].expand(-1, part.shape[1], -1)
+        mask = tokens.answer_mask[:, None]
+        logits = full_precision(unembed(model, part))
+        log_probs = logits.gather(-1, wanted[..., None])[..., 0] - logits.logsumexp(-1)
+        first.append(log_probs[..., 0].exp())
+        log_prob.append((log_probs * mask).sum(-1))
+        match.append(((logits.argmax(-1) == wanted) | ~mask).all(-1))
+    return Answers(first=torch.cat(first, 1), log_prob=torch.cat(log_prob, 1), match=torch.cat(match, 1))
 
 
 def read(model: HookedTransformer, tokens: Tokens) -> Prefix:
@@ -64,7 +151,7 @@ def read(model: HookedTransformer, tokens: Tokens) -> Prefix:
     values: list[Tensor] = []
     starts: list[Tensor] = []
 
-    def keep(cache: list[Tensor]):  # noqa: ANN202
+    def keep(cache: list[Tensor]):
         def hook_fn(heads: Tensor, hook: object) -> None:
             cache.append(rearrange(heads[:, :-tail], "prompt pos head d -> prompt head pos d").contiguous())
 
@@ -89,45 +176,6 @@ def read(model: HookedTransformer, tokens: Tokens) -> Prefix:
         start=starts[0],
         final=final[:, -tail:].clone(),
     )
-
-
-def attend(block: Block, layer: int, prefix: Prefix, rows: Rows) -> RowsZ:
-    """Every head's output before `W_O`, for every row of every prompt."""
-    attn, n_rows = block.attn, rows.shape[1]
-    q, k, v = _project(block, rows)
-    if attn.cfg.positional_embedding_type == "rotary":
-        positions = prefix.positions[:, None].expand(-1, n_rows, -1).flatten(1)
-        q, k = _rotate(attn, q, positions), _rotate(attn, k, positions)
-    pattern = _scores(attn, layer, prefix, q, k, n_rows).softmax(-1)
-    before, own = pattern.split([prefix.keys[layer].shape[2], rows.shape[2]], dim=-1)
-    kv_heads = v.shape[2]
-    from_prefix = rearrange(before, "p (kv g) r t n -> p kv (g r t) n", kv=kv_heads) @ prefix.values[layer]
-    from_prefix = rearrange(from_prefix, "p kv (g r t) d -> p r t (kv g) d", r=n_rows, t=rows.shape[2])
-    v = _per_query_head(rearrange(v, "p (r t) kv d -> p r t kv d", r=n_rows), attn.cfg.n_heads)
-    if rows.shape[2] == 1:
-        return from_prefix + rearrange(own, "p h r t 1 -> p r t h 1") * v
-    return from_prefix + torch.einsum("phrts,prshd->prthd", own, v)
-
-
-def write(block: Block, rows: Rows, z: RowsZ) -> Rows:
-    """The residual stream after the block, given what its heads computed."""
-    attn, cfg = block.attn, block.cfg
-    weight = attn.W_O.reshape(-1, cfg.d_model)
-    attn_out = rearrange(z, "p r t h d -> p (r t) (h d)") @ weight + attn.b_O
-    resid = rearrange(rows, "p r t d -> p (r t) d")
-    norm_after = _norm_after(block)
-    if cfg.use_normalization_before_and_after:
-        attn_out = block.ln1_post(attn_out)
-    if norm_after:
-        attn_out = block.ln1(attn_out)
-    if cfg.attn_only:
-        out = resid + attn_out
-    elif cfg.parallel_attn_mlp:
-        out = resid + attn_out + block.apply_mlp(block.ln2(resid))
-    else:
-        mid = resid + attn_out
-        out = mid + block.apply_mlp(mid if norm_after else block.ln2(mid))
-    return rearrange(out, "p (r t) d -> p r t d", r=rows.shape[1])
 
 
 def check(model: HookedTransformer, prefix: Prefix, unpatched: Float[Tensor, "prompt tail d_model"]) -> None:
@@ -160,76 +208,29 @@ def check_finite(resid: Tensor, layer: int) -> None:
         )
 
 
-def _norm_after(block: Block) -> bool:
-    """OLMo 2 and 3 normalise what attention and MLP write, not what they read."""
-    return block.cfg.original_architecture in ("Olmo2ForCausalLM", "Olmo3ForCausalLM")
+class Budget:
+    """How many prompts, rows and logits fit into `memory` bytes at once."""
 
-
-def _project(block: Block, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values of all rows, `[prompt (row tail) head d_head]`, before any rotation."""
-    attn = block.attn
-    resid = rearrange(rows, "p r t d -> p (r t) d")
-    normed = resid if _norm_after(block) else block.ln1(resid)
-    q, k, v = attn.calculate_qkv_matrices(normed, normed, normed)
-    if attn.q_norm is not None and not attn.cfg.use_qk_norm:  # OLMo: over all heads together
-        q = attn.q_norm(q.flatten(2)).reshape(q.shape)
-        k = attn.k_norm(k.flatten(2)).reshape(k.shape)
-    clip = getattr(attn.cfg, "clip_qkv", None)
-    if clip is not None:
-        q, k, v = (heads.clamp(-clip, clip) for heads in (q, k, v))
-    return q, k, v
-
-
-def _per_query_head(heads: Float[Tensor, "p r t kv d"], n_heads: int) -> Float[Tensor, "p r t h d"]:
-    groups = n_heads // heads.shape[3]
-    return heads if groups == 1 else heads.repeat_interleave(groups, dim=3)
-
-
-def _rotate(attn: Attention, heads: Tensor, positions: Int[Tensor, "p rt"]) -> Tensor:
-    """Rotary embedding at given positions: TransformerLens' own only knows consecutive ones."""
-    dim = attn.cfg.rotary_dim
-    turned, rest = heads[..., :dim], heads[..., dim:]
-    cos, sin = attn.rotary_cos[positions, None], attn.rotary_sin[positions, None]
-    turned = turned * cos + attn.rotate_every_two(turned) * sin
-    return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
-
-
-def _scores(
-    attn: Attention, layer: int, prefix: Prefix, q: Tensor, k: Tensor, n_rows: int
-) -> Float[Tensor, "p h r t key"]:
-    """Attention scores of every row to the prefix and to its own tail, masked."""
-    kv_heads, tail = k.shape[2], k.shape[1] // n_rows
-    q = q / attn.attn_scale
-    to_prefix = rearrange(q, "p rt (kv g) d -> p kv (g rt) d", kv=kv_heads) @ prefix.keys[layer].transpose(-1, -2)
-    to_prefix = rearrange(to_prefix, "p kv (g r t) n -> p (kv g) r t n", r=n_rows, t=tail)
-    q = rearrange(q, "p (r t) h d -> p r t h d", r=n_rows)
-    k = _per_query_head(rearrange(k, "p (r t) kv d -> p r t kv d", r=n_rows), attn.cfg.n_heads)
-    if tail == 1:
-        to_own = rearrange((q * k).sum(-1), "p r t h -> p h r t 1")
-    else:
-        to_own = torch.einsum("prthd,prshd->phrts", q, k)
-    scores = torch.cat([to_prefix, to_own], dim=-1)
-    cap = attn.cfg.attn_scores_soft_cap
-    if cap > 0:
-        scores = cap * torch.tanh(scores / cap)
-    distance = _distance(prefix, tail)
-    if attn.cfg.positional_embedding_type == "alibi":
-        scores = scores - _alibi_slopes(attn)[:, None, None, None] * distance
-    return scores.masked_fill(~_visible(attn, prefix, distance), -torch.inf)
-
-
-def _distance(prefix: Prefix, tail: int) -> Int[Tensor, "tail key"]:
-    """How many columns back each key is from each tail token."""
-    column = torch.arange(prefix.mask.shape[1], device=prefix.mask.device)
-    return column[-tail:, None] - column
-
-
-def _visible(attn: Attention, prefix: Prefix, distance: Int[Tensor, "tail key"]) -> Bool[Tensor, "p 1 1 tail key"]:
-    visible = distance >= 0
-    if attn.attn_type == "local":
-        visible = visible & (distance < attn.cfg.window_size)
-    return visible & prefix.mask[:, None, None, None]
-
-
-def _alibi_slopes(attn: Attention) -> Float[Tensor, " head"]:
-    return attn.create_alibi_multipliers(attn.cfg.n_heads, attn.cfg.device)
+    def __init__(self, model: HookedTransformer, tokens: Tokens, per_layer: int, memory: int) -> None:
+        cfg = model.cfg
+        bytes_each = torch.finfo(cfg.dtype).bits // 8
+        pos, tail = tokens.prompts.shape[1] + tokens.answers.shape[1] - 1, tokens.answers.shape[1]
+        d_mlp = 0 if cfg.attn_only else cfg.d_mlp or 0
+        kv_heads = cfg.n_key_value_heads or cfg.n_heads
+        per_token = MLP_COPIES * d_mlp + 8 * cfg.d_model
+        rows = 2 * (1 + cfg.n_layers * per_layer) * tail * cfg.d_model
+        caches = 2 * cfg.n_layers * kv_heads * cfg.d_head * pos
+        reading = pos * per_token + SCORE_COPIES * cfg.n_heads * pos * pos
+        one_row = tail * (per_token + SCORE_COPIES * cfg.n_heads * pos)
+        prompt = bytes_each * (rows + caches + max(reading, one_row))
+        # Half for what a batch of prompts keeps, half for what its rows need on their way through a block.
+        self.prompts = int(memory // 2 // prompt)
+        if not self.prompts:
+            raise PromptError(
+                f"memory is {memory:,} bytes, but one prompt of {pos} tokens needs {2 * prompt:,}; give more, or use "
+                "fewer shots"
+            )
+        self.prompts = min(self.prompts, len(tokens))
+        self.rows = max(1, int(memory // 2 // (bytes_each * one_row * self.prompts)))
+        # Logits are held in float32 beside the model's own precision, with one copy for the softmax.
+        self.logits = max(1, int(memory // 2 // ((bytes_each + 8) * cfg.d_vocab_out)))

@@ -1,0 +1,299 @@
+"""The whole audit of one model on one task: what can it do, which heads carry it, does their vector do the task?
+
+Everything is measured on pairs that nothing was chosen on: the task's pairs are split into a part that gives the mean
+head outputs, one that ranks heads, one that chooses layers, and one that is reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ivlens import controls, models, plots, prompts, runs, trials
+from ivlens.activations import answer_logits, batches
+from ivlens.effects import EFFECTS, HeadEffects, Settings, measure_effects, task_mean_z
+from ivlens.errors import IvlensError, RunError
+from ivlens.measures import first_token_probability, greedy_match
+from ivlens.patching import Effect
+from ivlens.prompts import DEFAULT, Corruption, Prompt, Source, Template, tokenize
+from ivlens.shapes import GIB
+from ivlens.steering import instruction_vector
+from ivlens.tasks import Split, Task, tasks
+from ivlens.tasks import task as find_task
+from ivlens.trials import VALUES
+from ivlens.vectors import InstructionVector
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+    from transformer_lens import HookedTransformer
+
+MEASURES = ("measure", *VALUES)
+STEERING = ("heads", "n_heads", "layer", "draws", *VALUES)
+HEADS = ("heads", "n_heads", "layers", "draws", *VALUES)
+COUNTS = (1, 2, 5, 10, 20, 50, 100)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """What an audit found; the tables are tidy, one line a number with its interval."""
+
+    effects: HeadEffects
+    vector: InstructionVector
+    measures: pd.DataFrame
+    """Accuracy and probability of the answer (first token) of the unsteered and the steered model."""
+    steering: pd.DataFrame
+    """Zero-shot accuracy with the vector added at every layer, beside its controls."""
+    heads: pd.DataFrame
+    """The same at the layer that validation pairs chose, against the number of heads."""
+    folder: Path | None = None
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Audit:
+        """What a complete run folder holds, without the model.
+
+        Raises:
+            RunError: no run, not an audit's, unfinished, or damaged.
+        """
+        run = runs.read_run(folder)
+        if run.record.command != "audit":
+            raise RunError(f"{folder} is a run of `ivlens {run.record.command}`, not of an audit; give an audit's folder")
+        vector = InstructionVector.load(run.path("vector.safetensors"))
+        return cls(
+            effects=HeadEffects.from_frame(
+                run.read_table("effects", columns=EFFECTS),
+                mean_z=vector.mean_z,
+                **{key: getattr(vector, key) for key in ("settings", "task", "task_digest", "model", "model_digest")},
+            ),
+            vector=vector,
+            measures=run.read_table("measures", columns=MEASURES),
+            steering=run.read_table("steering", columns=STEERING),
+            heads=run.read_table("heads", columns=HEADS),
+            folder=Path(folder),
+        )
+
+    def figures(self) -> dict[str, go.Figure]:
+        """Every figure of the audit by file name."""
+        where = f"{self.vector.task} on {self.vector.model}"
+        accuracy = {"accuracy_low": "low", "accuracy_high": "high"}
+        bars = {"accuracy": "value", **accuracy}
+        baselines = self.measures.set_index("measure")["accuracy"].dropna()
+        lines = {name: float(baselines[name]) for name in ("zero-shot", "instructed", "few-shot") if name in baselines}
+        return {
+            "aie": self.effects.figure(marked=self.vector.heads),
+            "measures": plots.measures_bars(self.measures.rename(columns=bars), title=f"Accuracy: {where}"),
+            "steering": plots.steering_by_layer(
+                self.steering.rename(columns=accuracy),
+                baselines=lines,
+                title=f"Zero-shot accuracy with a vector of {len(self.vector.heads)} heads added: {where}",
+            ),
+            "heads": plots.accuracy_by_heads(
+                self.heads.rename(columns=accuracy),
+                baselines=lines,
+                title=f"Zero-shot accuracy by number of heads in the vector: {where}",
+            ),
+        }
+
+    def accuracy(self, measure: str) -> float:
+        """Accuracy of one line of `measures`, NaN where it was not measured."""
+        return float(self.measures.set_index("measure")["accuracy"][measure])
+
+    def __repr__(self) -> str:
+        heads = " ".join(map(str, self.vector.heads[:5])) + (" ..." if len(self.vector.heads) > 5 else "")
+        return (
+            f"Audit({self.vector.task} on {self.vector.model}: zero-shot accuracy {self.accuracy('zero-shot'):.2f}, "
+            f"with the vector of {len(self.vector.heads)} heads ({heads}) at layer {self.vector.layer} "
+            f"{self.accuracy('steered'):.2f}, of random heads {self.accuracy('steered, random'):.2f})"
+        )
+
+
+def audit(
+    model: HookedTransformer,
+    task: Task | str | Path,
+    *,
+    out: str | Path | None = None,
+    shots: int = 10,
+    clean_prompts: int = 100,
+    prompts: int = 25,
+    top: int = 10,
+    corruption: Corruption = "shuffled",
+    source: Source = "demonstrations",
+    effect: Effect = "prob",
+    draws: int = 5,
+    other_tasks: int = 3,
+    seed: int = 0,
+    memory: int = 2 * GIB,
+    template: Template = DEFAULT,
+) -> Audit:
+    """Baselines, effects with intervals, the vector, steering by layer and by number of heads beside controls.
+
+    Args:
+        out: Run folder to write to, and to resume from; nothing is written without it.
+        top: How many heads make up the vector.
+        draws: Sets of random and of bottom heads, each of which is a control.
+        other_tasks: Built-in tasks whose vectors are controls.
+        memory: Bytes that patching and steering may take beside the weights. Does not change the numbers.
+
+    For the other arguments see `indirect_effects`.
+
+    Raises:
+        TaskError, PromptError, ModelError: the task, prompts or model cannot serve.
+        RunError: `out` is of another configuration (the differences are named), or cannot be written.
+    """
+    if not isinstance(task, Task):
+        task = find_task(task)
+    settings = Settings(
+        shots=shots,
+        clean_prompts=clean_prompts,
+        prompts=prompts,
+        corruption=corruption,
+        source=source,
+        effect=effect,
+        seed=seed,
+    )
+    for name, value, least in (("top", top, 1), ("draws", draws, 1), ("other_tasks", other_tasks, 0)):
+        if value < least:
+            raise IvlensError(f"{name} is {value}; it must be {least} or more")
+    if top > model.cfg.n_layers * model.cfg.n_heads:
+        raise IvlensError(
+            f"top is {top}, but the model has {model.cfg.n_layers * model.cfg.n_heads} heads; take fewer"
+        )
+    work = _Work(
+        model=model,
+        task=task,
+        split=task.split(shots=shots, seed=seed),
+        settings=settings,
+        top=top,
+        draws=draws,
+        other_tasks=other_tasks,
+        memory=memory,
+        template=template,
+    )
+    if out is None:
+        return work.all(lambda name, compute, columns: compute())
+    chosen = {**asdict(settings), "top": top, "draws": draws, "other_tasks": other_tasks, "template": asdict(template)}
+    with runs.open_run(
+        out,
+        command="audit",
+        settings={key: value for key, value in chosen.items() if key != "seed"},
+        sources={
+            "model": runs.Source(name=models.model_name(model), digest=models.weight_digest(model)),
+            "task": runs.Source(name=task.name, digest=task.digest),
+        },
+        seed=seed,
+    ) as run:
+        if not run.is_complete:
+            found = work.all(lambda name, compute, columns: run.table(name, compute, columns=columns))
+            run.write_with("vector.safetensors", found.vector.save)
+            run.complete()
+    return Audit.read(out)
+
+
+# Name of a table, how to compute it, its columns.
+Table = Callable[[str, Callable[[], pd.DataFrame], Sequence[str]], pd.DataFrame]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """One audit on its way."""
+
+    model: HookedTransformer
+    task: Task
+    split: Split
+    settings: Settings
+    top: int
+    draws: int
+    other_tasks: int
+    memory: int
+    template: Template
+
+    def all(self, table: Table) -> Audit:
+        effects = self.effects(table)
+        vector = instruction_vector(
+            self.model, self.task, effects=effects, heads=effects.top(self.top), template=self.template, memory=self.memory
+        )
+        # Computed when the first table asks for it: a resumed run may have them all.
+        tried = lru_cache(partial(self.trials, effects))
+        seed = self.settings.seed
+        return Audit(
+            effects=effects,
+            vector=vector,
+            steering=table("steering", lambda: tried().by_layer(self.top, seed=seed), STEERING),
+            heads=table("heads", lambda: tried().by_number(seed=seed), HEADS),
+            measures=table("measures", lambda: self.measures(tried()), MEASURES),
+        )
+
+    def effects(self, table: Table) -> HeadEffects:
+        """Measured, or read from the table of a run that was killed later."""
+        z = task_mean_z(self.model, self.task, self.settings, template=self.template)
+        measure = partial(
+            measure_effects, self.model, self.task, z, self.settings, memory=self.memory, template=self.template
+        )
+        frame = table("effects", lambda: measure().to_frame(), EFFECTS)
+        return HeadEffects.from_frame(
+            frame,
+            mean_z=z,
+            settings=self.settings,
+            task=self.task.name,
+            task_digest=self.task.digest,
+            model=models.model_name(self.model),
+            model_digest=models.weight_digest(self.model),
+        )
+
+    def trials(self, effects: HeadEffects) -> trials.Trials:
+        settings, zero_shot = self.settings, partial(prompts.zero_shot, template=self.template)
+        others = controls.draw_other_tasks(self.task, tasks(), draws=self.other_tasks, seed=settings.seed)
+        candidates = trials.candidates(
+            self.model,
+            effects,
+            counts=[k for k in COUNTS if k <= len(effects.ranked())],
+            top=self.top,
+            draws=self.draws,
+            others=[find_task(name) for name in others],
+            template=self.template,
+        )
+        return trials.run(
+            self.model,
+            candidates,
+            validation=tokenize(self.model, zero_shot(self.split.validation)),
+            evaluation=tokenize(self.model, zero_shot(self.split.evaluation)),
+            memory=self.memory,
+        )
+
+    def measures(self, tried: trials.Trials) -> pd.DataFrame:
+        """One line for the model unsteered under each kind of prompt, then for each kind of vector."""
+        lines = [{"measure": name, **self.baseline(kind)} for name, kind in self.baseline_prompts().items()]
+        steered = tried.by_number(seed=self.settings.seed).query("n_heads == @self.top")
+        names = ["steered" if kind == "chosen" else f"steered, {kind}" for kind in steered["heads"]]
+        return pd.concat([pd.DataFrame(lines), steered.assign(measure=names)[list(MEASURES)]], ignore_index=True)
+
+    def baseline_prompts(self) -> dict[str, list[Prompt]]:
+        """Prompts of the evaluation pairs by kind; none where the task lacks an instruction or a statement."""
+        task, pairs, template = self.task, self.split.evaluation, self.template
+        few_shot = partial(
+            prompts.few_shot, pairs, self.split.mean, shots=self.settings.shots, template=template
+        )
+        generator = np.random.default_rng([self.settings.seed, 6])
+        return {
+            "zero-shot": prompts.zero_shot(pairs, template=template),
+            "instructed": prompts.instructed(task, pairs, template=template) if task.instructions else [],
+            "few-shot": few_shot(generator=generator),
+            "shuffled": few_shot(generator=generator, shuffled=True),
+            "statement": prompts.statements(task, pairs),
+        }
+
+    def baseline(self, kind: list[Prompt]) -> dict[str, Any]:
+        if not kind:
+            return trials.summary(torch.zeros(0, dtype=torch.bool), torch.zeros(0))
+        match, first = [], []
+        for batch in batches(tokenize(self.model, kind)):
+            logits = answer_logits(self.model, batch)
+            match.append(greedy_match(logits, batch.answers, batch.answer_mask))
+            first.append(first_token_probability(logits, batch.answers))
+        return trials.summary(torch.cat(match).cpu(), torch.cat(first).cpu(), seed=self.settings.seed)

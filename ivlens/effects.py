@@ -1,0 +1,292 @@
+"""Which heads carry the task? The average indirect effect of every head, with its uncertainty.
+
+Source: Todd et al. 2024, arXiv:2310.15213 (AIE on shuffled prompts); `corruption="zero-shot"` follows the published
+code of arXiv:2502.11019. Clean prompts and ranking prompts share no query pair.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ivlens import models, patching
+from ivlens.activations import mean_z
+from ivlens.errors import IvlensError
+from ivlens.measures import bootstrap, group_means
+from ivlens.prompts import DEFAULT, Corruption, Source, Template, Tokens, clean, corrupted, cycled, tokenize
+from ivlens.shapes import GIB, Cie, Head, HeadGrid, MeanZ
+from ivlens.tasks import Task, TaskWarning
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+    from transformer_lens import HookedTransformer
+
+
+# Columns of a table of effects.
+EFFECTS = ("prompt", "query", "layer", "head", "cie", "baseline")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How effects are measured; part of every record."""
+
+    shots: int = 10
+    """Demonstrations of a clean (or shuffled) prompt."""
+    clean_prompts: int = 100
+    """Prompts that `mean_z` is the mean over."""
+    prompts: int = 25
+    """Corrupted prompts that heads are patched on."""
+    corruption: Corruption = "shuffled"
+    source: Source = "demonstrations"
+    effect: patching.Effect = "prob"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        known = {"corruption": ("shuffled", "zero-shot"), "source": ("demonstrations", "instruction")}
+        known["effect"] = ("prob", "nll")
+        for name, choices in known.items():
+            if getattr(self, name) not in choices:
+                raise IvlensError(f"{name} is {getattr(self, name)!r}; it must be {' or '.join(map(repr, choices))}")
+        for name, least in {"shots": 0, "clean_prompts": 1, "prompts": 1, "seed": 0}.items():
+            if getattr(self, name) < least:
+                raise IvlensError(f"{name} is {getattr(self, name)}; it must be {least} or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadEffects:
+    """Causal indirect effects of every head on every prompt, and what they were measured with."""
+
+    cie: Cie
+    """Patched minus unpatched, per prompt: probability (`prob`) or nats (`nll`)."""
+    baseline: Float[Tensor, " prompt"]
+    """Unpatched probability (`prob`) or log-likelihood in nats (`nll`) of the answer."""
+    queries: Int[Tensor, " prompt"]
+    """Prompts of one number ask the same query; they are drawn together when intervals are computed."""
+    mean_z: MeanZ
+    """What was patched in."""
+    settings: Settings
+    task: str
+    task_digest: str
+    model: str
+    model_digest: str
+
+    @property
+    def aie(self) -> HeadGrid:
+        """Average indirect effect: the mean over queries, each query being the mean over its prompts."""
+        return group_means(self.cie, self.queries).mean(0)
+
+    @property
+    def unit(self) -> str:
+        return "nats" if self.settings.effect == "nll" else "probability"
+
+    def interval(self, confidence: float = 0.95) -> tuple[HeadGrid, HeadGrid]:
+        """Lower and upper bound of the percentile bootstrap interval over queries; NaN where there is only one."""
+        return bootstrap(self.cie, self.queries, confidence=confidence, seed=self.settings.seed)
+
+    def ranked(self) -> list[Head]:
+        """All heads, the largest AIE first; equal ones by address."""
+        n_heads = self.cie.shape[2]
+        order = torch.argsort(self.aie.flatten(), descending=True, stable=True).tolist()
+        return [Head(index // n_heads, index % n_heads) for index in order]
+
+    def top(self, k: int = 10) -> list[Head]:
+        """The k heads of largest AIE. Never report their AIE on the prompts that chose them as their effect."""
+        return self._first(self.ranked(), k)
+
+    def bottom(self, k: int = 10) -> list[Head]:
+        """The k heads of smallest AIE, the smallest first: a control."""
+        return self._first(self.ranked()[::-1], k)
+
+    def _first(self, heads: list[Head], k: int) -> list[Head]:
+        if not 1 <= k <= len(heads):
+            raise IvlensError(f"k is {k}, but the model has {len(heads)} heads; take 1 to {len(heads)}")
+        return heads[:k]
+
+    @classmethod
+    def from_frame(cls, frame: pd.DataFrame, **others: Any) -> HeadEffects:
+        """What `to_frame` made; `others` are the fields that a table does not hold."""
+        n_prompts, n_layers, n_heads = (int(frame[axis].max()) + 1 for axis in ("prompt", "layer", "head"))
+        frame = frame.sort_values(["prompt", "layer", "head"])
+        if len(frame) != n_prompts * n_layers * n_heads:
+            raise IvlensError(
+                f"the table of effects has {len(frame)} lines, but {n_prompts} prompts of {n_layers}x{n_heads} heads "
+                "need one each; run the audit again"
+            )
+        first = frame.groupby("prompt").first()
+        return cls(
+            cie=torch.tensor(frame["cie"].to_numpy()).reshape(n_prompts, n_layers, n_heads),
+            baseline=torch.tensor(first["baseline"].to_numpy()),
+            queries=torch.tensor(first["query"].to_numpy()),
+            **others,
+        )
+
+    def to_frame(self) -> pd.DataFrame:
+        """One line per prompt and head: `prompt`, `query`, `layer`, `head`, `cie`, `baseline`."""
+        import pandas as pd
+
+        axes = np.indices(self.cie.shape).reshape(3, -1)
+        return pd.DataFrame(
+            {
+                "prompt": axes[0],
+                "query": self.queries.cpu().numpy()[axes[0]],
+                "layer": axes[1],
+                "head": axes[2],
+                "cie": self.cie.cpu().numpy().reshape(-1),
+                "baseline": self.baseline.cpu().numpy()[axes[0]],
+            }
+        )
+
+    def figure(self, *, marked: Sequence[Head] = ()) -> go.Figure:
+        """Heatmap of the AIE, layers down and heads across; `marked` heads are outlined."""
+        from ivlens import plots
+
+        low, high = self.interval()
+        return plots.head_heatmap(
+            self.aie.cpu().numpy(),
+            low=low.cpu().numpy(),
+            high=high.cpu().numpy(),
+            unit=self.unit,
+            marked=marked,
+            title=f"AIE of every head of {self.model}, {self.task}",
+        )
+
+    def __repr__(self) -> str:
+        low, high = self.interval()
+        best = [f"{head} {self.aie[head]:+.3f} [{low[head]:+.3f}, {high[head]:+.3f}]" for head in self.top(3)]
+        return (
+            f"HeadEffects({self.task} on {self.model}: {len(self.cie)} prompts, {self.cie.shape[1]}x"
+            f"{self.cie.shape[2]} heads, {self.unit}; top {', '.join(best)})"
+        )
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        return {"text/plain": repr(self), **(self.figure()._repr_mimebundle_() or {})}
+
+
+def indirect_effects(
+    model: HookedTransformer,
+    task: Task,
+    *,
+    shots: int = 10,
+    clean_prompts: int = 100,
+    prompts: int = 25,
+    corruption: Corruption = "shuffled",
+    source: Source = "demonstrations",
+    effect: patching.Effect = "prob",
+    seed: int = 0,
+    memory: int = 2 * GIB,
+    template: Template = DEFAULT,
+) -> HeadEffects:
+    """Causal indirect effect of every attention head, exact, in one pass per prompt.
+
+    Args:
+        shots: Demonstrations of a prompt.
+        clean_prompts: Number of prompts that give `mean_z`; short tasks ask a query again with other demonstrations.
+        prompts: Number of corrupted prompts that heads are patched on.
+        corruption: `shuffled`: demonstrations with permuted outputs; `zero-shot`: the query alone.
+        source: Where clean prompts show the task: `demonstrations` or the written `instruction`.
+        effect: `prob`: first answer token; `nll`: log-likelihood of the whole answer, in nats.
+        memory: Bytes that the sweep may take beside the weights.
+
+    Raises:
+        TaskError: too few pairs, or no instruction where `source` asks for one.
+        PromptError: prompts longer than the context, or than `memory` can hold.
+        ModelError: NaN or infinite activations.
+    """
+    settings = Settings(
+        shots=shots,
+        clean_prompts=clean_prompts,
+        prompts=prompts,
+        corruption=corruption,
+        source=source,
+        effect=effect,
+        seed=seed,
+    )
+    z = task_mean_z(model, task, settings, template=template)
+    return measure_effects(model, task, z, settings, memory=memory, template=template)
+
+
+def measure_effects(
+    model: HookedTransformer,
+    task: Task,
+    z: MeanZ,
+    settings: Settings,
+    *,
+    memory: int = 2 * GIB,
+    template: Template = DEFAULT,
+) -> HeadEffects:
+    """Patch given mean outputs `z` into the task's ranking prompts."""
+    queries, tokens = ranking_prompts(model, task, settings, template=template)
+    baseline, cie = patching.sweep(model, tokens, z, effect=settings.effect, memory=memory)
+    return HeadEffects(
+        cie=cie,
+        baseline=baseline,
+        queries=queries,
+        mean_z=z,
+        settings=settings,
+        task=task.name,
+        task_digest=task.digest,
+        model=models.model_name(model),
+        model_digest=models.weight_digest(model),
+    )
+
+
+def task_mean_z(
+    model: HookedTransformer, task: Task, settings: Settings, *, template: Template = DEFAULT
+) -> MeanZ:
+    """Mean head output over `settings.clean_prompts` clean prompts of the task's mean part."""
+    part = task.split(shots=settings.shots, seed=settings.seed).mean
+    prompts = clean(
+        task,
+        cycled(part, settings.clean_prompts),
+        part,
+        source=settings.source,
+        shots=settings.shots,
+        generator=np.random.default_rng([settings.seed, 1]),
+        template=template,
+    )
+    return mean_z(model, tokenize(model, prompts))
+
+
+def ranking_prompts(
+    model: HookedTransformer, task: Task, settings: Settings, *, template: Template = DEFAULT
+) -> tuple[Int[Tensor, " prompt"], Tokens]:
+    """Corrupted prompts of the task's ranking part, and the number of each one's query.
+
+    A part shorter than `settings.prompts` is asked again with other demonstrations; where there are none
+    (zero-shot) the same prompt twice would only pretend to be evidence, and there are fewer prompts.
+    """
+    split = task.split(shots=settings.shots, seed=settings.seed)
+    n = settings.prompts
+    if settings.corruption == "zero-shot":
+        n = min(n, len(split.rank))
+    prompts = corrupted(
+        cycled(split.rank, n),
+        split.mean,
+        corruption=settings.corruption,
+        shots=settings.shots,
+        generator=np.random.default_rng([settings.seed, 2]),
+        template=template,
+    )
+    tokens = tokenize(model, prompts)
+    _warn_of_equal_answers(task, tokens)
+    return torch.arange(n, device=tokens.prompts.device) % len(split.rank), tokens
+
+
+def _warn_of_equal_answers(task: Task, tokens: Tokens) -> None:
+    outputs = sorted({pair.output for pair in task.pairs})
+    if len(outputs) > 1 and len(tokens) > 1 and len(tokens.answers[:, 0].unique()) == 1:
+        shown = ", ".join(map(repr, outputs[:3]))
+        warnings.warn(
+            f"the answers of task {task.name!r} ({shown}, ...) all begin with the same token: the probability of the "
+            "first token cannot tell them apart; measure with effect='nll'",
+            TaskWarning,
+            stacklevel=3,
+        )
