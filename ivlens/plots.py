@@ -231,14 +231,14 @@ def _template() -> go.layout.Template:
     text = {"family": "Arial, Helvetica, Liberation Sans, sans-serif", "size": _FONT, "color": "#222222"}
     layout = {
         "font": text,
-        "title": {"x": 0, "y": 1, "yanchor": "top", "pad": {"l": 8, "t": 8}, "font_size": _FONT + 1.33},
+        "title": {"x": 0, "pad_l": 8, "yanchor": "bottom", "font_size": _FONT + 1.33},
         "paper_bgcolor": "white",
         "plot_bgcolor": "white",
         "colorway": _COLOURS,
         "xaxis": axis | {"title_font_size": _FONT},
         "yaxis": axis | {"title_font_size": _FONT},
         "margin": {"l": _LEFT, "r": 12, "t": _TOP, "b": _BOTTOM},
-        "legend": {"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"},
+        "legend": {"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom", "tracegroupgap": 0},
         "hoverlabel": {"font": text, "bgcolor": "white"},
     }
     bar = {"outlinewidth": 0, "thickness": 10, "xpad": 8, "ypad": 0} | ticks
@@ -256,9 +256,12 @@ def _lay_out(figure: go.Figure, title: str | None, width: Width, *, height: int,
     # A letter of this font is about half as wide as high; a wide one must not be cut.
     lines = textwrap.wrap(title or "", int(_pixels(width) / (0.58 * _FONT)), max_lines=3, placeholder=" …")
     above, below = _TOP + 16 * len(lines), _BOTTOM + below
-    figure.update_layout(template=_template(), width=_pixels(width), height=above + height + below)
-    figure.update_layout(title_text="<br>".join(_safe(line, 200) for line in lines) or None)
+    height = above + height + below
+    figure.update_layout(template=_template(), width=_pixels(width), height=height)
     figure.update_layout(margin={"t": above, "b": below})
+    if lines:  # Anchored by the foot of the first line: plotly cuts it when anchored by its top.
+        text = "<br>".join(_safe(line, 200) for line in lines)
+        figure.update_layout(title={"text": text, "y": 1 - 18 / height})
 
 
 def _lay_out_accuracy(figure: go.Figure, title: str | None, width: Width) -> None:
@@ -282,7 +285,7 @@ def _lay_out_grid(
 def _cell(shape: tuple[int, ...], width: Width) -> tuple[float, float]:
     """Pixels across and down. Cells of a large grid are square; those of a small one are wider than high."""
     across = (_pixels(width) - _LEFT - _BESIDE_GRID) / shape[1]
-    return across, max(min(across, 28), 120 / shape[0])
+    return across, max(min(across, 28.0), 120 / shape[0])
 
 
 def _outline(figure: go.Figure, shape: tuple[int, ...], marked: Iterable[tuple[int, int]]) -> None:
@@ -327,7 +330,7 @@ def _kinds(points: list[_Point]) -> list[tuple[str, list[_Point], tuple[str, str
     ]
 
 
-def _line(x: list[float], points: list[_Point], style: tuple[str, str], name: str, texts: list[str]) -> go.Scatter:
+def _line(x: list[Any], points: list[_Point], style: tuple[str, str], name: str, texts: list[str]) -> go.Scatter:
     colour, symbol = style
     return go.Scatter(
         x=x,
@@ -363,7 +366,7 @@ def _band(points: list[_Point], style: tuple[str, str], name: str) -> go.Scatter
     )
 
 
-def _baselines(baselines: Mapping[str, float], first: float, last: float) -> list[go.Scatter]:
+def _baselines(baselines: Mapping[str, float], first: Any, last: Any) -> list[go.Scatter]:
     strokes = itertools.cycle([("#000000", "dash"), (_GREY, "dash"), ("#000000", "dot"), (_GREY, "dot")])
     lines = []
     for (name, value), (colour, dash) in zip(baselines.items(), strokes, strict=False):
