@@ -29,6 +29,9 @@ def hooked_fields(config: PretrainedConfig, architecture: str) -> Fields:
     """
     translate, _ = ARCHITECTURES[architecture]
     fields = translate(config)
+    for name in ("n_layers", "n_heads", "d_head", "d_model", "d_mlp", "n_ctx"):
+        if fields[name] < 1:
+            raise ModelError(f"{name} comes out as {fields[name]} from config.json; it needs at least 1")
     fields |= {"original_architecture": architecture, "d_vocab": config.vocab_size, "init_weights": False}
     from transformer_lens.utilities.activation_functions import SUPPORTED_ACTIVATIONS
 

@@ -22,9 +22,11 @@ from ivlens.errors import ModelError
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 LAB = Path(__file__).parent / "lab" / "model"
+# What transformers raises for a missing shard, a value out of range, a field of the wrong type, an unknown name.
+BROKEN = (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError)
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
@@ -75,16 +77,23 @@ def read(folder: Path, *, name: str) -> Checkpoint:
     architecture = _architecture(folder)
     _refuse_pickles(folder)
     with quiet_transformers():
+        config = _config(folder)
         tokenizer = _tokenizer(folder)
-        model, dtype = _weights(folder)
+        model = _weights(folder, config)
+    if type(model).__name__ != architecture:
+        raise ModelError(
+            f"config.json in {folder} names the architecture {architecture} but the model_type of a "
+            f"{type(model).__name__}; make them agree"
+        )
     refuse_non_finite(model, folder)
     highest = max(tokenizer.get_vocab().values())
-    if highest >= model.config.vocab_size:
+    if highest >= config.vocab_size:
         raise ModelError(
-            f"the tokenizer in {folder} goes up to id {highest} but the model has {model.config.vocab_size} "
+            f"the tokenizer in {folder} goes up to id {highest} but the model has {config.vocab_size} "
             "embeddings; they are not of one model, or the embeddings were not resized"
         )
-    return Checkpoint(name=name, architecture=architecture, dtype=dtype, model=model, tokenizer=tokenizer)
+    stored = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+    return Checkpoint(name=name, architecture=architecture, dtype=stored, model=model, tokenizer=tokenizer)
 
 
 def refuse_non_finite(model: nn.Module, where: Path | str) -> None:
@@ -148,8 +157,8 @@ def _from_hub(name: str, revision: str | None) -> Path:
 
 def _architecture(folder: Path) -> str:
     config = _json(folder / "config.json", folder)
-    names = config.get("architectures") or []
-    if not names:
+    names = config.get("architectures")
+    if not isinstance(names, list) or not names:
         raise ModelError(f'config.json in {folder} has no "architectures"; add e.g. ["LlamaForCausalLM"]')
     if config.get("quantization_config"):
         raise ModelError(f"{folder} holds quantised weights; give the checkpoint in float32, bfloat16 or float16")
@@ -187,12 +196,21 @@ def _refuse_pickles(folder: Path) -> None:
     raise ModelError(f"model.safetensors is missing from {folder}; copy it again")
 
 
-def _weights(folder: Path) -> tuple[PreTrainedModel, torch.dtype]:
-    from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _config(folder: Path) -> PretrainedConfig:
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (*BROKEN, StrictDataclassError) as error:
+        raise ModelError(f"transformers cannot read config.json in {folder}: {_flat(error)}") from error
+
+
+def _weights(folder: Path, config: PretrainedConfig) -> PreTrainedModel:
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    try:
         loaded = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
@@ -201,32 +219,30 @@ def _weights(folder: Path) -> tuple[PreTrainedModel, torch.dtype]:
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
+            # Reported and refused below, by name.
+            ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
     except SafetensorError as error:
         raise ModelError(f"the weights in {folder} are truncated or damaged ({error}); copy them again") from error
-    # What transformers raises for a shape that does not fit, a missing shard, a value out of range.
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
-        raise ModelError(f"transformers cannot read {folder}: {_first_line(error)}") from error
+    except BROKEN as error:
+        raise ModelError(f"transformers cannot read {folder}: {_flat(error)}") from error
     model, found = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
     _refuse_misfits(found, folder)
-    stored = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
-    return model.eval().requires_grad_(False), stored
+    return model.eval().requires_grad_(False)
 
 
 def _refuse_misfits(found: dict[str, Any], folder: Path) -> None:
-    for kind, names in (
+    shapes = sorted(f"{name} as {tuple(a)}, not {tuple(b)}" for name, a, b in found["mismatched_keys"])
+    for fault, names in (
         ("lack", sorted(found["missing_keys"])),
-        (
-            "do not have the shape that config.json gives to",
-            sorted(str(key[0]) for key in found["mismatched_keys"]),
-        ),
+        ("have", shapes),
         ("have what config.json has no place for,", sorted(found["unexpected_keys"])),
     ):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise ModelError(
-                f"the weights in {folder} {kind} {names[0]}{more}; config.json and weights are not of one model"
+                f"the weights in {folder} {fault} {names[0]}{more}; config.json and weights are not of one model"
             )
 
 
@@ -241,12 +257,12 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     # The Rust tokenizers raise bare Exception for a file that they cannot read.
     except Exception as error:
-        raise ModelError(f"the tokenizer in {folder} cannot be read: {_first_line(error)}") from error
+        raise ModelError(f"the tokenizer in {folder} cannot be read: {_flat(error)}") from error
     if tokenizer.pad_token is None:
         # An id that exists; masks tell pads, never the id. The embeddings are not resized.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token
     return tokenizer
 
 
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def _flat(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
