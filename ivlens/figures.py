@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -83,8 +84,10 @@ def export(
         write_whole(path, content)
     if reason is None:
         return Exported(tuple(contents), None)
-    missing = ", ".join(suffix for suffix in formats if any(i.format == suffix for i in wanted if i not in images))
-    return Exported(tuple(contents), f"{reason}; only HTML was written in place of {missing}")
+    missing = [image for image in wanted if image not in images]
+    suffixes = ", ".join(dict.fromkeys(image.format for image in missing))
+    amount = f"{len(missing)} of {len(wanted)} images ({suffixes})"
+    return Exported(tuple(contents), f"{reason}: {amount} are missing, HTML was written in their place")
 
 
 def _check(figures: Mapping[str, go.Figure], formats: tuple[str, ...]) -> None:
@@ -124,7 +127,11 @@ def _draw(
     # end whatever a browser does.
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    thread.join(timeout * (len(wanted) + 1) + 2 * _CLOSING)
+    try:
+        thread.join(timeout * (len(wanted) + 1) + 3 * _CLOSING)
+    finally:
+        if thread.is_alive():  # It hangs, or Ctrl-C was pressed.
+            _kill(browser)
     if thread.is_alive():
         return dict(drawn), "the browser did not end in time"
     if errors and not isinstance(errors[0], _FAILURES):
@@ -151,8 +158,10 @@ async def _draw_all(
     finally:
         if not done:
             _kill(browser)
-        async with asyncio.timeout(_CLOSING):
-            await browser.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSING):
+                await browser.close()
+        _kill(browser)
 
 
 def _kill(browser: kaleido.Kaleido) -> None:
@@ -164,6 +173,7 @@ def _kill(browser: kaleido.Kaleido) -> None:
         process.kill()
     else:
         os.killpg(process.pid, signal.SIGKILL)
+    process.wait(_CLOSING)
 
 
 def _reason(error: BaseException, timeout: float) -> str:
