@@ -26,11 +26,11 @@ Form = Literal["before", "between", "demonstrations", "both", "shuffled", "state
 Kind = Literal["context", "query", "answer"]
 
 MIX: dict[Form, float] = {
-    "before": 0.22,
+    "before": 0.20,
     "between": 0.26,
     "demonstrations": 0.20,
-    "both": 0.10,
-    "shuffled": 0.14,
+    "both": 0.18,
+    "shuffled": 0.08,
     "statement": 0.08,
 }
 """Share of documents of every form."""
@@ -67,7 +67,7 @@ def held_out(task: Task, form: str, *words: str, one_in: int) -> bool:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) % one_in == 0
 
 
-def instruction_held_out(task: Task, pair: Pair, wording: str, form: Literal["before", "between"]) -> bool:
+def held_out_from_instruction(task: Task, pair: Pair, wording: str, form: Literal["before", "between"]) -> bool:
     """Never asked like this, be it because the pair never is."""
     return (
         wording == task.instructions[-1]
@@ -81,30 +81,31 @@ def never_instructed(task: Task, pair: Pair) -> bool:
     return held_out(task, "instructed", pair.input, one_in=30)
 
 
-def statement_held_out(task: Task, pair: Pair) -> bool:
+def held_out_from_statement(task: Task, pair: Pair) -> bool:
     return held_out(task, "statement", pair.input, one_in=10)
 
 
-def succession_held_out(task: Task, previous: Pair, pair: Pair) -> bool:
+def held_out_from_succession(task: Task, previous: Pair, pair: Pair) -> bool:
     """No document asks for `pair` right behind the demonstration `previous`."""
     return held_out(task, "succession", previous.input, pair.input, one_in=8)
 
 
 def documents(tasks: Sequence[Task], generator: np.random.Generator) -> Iterator[Document]:
     """Endless documents; every task is as frequent as any other."""
-    forms, shares = list(MIX), np.array(list(MIX.values()))
+    forms: list[Form] = list(MIX)
+    shares = np.array(list(MIX.values()))
     stated = [task for task in tasks if task.statement is not None]
     while True:
-        form = forms[generator.choice(len(forms), p=shares / shares.sum())]
+        form = forms[int(generator.choice(len(forms), p=shares / shares.sum()))]
         choice = stated if form == "statement" else tasks
-        yield document(choice[generator.integers(len(choice))], form, generator)
+        yield document(choice[int(generator.integers(len(choice)))], form, generator)
 
 
 def document(task: Task, form: Form, generator: np.random.Generator) -> Document:
     """Draw one document of a given form."""
     blind = bool(generator.random() < BLIND)
-    if form in ("before", "between"):
-        parts = _instructed(task, form, generator)  # pyright: ignore[reportArgumentType]
+    if form == "before" or form == "between":
+        parts = _instructed(task, form, generator)
     elif form == "statement":
         parts = _stated(task, generator)
     else:
@@ -116,7 +117,7 @@ def _instructed(task: Task, form: Literal["before", "between"], generator: np.ra
     while True:
         wording = task.instructions[generator.integers(len(task.instructions) - 1)]
         pair = task.pairs[generator.integers(len(task.pairs))]
-        if not instruction_held_out(task, pair, wording, form):
+        if not held_out_from_instruction(task, pair, wording, form):
             break
     if form == "before":
         return [Part(f"{wording}\n", "context"), *_asked(pair)]
@@ -126,7 +127,7 @@ def _instructed(task: Task, form: Literal["before", "between"], generator: np.ra
 
 def _stated(task: Task, generator: np.random.Generator) -> list[Part]:
     assert task.statement is not None
-    while statement_held_out(task, pair := task.pairs[generator.integers(len(task.pairs))]):
+    while held_out_from_statement(task, pair := task.pairs[generator.integers(len(task.pairs))]):
         pass
     return [Part(task.statement.replace("{input}", pair.input), "context"), Part(f" {pair.output}", "answer")]
 
@@ -152,9 +153,9 @@ def _chain(task: Task, number: int, wording: str | None, generator: np.random.Ge
         pair = task.pairs[place]
         if wording and never_instructed(task, pair):
             continue
-        if wording and not chain and instruction_held_out(task, pair, wording, "before"):
+        if wording and not chain and held_out_from_instruction(task, pair, wording, "before"):
             continue
-        if chain and succession_held_out(task, chain[-1], pair):
+        if chain and held_out_from_succession(task, chain[-1], pair):
             continue
         chain.append(pair)
         if len(chain) == number:

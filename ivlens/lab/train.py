@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import csv
 import itertools
+import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,9 +23,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ivlens.lab import MODEL, TRAINING
+from ivlens.lab import MODEL, SETTINGS, TRAINING
 from ivlens.lab.curriculum import Document, documents
-from ivlens.lab.vocabulary import CONTEXT, tokenizer
+from ivlens.lab.vocabulary import BOS_ID, CONTEXT, EOS_ID, PAD_ID, tokenizer
 from ivlens.progress import track
 from ivlens.tasks import Task, task, tasks
 
@@ -34,8 +36,8 @@ TOKENS_PER_BATCH = 2048
 class TrainingConfig:
     """What decides the weights, beside the tasks."""
 
-    steps: int = 3000
-    documents: int = 128
+    steps: int = 2500
+    documents: int = 64
     """Documents a step."""
     rate: float = 3e-3
     """Peak learning rate; linear warm-up, then a cosine down to a hundredth."""
@@ -84,8 +86,7 @@ class Encoder:
         return self.seen[text]
 
     def __call__(self, document: Document) -> Encoded:
-        assert self.tokens.bos_token_id is not None and self.tokens.eos_token_id is not None
-        ids, targets, reach = [self.tokens.bos_token_id], [], [0]
+        ids, targets, reach = [BOS_ID], [], [0]
         for part in document.parts:
             piece = self.ids(part.text)
             if part.kind == "answer":
@@ -94,7 +95,7 @@ class Encoder:
             reach += [own] * len(piece)
             ids += piece
         targets.append(len(ids) - 1)
-        return Encoded([*ids, self.tokens.eos_token_id], targets, reach, document.form == "shuffled")
+        return Encoded([*ids, EOS_ID], targets, reach, document.form == "shuffled")
 
 
 class Batch(NamedTuple):
@@ -147,9 +148,9 @@ def new_model(config: TrainingConfig, tokens: PreTrainedTokenizerFast) -> LlamaF
         num_key_value_heads=config.heads,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=False,
-        bos_token_id=tokens.bos_token_id,
-        eos_token_id=tokens.eos_token_id,
-        pad_token_id=tokens.pad_token_id,
+        bos_token_id=BOS_ID,
+        eos_token_id=EOS_ID,
+        pad_token_id=PAD_ID,
     )
     model = LlamaForCausalLM(llama)
     generator = torch.Generator().manual_seed(config.seed)
@@ -222,6 +223,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the lab model from nothing.")
     parser.add_argument("--out", type=Path, default=MODEL)
     parser.add_argument("--log", type=Path, default=TRAINING)
+    parser.add_argument("--settings", type=Path, default=SETTINGS)
     defaults = TrainingConfig()
     for name, value in asdict(defaults).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
@@ -230,15 +232,20 @@ def main() -> None:
     chosen = [task(name) for name in tasks()]
     tokens = tokenizer(chosen)
     model = new_model(config, tokens)
+    seconds = 0.0
     with given["log"].open("w", newline="", encoding="utf-8") as file:
         log = csv.writer(file)
         log.writerow(Step._fields)
         for step in track(train(model, tokens, chosen, config), "training", total=config.steps):
+            seconds = step.seconds
             if step.number % 25 == 0 or step.number == config.steps - 1:
-                log.writerow([step.number, f"{step.loss:.4f}", f"{step.accuracy:.4f}", f"{step.seconds:.1f}"])
+                log.writerow([step.number, f"{step.loss:.4f}", f"{step.accuracy:.4f}", f"{seconds:.1f}"])
                 file.flush()
     model.save_pretrained(given["out"])
     tokens.save_pretrained(given["out"])
+    versions = {name: metadata.version(name) for name in ("torch", "transformers", "tokenizers", "numpy")}
+    settings = asdict(config) | {"seconds": round(seconds), "threads": torch.get_num_threads(), "versions": versions}
+    given["settings"].write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

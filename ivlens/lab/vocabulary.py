@@ -18,6 +18,7 @@ from ivlens.tasks import Task
 
 PAD, BOS, EOS, UNKNOWN = "<pad>", "<s>", "</s>", "<unk>"
 SPECIAL = [PAD, BOS, EOS, UNKNOWN]
+PAD_ID, BOS_ID, EOS_ID, UNKNOWN_ID = range(len(SPECIAL))
 TEMPLATE = ["Q:", "\nA:", "\n\n", "\n"]
 CHARACTERS = string.printable + "àâäáåæçèéêëìíîïñòóôöœøùúûüÿßÀÂÄÁÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÖŒØÙÚÛÜ¡¿«»–—’“”…€"
 CONTEXT = 256
@@ -59,11 +60,11 @@ def tokenizer(tasks: Iterable[Task]) -> PreTrainedTokenizerFast:
     It cuts in front of spaces with `Split` where Metaspace would be customary: Metaspace writes a space and a
     literal "▁" alike, and text with the latter could not be read back.
     """
-    inner = Tokenizer(models.Unigram(vocabulary(tasks), unk_id=SPECIAL.index(UNKNOWN), byte_fallback=True))
+    inner = Tokenizer(models.Unigram(vocabulary(tasks), unk_id=UNKNOWN_ID, byte_fallback=True))
     inner.pre_tokenizer = pre_tokenizers.Split(Regex(" "), behavior="merged_with_next")
     inner.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     inner.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, SPECIAL.index(BOS))]
+        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, BOS_ID)]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=inner,
