@@ -78,7 +78,8 @@ def test_without_chrome_html_is_written_and_said_at_once(tmp_path, no_chrome, fo
     exported = figures.export({"a": grid(), "b": grid()}, tmp_path, formats)
     assert names(exported) == ["a.html", "b.html"] and time.monotonic() - start < 2
     assert exported.notice == (
-        "no Chrome or Chromium was found (plotly_get_chrome installs one); only HTML was written in place of png, pdf"
+        "no Chrome or Chromium was found (plotly_get_chrome installs one): "
+        "4 of 4 images (png, pdf) are missing, HTML was written in their place"
     )
 
 
@@ -150,7 +151,9 @@ def test_images_drawn_before_a_failure_are_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(kaleido.Kaleido, "calc_fig", fails_on_svg)
     exported = figures.export({"a": grid()}, tmp_path, ["png", "svg", "pdf"], timeout=30.0)
     assert names(exported) == ["a.html", "a.png"]
-    assert exported.notice == "the browser took more than 30 s; only HTML was written in place of svg, pdf"
+    assert exported.notice == (
+        "the browser took more than 30 s: 2 of 3 images (svg, pdf) are missing, HTML was written in their place"
+    )
 
 
 @needs_chrome
