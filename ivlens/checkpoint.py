@@ -124,13 +124,9 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def _from_hub(name: str, revision: str | None) -> Path:
+    import httpx
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-    )
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         found = snapshot_download(
@@ -141,16 +137,17 @@ def _from_hub(name: str, revision: str | None) -> Path:
             etag_timeout=5,
         )
     except HFValidationError as error:
-        raise ModelError(f"{name!r} is neither a folder here nor a hub id; give one of them, or 'lab'") from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, TimeoutError) as error:
-        raise ModelError(
-            f"there is no folder {name!r} here and the Hugging Face hub cannot be reached; "
-            "give the path of a downloaded folder, or go online once so that it is cached"
-        ) from error
+        raise ModelError(f"{name!r} is neither a folder here nor a hub id; give one, or 'lab'") from error
     except HfHubHTTPError as error:
         raise ModelError(
-            f"the Hugging Face hub did not give {name!r} (revision {revision or 'main'}): "
-            f"{str(error).splitlines()[0]}; check the name, and log in if the model is gated"
+            f"the Hugging Face hub did not give {name!r} (revision {revision or 'main'}): {_flat(error)}; "
+            "check the name, and log in if the model is gated"
+        ) from error
+    # No network, HF_HUB_OFFLINE, a time-out, a connection that broke off, a full disk.
+    except (OSError, httpx.HTTPError) as error:
+        raise ModelError(
+            f"there is no folder {name!r} here and it cannot be had from the Hugging Face hub "
+            f"({type(error).__name__}); give the path of a downloaded folder, or go online"
         ) from error
     return Path(found)
 

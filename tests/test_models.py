@@ -12,9 +12,11 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 from checkpoints import FAMILIES, KINDS, build, random_hooked
+from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 from transformer_lens import HookedTransformer
 from transformers import AutoModelForCausalLM
@@ -25,6 +27,7 @@ import ivlens.models
 from ivlens.errors import ModelError
 from ivlens.models import load, model_name, weight_digest
 
+REQUEST = httpx.Request("GET", "https://huggingface.co/someone/model")
 TOKENS = torch.randint(4, 120, (2, 60), generator=torch.Generator().manual_seed(1))
 
 
@@ -398,7 +401,18 @@ def test_a_hub_id_offline_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ModelError, match="no folder 'someone/model' here and the Hugging Face hub cannot be"):
+    with pytest.raises(
+        ModelError, match="no folder 'someone/model' here and it cannot be had from the Hugging Face hub"
+    ):
+        load("someone/model")
+
+
+def test_a_hub_that_says_no_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RepositoryNotFoundError("404 Client Error", response=httpx.Response(404, request=REQUEST))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(ModelError, match=r"hub did not give 'someone/model' \(revision main\): Repos.* 404 Client"):
         load("someone/model")
 
 
