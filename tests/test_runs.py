@@ -79,6 +79,8 @@ def test_a_complete_run_comes_back_complete_and_takes_no_more_files(tmp_path):
         run.table("effects", effects)
         before = run
         run = run.complete()
+        with pytest.raises(RunError, match="would change it"):
+            before.write_bytes("late.bin", b"")
     assert run.is_complete and run.record.finished is not None
     for done in (before, run, start(tmp_path), read_run(tmp_path)):
         with pytest.raises(RunError, match="would change it"):
@@ -101,8 +103,8 @@ def test_the_differences_to_another_configuration_are_named_key_by_key(tmp_path)
         start(tmp_path, shots=5, lora={"rank": 4, "alpha": 16}, layers=(1, 2), seed=1)
     assert str(caught.value) == (
         f"{tmp_path} holds another run: seed is 1 here but 0 in that run; "
-        "shots is 5 here but 10 in that run; lora.rank is 4 here but 8 in that run; lora.alpha is 16 here but not set in that run; "
-        "choose another --out or ask for the same"
+        "shots is 5 here but 10 in that run; lora.rank is 4 here but 8 in that run; "
+        "lora.alpha is 16 here but not set in that run; choose another --out or ask for the same"
     )
 
 
