@@ -133,13 +133,9 @@ class Run:
         """
         relative = PurePosixPath(name)
         parts = relative.parts
-        reserved = any(
-            part == ".." or part.startswith(_OURS) or "\\" in part or "\0" in part for part in parts
-        )
+        reserved = any(part == ".." or part.startswith(_OURS) or "\\" in part or "\0" in part for part in parts)
         if not parts or relative.is_absolute() or reserved or str(relative).casefold() == RECORD:
-            raise RunError(
-                f"{name!r} cannot name a file of a run; use a plain relative name such as 'effects.parquet'"
-            )
+            raise RunError(f"{name!r} cannot name a file of a run; use a plain relative name such as 'effects.parquet'")
         path = self.folder.joinpath(*parts)
         if not path.resolve().is_relative_to(self.folder.resolve()):
             raise RunError(f"{path} is a link out of the run folder {self.folder}; remove the link")
@@ -149,9 +145,7 @@ class Run:
         """Whether the file `name` has been written (files are whole or absent)."""
         return self.path(name).is_file()
 
-    def table(
-        self, name: str, compute: Callable[[], pd.DataFrame], *, columns: Sequence[str] = ()
-    ) -> pd.DataFrame:
+    def table(self, name: str, compute: Callable[[], pd.DataFrame], *, columns: Sequence[str] = ()) -> pd.DataFrame:
         """The table `name.parquet`: read where it exists, else computed and written. The unit of resuming.
 
         What comes back is always what was read from the disk, so that a resumed run goes on with the same
@@ -171,11 +165,7 @@ class Run:
             RunError: there is no such table, it is damaged, or it lacks one of `columns`.
         """
         path = self.path(f"{name}.parquet")
-        remedy = (
-            "delete it and run the same command again"
-            if not self.is_complete
-            else "run again into a new --out"
-        )
+        remedy = "delete it and run the same command again" if not self.is_complete else "run again into a new --out"
         try:
             # From bytes, not from the path: pyarrow would take a folder called `shots=5` for a column.
             source = pa.BufferReader(path.read_bytes())
@@ -211,9 +201,7 @@ class Run:
             RunError: this run is complete or closed, or the disk refuses.
         """
         if self._lock is None or not self._lock.is_held:
-            raise RunError(
-                f"{self.folder} is complete or closed: {name} would change it; choose another --out"
-            )
+            raise RunError(f"{self.folder} is complete or closed: {name} would change it; choose another --out")
         path = self.path(name)
         with replacing(path) as temporary:
             save(temporary)
@@ -281,9 +269,7 @@ def read_run(folder: Path | str) -> Run:
     folder = Path(folder)
     record = _read_record(folder)
     if record is None:
-        raise RunError(
-            f"{folder} is not a run of ivlens: it has no {RECORD}; give the folder passed as --out"
-        )
+        raise RunError(f"{folder} is not a run of ivlens: it has no {RECORD}; give the folder passed as --out")
     if record.status != "complete":
         started = f"{record.started:%Y-%m-%d %H:%M} UTC"
         raise RunError(
@@ -377,8 +363,7 @@ def _refuse_foreign(folder: Path) -> None:
         raise RunError(f"{folder} cannot be read ({error.strerror}); choose another --out") from error
     if foreign:
         raise RunError(
-            f"{folder} holds other files ({min(foreign)}, ...) and no {RECORD}; "
-            "choose an empty or new folder for --out"
+            f"{folder} holds other files ({min(foreign)}, ...) and no {RECORD}; choose an empty or new folder for --out"
         )
 
 

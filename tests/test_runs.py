@@ -112,9 +112,7 @@ def test_a_model_is_the_same_by_its_digest_not_by_its_name(tmp_path):
     start(tmp_path).complete()
     assert start(tmp_path, model=Source(name="models/lab", digest=MODEL.digest)).is_complete
     other = Source(name="lab", digest="ff")
-    with pytest.raises(
-        RunError, match=r"the model is lab \(digest ff\) here but lab \(digest ab12cd34ef56\)"
-    ):
+    with pytest.raises(RunError, match=r"the model is lab \(digest ff\) here but lab \(digest ab12cd34ef56\)"):
         start(tmp_path, model=other)
     with pytest.raises(RunError, match='command is "compare" here but "audit" in that run'):
         start(tmp_path, command="compare")
