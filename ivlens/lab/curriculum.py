@@ -13,7 +13,7 @@ any instruction. The last wording of every task is never read at all.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -91,14 +91,20 @@ def held_out_from_succession(task: Task, previous: Pair, pair: Pair) -> bool:
 
 
 def documents(tasks: Sequence[Task], generator: np.random.Generator) -> Iterator[Document]:
-    """Endless documents; every task is as frequent as any other."""
+    """Endless documents. A task of four times as many pairs is twice as frequent."""
     forms: list[Form] = list(MIX)
-    shares = np.array(list(MIX.values()))
-    stated = [task for task in tasks if task.statement is not None]
+    shares = _shares(MIX.values())
+    weights = np.array([len(task.pairs) ** 0.5 for task in tasks])
+    stated = weights * np.array([task.statement is not None for task in tasks])
     while True:
-        form = forms[int(generator.choice(len(forms), p=shares / shares.sum()))]
-        choice = stated if form == "statement" else tasks
-        yield document(choice[int(generator.integers(len(choice)))], form, generator)
+        form = forms[int(generator.choice(len(forms), p=shares))]
+        place = generator.choice(len(tasks), p=_shares(stated if form == "statement" else weights))
+        yield document(tasks[int(place)], form, generator)
+
+
+def _shares(weights: Iterable[float]) -> np.ndarray:
+    array = np.array(list(weights))
+    return array / array.sum()
 
 
 def document(task: Task, form: Form, generator: np.random.Generator) -> Document:
@@ -120,7 +126,7 @@ def _instructed(task: Task, form: Literal["before", "between"], generator: np.ra
         if not held_out_from_instruction(task, pair, wording, form):
             break
     if form == "before":
-        return [Part(f"{wording}\n", "context"), *_asked(pair)]
+        return [Part(wording, "context"), *_asked(pair, behind="\n")]
     query, answer_mark = _query(pair)
     return [query, Part(f"\n{wording}", "context"), answer_mark, Part(f" {pair.output}", "answer")]
 
@@ -140,9 +146,9 @@ def _demonstrated(task: Task, form: Form, generator: np.random.Generator) -> lis
     if form == "shuffled":
         drawn = generator.integers(len(task.pairs), size=len(chain))
         chain = [Pair(pair.input, task.pairs[i].output) for pair, i in zip(chain, drawn, strict=True)]
-    parts = [Part(f"{wording}\n", "context")] if wording else []
+    parts = [Part(wording, "context")] if wording else []
     for place, pair in enumerate(chain):
-        parts += [*([Part("\n\n", "context")] if place else []), *_asked(pair)]
+        parts += _asked(pair, behind="\n\n" if place else "\n" if wording else "")
     return parts
 
 
@@ -163,9 +169,11 @@ def _chain(task: Task, number: int, wording: str | None, generator: np.random.Ge
     return chain
 
 
-def _asked(pair: Pair) -> list[Part]:
-    return [*_query(pair), Part(f" {pair.output}", "answer")]
+def _asked(pair: Pair, *, behind: str = "") -> list[Part]:
+    return [*_query(pair, behind=behind), Part(f" {pair.output}", "answer")]
 
 
-def _query(pair: Pair) -> tuple[Part, Part]:
-    return Part(DEFAULT.query.removesuffix("\nA:").replace("{input}", pair.input), "query"), Part("\nA:", "context")
+def _query(pair: Pair, *, behind: str = "") -> tuple[Part, Part]:
+    """The query with the line breaks that separate it from what it stands behind."""
+    question = DEFAULT.query.removesuffix("\nA:").replace("{input}", pair.input)
+    return Part(behind + question, "query"), Part("\nA:", "context")

@@ -47,7 +47,7 @@ class TrainingConfig:
     layers: int = 6
     heads: int = 8
     width: int = 128
-    mlp: int = 384
+    mlp: int = 256
 
 
 class Step(NamedTuple):

@@ -19,7 +19,7 @@ from ivlens.tasks import Task
 PAD, BOS, EOS, UNKNOWN = "<pad>", "<s>", "</s>", "<unk>"
 SPECIAL = [PAD, BOS, EOS, UNKNOWN]
 PAD_ID, BOS_ID, EOS_ID, UNKNOWN_ID = range(len(SPECIAL))
-TEMPLATE = ["Q:", "\nA:", "\n\n", "\n"]
+TEMPLATE = ["Q:", "\nQ:", "\n\nQ:", "\nA:", "\n\n", "\n"]
 CHARACTERS = string.printable + "àâäáåæçèéêëìíîïñòóôöœøùúûüÿßÀÂÄÁÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÖŒØÙÚÛÜ¡¿«»–—’“”…€"
 CONTEXT = 256
 """Tokens that the model can read."""
