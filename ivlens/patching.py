@@ -18,7 +18,7 @@ from torch import Tensor
 from ivlens import tails
 from ivlens.activations import answer_logits
 from ivlens.blocks import Rows, write
-from ivlens.errors import IvlensError, ModelError, ShapeMismatch
+from ivlens.errors import ModelError, ShapeMismatch
 from ivlens.measures import answer_log_prob, first_token_probability
 from ivlens.prompts import Tokens
 from ivlens.shapes import GIB, Cie, MeanZ
@@ -51,7 +51,7 @@ def sweep(
         ModelError: a residual stream is NaN or infinite, or the model's attention is not one that `tails` knows.
         PromptError: `memory` cannot hold a single prompt.
     """
-    _check_inputs(model, z, effect)
+    _check_inputs(model, z)
     z = z.to(model.cfg.device, model.cfg.dtype)
 
     def branch(junction: Junction, heads: range) -> Rows:
@@ -77,7 +77,7 @@ def loop(
     model: HookedTransformer, tokens: Tokens, z: MeanZ, *, effect: Effect = "prob"
 ) -> tuple[Float[Tensor, " prompt"], Cie]:
     """The same as `sweep`, by one full forward pass per head: slow, obvious, and what `sweep` is held to."""
-    _check_inputs(model, z, effect)
+    _check_inputs(model, z)
     baseline = _answer_score(model, tokens, effect)
     effects = baseline.new_zeros(len(tokens), model.cfg.n_layers, model.cfg.n_heads)
     last = tokens.prompts.shape[1] - 1
@@ -104,7 +104,7 @@ def _answer_score(model: HookedTransformer, tokens: Tokens, effect: Effect) -> F
     return first_token_probability(answer_logits(model, first), first.answers)
 
 
-def _check_inputs(model: HookedTransformer, z: MeanZ, effect: str) -> None:
+def _check_inputs(model: HookedTransformer, z: MeanZ) -> None:
     cfg = model.cfg
     expected = (cfg.n_layers, cfg.n_heads, cfg.d_head)
     if tuple(z.shape) != expected:
@@ -112,8 +112,6 @@ def _check_inputs(model: HookedTransformer, z: MeanZ, effect: str) -> None:
             f"mean_z is {tuple(z.shape)} but {cfg.model_name} has heads {expected} as (layer, head, d_head); "
             "recompute it with mean_z(model, clean)"
         )
-    if effect not in ("prob", "nll"):
-        raise IvlensError(f"effect is {effect!r}; it must be 'prob' or 'nll'")
     if cfg.attention_dir != "causal":
         raise ModelError(f"{cfg.model_name} reads in both directions; patching the last token needs a causal model")
     if not bool(z.isfinite().all()):

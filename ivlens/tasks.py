@@ -108,8 +108,8 @@ class Task:
         order = np.random.default_rng(seed).permutation(total)
         shuffled = [self.pairs[i] for i in order]
         mean = max(shots + 1, round(0.4 * total))
-        rank = mean + max(3, round((total - mean) / 3))
-        validation = rank + max(2, round((total - mean) / 4))
+        rank = mean + max(2, (total - mean) // 3)
+        validation = rank + max(2, (total - mean) // 4)
         bounds = [0, mean, rank, validation, total]
         return Split(*(tuple(shuffled[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)))
 

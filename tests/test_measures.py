@@ -1,0 +1,95 @@
+"""Probabilities, distances and intervals are what their definitions say."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ivlens import measures
+
+
+def test_log_probs_equal_a_softmax() -> None:
+    logits = torch.randn(4, 3, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    tokens = torch.tensor([[0, 1, 2], [3, 4, 5], [6, 0, 1], [2, 2, 2]])
+    expected = logits.softmax(-1).gather(-1, tokens[..., None])[..., 0].log()
+    torch.testing.assert_close(measures.token_log_probs(logits, tokens), expected, rtol=0, atol=1e-14)
+
+
+def test_half_precision_logits_are_raised_before_the_softmax() -> None:
+    logits = torch.tensor([[1000.0, 0.0]], dtype=torch.bfloat16)
+    assert measures.token_log_probs(logits, torch.tensor([1])).item() == -1000.0
+
+
+def test_pads_of_an_answer_count_for_nothing() -> None:
+    logits = torch.log(torch.tensor([[[0.5, 0.5], [0.9, 0.1]], [[0.25, 0.75], [0.2, 0.8]]]))
+    answers, mask = torch.tensor([[0, 0], [1, 1]]), torch.tensor([[True, False], [True, True]])
+    found = measures.answer_log_prob(logits, answers, mask)
+    assert found.tolist() == pytest.approx([math.log(0.5), math.log(0.75 * 0.8)])
+    wrong_second = torch.tensor([[0, 1], [1, 0]])
+    assert measures.greedy_match(logits, wrong_second, mask).tolist() == [True, False]
+
+
+def test_kl_is_the_sum_that_defines_it_and_zero_on_itself() -> None:
+    p, q = torch.tensor([0.2, 0.3, 0.5]), torch.tensor([0.4, 0.4, 0.2])
+    expected = sum(a * math.log(a / b) for a, b in zip(p.tolist(), q.tolist(), strict=True))
+    assert measures.kl_divergence(p.log(), q.log()).item() == pytest.approx(expected, abs=1e-6)
+    assert measures.kl_divergence(p.log(), p.log()).item() == 0.0
+
+
+def test_the_bootstrap_agrees_with_the_normal_interval_on_normal_data() -> None:
+    values = torch.as_tensor(np.random.default_rng(0).normal(3.0, 2.0, size=(400, 1)))
+    low, high = measures.bootstrap(values, resamples=4000)
+    half = 1.96 * float(values.std()) / math.sqrt(400)
+    assert float(low) == pytest.approx(float(values.mean()) - half, abs=0.02)
+    assert float(high) == pytest.approx(float(values.mean()) + half, abs=0.02)
+
+
+def test_the_bootstrap_covers_the_truth_about_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(1)
+    values = torch.as_tensor(generator.exponential(1.0, size=(60, 300)))
+    low, high = measures.bootstrap(values)
+    covered = ((low <= 1) & (high >= 1)).double().mean()
+    assert 0.88 <= float(covered) <= 0.99
+
+
+def test_prompts_of_one_query_are_one_piece_of_evidence() -> None:
+    values = torch.as_tensor(np.random.default_rng(2).normal(size=(20, 1)))
+    groups = torch.arange(20)
+    copied = values.repeat(5, 1), groups.repeat(5)
+    assert measures.bootstrap(*copied) == measures.bootstrap(values, groups)
+    low, high = measures.bootstrap(copied[0])
+    narrow = float(high - low)
+    low, high = measures.bootstrap(values)
+    assert narrow < 0.6 * float(high - low)
+
+
+def test_one_sample_has_no_interval() -> None:
+    low, high = measures.bootstrap(torch.ones(1, 2, 3))
+    assert low.shape == (2, 3)
+    assert bool(low.isnan().all())
+    assert bool(high.isnan().all())
+    assert all(math.isnan(number) for number in measures.interval(torch.zeros(0)))
+
+
+def test_equal_samples_have_an_interval_of_no_width() -> None:
+    low, high = measures.bootstrap(torch.full((5, 2), 0.25))
+    assert low.tolist() == high.tolist() == [0.25, 0.25]
+
+
+@given(successes=st.integers(0, 30), failures=st.integers(0, 30))
+def test_a_proportion_gets_wilsons_interval(successes: int, failures: int) -> None:
+    n = successes + failures
+    if n == 0:
+        return
+    found = measures.interval(torch.tensor([1.0] * successes + [0.0] * failures))
+    p, z = successes / n, 1.959963984540054
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    assert found.mean == pytest.approx(p)
+    assert found.low == pytest.approx(max(0.0, centre - half), abs=1e-9)
+    assert found.high == pytest.approx(min(1.0, centre + half), abs=1e-9)
