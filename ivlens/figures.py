@@ -25,7 +25,7 @@ from choreographer.errors import (
 from kaleido.errors import JavascriptError, KaleidoError
 
 from ivlens.errors import FigureError
-from ivlens.runs import write_whole
+from ivlens.files import write_whole
 
 FORMATS = ("html", "png", "svg", "pdf")
 _DOTS = 3  # A pixel of plots.py, which has 96 to the inch: 288 dots an inch in print.

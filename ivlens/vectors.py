@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ivlens import models, runs
+from ivlens import files, models, runs
 from ivlens.effects import Settings
 from ivlens.errors import IvlensError, ShapeMismatch
 from ivlens.shapes import Head, HeadGrid, MeanZ, Residual
@@ -46,7 +46,7 @@ class InstructionVector:
     task_digest: str
     model: str
     model_digest: str
-    versions: dict[str, str] = field(default_factory=runs._versions)
+    versions: dict[str, str] = field(default_factory=runs.versions)
 
     def at(self, layer: int) -> InstructionVector:
         """The same vector, to be added after block `layer`.
@@ -64,7 +64,7 @@ class InstructionVector:
         if self.aie is not None:
             tensors["aie"] = self.aie
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        runs.write_whole(path, save(tensors, metadata=self._metadata()))
+        files.write_whole(path, save(tensors, metadata=self._metadata()))
         return path
 
     def _metadata(self) -> dict[str, str]:

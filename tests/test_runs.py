@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ivlens import runs
+from ivlens import files
 from ivlens.errors import RunError
 from ivlens.runs import Source, open_run, read_run
 
@@ -304,7 +304,7 @@ def test_an_interrupted_writer_leaves_the_old_file_and_nothing_else(tmp_path):
 def test_files_are_readable_by_whom_the_umask_allows(tmp_path):
     before = os.umask(0o022)
     try:
-        runs.write_whole(tmp_path / "notes", b"")
+        files.write_whole(tmp_path / "notes", b"")
     finally:
         os.umask(before)
     assert (tmp_path / "notes").stat().st_mode & 0o777 == 0o644
@@ -363,7 +363,7 @@ def test_a_disk_without_locks_is_said_and_used(tmp_path, monkeypatch):
     def unsupported(*_, **__):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(runs, "_flock", unsupported)
+    monkeypatch.setattr(files, "_flock", unsupported)
     with pytest.warns(RuntimeWarning, match="No locks available"):
         run = start(tmp_path)
     assert run.complete().is_complete

@@ -1,0 +1,137 @@
+"""How is a file written so that, under its own name, it is whole, however its writer ended?
+
+It is saved under a temporary name, flushed to the disk and renamed. A folder is locked by the one process that
+writes into it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from ivlens.errors import RunError
+
+OURS = ".ivlens-"
+"""What begins like this in a folder is ours, and no result."""
+LOCK = f"{OURS}lock"
+TEMPORARY = f"{OURS}tmp-"
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, replacing what was there.
+
+    Raises:
+        RunError: the disk refuses. `path` is then as it was before.
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`. After the block, what was saved there is on the disk as `path`.
+
+    Raises:
+        RunError: the disk refuses. `path` is then as it was before.
+    """
+    temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(4)}-{path.name}")
+    with as_run_error(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    _flush_names(path.parent)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed writers left in `folder`. Its lock must be held: a living writer's file would go too."""
+    with as_run_error(folder):
+        for leftover in folder.rglob(f"{TEMPORARY}*"):
+            leftover.unlink()
+
+
+class Lock:
+    """Held by one process at a time. The system takes it back when that process ends, even if killed."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor: int | None = descriptor
+
+    @classmethod
+    def take(cls, folder: Path) -> Lock:
+        """Create `folder` where needed and lock it.
+
+        Raises:
+            RunError: another process holds it, or `folder` cannot be written.
+        """
+        with as_run_error(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _flock(descriptor)
+        except (BlockingIOError, PermissionError):
+            os.close(descriptor)
+            raise RunError(
+                f"another process is at work in {folder}; wait for it to end, or choose another --out"
+            ) from None
+        except OSError as error:
+            reason = f"{folder} is on a disk without locks ({error.strerror})"
+            warnings.warn(f"{reason}; see that only one process works in it", RuntimeWarning, stacklevel=4)
+        return cls(descriptor)
+
+    @property
+    def is_held(self) -> bool:
+        return self._descriptor is not None
+
+    def release(self) -> None:
+        if self._descriptor is not None:
+            with contextlib.suppress(OSError):  # A disk without locks.
+                _flock(self._descriptor, release=True)
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+@contextlib.contextmanager
+def as_run_error(path: Path) -> Iterator[None]:
+    """Say in a sentence why the disk refused to write `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"cannot write {path} ({error.strerror or first_line(error)}); nothing half-written was left. Mend that "
+            "or choose another --out, then run the same command again"
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _flush_names(folder: Path) -> None:
+    """Have the disk keep a rename. Where folders cannot be flushed, a name may be lost, not half a file."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _flock(descriptor: int, *, release: bool = False) -> None:
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(descriptor, msvcrt.LK_UNLCK if release else msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_UN if release else fcntl.LOCK_EX | fcntl.LOCK_NB)
