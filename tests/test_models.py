@@ -177,6 +177,8 @@ def test_loading_leaves_nothing_behind(
 ) -> None:
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    logging.set_verbosity_warning()
+    logging.enable_progress_bar()
     settings = (logging.get_verbosity(), logging.is_progress_bar_enabled(), torch.get_default_dtype())
     random = torch.get_rng_state()
     with warnings.catch_warnings():
