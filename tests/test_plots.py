@@ -7,7 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from ivlens import plots
+from ivlens import plots, style, traces
 from ivlens.errors import FigureError
 
 HOSTILE = '<a href="javascript:x">T</a> & $x$ %{y}'
@@ -183,7 +183,7 @@ def test_negative_values_stay_inside_the_axis():
 
 def test_text_is_never_read_as_markup():
     frame = lines().replace("chosen", HOSTILE[:20])
-    shown = plots._safe(HOSTILE[:20])
+    shown = style.safe(HOSTILE[:20])
     texts = [
         plots.head_heatmap([[0.1]], title=HOSTILE).layout.title.text,
         plots.measures_bars(measures().replace("steered", HOSTILE)).layout.yaxis.ticktext[1],
@@ -192,7 +192,7 @@ def test_text_is_never_read_as_markup():
     assert texts[0] == SHOWN and all("<" not in text and "$" not in text for text in texts)
     assert named(plots.steering_by_layer(frame), shown).text[0].startswith(shown)
     assert plots.head_heatmap([[0.1]], unit="<b>").layout.annotations[0].text == "AIE (&lt;b&gt;)"
-    (line,) = plots._baselines({HOSTILE: 0.5}, 0, 1)
+    (line,) = traces.baselines({HOSTILE: 0.5}, 0, 1)
     assert line.name == f"{SHOWN} 0.50"
 
 
@@ -224,7 +224,7 @@ def test_tables_that_cannot_be_drawn_are_refused(plot, frame):
 
 
 def test_an_unknown_width_is_refused():
-    unchecked = inspect.unwrap(plots._pixels)  # Under pytest the types would speak first.
+    unchecked = inspect.unwrap(style.pixels)  # Under pytest the types would speak first.
     with pytest.raises(FigureError, match="width is 'poster'; it can be column or page"):
         unchecked("poster")
 
