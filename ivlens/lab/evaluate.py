@@ -14,19 +14,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ivlens import models, runs
+from ivlens import controls, models, records
 from ivlens.effects import Settings, indirect_effects
 from ivlens.lab import MODEL, RECORD, SETTINGS
 from ivlens.lab.abilities import abilities, answered
 from ivlens.measures import Interval, interval
 from ivlens.progress import track
 from ivlens.prompts import tokenize, zero_shot
-from ivlens.shapes import Head
-from ivlens.steering import best_layer, steer_every_layer
+from ivlens.steering import steer_every_layer
 from ivlens.tasks import Task, task, tasks
 from ivlens.vectors import write_vector
 
@@ -38,7 +36,7 @@ SPLIT_SEEDS = (0, 1, 2)
 """Each parts the pairs anew, ranks heads, chooses a layer and steers."""
 HEADS = 10
 RANDOM_DRAWS = 5
-"""Random sets of heads, per split."""
+"""Random sets of as many heads, per split; their vectors have the norm of the IV."""
 
 Numbers = dict[str, float | int | None]
 
@@ -81,29 +79,19 @@ def steering(model: HookedTransformer, task: Task) -> dict[str, Numbers]:
 
 
 def _steered(model: HookedTransformer, task: Task, seed: int) -> tuple[Tensor, Tensor]:
+    """For one parting of the pairs: which queries, and whether each was right, `[prompt, 3]`."""
     effects = indirect_effects(model, task, seed=seed)
     split = task.split(shots=effects.settings.shots, seed=seed)
-    sets = [effects.top(HEADS), *_random_heads(model, effects.top(HEADS), seed)]
-    vectors = torch.stack([write_vector(model, effects.mean_z, heads) for heads in sets])
+    vector = write_vector(model, effects.mean_z, effects.top(HEADS))
+    drawn = controls.random_heads(effects, HEADS, draws=RANDOM_DRAWS, seed=seed)
+    vectors = torch.stack([vector, *controls.written_by(model, effects, drawn, norm=float(vector.norm()))])
     validation = steer_every_layer(model, tokenize(model, zero_shot(split.validation)), vectors)
     evaluation = steer_every_layer(model, tokenize(model, zero_shot(split.evaluation)), vectors)
+    n = len(vectors)
+    rows = [1 + validation.best_layer(i, of=n) * n + i for i in range(n)]
     right = evaluation.match.double()
-    columns = [
-        right[:, 1 + best_layer(validation, n_vectors=len(sets), vector=i) * len(sets) + i] for i in range(len(sets))
-    ]
-    accuracies = torch.stack([right[:, 0], columns[0], torch.stack(columns[1:]).mean(0)], dim=1)
+    accuracies = torch.stack([right[:, 0], right[:, rows[0]], right[:, rows[1:]].mean(1)], dim=1)
     return torch.tensor([task.pairs.index(pair) for pair in split.evaluation]), accuracies
-
-
-def _random_heads(model: HookedTransformer, chosen: Sequence[Head], seed: int) -> list[list[Head]]:
-    """Sets of as many heads, none of them chosen."""
-    others = [
-        head for index in np.ndindex(model.cfg.n_layers, model.cfg.n_heads) if (head := Head(*index)) not in chosen
-    ]
-    generator = np.random.default_rng([seed, 3])
-    return [
-        [others[i] for i in generator.choice(len(others), len(chosen), replace=False)] for _ in range(RANDOM_DRAWS)
-    ]
 
 
 def means(found: Mapping[str, Mapping[str, Numbers]]) -> dict[str, Numbers]:
@@ -165,7 +153,7 @@ def record(folder: Path) -> dict[str, Any]:
         "training": json.loads(SETTINGS.read_text(encoding="utf-8")),
         "seeds": {"prompts": PROMPT_SEED, "splits": list(SPLIT_SEEDS)},
         "effects": {name: value for name, value in vars(Settings()).items() if name != "seed"},
-        "versions": runs.versions(),
+        "versions": records.versions(),
         "facts": sum(len(one.pairs) for one in chosen),
         "targets": targets(found, over_tasks),
         "means": over_tasks,
