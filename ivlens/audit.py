@@ -6,6 +6,7 @@ head outputs, one that ranks heads, one that chooses layers, and one that is rep
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -16,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ivlens import controls, models, plots, prompts, runs, trials
+from ivlens import controls, models, plots, prompts, runs, tables, trials
 from ivlens.activations import answer_logits, batches
 from ivlens.effects import EFFECTS, HeadEffects, Settings, measure_effects, task_mean_z
 from ivlens.errors import IvlensError, RunError
@@ -63,7 +64,7 @@ class Audit:
         """
         run = runs.read_run(folder)
         if run.record.command != "audit":
-            raise RunError(f"{folder} is a run of `ivlens {run.record.command}`, not of an audit; give an audit's folder")
+            raise RunError(f"{folder} is of `ivlens {run.record.command}`, not of an audit; give an audit's folder")
         vector = InstructionVector.load(run.path("vector.safetensors"))
         return cls(
             effects=HeadEffects.from_frame(
@@ -83,8 +84,8 @@ class Audit:
         where = f"{self.vector.task} on {self.vector.model}"
         accuracy = {"accuracy_low": "low", "accuracy_high": "high"}
         bars = {"accuracy": "value", **accuracy}
-        baselines = self.measures.set_index("measure")["accuracy"].dropna()
-        lines = {name: float(baselines[name]) for name in ("zero-shot", "instructed", "few-shot") if name in baselines}
+        baselines = {name: self.accuracy(name) for name in ("zero-shot", "instructed", "few-shot")}
+        lines = {name: value for name, value in baselines.items() if not math.isnan(value)}
         return {
             "aie": self.effects.figure(marked=self.vector.heads),
             "measures": plots.measures_bars(self.measures.rename(columns=bars), title=f"Accuracy: {where}"),
@@ -101,8 +102,15 @@ class Audit:
         }
 
     def accuracy(self, measure: str) -> float:
-        """Accuracy of one line of `measures`, NaN where it was not measured."""
-        return float(self.measures.set_index("measure")["accuracy"][measure])
+        """Accuracy of one line of `measures`, NaN where it was not measured.
+
+        Raises:
+            IvlensError: there is no such line; those that there are, are named.
+        """
+        found = dict(zip(self.measures["measure"], self.measures["accuracy"], strict=True))
+        if measure not in found:
+            raise IvlensError(f"there is no measure {measure!r}; there are {', '.join(map(repr, found))}")
+        return float(found[measure])
 
     def __repr__(self) -> str:
         heads = " ".join(map(str, self.vector.heads[:5])) + (" ..." if len(self.vector.heads) > 5 else "")
@@ -111,6 +119,9 @@ class Audit:
             f"with the vector of {len(self.vector.heads)} heads ({heads}) at layer {self.vector.layer} "
             f"{self.accuracy('steered'):.2f}, of random heads {self.accuracy('steered, random'):.2f})"
         )
+
+    def _repr_html_(self) -> str:
+        return tables.audit_html(self)
 
 
 def audit(
@@ -161,9 +172,7 @@ def audit(
         if value < least:
             raise IvlensError(f"{name} is {value}; it must be {least} or more")
     if top > model.cfg.n_layers * model.cfg.n_heads:
-        raise IvlensError(
-            f"top is {top}, but the model has {model.cfg.n_layers * model.cfg.n_heads} heads; take fewer"
-        )
+        raise IvlensError(f"top is {top}, but the model has {model.cfg.n_layers * model.cfg.n_heads} heads; take fewer")
     work = _Work(
         model=model,
         task=task,
@@ -216,7 +225,12 @@ class _Work:
     def all(self, table: Table) -> Audit:
         effects = self.effects(table)
         vector = instruction_vector(
-            self.model, self.task, effects=effects, heads=effects.top(self.top), template=self.template, memory=self.memory
+            self.model,
+            self.task,
+            effects=effects,
+            heads=effects.top(self.top),
+            template=self.template,
+            memory=self.memory,
         )
         # Computed when the first table asks for it: a resumed run may have them all.
         tried = lru_cache(partial(self.trials, effects))
@@ -271,20 +285,21 @@ class _Work:
         lines = [{"measure": name, **self.baseline(kind)} for name, kind in self.baseline_prompts().items()]
         steered = tried.by_number(seed=self.settings.seed).query("n_heads == @self.top")
         names = ["steered" if kind == "chosen" else f"steered, {kind}" for kind in steered["heads"]]
-        return pd.concat([pd.DataFrame(lines), steered.assign(measure=names)[list(MEASURES)]], ignore_index=True)
+        return pd.concat([pd.DataFrame(lines), steered.assign(measure=names)], ignore_index=True).filter(MEASURES)
 
     def baseline_prompts(self) -> dict[str, list[Prompt]]:
-        """Prompts of the evaluation pairs by kind; none where the task lacks an instruction or a statement."""
-        task, pairs, template = self.task, self.split.evaluation, self.template
-        few_shot = partial(
-            prompts.few_shot, pairs, self.split.mean, shots=self.settings.shots, template=template
-        )
+        """Prompts of the evaluation pairs by kind.
+
+        None where the task lacks an instruction or a statement, or too few shots would make another kind of them.
+        """
+        task, pairs, template, shots = self.task, self.split.evaluation, self.template, self.settings.shots
+        few_shot = partial(prompts.few_shot, pairs, self.split.mean, shots=shots, template=template)
         generator = np.random.default_rng([self.settings.seed, 6])
         return {
             "zero-shot": prompts.zero_shot(pairs, template=template),
             "instructed": prompts.instructed(task, pairs, template=template) if task.instructions else [],
-            "few-shot": few_shot(generator=generator),
-            "shuffled": few_shot(generator=generator, shuffled=True),
+            "few-shot": few_shot(generator=generator) if shots >= 1 else [],
+            "shuffled": few_shot(generator=generator, shuffled=True) if shots >= 2 else [],
             "statement": prompts.statements(task, pairs),
         }
 
