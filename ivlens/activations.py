@@ -6,7 +6,7 @@ Every run takes an explicit mask: TransformerLens gives pads no position and no 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -68,7 +68,7 @@ def last_z(model: HookedTransformer, tokens: Tokens) -> Float[Tensor, "prompt la
     def keep(z: Float[Tensor, "prompt pos head d_head"], hook: object) -> None:
         kept.append(z[:, -1].clone())
 
-    hooks = [(f"blocks.{layer}.attn.hook_z", keep) for layer in range(model.cfg.n_layers)]
+    hooks: list[Any] = [(f"blocks.{layer}.attn.hook_z", keep) for layer in range(model.cfg.n_layers)]
     model.run_with_hooks(
         tokens.prompts,
         attention_mask=tokens.mask.long(),
@@ -97,5 +97,3 @@ def mean_z(model: HookedTransformer, tokens: Tokens) -> MeanZ:
         )
     mean = (total / len(tokens)).to(model.cfg.device)
     return mean if model.cfg.dtype == torch.float64 else mean.float()
-
-

@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from transformer_lens.components import TransformerBlock as Block
     from transformer_lens.components.abstract_attention import AbstractAttention as Attention
+    from transformer_lens.components.transformer_block import TransformerBlock as Block
 
 Rows = Float[Tensor, "prompt row tail d_model"]
 RowsZ = Float[Tensor, "prompt row tail head d_head"]
@@ -90,7 +90,8 @@ def _project(block: Block, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
     resid = rearrange(rows, "p r t d -> p (r t) d")
     normed = resid if _norm_after(block) else block.ln1(resid)
     q, k, v = attn.calculate_qkv_matrices(normed, normed, normed)
-    if attn.q_norm is not None and not attn.cfg.use_qk_norm:  # OLMo: over all heads together
+    if attn.q_norm is not None and attn.k_norm is not None and not attn.cfg.use_qk_norm:
+        # OLMo normalises all heads together.
         q = attn.q_norm(q.flatten(2)).reshape(q.shape)
         k = attn.k_norm(k.flatten(2)).reshape(k.shape)
     clip = getattr(attn.cfg, "clip_qkv", None)
@@ -145,7 +146,7 @@ def _distance(prefix: Prefix, tail: int) -> Int[Tensor, "tail key"]:
 
 def _visible(attn: Attention, prefix: Prefix, distance: Int[Tensor, "tail key"]) -> Bool[Tensor, "p 1 1 tail key"]:
     visible = distance >= 0
-    if attn.attn_type == "local":
+    if attn.attn_type == "local" and attn.cfg.window_size is not None:
         visible = visible & (distance < attn.cfg.window_size)
     return visible & prefix.mask[:, None, None, None]
 

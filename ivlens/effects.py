@@ -113,7 +113,7 @@ class HeadEffects:
     @classmethod
     def from_frame(cls, frame: pd.DataFrame, **others: Any) -> HeadEffects:
         """What `to_frame` made; `others` are the fields that a table does not hold."""
-        n_prompts, n_layers, n_heads = (int(frame[axis].max()) + 1 for axis in ("prompt", "layer", "head"))
+        n_prompts, n_layers, n_heads = (int(frame[axis].to_numpy().max()) + 1 for axis in ("prompt", "layer", "head"))
         frame = frame.sort_values(["prompt", "layer", "head"])
         if len(frame) != n_prompts * n_layers * n_heads:
             raise IvlensError(
@@ -238,9 +238,7 @@ def measure_effects(
     )
 
 
-def task_mean_z(
-    model: HookedTransformer, task: Task, settings: Settings, *, template: Template = DEFAULT
-) -> MeanZ:
+def task_mean_z(model: HookedTransformer, task: Task, settings: Settings, *, template: Template = DEFAULT) -> MeanZ:
     """Mean head output over `settings.clean_prompts` clean prompts of the task's mean part."""
     part = task.split(shots=settings.shots, seed=settings.seed).mean
     prompts = clean(

@@ -29,9 +29,7 @@ def full_precision(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def token_log_probs(
-    logits: Float[Tensor, "*batch vocab"], tokens: Int[Tensor, "*batch"]
-) -> Float[Tensor, "*batch"]:
+def token_log_probs(logits: Float[Tensor, "*batch vocab"], tokens: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
     """Log-probability of one token per position, in nats."""
     logits = full_precision(logits)
     chosen = logits.gather(-1, tokens[..., None])[..., 0]
@@ -117,9 +115,7 @@ def bootstrap(
     )
 
 
-def group_means(
-    values: Float[Tensor, "sample *rest"], groups: Int[Tensor, " sample"]
-) -> Float[Tensor, "group *rest"]:
+def group_means(values: Float[Tensor, "sample *rest"], groups: Int[Tensor, " sample"]) -> Float[Tensor, "group *rest"]:
     """Mean of the samples of every group, groups in ascending order."""
     return torch.stack([values[groups == group].mean(0) for group in groups.unique()])
 

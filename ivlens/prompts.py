@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle, islice
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -250,11 +251,11 @@ def tokenize(model: HookedTransformer, prompts: Sequence[Prompt]) -> Tokens:
 
 
 def _token_ids(model: HookedTransformer, prompt: Prompt) -> tuple[list[int], list[int]]:
-    encode = model.tokenizer.encode  # pyright: ignore[reportOptionalMemberAccess]
-    bos = [model.tokenizer.bos_token_id] if model.cfg.default_prepend_bos else []  # pyright: ignore[reportOptionalMemberAccess]
-    bos = [] if bos == [None] else bos
-    alone = encode(prompt.text, add_special_tokens=False)
-    joined = encode(prompt.text + prompt.answer, add_special_tokens=False)
+    tokenizer: Any = model.tokenizer
+    encode = partial(tokenizer.encode, add_special_tokens=False)
+    bos = [tokenizer.bos_token_id] if model.cfg.default_prepend_bos and tokenizer.bos_token_id is not None else []
+    alone = encode(prompt.text)
+    joined = encode(prompt.text + prompt.answer)
     # Where the seam merges (a prompt that ends in a space, say), the prompt ends at the last token both share.
     shared = next((i for i, (a, b) in enumerate(zip(alone, joined, strict=False)) if a != b), len(alone))
     prompt_ids, answer = bos + joined[:shared], joined[shared:]

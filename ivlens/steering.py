@@ -113,8 +113,8 @@ def _distributed_hooks(
     cfg = model.cfg
     if tuple(vector.mean_z.shape) != (cfg.n_layers, cfg.n_heads, cfg.d_head):
         raise ShapeMismatch(
-            f"the vector of {vector.model} has mean_z {tuple(vector.mean_z.shape)}, but {models.model_name(model)} has heads "
-            f"{(cfg.n_layers, cfg.n_heads, cfg.d_head)} as (layer, head, d_head); build the vector on this model"
+            f"the vector of {vector.model} has mean_z {tuple(vector.mean_z.shape)}, but {models.model_name(model)} has "
+            f"heads {(cfg.n_layers, cfg.n_heads, cfg.d_head)} as (layer, head, d_head); build the vector on this model"
         )
 
     def put_back(z: Float[Tensor, "batch pos head d_head"], hook: Any, *, heads: list[Head]) -> Tensor:
@@ -146,8 +146,8 @@ def steer_every_layer(
     """
     if vectors.shape[1] != model.cfg.d_model:
         raise ShapeMismatch(
-            f"the vectors have width {vectors.shape[1]}, but {models.model_name(model)} has d_model {model.cfg.d_model}; "
-            "build them on this model"
+            f"the vectors have width {vectors.shape[1]}, but {models.model_name(model)} has d_model "
+            f"{model.cfg.d_model}; build them on this model"
         )
     added = (scale * vectors).to(model.cfg.device, model.cfg.dtype)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import rearrange
@@ -28,7 +28,7 @@ from ivlens.prompts import Tokens
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
-    from transformer_lens.components import TransformerBlock as Block
+    from transformer_lens.components.transformer_block import TransformerBlock as Block
 
 # Copies of its rows that a block makes on the way (scores and pattern; gate, activation and its intermediates).
 SCORE_COPIES, MLP_COPIES = 4, 6
@@ -85,7 +85,7 @@ def answers(
         per_layer: How many these are.
         memory: Bytes that may be taken beside the model's weights.
     """
-    budget = Budget(model, tokens, per_layer, memory)
+    budget = Budget.of(model, tokens, per_layer, memory)
     parts = [
         _read_answers(model, batch, climb(model, batch, branch, per_layer=per_layer, chunk=budget.rows), budget.logits)
         for batch in track(list(batches(tokens, size=budget.prompts)), description)
@@ -161,12 +161,10 @@ def read(model: HookedTransformer, tokens: Tokens) -> Prefix:
         starts.append(resid[:, -tail:].clone())
 
     names = [f"blocks.{layer}.attn" for layer in range(model.cfg.n_layers)]
-    hooks = [(f"{name}.hook_{'rot_k' if rotary else 'k'}", keep(keys)) for name in names]
+    hooks: list[Any] = [(f"{name}.hook_{'rot_k' if rotary else 'k'}", keep(keys)) for name in names]
     hooks += [(f"{name}.hook_v", keep(values)) for name in names]
     hooks += [("blocks.0.hook_resid_pre", keep_start)]
-    final = model.run_with_hooks(
-        ids, attention_mask=mask.long(), stop_at_layer=model.cfg.n_layers, fwd_hooks=hooks
-    )
+    final = model.run_with_hooks(ids, attention_mask=mask.long(), stop_at_layer=model.cfg.n_layers, fwd_hooks=hooks)
     clip = getattr(model.cfg, "clip_qkv", None)
     return Prefix(
         keys=keys,
@@ -208,29 +206,41 @@ def check_finite(resid: Tensor, layer: int) -> None:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How many prompts, rows and logits fit into `memory` bytes at once."""
+    """What fits into memory at once."""
 
-    def __init__(self, model: HookedTransformer, tokens: Tokens, per_layer: int, memory: int) -> None:
+    prompts: int
+    """Prompts of one batch."""
+    rows: int
+    """Rows of each of these prompts that pass a block together."""
+    logits: int
+    """Rows that are unembedded together, over all prompts."""
+
+    @classmethod
+    def of(cls, model: HookedTransformer, tokens: Tokens, per_layer: int, memory: int) -> Budget:
+        """Share `memory` bytes: half for what a batch of prompts keeps, half for what its rows need on their way.
+
+        Raises:
+            PromptError: not even one prompt fits.
+        """
         cfg = model.cfg
         bytes_each = torch.finfo(cfg.dtype).bits // 8
         pos, tail = tokens.prompts.shape[1] + tokens.answers.shape[1] - 1, tokens.answers.shape[1]
-        d_mlp = 0 if cfg.attn_only else cfg.d_mlp or 0
-        kv_heads = cfg.n_key_value_heads or cfg.n_heads
-        per_token = MLP_COPIES * d_mlp + 8 * cfg.d_model
+        per_token = MLP_COPIES * (0 if cfg.attn_only else cfg.d_mlp or 0) + 8 * cfg.d_model
         rows = 2 * (1 + cfg.n_layers * per_layer) * tail * cfg.d_model
-        caches = 2 * cfg.n_layers * kv_heads * cfg.d_head * pos
+        caches = 2 * cfg.n_layers * (cfg.n_key_value_heads or cfg.n_heads) * cfg.d_head * pos
         reading = pos * per_token + SCORE_COPIES * cfg.n_heads * pos * pos
-        one_row = tail * (per_token + SCORE_COPIES * cfg.n_heads * pos)
-        prompt = bytes_each * (rows + caches + max(reading, one_row))
-        # Half for what a batch of prompts keeps, half for what its rows need on their way through a block.
-        self.prompts = int(memory // 2 // prompt)
-        if not self.prompts:
+        one_row = bytes_each * tail * (per_token + SCORE_COPIES * cfg.n_heads * pos)
+        one_prompt = bytes_each * (rows + caches + reading) + one_row
+        # TransformerLens turns the unembedding around into a copy whenever it is used.
+        half = (memory - bytes_each * cfg.d_model * cfg.d_vocab_out) // 2
+        prompts = min(len(tokens), half // one_prompt)
+        if prompts < 1:
             raise PromptError(
-                f"memory is {memory:,} bytes, but one prompt of {pos} tokens needs {2 * prompt:,}; give more, or use "
-                "fewer shots"
+                f"memory is {memory:,} bytes, but one prompt of {pos} tokens needs "
+                f"{memory + 2 * (one_prompt - half):,}; give more, or use fewer shots"
             )
-        self.prompts = min(self.prompts, len(tokens))
-        self.rows = max(1, int(memory // 2 // (bytes_each * one_row * self.prompts)))
         # Logits are held in float32 beside the model's own precision, with one copy for the softmax.
-        self.logits = max(1, int(memory // 2 // ((bytes_each + 8) * cfg.d_vocab_out)))
+        one_logit_row = (bytes_each + 8) * cfg.d_vocab_out
+        return cls(prompts=prompts, rows=max(1, half // (one_row * prompts)), logits=max(1, half // one_logit_row))

@@ -13,6 +13,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -111,7 +112,7 @@ class Task:
         rank = mean + max(2, (total - mean) // 3)
         validation = rank + max(2, (total - mean) // 4)
         bounds = [0, mean, rank, validation, total]
-        return Split(*(tuple(shuffled[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)))
+        return Split(*(tuple(shuffled[a:b]) for a, b in pairwise(bounds)))
 
 
 def tasks() -> list[str]:

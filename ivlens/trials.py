@@ -1,7 +1,8 @@
 """How well does each vector steer: the instruction vector, and every control beside it?
 
 Each candidate vector is added to zero-shot prompts at every layer. Its own layer is chosen on validation pairs; what is
-reported comes from evaluation pairs. Controls choose their layers in the same way, so that none is put at a disadvantage.
+reported comes from evaluation pairs. Controls choose their layers in the same way, so that none is put at a
+disadvantage.
 """
 
 from __future__ import annotations

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from checkpoints import FAMILIES, KINDS, build, random_hooked
@@ -74,21 +78,31 @@ def test_a_smaller_budget_changes_nothing() -> None:
     z, least = random_z(model), 0
     for memory in range(50_000, 2_000_000, 50_000):
         try:
-            tails.Budget(model, tokens, 4, memory)
+            tails.Budget.of(model, tokens, 4, memory)
             least = memory
             break
         except PromptError:
             continue
-    budget = tails.Budget(model, tokens, 4, least)
+    budget = tails.Budget.of(model, tokens, 4, least)
     assert (budget.prompts, budget.rows) < (len(tokens), 1 + 3 * 4), "the small budget must force chunks"
     small = patching.sweep(model, tokens, z, effect="nll", memory=least)
     large = patching.sweep(model, tokens, z, effect="nll")
     torch.testing.assert_close(small, large, rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("mebibytes", [64, 128, 256])
+def test_the_sweep_keeps_its_memory_budget(mebibytes: int) -> None:
+    # In a process of its own: the peak of a process never falls again. Unbounded, this sweep takes about 900 MiB.
+    script = Path(__file__).parent / "peak_memory.py"
+    done = subprocess.run([sys.executable, script, str(mebibytes)], capture_output=True, text=True, check=True)
+    assert 8 < float(done.stdout) <= mebibytes
+
+
 def test_a_budget_below_one_prompt_is_refused() -> None:
     model = random_hooked("gpt2")
-    with pytest.raises(PromptError, match="memory is 1,000 bytes, but one prompt of 14 tokens needs [0-9,]+; give more"):
+    with pytest.raises(
+        PromptError, match=r"memory is 1,000 bytes, but one prompt of 14 tokens needs [0-9,]+; give more"
+    ):
         patching.sweep(model, random_tokens(), random_z(model), memory=1000)
 
 

@@ -96,7 +96,7 @@ def test_tokens_are_padded_on_the_left_and_answers_on_the_right(tiny: HookedTran
     short = Prompt(text="w1 w2", answer=" w3", query=Pair("w1", "w3"))
     long = Prompt(text="w4 w5 w6", answer=" w7 w8", query=Pair("w4", "w7"))
     tokens = tokenize(tiny, [short, long])
-    bos, ids = 1, {word: index for word, index in tiny.tokenizer.get_vocab().items()}
+    bos, ids = 1, tiny.tokenizer.get_vocab()
     assert tokens.prompts.tolist() == [
         [0, bos, ids["w1"], ids["w2"]],
         [bos, ids["w4"], ids["w5"], ids["w6"]],

@@ -95,8 +95,9 @@ def test_distributed_steering_patches_the_heads(tiny: HookedTransformer, vector:
         tiny.run_with_hooks(torch.arange(3, 9)[None], fwd_hooks=[(lambda name: name.endswith("hook_z"), keep)])
     for head in vector.heads:
         assert torch.equal(kept[head.layer][head.head], vector.mean_z[head])
-    with pytest.raises(IvlensError, match="scale is 2.0, it must be 1"), steered(
-        tiny, vector, site="distributed", scale=2.0
+    with (
+        pytest.raises(IvlensError, match=r"scale is 2\.0, it must be 1"),
+        steered(tiny, vector, site="distributed", scale=2.0),
     ):
         pass
 
@@ -153,7 +154,7 @@ def test_bad_vector_files_are_refused(vector: InstructionVector, tmp_path: Path)
     with pytest.raises(IvlensError, match="is no readable safetensors file"):
         InstructionVector.load(tmp_path / "absent")
     save_file({"vector": torch.zeros(3)}, tmp_path / "foreign")
-    with pytest.raises(IvlensError, match="is of format None, not 'ivlens.vector/1'"):
+    with pytest.raises(IvlensError, match=r"is of format None, not 'ivlens\.vector/1'"):
         InstructionVector.load(tmp_path / "foreign")
     save_file({"vector": torch.zeros(3)}, tmp_path / "lacking", metadata=vector._metadata())
     with pytest.raises(IvlensError, match="is no complete vector file"):
@@ -168,26 +169,23 @@ def test_bad_vector_files_are_refused(vector: InstructionVector, tmp_path: Path)
 
 def test_a_vector_of_another_model_is_refused(vector: InstructionVector) -> None:
     wide = random_hooked("gpt2", d_model=16)
-    with pytest.raises(ShapeMismatch, match="has width 32, but random-gpt2 has d_model 16"), steered(
-        wide, vector, layer=0
+    with (
+        pytest.raises(ShapeMismatch, match="has width 32, but random-gpt2 has d_model 16"),
+        steered(wide, vector, layer=0),
     ):
         pass
     with pytest.raises(IvlensError, match="there is no layer 7: the model has 3 layers"):
         vector.at(7)
 
 
-def test_effects_of_another_task_are_refused(
-    tiny: HookedTransformer, word_task: Task, effects: HeadEffects
-) -> None:
+def test_effects_of_another_task_are_refused(tiny: HookedTransformer, word_task: Task, effects: HeadEffects) -> None:
     other = Task(name="other", pairs=word_task.pairs[1:])
     with pytest.raises(IvlensError, match="the effects are of task 'words' on model, not of 'other'"):
         instruction_vector(tiny, other, effects=effects)
     with pytest.raises(IvlensError, match="heads is empty; give at least one head"):
         instruction_vector(tiny, word_task, heads=[])
     with pytest.raises(IvlensError, match="there is no head L9H0"):
-        instruction_vector(
-            tiny, word_task, heads=[Head(9, 0)], settings=Settings(**SETTINGS), template=WORD_TEMPLATE
-        )
+        instruction_vector(tiny, word_task, heads=[Head(9, 0)], settings=Settings(**SETTINGS), template=WORD_TEMPLATE)
 
 
 def test_effects_rank_heads_by_the_mean_over_queries(effects: HeadEffects) -> None:
@@ -206,8 +204,7 @@ def test_effects_rank_heads_by_the_mean_over_queries(effects: HeadEffects) -> No
 
 def test_effects_come_back_from_their_table(effects: HeadEffects) -> None:
     others = {
-        name: getattr(effects, name)
-        for name in ("mean_z", "settings", "task", "task_digest", "model", "model_digest")
+        name: getattr(effects, name) for name in ("mean_z", "settings", "task", "task_digest", "model", "model_digest")
     }
     back = HeadEffects.from_frame(effects.to_frame().sample(frac=1, random_state=0), **others)
     for name in ("cie", "baseline", "queries"):
@@ -227,9 +224,7 @@ def test_controls_have_the_vectors_norm_and_number_of_heads(
     tiny: HookedTransformer, word_task: Task, effects: HeadEffects
 ) -> None:
     others = [Task(name="other", pairs=word_task.pairs[::-1])]
-    found = trials.candidates(
-        tiny, effects, counts=[1, 2, 5], top=3, draws=4, others=others, template=WORD_TEMPLATE
-    )
+    found = trials.candidates(tiny, effects, counts=[1, 2, 5], top=3, draws=4, others=others, template=WORD_TEMPLATE)
     kinds = [(candidate.kind, candidate.n_heads) for candidate in found]
     assert kinds == [
         *(("chosen", 1), *[("random", 1)] * 4, ("chosen", 2), *[("random", 2)] * 4),
