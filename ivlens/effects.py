@@ -167,7 +167,8 @@ class HeadEffects:
         )
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
-        return {"text/plain": repr(self), **(self.figure()._repr_mimebundle_() or {})}
+        """The figure where plotly has a renderer for notebooks, and one line of text everywhere."""
+        return {"text/plain": repr(self), **self.figure()._repr_mimebundle_()}
 
 
 def indirect_effects(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from checkpoints import random_hooked
 from conftest import WORD_TEMPLATE, random_tokens
+from plotly.io import renderers
 from safetensors.torch import save_file
 from transformer_lens import HookedTransformer
 
@@ -213,11 +214,14 @@ def test_effects_come_back_from_their_table(effects: HeadEffects) -> None:
         HeadEffects.from_frame(effects.to_frame().iloc[1:], **others)
 
 
-def test_effects_show_themselves(effects: HeadEffects) -> None:
+def test_effects_show_themselves(effects: HeadEffects, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert f"top {effects.top(1)[0]} " in repr(effects)
+    monkeypatch.setattr(renderers, "default", "")
+    assert effects._repr_mimebundle_() == {"text/plain": repr(effects)}
+    monkeypatch.setattr(renderers, "default", "plotly_mimetype")
     shown = effects._repr_mimebundle_()
     assert shown["text/plain"] == repr(effects)
-    assert repr(effects.top(1)[0])[:5]
-    assert "text/html" in shown or "application/vnd.plotly.v1+json" in shown
+    assert shown["application/vnd.plotly.v1+json"]["data"][0]["type"] == "heatmap"
 
 
 def test_controls_have_the_vectors_norm_and_number_of_heads(
