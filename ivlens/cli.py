@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 # Only the public subclass is at the same place in every version of typer.
 _UsageError: Any = typer.BadParameter.__base__
+_STOPPED = 130  # 128 and the number of SIGINT, as shells have it.
 # What the user's machine refuses, as opposed to a file that we forgot.
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG}
 
@@ -61,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return app(given or ["--help"], prog_name="ivlens", standalone_mode=False) or 0
+        with _plain_warnings():
+            status = app(given or ["--help"], prog_name="ivlens", standalone_mode=False) or 0
     except IvlensError as error:
         return _complain(str(error))
     except _UsageError as error:
@@ -71,14 +73,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _complain(f"cannot use {error.filename}: {error.strerror}; mend that, or give another path")
     except (KeyboardInterrupt, typer.Abort):
-        return _complain("stopped; the same command goes on from what it has written", status=130)
+        status = _STOPPED
+    if status == _STOPPED:  # Some versions of typer return it, others raise.
+        _complain("stopped; the same command goes on from what it has written")
+    return status
 
 
-def _complain(message: str, *, status: int = 2) -> int:
+def _complain(message: str) -> int:
     from ivlens.tables import plain
 
     print(f"ivlens: {plain(message)}", file=sys.stderr)
-    return status
+    return 2
 
 
 def _usage(error: Any) -> str:
@@ -90,19 +95,17 @@ def _usage(error: Any) -> str:
 @contextmanager
 def _plain_warnings() -> Iterator[None]:
     """Our own warnings as one line each; everybody else's stay as they are."""
-    from ivlens.tasks import TaskWarning
-
-    ours, usual = (TaskWarning, RuntimeWarning), warnings.showwarning
+    usual = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], filename: str, *args: Any) -> None:
-        if issubclass(category, ours):
+        if category.__module__.startswith("ivlens.") or issubclass(category, RuntimeWarning):
             _complain(f"warning: {message}")
         else:
             usual(message, category, filename, *args)
 
     with warnings.catch_warnings():
-        for category in ours:
-            warnings.simplefilter("always", category)
+        for category in (UserWarning, RuntimeWarning):
+            warnings.simplefilter("default", category)
         warnings.showwarning = show
         yield
 
@@ -119,22 +122,22 @@ def _number(words: str) -> Any:
     return typer.Option(help=words, parser=_whole, metavar="N")
 
 
-def _print_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> bool:
     if wanted:
         from importlib.metadata import version
 
         print(f"ivlens {version('ivlens')}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()
 def _common(
-    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
     ] = False,
 ) -> None:
-    context.with_resource(_plain_warnings())
+    pass
 
 
 @app.command()

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.table import Table
-    from torch import Tensor
 
     from ivlens.audit import Audit
     from ivlens.tasks import Task
@@ -51,13 +50,8 @@ def print_audit(found: Audit) -> None:
     print("P(answer) is the probability of its first token.\n\nZero-shot accuracy by number of heads in the vector:\n")
     beside = ("vector", "95 % interval", "random heads", "95 % interval")
     _print(_table("heads", beside, _by_number(found)))
-    low, high = effects.interval()
-    heads = [
-        (head, _signed(effects.aie[head]), f"[{_signed(low[head])}, {_signed(high[head])}]")
-        for head in vector.heads[:MOST_HEADS]
-    ]
     print()
-    _print(_table("head of the vector", (f"AIE ({effects.unit})", "95 % interval"), heads))
+    _print(_table("head of the vector", (f"AIE ({effects.unit})", "95 % interval"), _heads(found)))
     more = f"{len(vector.heads) - MOST_HEADS} more are in effects.parquet. " if len(vector.heads) > MOST_HEADS else ""
     print(f"\n{more}AIE on the {len(effects.cie)} prompts that chose the heads: expect less on others.\n")
 
@@ -140,9 +134,14 @@ def _interval(line: Mapping[Any, Any], name: str, digits: int = 2) -> tuple[str,
     return f"{line[name]:.{digits}f}", f"[{low}, {high}]"
 
 
-def _signed(value: Tensor) -> str:
-    number = float(value)
-    return f"{number:+.4f}" if number == 0 or abs(number) >= 1e-3 else f"{number:+.1e}"
+def _heads(found: Audit) -> list[tuple[str, str, str]]:
+    heads, aie, (low, high) = found.vector.heads[:MOST_HEADS], found.effects.aie, found.effects.interval()
+    largest = max(abs(float(aie[head])) for head in heads)
+    style = "+.1e" if largest < 1e-3 else f"+.{max(2, 2 - math.floor(math.log10(largest)))}f"
+    return [
+        (str(head), f"{float(aie[head]):{style}}", f"[{float(low[head]):{style}}, {float(high[head]):{style}}]")
+        for head in heads
+    ]
 
 
 def _table(first: str, others: Sequence[str], *parts: Iterable[Sequence[object]], justify: Any = "right") -> Table:
