@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
 MEASURES = ("measure", *VALUES)
-STEERING = ("heads", "n_heads", "layer", "draws", *VALUES)
+STEERING = ("heads", "n_heads", "layer", "scale", "draws", *VALUES)
 HEADS = ("heads", "n_heads", "layers", "draws", *VALUES)
 COUNTS = (1, 2, 5, 10, 20, 50, 100)
 
@@ -167,6 +167,7 @@ def audit(
         source=source,
         effect=effect,
         seed=seed,
+        template=template,
     )
     for name, value, least in (("top", top, 1), ("draws", draws, 1), ("other_tasks", other_tasks, 0)):
         if value < least:
@@ -182,11 +183,10 @@ def audit(
         draws=draws,
         other_tasks=other_tasks,
         memory=memory,
-        template=template,
     )
     if out is None:
         return work.all(lambda name, compute, columns: compute())
-    chosen = {**asdict(settings), "top": top, "draws": draws, "other_tasks": other_tasks, "template": asdict(template)}
+    chosen = {**asdict(settings), "top": top, "draws": draws, "other_tasks": other_tasks}
     with runs.open_run(
         out,
         command="audit",
@@ -220,7 +220,6 @@ class _Work:
     draws: int
     other_tasks: int
     memory: int
-    template: Template
 
     def all(self, table: Table) -> Audit:
         effects = self.effects(table)
@@ -229,7 +228,6 @@ class _Work:
             self.task,
             effects=effects,
             heads=effects.top(self.top),
-            template=self.template,
             memory=self.memory,
         )
         # Computed when the first table asks for it: a resumed run may have them all.
@@ -245,10 +243,8 @@ class _Work:
 
     def effects(self, table: Table) -> HeadEffects:
         """Measured, or read from the table of a run that was killed later."""
-        z = task_mean_z(self.model, self.task, self.settings, template=self.template)
-        measure = partial(
-            measure_effects, self.model, self.task, z, self.settings, memory=self.memory, template=self.template
-        )
+        z = task_mean_z(self.model, self.task, self.settings)
+        measure = partial(measure_effects, self.model, self.task, z, self.settings, memory=self.memory)
         frame = table("effects", lambda: measure().to_frame(), EFFECTS)
         return HeadEffects.from_frame(
             frame,
@@ -261,7 +257,7 @@ class _Work:
         )
 
     def trials(self, effects: HeadEffects) -> trials.Trials:
-        settings, zero_shot = self.settings, partial(prompts.zero_shot, template=self.template)
+        settings, zero_shot = self.settings, partial(prompts.zero_shot, template=self.settings.template)
         others = controls.draw_other_tasks(self.task, tasks(), draws=self.other_tasks, seed=settings.seed)
         candidates = trials.candidates(
             self.model,
@@ -270,7 +266,6 @@ class _Work:
             top=self.top,
             draws=self.draws,
             others=[find_task(name) for name in others],
-            template=self.template,
         )
         return trials.run(
             self.model,
@@ -292,7 +287,7 @@ class _Work:
 
         None where the task lacks an instruction or a statement, or too few shots would make another kind of them.
         """
-        task, pairs, template, shots = self.task, self.split.evaluation, self.template, self.settings.shots
+        task, pairs, template, shots = self.task, self.split.evaluation, self.settings.template, self.settings.shots
         few_shot = partial(prompts.few_shot, pairs, self.split.mean, shots=shots, template=template)
         generator = np.random.default_rng([self.settings.seed, 6])
         return {

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ivlens.effects import HeadEffects, Settings, task_mean_z
 from ivlens.errors import PromptError, TaskError
-from ivlens.prompts import DEFAULT, Template
 from ivlens.shapes import Head, Residual
 from ivlens.tasks import Task, TaskWarning
 from ivlens.vectors import write_vector
@@ -63,7 +62,6 @@ def other_task_vectors(
     settings: Settings,
     *,
     norm: float,
-    template: Template = DEFAULT,
 ) -> Mapping[str, Residual]:
     """What the same heads write on other tasks, at length `norm`, by the task's name.
 
@@ -72,7 +70,7 @@ def other_task_vectors(
     vectors = {}
     for task in others:
         try:
-            z = task_mean_z(model, task, settings, template=template)
+            z = task_mean_z(model, task, settings)
         except (TaskError, PromptError) as error:
             warnings.warn(f"left out as a control: {error}", TaskWarning, stacklevel=2)
             continue

@@ -48,6 +48,12 @@ class Settings:
     source: Source = "demonstrations"
     effect: patching.Effect = "prob"
     seed: int = 0
+    template: Template = DEFAULT
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> Settings:
+        """What `dataclasses.asdict` made."""
+        return cls(**{**record, "template": Template(**record["template"])})
 
     def __post_init__(self) -> None:
         known = {"corruption": ("shuffled", "zero-shot"), "source": ("demonstrations", "instruction")}
@@ -209,9 +215,9 @@ def indirect_effects(
         source=source,
         effect=effect,
         seed=seed,
+        template=template,
     )
-    z = task_mean_z(model, task, settings, template=template)
-    return measure_effects(model, task, z, settings, memory=memory, template=template)
+    return measure_effects(model, task, task_mean_z(model, task, settings), settings, memory=memory)
 
 
 def measure_effects(
@@ -221,10 +227,9 @@ def measure_effects(
     settings: Settings,
     *,
     memory: int = 2 * GIB,
-    template: Template = DEFAULT,
 ) -> HeadEffects:
     """Patch given mean outputs `z` into the task's ranking prompts."""
-    queries, tokens = ranking_prompts(model, task, settings, template=template)
+    queries, tokens = ranking_prompts(model, task, settings)
     baseline, cie = patching.sweep(model, tokens, z, effect=settings.effect, memory=memory)
     return HeadEffects(
         cie=cie,
@@ -239,7 +244,7 @@ def measure_effects(
     )
 
 
-def task_mean_z(model: HookedTransformer, task: Task, settings: Settings, *, template: Template = DEFAULT) -> MeanZ:
+def task_mean_z(model: HookedTransformer, task: Task, settings: Settings) -> MeanZ:
     """Mean head output over `settings.clean_prompts` clean prompts of the task's mean part."""
     part = task.split(shots=settings.shots, seed=settings.seed).mean
     prompts = clean(
@@ -249,14 +254,12 @@ def task_mean_z(model: HookedTransformer, task: Task, settings: Settings, *, tem
         source=settings.source,
         shots=settings.shots,
         generator=np.random.default_rng([settings.seed, 1]),
-        template=template,
+        template=settings.template,
     )
     return mean_z(model, tokenize(model, prompts))
 
 
-def ranking_prompts(
-    model: HookedTransformer, task: Task, settings: Settings, *, template: Template = DEFAULT
-) -> tuple[Int[Tensor, " prompt"], Tokens]:
+def ranking_prompts(model: HookedTransformer, task: Task, settings: Settings) -> tuple[Int[Tensor, " prompt"], Tokens]:
     """Corrupted prompts of the task's ranking part, and the number of each one's query.
 
     A part shorter than `settings.prompts` is asked again with other demonstrations; where there are none
@@ -272,7 +275,7 @@ def ranking_prompts(
         corruption=settings.corruption,
         shots=settings.shots,
         generator=np.random.default_rng([settings.seed, 2]),
-        template=template,
+        template=settings.template,
     )
     tokens = tokenize(model, prompts)
     _warn_of_equal_answers(task, tokens)

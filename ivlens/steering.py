@@ -20,7 +20,7 @@ from ivlens import models, tails
 from ivlens.blocks import Rows
 from ivlens.effects import HeadEffects, Settings, indirect_effects, task_mean_z
 from ivlens.errors import IvlensError, ModelError, ShapeMismatch
-from ivlens.prompts import DEFAULT, Template, Tokens, tokenize, zero_shot
+from ivlens.prompts import Tokens, tokenize, zero_shot
 from ivlens.shapes import GIB, Head
 from ivlens.tails import Answers, Junction
 from ivlens.tasks import Task
@@ -168,7 +168,6 @@ def instruction_vector(
     heads: Sequence[Head] | None = None,
     effects: HeadEffects | None = None,
     layer: int | None = None,
-    template: Template = DEFAULT,
     memory: int = 2 * GIB,
     settings: Settings | None = None,
     seed: int = 0,
@@ -186,7 +185,7 @@ def instruction_vector(
         IvlensError: a head or layer that the model does not have, or effects of another task or model.
     """
     if effects is None and heads is None:
-        effects = indirect_effects(model, task, seed=seed, memory=memory, template=template)
+        effects = indirect_effects(model, task, seed=seed, memory=memory)
     settings = effects.settings if effects else settings or Settings(seed=seed)
     digest = models.weight_digest(model)
     if effects is not None and (effects.model_digest, effects.task_digest) != (digest, task.digest):
@@ -197,11 +196,11 @@ def instruction_vector(
     chosen = tuple(Head(*head) for head in (heads if heads is not None else effects.top(10) if effects else ()))
     if not chosen:
         raise IvlensError("heads is empty; give at least one head, such as effects.top(10)")
-    z = effects.mean_z if effects else task_mean_z(model, task, settings, template=template)
+    z = effects.mean_z if effects else task_mean_z(model, task, settings)
     vector = write_vector(model, z, chosen)
     if layer is None:
         pairs = task.split(shots=settings.shots, seed=settings.seed).validation
-        tokens = tokenize(model, zero_shot(pairs, template=template))
+        tokens = tokenize(model, zero_shot(pairs, template=settings.template))
         layer = steer_every_layer(model, tokens, vector[None], memory=memory).best_layer(0, of=1)
     check_layer(layer, model.cfg.n_layers)
     if not bool(vector.isfinite().all()):

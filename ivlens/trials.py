@@ -20,7 +20,7 @@ from torch import Tensor
 from ivlens import controls
 from ivlens.effects import HeadEffects
 from ivlens.measures import interval
-from ivlens.prompts import DEFAULT, Template, Tokens
+from ivlens.prompts import Tokens
 from ivlens.shapes import GIB, Residual
 from ivlens.steering import steer_every_layer
 from ivlens.tasks import Task
@@ -63,7 +63,9 @@ class Trials:
         for kind, numbers in self._groups(n_heads):
             for layer in range(self.match.shape[1]):
                 values = summary(self.match[:, layer, numbers], self.first[:, layer, numbers], seed=seed)
-                lines.append({"heads": kind, "n_heads": n_heads, "layer": layer, "draws": len(numbers), **values})
+                lines.append(
+                    {"heads": kind, "n_heads": n_heads, "layer": layer, "scale": 1.0, "draws": len(numbers), **values}
+                )
         return pd.DataFrame(lines)
 
     def by_number(self, *, seed: int = 0) -> pd.DataFrame:
@@ -102,7 +104,6 @@ def candidates(
     top: int,
     draws: int,
     others: Sequence[Task],
-    template: Template = DEFAULT,
 ) -> list[Candidate]:
     """The vectors of the first 1, 2, 5 ... heads beside random ones, and for `top` heads all other controls.
 
@@ -120,9 +121,7 @@ def candidates(
             vectors = controls.written_by(model, effects, sets, norm=norm)
             found += [Candidate(kind=kind, n_heads=k, vector=control) for control in vectors]
         if k == top:
-            elsewhere = controls.other_task_vectors(
-                model, effects.top(k), others, effects.settings, norm=norm, template=template
-            )
+            elsewhere = controls.other_task_vectors(model, effects.top(k), others, effects.settings, norm=norm)
             found += [Candidate(kind="other-task", n_heads=k, vector=control) for control in elsewhere.values()]
     return found
 

@@ -105,7 +105,7 @@ class InstructionVector:
                 layer=json.loads(metadata["layer"]),
                 mean_z=tensors["mean_z"],
                 aie=tensors.get("aie"),
-                settings=Settings(**json.loads(metadata["settings"])),
+                settings=Settings.from_record(json.loads(metadata["settings"])),
                 **{key: metadata[key] for key in ("task", "task_digest", "model", "model_digest")},
                 versions=json.loads(metadata["versions"]),
             )

@@ -34,7 +34,7 @@ def effects(tiny: HookedTransformer, word_task: Task) -> HeadEffects:
 
 @pytest.fixture(scope="module")
 def vector(tiny: HookedTransformer, word_task: Task, effects: HeadEffects) -> InstructionVector:
-    return instruction_vector(tiny, word_task, effects=effects, heads=effects.top(3), template=WORD_TEMPLATE)
+    return instruction_vector(tiny, word_task, effects=effects, heads=effects.top(3))
 
 
 def test_the_vector_is_what_the_heads_add_to_the_stream(tiny: HookedTransformer, vector: InstructionVector) -> None:
@@ -186,7 +186,7 @@ def test_effects_of_another_task_are_refused(tiny: HookedTransformer, word_task:
     with pytest.raises(IvlensError, match="heads is empty; give at least one head"):
         instruction_vector(tiny, word_task, heads=[])
     with pytest.raises(IvlensError, match="there is no head L9H0"):
-        instruction_vector(tiny, word_task, heads=[Head(9, 0)], settings=Settings(**SETTINGS), template=WORD_TEMPLATE)
+        instruction_vector(tiny, word_task, heads=[Head(9, 0)], settings=Settings(**SETTINGS, template=WORD_TEMPLATE))
 
 
 def test_effects_rank_heads_by_the_mean_over_queries(effects: HeadEffects) -> None:
@@ -228,7 +228,7 @@ def test_controls_have_the_vectors_norm_and_number_of_heads(
     tiny: HookedTransformer, word_task: Task, effects: HeadEffects
 ) -> None:
     others = [Task(name="other", pairs=word_task.pairs[::-1])]
-    found = trials.candidates(tiny, effects, counts=[1, 2, 5], top=3, draws=4, others=others, template=WORD_TEMPLATE)
+    found = trials.candidates(tiny, effects, counts=[1, 2, 5], top=3, draws=4, others=others)
     kinds = [(candidate.kind, candidate.n_heads) for candidate in found]
     assert kinds == [
         *(("chosen", 1), *[("random", 1)] * 4, ("chosen", 2), *[("random", 2)] * 4),
