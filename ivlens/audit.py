@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -192,7 +192,7 @@ def audit(
         command="audit",
         settings={key: value for key, value in chosen.items() if key != "seed"},
         sources={
-            "model": runs.Source(name=models.model_name(model), digest=models.weight_digest(model)),
+            "model": runs.Source(name=models.model_name(model), digest=work.digest),
             "task": runs.Source(name=task.name, digest=task.digest),
         },
         seed=seed,
@@ -221,6 +221,10 @@ class _Work:
     other_tasks: int
     memory: int
 
+    @cached_property
+    def digest(self) -> str:
+        return models.weight_digest(self.model)
+
     def all(self, table: Table) -> Audit:
         effects = self.effects(table)
         vector = instruction_vector(
@@ -244,7 +248,9 @@ class _Work:
     def effects(self, table: Table) -> HeadEffects:
         """Measured, or read from the table of a run that was killed later."""
         z = task_mean_z(self.model, self.task, self.settings)
-        measure = partial(measure_effects, self.model, self.task, z, self.settings, memory=self.memory)
+        measure = partial(
+            measure_effects, self.model, self.task, z, self.settings, memory=self.memory, model_digest=self.digest
+        )
         frame = table("effects", lambda: measure().to_frame(), EFFECTS)
         return HeadEffects.from_frame(
             frame,
@@ -253,7 +259,7 @@ class _Work:
             task=self.task.name,
             task_digest=self.task.digest,
             model=models.model_name(self.model),
-            model_digest=models.weight_digest(self.model),
+            model_digest=self.digest,
         )
 
     def trials(self, effects: HeadEffects) -> trials.Trials:

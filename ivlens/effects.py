@@ -227,8 +227,13 @@ def measure_effects(
     settings: Settings,
     *,
     memory: int = 2 * GIB,
+    model_digest: str | None = None,
 ) -> HeadEffects:
-    """Patch given mean outputs `z` into the task's ranking prompts."""
+    """Patch given mean outputs `z` into the task's ranking prompts.
+
+    Args:
+        model_digest: Where it is known already: it reads every weight of the model.
+    """
     queries, tokens = ranking_prompts(model, task, settings)
     baseline, cie = patching.sweep(model, tokens, z, effect=settings.effect, memory=memory)
     return HeadEffects(
@@ -240,7 +245,7 @@ def measure_effects(
         task=task.name,
         task_digest=task.digest,
         model=models.model_name(model),
-        model_digest=models.weight_digest(model),
+        model_digest=model_digest or models.weight_digest(model),
     )
 
 
