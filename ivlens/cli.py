@@ -72,6 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.errno not in _REFUSED or error.filename is None:
             raise
         return _complain(f"cannot use {error.filename}: {error.strerror}; mend that, or give another path")
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for this.
+            raise
+        return _complain("the device ran out of memory; give a smaller --memory, or --device cpu")
     except (KeyboardInterrupt, typer.Abort):
         status = _STOPPED
     if status == _STOPPED:  # Some versions of typer return it, others raise.

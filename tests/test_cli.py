@@ -332,6 +332,15 @@ def test_answers_that_begin_alike_are_warned_of_and_the_run_goes_on(
     assert "effect='nll'" in warning
 
 
+def test_a_device_without_memory_left_is_one_line(ivlens: Ivlens, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\n2 GiB")
+
+    monkeypatch.setattr("ivlens.models.load", full)
+    found = ivlens("audit", "lab", "--task", "antonym").complaint()
+    assert found == "the device ran out of memory; give a smaller --memory, or --device cpu"
+
+
 # Run folders
 
 
