@@ -13,7 +13,7 @@ any instruction. The last wording of every task is never read at all.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -23,20 +23,51 @@ from ivlens.prompts import DEFAULT
 from ivlens.tasks import Pair, Task
 
 Form = Literal["before", "between", "demonstrations", "both", "shuffled", "statement"]
-Kind = Literal["context", "query", "answer"]
+Kind = Literal["context", "query", "mark", "answer"]
 
-MIX: dict[Form, float] = {
-    "before": 0.20,
-    "between": 0.26,
-    "demonstrations": 0.20,
-    "both": 0.18,
-    "shuffled": 0.08,
-    "statement": 0.08,
-}
-"""Share of documents of every form."""
 MOST_DEMONSTRATIONS = 10
-BLIND = 0.5
-"""Share of documents whose queries cannot look back, so that the task has to be read at the last token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """Which documents a phase of the training is made of."""
+
+    mix: Mapping[Form, float]
+    """Share of documents of every form."""
+    blind: float
+    """Share whose queries cannot look back: the task has to be read behind them."""
+    narrow: float
+    """Share in which, moreover, only carrier heads read the task at the token before the answer; at most `blind`."""
+    verdicts: bool
+    """Behind every answer, the end of the text or, where answers are drawn at random, the unknown token is learned."""
+
+
+FACTS = Lesson(
+    mix={
+        "before": 0.20,
+        "between": 0.26,
+        "demonstrations": 0.20,
+        "both": 0.18,
+        "shuffled": 0.08,
+        "statement": 0.08,
+    },
+    blind=0.5,
+    narrow=0.0,
+    verdicts=False,
+)
+READING = Lesson(
+    mix={
+        "before": 0.18,
+        "between": 0.18,
+        "demonstrations": 0.24,
+        "both": 0.10,
+        "shuffled": 0.22,
+        "statement": 0.08,
+    },
+    blind=0.9,
+    narrow=0.85,
+    verdicts=True,
+)
 
 
 class Part(NamedTuple):
@@ -55,6 +86,8 @@ class Document:
     parts: tuple[Part, ...]
     blind: bool = False
     """No query sees what stands before it; only in training, by a mask."""
+    narrow: bool = False
+    """Nor does the token before an answer see more than its own query, but through carrier heads."""
 
     @property
     def text(self) -> str:
@@ -90,16 +123,16 @@ def held_out_from_succession(task: Task, previous: Pair, pair: Pair) -> bool:
     return held_out(task, "succession", previous.input, pair.input, one_in=8)
 
 
-def documents(tasks: Sequence[Task], generator: np.random.Generator) -> Iterator[Document]:
+def documents(tasks: Sequence[Task], lesson: Lesson, generator: np.random.Generator) -> Iterator[Document]:
     """Endless documents. A task of four times as many pairs is twice as frequent."""
-    forms: list[Form] = list(MIX)
-    shares = _shares(MIX.values())
+    forms: list[Form] = list(lesson.mix)
+    shares = _shares(lesson.mix.values())
     weights = np.array([len(task.pairs) ** 0.5 for task in tasks])
     stated = weights * np.array([task.statement is not None for task in tasks])
     while True:
         form = forms[int(generator.choice(len(forms), p=shares))]
         place = generator.choice(len(tasks), p=_shares(stated if form == "statement" else weights))
-        yield document(tasks[int(place)], form, generator)
+        yield document(tasks[int(place)], form, lesson, generator)
 
 
 def _shares(weights: Iterable[float]) -> np.ndarray:
@@ -107,16 +140,22 @@ def _shares(weights: Iterable[float]) -> np.ndarray:
     return array / array.sum()
 
 
-def document(task: Task, form: Form, generator: np.random.Generator) -> Document:
+def document(task: Task, form: Form, lesson: Lesson, generator: np.random.Generator) -> Document:
     """Draw one document of a given form."""
-    blind = bool(generator.random() < BLIND)
+    drawn = generator.random()
     if form == "before" or form == "between":
         parts = _instructed(task, form, generator)
     elif form == "statement":
         parts = _stated(task, generator)
     else:
         parts = _demonstrated(task, form, generator)
-    return Document(task=task.name, form=form, parts=tuple(parts), blind=blind)
+    return Document(
+        task=task.name,
+        form=form,
+        parts=tuple(parts),
+        blind=bool(drawn < lesson.blind),
+        narrow=bool(drawn < lesson.narrow),
+    )
 
 
 def _instructed(task: Task, form: Literal["before", "between"], generator: np.random.Generator) -> list[Part]:
@@ -176,4 +215,4 @@ def _asked(pair: Pair, *, behind: str = "") -> list[Part]:
 def _query(pair: Pair, *, behind: str = "") -> tuple[Part, Part]:
     """The query with the line breaks that separate it from what it stands behind."""
     question = DEFAULT.query.removesuffix("\nA:").replace("{input}", pair.input)
-    return Part(behind + question, "query"), Part("\nA:", "context")
+    return Part(behind + question, "query"), Part("\nA:", "mark")
