@@ -58,9 +58,13 @@ def locate(model: str | Path, *, revision: str | None = None) -> Path:
             )
         return LAB
     folder = Path(model).expanduser()
-    if folder.is_dir():
+    try:
+        is_folder, is_there = folder.is_dir(), folder.exists()
+    except OSError as error:
+        raise ModelError(f"{str(model)[:60]!r} cannot be a folder ({error.strerror}); give another path") from error
+    if is_folder:
         return folder
-    if folder.exists():
+    if is_there:
         raise ModelError(f"{model} is a file; give the folder that has config.json and model.safetensors in it")
     if isinstance(model, Path) or model.startswith((".", "/", "~")) or model.count("/") > 1 or not model:
         raise ModelError(f"there is no folder {str(model)!r}; give a Hugging Face folder, a hub id, or 'lab'")

@@ -8,13 +8,15 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    import pandas as pd
     from rich.table import Table
 
-    from ivlens.audit import Audit
+    from ivlens.effects import HeadEffects
     from ivlens.tasks import Task
+    from ivlens.vectors import InstructionVector
 
 UNMEASURED = "not measured"
 MOST_HEADS = 20
@@ -35,12 +37,26 @@ _STEERED = {
 }
 
 
+@runtime_checkable
+class Findings(Protocol):
+    """What an `Audit` holds, so far as it is shown here."""
+
+    @property
+    def effects(self) -> HeadEffects: ...
+    @property
+    def vector(self) -> InstructionVector: ...
+    @property
+    def measures(self) -> pd.DataFrame: ...
+    @property
+    def heads(self) -> pd.DataFrame: ...
+
+
 def plain(text: object) -> str:
     """One line of printable text; control characters and the like as Python writes them (`\\x1b`, `\\n`)."""
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in str(text))
 
 
-def print_audit(found: Audit) -> None:
+def print_audit(found: Findings) -> None:
     """The answer, all measures, accuracy by number of heads, and the heads."""
     vector, effects = found.vector, found.effects
     print(f"{plain(vector.task)} on {plain(vector.model)}\n")
@@ -56,7 +72,7 @@ def print_audit(found: Audit) -> None:
     print(f"\n{more}AIE on the {len(effects.cie)} prompts that chose the heads: expect less on others.\n")
 
 
-def audit_html(found: Audit) -> str:
+def audit_html(found: Findings) -> str:
     """The answer and all measures, for a notebook."""
     head = "".join(f"<th>{html.escape(column)}</th>" for column in ("", *_VALUES))
     lines = [line for part in _measures(found) for line in part]
@@ -90,7 +106,7 @@ def _example(pair: Sequence[str]) -> str:
     return " → ".join(pair)
 
 
-def _sentence(found: Audit) -> str:
+def _sentence(found: Findings) -> str:
     lines, count = found.measures.set_index("measure").to_dict("index"), len(found.vector.heads)
     alone, steered, random = (
         " ".join(_interval(lines[name], "accuracy")) for name in ("zero-shot", "steered", "steered, random")
@@ -103,7 +119,7 @@ def _sentence(found: Audit) -> str:
     )
 
 
-def _measures(found: Audit) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
+def _measures(found: Findings) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
     """Lines without and with a vector."""
     lines = found.measures.set_index("measure").to_dict("index")
     shots = found.vector.settings.shots
@@ -118,7 +134,7 @@ def _measures(found: Audit) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]
     return unsteered, steered
 
 
-def _by_number(found: Audit) -> list[tuple[str, ...]]:
+def _by_number(found: Findings) -> list[tuple[str, ...]]:
     table = found.heads.set_index(["n_heads", "heads"]).to_dict("index")
     counts = sorted({count for count, _ in table})
     return [
@@ -134,7 +150,7 @@ def _interval(line: Mapping[Any, Any], name: str, digits: int = 2) -> tuple[str,
     return f"{line[name]:.{digits}f}", f"[{low}, {high}]"
 
 
-def _heads(found: Audit) -> list[tuple[str, str, str]]:
+def _heads(found: Findings) -> list[tuple[str, str, str]]:
     heads, aie, (low, high) = found.vector.heads[:MOST_HEADS], found.effects.aie, found.effects.interval()
     largest = max(abs(float(aie[head])) for head in heads)
     style = "+.1e" if largest < 1e-3 else f"+.{max(2, 2 - math.floor(math.log10(largest)))}f"

@@ -12,6 +12,7 @@ import json
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -130,8 +131,9 @@ def task(name: str | Path) -> Task:
     if str(name) in tasks():
         return read(built_in)
     path = Path(name)
-    if path.exists():
-        return read(path)
+    with suppress(OSError):  # A name too long for the file system is no file.
+        if path.exists():
+            return read(path)
     close = difflib.get_close_matches(str(name), tasks(), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}?" if close else "`ivlens tasks` lists the built-in ones."
     raise TaskError(f"there is no built-in task and no file {str(name)!r}; {hint}")
