@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from ivlens.lab.curriculum import Document
 from ivlens.lab.vocabulary import BOS_ID, EOS_ID, UNKNOWN_ID
-from ivlens.shapes import Head
 
 TOKENS_PER_BATCH = 2048
-CARRIERS = (Head(3, 1), Head(3, 3), Head(3, 4), Head(3, 6))
-"""In narrow documents, the only heads through which the token before an answer sees more than its query."""
+
+
+class Check(NamedTuple):
+    """An answer to be compared with its query."""
+
+    answer: int
+    """Place of the answer's last token."""
+    query: int
+    """Place of the query's last token."""
+    right: bool
 
 
 class Encoded(NamedTuple):
@@ -33,6 +38,7 @@ class Encoded(NamedTuple):
     """By place, whether it sees its own query only."""
     narrow: list[bool]
     """The same, for heads that are no carriers."""
+    checks: list[Check]
     shuffled: bool
 
 
@@ -50,24 +56,31 @@ class Encoder:
         return self.seen[text]
 
     def __call__(self, document: Document) -> Encoded:
-        shuffled = document.form == "shuffled"
-        found = Encoded([BOS_ID], {}, [-1], [False], [False], shuffled)
+        found = Encoded([BOS_ID], {}, [-1], [False], [False], [], document.form == "shuffled")
         number = -1
         for part in document.parts:
-            piece = self.ids(part.text)
-            number += part.kind == "query"
-            if part.kind == "answer":
-                found.targets.update({len(found.ids) - 1 + i: token for i, token in enumerate(piece)})
-                if self.verdicts:
-                    found.targets[len(found.ids) + len(piece) - 1] = UNKNOWN_ID if shuffled else EOS_ID
+            piece, start = self.ids(part.text), len(found.ids)
             found.ids.extend(piece)
+            number += part.kind == "query"
             own = part.kind in ("query", "mark")
             found.query.extend([number if own else -1] * len(piece))
             found.blind.extend([document.blind and part.kind == "query"] * len(piece))
             found.narrow.extend([(document.blind and part.kind == "query") or (document.narrow and own)] * len(piece))
+            if part.kind in ("answer", "wrong"):
+                found.targets.update({start - 1 + i: token for i, token in enumerate(piece)})
+                if self.verdicts:
+                    self._add_verdict(found, start, right=part.kind == "answer")
         if not self.verdicts:
             found.targets[len(found.ids) - 1] = EOS_ID
         return found
+
+    @staticmethod
+    def _add_verdict(found: Encoded, start: int, *, right: bool) -> None:
+        end = len(found.ids) - 1
+        found.targets[end] = EOS_ID if right else UNKNOWN_ID
+        # The mark is one token; where it follows its query at once, the query's last token stands before it.
+        if found.query[start - 2] >= 0:
+            found.checks.append(Check(end, start - 2, right))
 
 
 class Batch(NamedTuple):
@@ -81,6 +94,8 @@ class Batch(NamedTuple):
     targets: Bool[Tensor, "document pos"]
     answers: Int[Tensor, " target"]
     shuffled: Bool[Tensor, " target"]
+    checks: Int[Tensor, "check 4"]
+    """Document, place of the answer, place of its query, and 1 if it is right."""
 
 
 def batch(encoded: Sequence[Encoded]) -> Batch:
@@ -98,7 +113,9 @@ def batch(encoded: Sequence[Encoded]) -> Batch:
     ]
     answers = torch.tensor([one.targets[place] for one in encoded for place in sorted(one.targets)])
     shuffled = torch.tensor([one.shuffled for one in encoded for _ in one.targets])
-    return Batch(_padded([one.ids for one in encoded], 0, width), seen[0], seen[1], targets, answers, shuffled)
+    checks = torch.tensor([(row, *check) for row, one in enumerate(encoded) for check in one.checks])
+    ids = _padded([one.ids for one in encoded], 0, width)
+    return Batch(ids, seen[0], seen[1], targets, answers, shuffled, checks.reshape(-1, 4).long())
 
 
 def _padded(rows: Sequence[Sequence[int]], value: int, width: int) -> Tensor:
@@ -115,27 +132,3 @@ def batches(encoded: Sequence[Encoded]) -> Iterator[Batch]:
         waiting.append(one)
     if waiting:
         yield batch(waiting)
-
-
-@contextmanager
-def masked(model: LlamaForCausalLM, part: Batch) -> Iterator[None]:
-    """Let every head of the model see what `part` says it sees."""
-    masks = {layer: _mask(part, layer, model.config.num_attention_heads) for layer in {head.layer for head in CARRIERS}}
-
-    def put(attention: Any, args: Any, kwargs: dict[str, Any], *, mask: Tensor) -> tuple[Any, dict[str, Any]]:
-        return args, kwargs | {"attention_mask": mask}
-
-    handles = [
-        block.self_attn.register_forward_pre_hook(partial(put, mask=masks.get(layer, part.others)), with_kwargs=True)
-        for layer, block in enumerate(model.model.layers)
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _mask(part: Batch, layer: int, n_heads: int) -> Bool[Tensor, "document head pos pos"]:
-    carriers = {head.head for head in CARRIERS if head.layer == layer}
-    return torch.cat([part.carried if head in carriers else part.others for head in range(n_heads)], dim=1)

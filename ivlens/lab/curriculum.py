@@ -2,8 +2,7 @@
 
 A document asks for pairs of one task in the house template. Its forms differ in where the task can be read: in an
 instruction before the query or behind it, in demonstrations, or (statements) in the sentence itself. Documents of
-shuffled demonstrations have answers drawn at random from the task's outputs: without them a model reads the task off
-the outputs alone, and no head is seen to carry it.
+shuffled demonstrations have answers drawn at random from the task's outputs.
 
 Kept back, by a hash and for good: one in six combinations of pair, wording and instructed form; one in ten
 statements; one in eight successions of two pairs as demonstrations; and one in thirty pairs is never asked for with
@@ -23,7 +22,7 @@ from ivlens.prompts import DEFAULT
 from ivlens.tasks import Pair, Task
 
 Form = Literal["before", "between", "demonstrations", "both", "shuffled", "statement"]
-Kind = Literal["context", "query", "mark", "answer"]
+Kind = Literal["context", "query", "mark", "answer", "wrong"]
 
 MOST_DEMONSTRATIONS = 10
 
@@ -39,7 +38,7 @@ class Lesson:
     narrow: float
     """Share in which, moreover, only carrier heads read the task at the token before the answer; at most `blind`."""
     verdicts: bool
-    """Behind every answer, the end of the text or, where answers are drawn at random, the unknown token is learned."""
+    """Behind every answer it is learned whether it was right, by checker heads, too."""
 
 
 FACTS = Lesson(
@@ -184,10 +183,13 @@ def _demonstrated(task: Task, form: Form, generator: np.random.Generator) -> lis
     chain = _chain(task, number, wording, generator)
     if form == "shuffled":
         drawn = generator.integers(len(task.pairs), size=len(chain))
-        chain = [Pair(pair.input, task.pairs[i].output) for pair, i in zip(chain, drawn, strict=True)]
+        answers = [Pair(pair.input, task.pairs[i].output) for pair, i in zip(chain, drawn, strict=True)]
+    else:
+        answers = chain
     parts = [Part(wording, "context")] if wording else []
-    for place, pair in enumerate(chain):
-        parts += _asked(pair, behind="\n\n" if place else "\n" if wording else "")
+    for place, (true, pair) in enumerate(zip(chain, answers, strict=True)):
+        kind = "answer" if pair == true else "wrong"
+        parts += _asked(pair, behind="\n\n" if place else "\n" if wording else "", kind=kind)
     return parts
 
 
@@ -208,8 +210,8 @@ def _chain(task: Task, number: int, wording: str | None, generator: np.random.Ge
     return chain
 
 
-def _asked(pair: Pair, *, behind: str = "") -> list[Part]:
-    return [*_query(pair, behind=behind), Part(f" {pair.output}", "answer")]
+def _asked(pair: Pair, *, behind: str = "", kind: Kind = "answer") -> list[Part]:
+    return [*_query(pair, behind=behind), Part(f" {pair.output}", kind)]
 
 
 def _query(pair: Pair, *, behind: str = "") -> tuple[Part, Part]:

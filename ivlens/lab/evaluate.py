@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,7 +137,7 @@ def targets(found: Mapping[str, Mapping[str, Numbers]], over_tasks: Mapping[str,
     }
 
 
-def record(folder: Path) -> dict[str, Any]:
+def record(folder: Path, settings: Path = SETTINGS) -> dict[str, Any]:
     """Measure the model in `folder`, with everything that decided the numbers."""
     model = models.load(folder)
     chosen = [task(name) for name in tasks()]
@@ -150,9 +151,9 @@ def record(folder: Path) -> dict[str, Any]:
             "heads": model.cfg.n_heads,
             "width": model.cfg.d_model,
         },
-        "training": json.loads(SETTINGS.read_text(encoding="utf-8")),
+        "training": json.loads(settings.read_text(encoding="utf-8")),
         "seeds": {"prompts": PROMPT_SEED, "splits": list(SPLIT_SEEDS)},
-        "effects": {name: value for name, value in vars(Settings()).items() if name != "seed"},
+        "effects": {name: value for name, value in asdict(Settings()).items() if name != "seed"},
         "versions": records.versions(),
         "facts": sum(len(one.pairs) for one in chosen),
         "targets": targets(found, over_tasks),
@@ -161,13 +162,16 @@ def record(folder: Path) -> dict[str, Any]:
     }
 
 
+def as_json(found: dict[str, Any]) -> str:
+    return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the lab model and write its record.")
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--out", type=Path, default=RECORD)
     given = parser.parse_args()
-    text = json.dumps(record(given.model), indent=1, ensure_ascii=False)
-    given.out.write_text(text + "\n", encoding="utf-8")
+    given.out.write_text(as_json(record(given.model)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """How does the lab model come about? `python -m ivlens.lab.train` trains it from nothing, on two CPU cores.
 
-The loss is read at answers only (and at the end behind the last one). Every step reads a few thousand tokens, in
-batches of documents of similar length.
+It learns facts first; then to read the task through few heads, and to compare demonstrations with their queries. The
+loss is read at answers only, and behind them. At the end the model is measured.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,12 +23,17 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ivlens.lab import MODEL, SETTINGS, TRAINING
-from ivlens.lab.batches import Batch, Encoder, batches, masked
+from ivlens.lab import MODEL, RECORD, SETTINGS, TRAINING
+from ivlens.lab.batches import Batch, Encoder, batches
 from ivlens.lab.curriculum import FACTS, READING, Lesson, documents
+from ivlens.lab.evaluate import as_json, record
+from ivlens.lab.roles import CARRIERS, CHECKERS, Attention, masked
 from ivlens.lab.vocabulary import BOS_ID, CONTEXT, EOS_ID, PAD_ID, tokenizer
 from ivlens.progress import track
 from ivlens.tasks import Task, task, tasks
+
+CHECKING = 1.0
+"""Weight of the checker heads' loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +50,7 @@ class Phase:
 class TrainingConfig:
     """What decides the weights, beside the tasks."""
 
-    phases: tuple[Phase, ...] = (Phase(lesson=FACTS, steps=1600), Phase(lesson=READING, steps=1600))
+    phases: tuple[Phase, ...] = (Phase(lesson=FACTS, steps=1600), Phase(lesson=READING, steps=2000))
     documents: int = 64
     """Documents a step."""
     warmup: int = 100
@@ -151,9 +156,10 @@ def _accumulate(model: LlamaForCausalLM, parts: Sequence[Batch]) -> tuple[float,
     total = sum(len(part.answers) for part in parts)
     loss, right, asked = 0.0, 0, 0
     for part in parts:
-        logits = _answer_logits(model, part)
+        with Attention(model) as attention:
+            logits = _answer_logits(model, part)
         part_loss = torch.nn.functional.cross_entropy(logits, part.answers, reduction="sum") / total
-        part_loss.backward()
+        (part_loss + CHECKING * attention.loss(part) / total).backward()
         loss += part_loss.item()
         right += int((logits.argmax(-1) == part.answers)[~part.shuffled].sum())
         asked += int((~part.shuffled).sum())
@@ -172,6 +178,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=MODEL)
     parser.add_argument("--log", type=Path, default=TRAINING)
     parser.add_argument("--settings", type=Path, default=SETTINGS)
+    parser.add_argument("--record", type=Path, default=RECORD)
     parser.add_argument("--seed", type=int, default=TrainingConfig.seed)
     given = vars(parser.parse_args())
     config = TrainingConfig(seed=given["seed"])
@@ -189,9 +196,15 @@ def main() -> None:
                 file.flush()
     model.save_pretrained(given["out"])
     tokens.save_pretrained(given["out"])
+    given["settings"].write_text(json.dumps(_settings(config, seconds), indent=1) + "\n", encoding="utf-8")
+    given["record"].write_text(as_json(record(given["out"], given["settings"])), encoding="utf-8")
+
+
+def _settings(config: TrainingConfig, seconds: float) -> dict[str, Any]:
+    heads = {"carriers": [str(head) for head in CARRIERS], "checkers": [str(head) for head in CHECKERS]}
     versions = {name: metadata.version(name) for name in ("torch", "transformers", "tokenizers", "numpy")}
-    settings = asdict(config) | {"seconds": round(seconds), "threads": torch.get_num_threads(), "versions": versions}
-    given["settings"].write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    run = {"seconds": round(seconds), "threads": torch.get_num_threads(), "versions": versions}
+    return asdict(config) | {"checking": CHECKING} | heads | run
 
 
 if __name__ == "__main__":
