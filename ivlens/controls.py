@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -28,9 +28,18 @@ if TYPE_CHECKING:
 Vectors = Float[Tensor, "draw d_model"]
 
 
-def random_heads(effects: HeadEffects, k: int, *, draws: int, seed: int = 0) -> list[list[Head]]:
-    """`draws` sets of k heads, drawn from all heads."""
-    heads, generator = sorted(effects.ranked()), np.random.default_rng([seed, 3])
+def random_heads(
+    effects: HeadEffects, k: int, *, draws: int, seed: int = 0, among: Literal["others", "all"] = "others"
+) -> list[list[Head]]:
+    """`draws` sets of k heads.
+
+    Args:
+        among: `others`: heads that are not among the k of largest AIE, since a control that shares heads with what
+            it is held against understates the contrast, in a small model by much (all heads where fewer than k are
+            left). `all`: all heads, the chosen ones included.
+    """
+    ranked, generator = effects.ranked(), np.random.default_rng([seed, 3])
+    heads = sorted(ranked[k:] if among == "others" and len(ranked) >= 2 * k else ranked)
     return [[heads[i] for i in generator.choice(len(heads), k, replace=False)] for _ in range(draws)]
 
 

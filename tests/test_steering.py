@@ -239,6 +239,12 @@ def test_controls_have_the_vectors_norm_and_number_of_heads(
     for candidate in found:
         assert float(candidate.vector.norm()) == pytest.approx(norms[candidate.n_heads])
     assert controls.bottom_heads(effects, 3, draws=2)[0] == effects.bottom(3)
+    for heads in controls.random_heads(effects, 5, draws=20):
+        assert len(set(heads)) == 5
+        assert not set(heads) & set(effects.top(5))
+    everywhere = controls.random_heads(effects, 5, draws=20, among="all")
+    assert {head for heads in everywhere for head in heads} == set(effects.ranked())
+    assert len(controls.random_heads(effects, 7, draws=1)[0]) == 7, "fewer than 7 others: drawn from all"
     assert len({tuple(heads) for heads in controls.random_heads(effects, 3, draws=6)}) > 3
     assert "words" not in controls.draw_other_tasks(word_task, ["words", "a", "b"], draws=5)
 
