@@ -348,9 +348,18 @@ def test_masks_and_watching_leave_no_trace():
     assert torch.equal(model(input_ids=batch.ids).logits, before)
 
 
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_a_few_steps_reduce_the_loss_and_one_seed_gives_one_model():
-    phases = (Phase(lesson=curriculum.FACTS, steps=8), Phase(lesson=curriculum.READING, steps=4))
-    config = TrainingConfig(phases=phases, warmup=4, documents=16, layers=4, width=32, mlp=64, heads=8)
+    phases = (Phase(lesson=curriculum.FACTS, steps=8), Phase(lesson=curriculum.READING, steps=3))
+    config = TrainingConfig(phases=phases, warmup=4, documents=8, layers=4, width=32, mlp=32, heads=8)
     runs = []
     for _ in range(2):
         model = new_model(config, TOKENIZER)

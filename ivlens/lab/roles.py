@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import LlamaForCausalLM
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotary_pos_emb
 
 from ivlens.lab.batches import Batch
 from ivlens.shapes import Head
@@ -35,14 +35,22 @@ def masked(model: LlamaForCausalLM, part: Batch) -> Iterator[None]:
         return args, kwargs | {"attention_mask": mask}
 
     handles = [
-        block.self_attn.register_forward_pre_hook(partial(put, mask=masks.get(layer, part.others)), with_kwargs=True)
-        for layer, block in enumerate(model.model.layers)
+        _attention(model, layer).register_forward_pre_hook(
+            partial(put, mask=masks.get(layer, part.others)), with_kwargs=True
+        )
+        for layer in range(len(model.model.layers))
     ]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _attention(model: LlamaForCausalLM, layer: int) -> LlamaAttention:
+    attention = model.model.layers[layer].self_attn
+    assert isinstance(attention, LlamaAttention)
+    return attention
 
 
 def _mask(part: Batch, layer: int, n_heads: int) -> Bool[Tensor, "document head pos pos"]:
@@ -55,7 +63,7 @@ class Attention:
 
     def __init__(self, model: LlamaForCausalLM) -> None:
         (layer,) = {head.layer for head in CHECKERS}
-        self.model, self.attention = model, model.model.layers[layer].self_attn
+        self.model, self.attention = model, _attention(model, layer)
         self.heads = [head.head for head in CHECKERS]
         self.kept: dict[str, Tensor] = {}
 
