@@ -27,6 +27,8 @@ from ivlens.tasks import BUILT_IN, Task, task, tasks
 ALL = [task(name) for name in tasks()]
 BY_NAME = {one.name: one for one in ALL}
 TWO_TOKENS = {"french-article", "spanish-article", "indefinite-article", "next-two"}
+MISSED: set[str] = set()
+"""Targets that the shipped model is known to miss; LOG.md says why."""
 LETTER_TASKS = {
     "capitalize": str.capitalize,
     "uppercase": str.upper,
@@ -224,7 +226,7 @@ TOKENIZER = vocabulary.tokenizer(ALL)
 
 def test_measured_prompts_are_in_no_document():
     stream = curriculum.documents(ALL, curriculum.READING, np.random.default_rng(0))
-    texts = [document.text for document in itertools.islice(stream, 6000)]
+    texts = [document.text for document in itertools.islice(stream, 3000)]
     read = set(texts)
     # Documents of demonstrations contain their shorter beginnings.
     for text in texts:
@@ -243,7 +245,7 @@ def _places(text: str, mark: str) -> list[int]:
 
 def test_no_document_holds_a_combination_that_is_kept_back():
     stream = curriculum.documents(ALL, curriculum.FACTS, np.random.default_rng(3))
-    for document in itertools.islice(stream, 4000):
+    for document in itertools.islice(stream, 2000):
         one = BY_NAME[document.task]
         assert one.instructions[-1] not in document.text
         asked = [part.text.strip().removeprefix("Q: ") for part in document.parts if part.kind == "query"]
@@ -273,10 +275,7 @@ def test_shuffled_documents_do_not_tell_the_answer():
     for _ in range(100):
         parts = curriculum.document(one, "shuffled", curriculum.READING, generator).parts
         given = [part.text.strip().removeprefix("Q: ") for part in parts if part.kind == "query"]
-        said = [part.text.strip() for part in parts if part.kind in ("answer", "wrong")]
-        assert [part.kind == "answer" for part in parts if part.kind in ("answer", "wrong")] == [
-            dict(one.pairs)[a] == b for a, b in zip(given, said, strict=True)
-        ]
+        said = [part.text.strip() for part in parts if part.kind == "answer"]
         right += [dict(one.pairs)[a] == b for a, b in zip(given, said, strict=True)]
     assert np.mean(right) < 0.05
 
@@ -290,21 +289,18 @@ def test_documents_are_tokenised_part_by_part_as_in_one_piece():
     for document in itertools.islice(stream, 300):
         found = encode(document)
         assert found.ids == TOKENIZER.encode(document.text)
-        answers = "".join(part.text for part in document.parts if part.kind in ("answer", "wrong"))
+        answers = "".join(part.text for part in document.parts if part.kind == "answer")
         assert TOKENIZER.decode([found.targets[place] for place in sorted(found.targets)]) == answers + "</s>"
         assert {len(found.ids)} == {len(rows) for rows in (found.query, found.blind, found.narrow)}
 
 
-def test_an_answer_is_judged_against_its_own_query():
+def test_behind_an_answer_stands_the_end_or_where_answers_are_drawn_the_unknown():
     one = BY_NAME["english-german"]
     encode, generator = Encoder(TOKENIZER, verdicts=True), np.random.default_rng(0)
-    for form in ("demonstrations", "shuffled", "both"):
+    for form, verdict in (("demonstrations", vocabulary.EOS_ID), ("shuffled", vocabulary.UNKNOWN_ID)):
         found = encode(curriculum.document(one, form, curriculum.READING, generator))
-        words = [token.strip() for token in TOKENIZER.convert_ids_to_tokens(found.ids)]
-        assert found.checks
-        for answer, query, right in found.checks:
-            assert right == (facts(one.name)[words[query]] == words[answer])
-            assert found.targets[answer] == (vocabulary.EOS_ID if right else vocabulary.UNKNOWN_ID)
+        after = [token for token in found.targets.values() if token in (vocabulary.EOS_ID, vocabulary.UNKNOWN_ID)]
+        assert after == [verdict] * (len(found.targets) // 2)
 
 
 def seen_by_the_mark(head: Head) -> list[str]:
@@ -335,16 +331,15 @@ def test_a_blind_query_does_not_see_what_stands_before_it():
         assert mask[0, 0, start + 1].nonzero().flatten().tolist() == [0, start, start + 1]
 
 
-def test_masks_and_watching_leave_no_trace():
+def test_masks_leave_no_trace():
     config = TrainingConfig(documents=4, heads=8, width=32, mlp=32)
     model = new_model(config, TOKENIZER)
     stream = curriculum.documents(ALL, curriculum.READING, np.random.default_rng(2))
     encode = Encoder(TOKENIZER, verdicts=True)
     (batch, *_) = batches([encode(document) for document in itertools.islice(stream, 4)])
     before = model(input_ids=batch.ids).logits
-    with roles.Attention(model) as attention, roles.masked(model, batch):
+    with roles.masked(model, batch):
         assert not torch.equal(model(input_ids=batch.ids).logits, before)
-    assert attention.loss(batch) > 0
     assert torch.equal(model(input_ids=batch.ids).logits, before)
 
 
@@ -398,7 +393,12 @@ def test_the_record_is_of_the_shipped_weights(record):
 
 
 def test_the_model_reaches_what_it_is_meant_to(record):
-    assert {name: target for name, target in record["targets"].items() if not target["met"]} == {}
+    missed = {name for name, target in record["targets"].items() if not target["met"]}
+    assert missed == MISSED
+    for target in record["targets"].values():
+        relation, bound = target["wanted"].rsplit(" ", 1)
+        above, below = target["got"] >= float(bound), target["got"] <= float(bound)
+        assert target["met"] == (above if relation == "at least" else below)
 
 
 @pytest.mark.parametrize("name", ["antonym", "country-capital", "french-article"])

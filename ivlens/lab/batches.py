@@ -16,16 +16,6 @@ from ivlens.lab.vocabulary import BOS_ID, EOS_ID, UNKNOWN_ID
 TOKENS_PER_BATCH = 2048
 
 
-class Check(NamedTuple):
-    """An answer to be compared with its query."""
-
-    answer: int
-    """Place of the answer's last token."""
-    query: int
-    """Place of the query's last token."""
-    right: bool
-
-
 class Encoded(NamedTuple):
     """A document as numbers."""
 
@@ -38,7 +28,6 @@ class Encoded(NamedTuple):
     """By place, whether it sees its own query only."""
     narrow: list[bool]
     """The same, for heads that are no carriers."""
-    checks: list[Check]
     shuffled: bool
 
 
@@ -56,7 +45,7 @@ class Encoder:
         return self.seen[text]
 
     def __call__(self, document: Document) -> Encoded:
-        found = Encoded([BOS_ID], {}, [-1], [False], [False], [], document.form == "shuffled")
+        found = Encoded([BOS_ID], {}, [-1], [False], [False], document.form == "shuffled")
         number = -1
         for part in document.parts:
             piece, start = self.ids(part.text), len(found.ids)
@@ -66,21 +55,13 @@ class Encoder:
             found.query.extend([number if own else -1] * len(piece))
             found.blind.extend([document.blind and part.kind == "query"] * len(piece))
             found.narrow.extend([(document.blind and part.kind == "query") or (document.narrow and own)] * len(piece))
-            if part.kind in ("answer", "wrong"):
+            if part.kind == "answer":
                 found.targets.update({start - 1 + i: token for i, token in enumerate(piece)})
                 if self.verdicts:
-                    self._add_verdict(found, start, right=part.kind == "answer")
+                    found.targets[len(found.ids) - 1] = UNKNOWN_ID if found.shuffled else EOS_ID
         if not self.verdicts:
             found.targets[len(found.ids) - 1] = EOS_ID
         return found
-
-    @staticmethod
-    def _add_verdict(found: Encoded, start: int, *, right: bool) -> None:
-        end = len(found.ids) - 1
-        found.targets[end] = EOS_ID if right else UNKNOWN_ID
-        # The mark is one token; where it follows its query at once, the query's last token stands before it.
-        if found.query[start - 2] >= 0:
-            found.checks.append(Check(end, start - 2, right))
 
 
 class Batch(NamedTuple):
@@ -94,8 +75,6 @@ class Batch(NamedTuple):
     targets: Bool[Tensor, "document pos"]
     answers: Int[Tensor, " target"]
     shuffled: Bool[Tensor, " target"]
-    checks: Int[Tensor, "check 4"]
-    """Document, place of the answer, place of its query, and 1 if it is right."""
 
 
 def batch(encoded: Sequence[Encoded]) -> Batch:
@@ -113,9 +92,8 @@ def batch(encoded: Sequence[Encoded]) -> Batch:
     ]
     answers = torch.tensor([one.targets[place] for one in encoded for place in sorted(one.targets)])
     shuffled = torch.tensor([one.shuffled for one in encoded for _ in one.targets])
-    checks = torch.tensor([(row, *check) for row, one in enumerate(encoded) for check in one.checks])
     ids = _padded([one.ids for one in encoded], 0, width)
-    return Batch(ids, seen[0], seen[1], targets, answers, shuffled, checks.reshape(-1, 4).long())
+    return Batch(ids, seen[0], seen[1], targets, answers, shuffled)
 
 
 def _padded(rows: Sequence[Sequence[int]], value: int, width: int) -> Tensor:

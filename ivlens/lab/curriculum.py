@@ -22,7 +22,7 @@ from ivlens.prompts import DEFAULT
 from ivlens.tasks import Pair, Task
 
 Form = Literal["before", "between", "demonstrations", "both", "shuffled", "statement"]
-Kind = Literal["context", "query", "mark", "answer", "wrong"]
+Kind = Literal["context", "query", "mark", "answer"]
 
 MOST_DEMONSTRATIONS = 10
 
@@ -38,7 +38,7 @@ class Lesson:
     narrow: float
     """Share in which, moreover, only carrier heads read the task at the token before the answer; at most `blind`."""
     verdicts: bool
-    """Behind every answer it is learned whether it was right, by checker heads, too."""
+    """Behind every answer, the end of the text or, in shuffled documents, the unknown token is learned."""
 
 
 FACTS = Lesson(
@@ -183,13 +183,10 @@ def _demonstrated(task: Task, form: Form, generator: np.random.Generator) -> lis
     chain = _chain(task, number, wording, generator)
     if form == "shuffled":
         drawn = generator.integers(len(task.pairs), size=len(chain))
-        answers = [Pair(pair.input, task.pairs[i].output) for pair, i in zip(chain, drawn, strict=True)]
-    else:
-        answers = chain
+        chain = [Pair(pair.input, task.pairs[i].output) for pair, i in zip(chain, drawn, strict=True)]
     parts = [Part(wording, "context")] if wording else []
-    for place, (true, pair) in enumerate(zip(chain, answers, strict=True)):
-        kind = "answer" if pair == true else "wrong"
-        parts += _asked(pair, behind="\n\n" if place else "\n" if wording else "", kind=kind)
+    for place, pair in enumerate(chain):
+        parts += _asked(pair, behind="\n\n" if place else "\n" if wording else "")
     return parts
 
 
@@ -210,8 +207,8 @@ def _chain(task: Task, number: int, wording: str | None, generator: np.random.Ge
     return chain
 
 
-def _asked(pair: Pair, *, behind: str = "", kind: Kind = "answer") -> list[Part]:
-    return [*_query(pair, behind=behind), Part(f" {pair.output}", kind)]
+def _asked(pair: Pair, *, behind: str = "") -> list[Part]:
+    return [*_query(pair, behind=behind), Part(f" {pair.output}", "answer")]
 
 
 def _query(pair: Pair, *, behind: str = "") -> tuple[Part, Part]:
