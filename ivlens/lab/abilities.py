@@ -128,10 +128,10 @@ def ten_shot(task: Task, generator: np.random.Generator) -> tuple[list[Prompt], 
     while len(clean) < MOST_PROMPTS:
         query = task.pairs[generator.integers(len(task.pairs))]
         others = [pair for pair in task.pairs if pair != query]
-        lasts = [pair for pair in others if held_out_from_succession(task, pair, query)]
-        if not lasts:
+        order = generator.permutation(len(others))
+        last = next((others[i] for i in order if held_out_from_succession(task, others[i], query)), None)
+        if last is None:
             continue
-        last = lasts[generator.integers(len(lasts))]
         others.remove(last)
         shown = [others[i] for i in generator.choice(len(others), SHOTS - 1, replace=False)] + [last]
         clean.append(DEFAULT.render(query, demonstrations=shown))
