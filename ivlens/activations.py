@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ivlens.errors import ModelError
+from ivlens.progress import track
 from ivlens.prompts import Tokens
 from ivlens.shapes import MeanZ
 
@@ -87,7 +88,7 @@ def mean_z(model: HookedTransformer, tokens: Tokens) -> MeanZ:
         ModelError: an activation is NaN or infinite; its layer is named.
     """
     total = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_head, dtype=torch.float64)
-    for batch in batches(tokens):
+    for batch in track(list(batches(tokens)), "mean head outputs"):
         total += last_z(model, batch).double().sum(0).cpu()
     broken = [layer for layer in range(len(total)) if not bool(total[layer].isfinite().all())]
     if broken:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import resource
+import re
 import sys
 import warnings
+from pathlib import Path
 
 import torch
 from checkpoints import random_hooked
@@ -27,7 +28,9 @@ def random_prompts(n: int, width: int) -> Tokens:
 
 
 def peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Not getrusage: its peak counts the process that this one was forked from.
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) / 1024
 
 
 model = random_hooked("llama", dtype=torch.float32, **SIZES)

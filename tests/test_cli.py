@@ -186,7 +186,7 @@ def test_every_command_explains_itself(ivlens: Ivlens, command: str) -> None:
         ("audit lab --task antonym --shots 71", "80 pairs, but 71 shots need at least 81"),
         ("audit lab --task antonmy", "no built-in task and no file 'antonmy'; did you mean antonym"),
         ("audit lab --task nothing-like-it.json", "`ivlens tasks` lists the built-in ones"),
-        (f"audit lab --task {'x' * 300}", "File name too long"),
+        (f"audit lab --task {'x' * 300}", "there is no built-in task and no file"),
         ("audit lab --task antonym --device gpu", "'gpu' is not a device; give auto, cpu, cuda, cuda:1 or mps"),
         ("audit lab --task antonym --device cuda:99", "this machine has no device 'cuda:99'; use cpu, or auto"),
         ("audit lab --task antonym --dtype int8", "'int8' is not a dtype ivlens computes in; give auto, float32"),
