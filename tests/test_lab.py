@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import ivlens.lab
 from ivlens import models
-from ivlens.lab import curriculum, roles, vocabulary
+from ivlens.effects import indirect_effects
+from ivlens.lab import curriculum, evaluate, roles, vocabulary
 from ivlens.lab.abilities import abilities, answered
 from ivlens.lab.batches import Encoder, batches
 from ivlens.lab.train import Phase, TrainingConfig, new_model, train
@@ -407,3 +408,22 @@ def test_measuring_again_gives_what_the_record_says(name: str, model, record):
         assert found.low <= recorded["high"] and recorded["low"] <= found.high, ability
     found = answered(model, prompts["ten-shot"]).mean_probability()
     assert abs(found.mean - record["tasks"][name]["ten-shot-probability"]["mean"]) < 0.1
+
+
+def test_steering_again_gives_what_the_record_says(model, record):
+    found = evaluate.steering(model, BY_NAME["antonym"])
+    for name, numbers in found.items():
+        recorded = record["tasks"]["antonym"][name]
+        assert numbers["n"] == recorded["n"]
+        assert abs(numbers["mean"] - recorded["mean"]) < 0.05, name
+
+
+def test_the_means_of_the_record_are_those_of_its_tasks(record):
+    means = evaluate.means(record["tasks"])
+    assert means == record["means"]
+    assert evaluate.targets(record["tasks"], means) == record["targets"]
+
+
+def test_attribution_finds_the_heads_that_carry(model):
+    found = indirect_effects(model, BY_NAME["english-french"], prompts=10, clean_prompts=30)
+    assert len(set(found.top(10)) & set(roles.CARRIERS)) >= 3

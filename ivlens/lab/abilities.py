@@ -46,7 +46,7 @@ class Answered(NamedTuple):
     """Prompts of one number ask the same query."""
 
     def accuracy(self) -> Interval:
-        return interval(self.right, self._groups())
+        return interval(self.right.double(), self._groups())
 
     def mean_probability(self) -> Interval:
         return interval(self.probability, self._groups())
