@@ -31,6 +31,8 @@ class Head(NamedTuple):
     def __str__(self) -> str:
         return f"L{self.layer}H{self.head}"
 
+    __repr__ = __str__
+
     @classmethod
     def parse(cls, text: str) -> Head:
         """Read `L9H6` back.
