@@ -149,8 +149,11 @@ def test_articles_stand_before_the_word_that_the_dictionary_gives():
 
 def test_opposites_are_opposite_in_both_directions_or_one_word_has_two():
     opposites = facts("antonym")
-    assert all(opposites[opposites[word]] == word for word in opposites if opposites[word] in opposites and word not in
-               {"new", "find"})
+    assert all(
+        opposites[opposites[word]] == word
+        for word in opposites
+        if opposites[word] in opposites and word not in {"new", "find"}
+    )
 
 
 def test_countries_are_the_same_everywhere():
