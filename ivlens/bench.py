@@ -25,7 +25,7 @@ from ivlens.prompts import Tokens
 from ivlens.shapes import MeanZ
 
 REPEATS = 3
-PROMPTS = 16
+PROMPTS = 8
 
 
 class Size(NamedTuple):

@@ -126,7 +126,9 @@ def pairs(n: int, output: str = "w{}") -> list[dict[str, str]]:
 
 def shell(*arguments: object, code: str = "", **options: Any) -> subprocess.Popen[str]:
     """The command in a process of its own, after some lines of Python."""
-    script = f"import sys\n{code}\nfrom ivlens.cli import main\nsys.exit(main())"
+    # A shell's background jobs ignore Ctrl-C, and so would what they start: listen to it again.
+    listen = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)"
+    script = f"import sys\n{listen}\n{code}\nfrom ivlens.cli import main\nsys.exit(main())"
     line = [sys.executable, "-c", script, *map(str, arguments)]
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 

@@ -51,6 +51,7 @@ class TrainingConfig:
         Phase(lesson=FACTS, steps=1600),
         Phase(lesson=READING, steps=1600),
         Phase(lesson=READING, steps=1600, rate=2e-3),
+        Phase(lesson=READING, steps=1400, rate=2e-3),
     )
     documents: int = 64
     """Documents a step."""
