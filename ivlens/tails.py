@@ -22,7 +22,7 @@ from torch import Tensor
 from ivlens.activations import batches, unembed, with_answers
 from ivlens.blocks import Prefix, Rows, RowsZ, attend, write
 from ivlens.errors import ModelError, PromptError
-from ivlens.measures import full_precision
+from ivlens.measures import token_log_probs
 from ivlens.progress import track
 from ivlens.prompts import Tokens
 
@@ -131,8 +131,8 @@ def _read_answers(model: HookedTransformer, tokens: Tokens, stack: Rows, chunk: 
     for part in stack.split(max(1, chunk // (stack.shape[0] * stack.shape[2])), dim=1):
         wanted = tokens.answers[:, None].expand(-1, part.shape[1], -1)
         mask = tokens.answer_mask[:, None]
-        logits = full_precision(unembed(model, part))
-        log_probs = logits.gather(-1, wanted[..., None])[..., 0] - logits.logsumexp(-1)
+        logits = unembed(model, part)
+        log_probs = token_log_probs(logits, wanted)
         first.append(log_probs[..., 0].exp())
         log_prob.append((log_probs * mask).sum(-1))
         match.append(((logits.argmax(-1) == wanted) | ~mask).all(-1))
