@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,13 +82,23 @@ def model_name(model: HookedTransformer) -> str:
 def weight_digest(model: HookedTransformer) -> str:
     """SHA-256, in hex, of the parameters' names, shapes, types and bytes.
 
-    Equal for equal weights in any process and on any device; another dtype or an unmerged adapter changes it.
+    Equal for equal weights in any process and on any device; another dtype changes it. An attached adapter counts as
+    if it were merged.
     """
     digest = hashlib.sha256()
-    for name, weight in sorted(model.named_parameters()):
+    for name, weight in sorted(_weights(model), key=lambda named: named[0]):
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
         digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _weights(model: HookedTransformer) -> Iterator[tuple[str, Tensor]]:
+    for name, weight in model.named_parameters():
+        if name.endswith(".original"):  # What an adapter is attached to; the module's own attribute has the sum.
+            path, _, own = name.removesuffix(".original").rpartition("parametrizations.")
+            yield path + own, getattr(model.get_submodule(path.rstrip(".")), own)
+        else:
+            yield name, weight
 
 
 def _hooked(checkpoint: Checkpoint, *, device: str, dtype: torch.dtype) -> HookedTransformer:

@@ -24,7 +24,7 @@ FLOORS = (
     {"architectures", "files", "points", "shapes", "style", "tasks"},
     {"checkpoint", "figures", "lab.vocabulary", "prompts", "records", "traces"},
     {"activations", "lab.curriculum", "models", "plots", "runs"},
-    {"lab.abilities", "lab.batches", "tails"},
+    {"lab.abilities", "lab.batches", "lora", "tails"},
     {"lab.roles", "patching"},
     {"bench", "effects"},
     {"vectors"},
