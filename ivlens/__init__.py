@@ -19,12 +19,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ivlens.adapters import load as load
     from ivlens.audit import Audit as Audit
     from ivlens.audit import audit as audit
     from ivlens.effects import HeadEffects as HeadEffects
     from ivlens.effects import indirect_effects as indirect_effects
     from ivlens.errors import IvlensError as IvlensError
-    from ivlens.models import load as load
     from ivlens.prompts import Template as Template
     from ivlens.shapes import Head as Head
     from ivlens.steering import instruction_vector as instruction_vector
@@ -45,7 +45,7 @@ _HOME = {
     "audit": "audit",
     "indirect_effects": "effects",
     "instruction_vector": "steering",
-    "load": "models",
+    "load": "adapters",
     "steered": "steering",
     "task": "tasks",
     "tasks": "tasks",

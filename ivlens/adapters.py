@@ -1,0 +1,416 @@
+"""How is an adapter exchanged with PEFT, and how does a model come with one?
+
+A PEFT folder has `adapter_config.json` and `adapter_model.safetensors`; the names of tensors are those of the
+Hugging Face model's linear layers. What a configuration asks for is done, or refused by its name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+import pydantic
+import torch
+from torch import Tensor
+
+from ivlens import layouts, lora, models
+from ivlens.errors import IvlensError, ShapeMismatch
+from ivlens.files import as_run_error, first_line, replacing, write_whole
+from ivlens.layouts import Linear
+from ivlens.lora import Adapter, Factors
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_MERGE = "merge the adapter with PEFT (merge_and_unload, save_pretrained) and give the merged checkpoint"
+# What describes the training or its place, and says nothing about the trained update. PEFT, too, sets
+# fan_in_fan_out by the kind of the layer, whatever is written; the factors do not depend on it. Which layer a linear
+# layer is in is known here without layers_pattern. Starts that changed the base model show in init_lora_weights.
+_WITHOUT_EFFECT = {
+    *("auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config"),
+    *("fan_in_fan_out", "inference_mode", "layers_pattern", "loftq_config", "lora_dropout", "lora_ga_config"),
+    *("megatron_core", "peft_version", "qalora_group_size", "revision", "runtime_config", "velora_config"),
+}
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_STARTS = (True, False, "gaussian", "orthogonal", "eva", "mica")
+
+_T = TypeVar("_T", int, float)
+_Names = list[str] | str
+_Rank = Annotated[int, pydantic.Field(ge=1)]
+_Alpha = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
+
+
+class _Config(pydantic.BaseModel):
+    """What of `adapter_config.json` decides the update; other keys are in `model_extra`."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="allow", strict=True)
+
+    peft_type: Literal["LORA"]
+    task_type: Literal["CAUSAL_LM"] | None = None
+    target_modules: _Names
+    exclude_modules: _Names | None = None
+    layers_to_transform: list[int] | int | None = None
+    r: _Rank = 8
+    lora_alpha: _Alpha = 8
+    rank_pattern: dict[str, _Rank] | None = None
+    alpha_pattern: dict[str, _Alpha] | None = None
+    use_rslora: bool = False
+    bias: Literal["none"] = "none"
+    init_lora_weights: bool | str = True
+
+    def adapts(self, linear: Linear) -> bool:
+        """Does PEFT put an adapter on this linear layer?"""
+        layers = self.layers_to_transform
+        layers = [layers] if isinstance(layers, int) else layers
+        return (
+            _names(self.target_modules, linear.path)
+            and not _names(self.exclude_modules or [], linear.path)
+            and (not layers or linear.layer in layers)
+        )
+
+    def rank(self, linear: Linear) -> int:
+        return _by_pattern(self.rank_pattern, linear.path, self.r)
+
+    def scale(self, linear: Linear) -> float:
+        alpha, rank = _by_pattern(self.alpha_pattern, linear.path, self.lora_alpha), self.rank(linear)
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+
+def load(
+    model: str | Path | HookedTransformer,
+    *,
+    adapter: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+) -> HookedTransformer:
+    """Load a model, prove that it computes what transformers computes, and merge an adapter into its weights.
+
+    The proof runs in float32 on the CPU, on a short prompt of random tokens, and takes 4 bytes of memory a parameter.
+
+    Args:
+        model: `lab`, a local Hugging Face folder, a hub id, or a HookedTransformer, which is checked and returned as
+            it is. Needs safetensors; pickles and code out of a checkpoint are never run.
+        adapter: A local folder that PEFT saved a LoRA adapter of this model to. The model keeps its name; its weight
+            digest becomes another one.
+        device: `auto` (CUDA if there is any, else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`.
+        dtype: `float32`, `bfloat16`, `float64`, or `auto`: float32, but bfloat16 on CUDA for a checkpoint that is
+            stored in 16 bits.
+        revision: Branch, tag or commit of a hub id.
+
+    Returns:
+        A model in eval mode with no gradients and with its tokenizer.
+
+    Raises:
+        ModelError: the model cannot be read, is not supported, or comes out different (see `models.load`).
+        ShapeMismatch: the adapter is of another model.
+        IvlensError: the adapter cannot be read, asks for what ivlens does not compute, or changes nothing.
+    """
+    if adapter is None:
+        return models.load(model, device=device, dtype=dtype, revision=revision)
+    if not isinstance(model, str | Path):
+        raise IvlensError(
+            "adapter was given with a HookedTransformer, which is taken as it is; give the model's folder or hub id, "
+            "or attach what ivlens.adapters.read_adapter returns"
+        )
+    _config(Path(adapter))  # Before a large model is read.
+    loaded = models.load(model, device=device, dtype=dtype, revision=revision)
+    found = read_adapter(adapter, loaded)
+    before = _log_probs(loaded)
+    lora.merge(loaded, found)
+    after = _log_probs(loaded)
+    if not after.isfinite().all():
+        raise IvlensError(f"with the adapter in {adapter} the model's outputs are NaN or infinite; train it again")
+    if torch.equal(before, after):
+        raise IvlensError(
+            f"the adapter in {adapter} changes no output of {models.model_name(loaded)} in {loaded.cfg.dtype}; "
+            "load in float32, or give an adapter that was trained"
+        )
+    return loaded
+
+
+def read_adapter(folder: str | Path, model: HookedTransformer) -> Adapter:
+    """Read a LoRA adapter that PEFT saved.
+
+    The weights of a fused layer (`c_attn`, `query_key_value`, `qkv_proj`, `gate_up_proj`) share its `A`, less the
+    rows that a weight makes no use of. Factors are at least float32, on the model's device, and need no gradient.
+    Where layers have their own scale (`alpha_pattern`, `rank_pattern`), it goes into `B`.
+
+    Args:
+        folder: Has `adapter_config.json` and `adapter_model.safetensors`; a pickle is never opened.
+        model: With unprocessed weights, as `load` returns it.
+
+    Raises:
+        ShapeMismatch: the adapter is of another model; both shapes are named.
+        IvlensError: a file is missing or damaged, tensors and configuration disagree, the configuration asks for
+            something that is not supported, a value is NaN or infinite, or every update is zero.
+    """
+    folder = Path(folder)
+    config = _config(folder)
+    tensors = _tensors(folder)
+    adapted = [linear for linear in layouts.linears(model) if config.adapts(linear)]
+    if not adapted:
+        raise IvlensError(
+            f"{folder / CONFIG} targets {config.target_modules}, none of which {models.model_name(model)} has; "
+            "give an adapter of this model"
+        )
+    _refuse_gaps(tensors, adapted, folder)
+    scale = config.scale(adapted[0])
+    factors = {}
+    for linear in adapted:
+        both = Factors(*(tensors[name] for name in _tensor_names(linear)))
+        _refuse_misfit(both, model, linear, config.rank(linear), folder)
+        both = _working(both, model, share=config.scale(linear) / scale)
+        factors |= _split(both, model, linear)
+    adapter = Adapter(factors=factors, scale=scale)
+    lora.check(model, adapter)
+    if adapter.is_nothing():
+        raise IvlensError(f"every update of the adapter in {folder} is zero, as before training; give a trained one")
+    return adapter
+
+
+def write_adapter(
+    adapter: Adapter, folder: str | Path, model: HookedTransformer, *, base: str | Path | None = None
+) -> None:
+    """Write an adapter as PEFT's two files, each whole or not at all, the configuration last.
+
+    Several weights of a fused layer whose `A` differ become one update of block-stacked `A`: its rank is the sum of
+    theirs, and the update is exact. `read_adapter` gives the single weights back.
+
+    Args:
+        folder: Made where needed; an adapter in it is replaced.
+        model: What the adapter is of, with unprocessed weights.
+        base: Hub id or folder of the base model, for other tools; the model's name unless given.
+
+    Raises:
+        ShapeMismatch: the adapter is of another model.
+        IvlensError: it has NaN in it, or weights that are in no linear layer that PEFT could adapt.
+        RunError: the disk refuses.
+    """
+    import safetensors.torch
+
+    folder = Path(folder)
+    lora.check(model, adapter)
+    linears = layouts.linears(model)
+    held = {name for linear in linears for name in linear.weights}
+    if not adapter.factors or not held.issuperset(adapter.factors):
+        strange = next((name for name in adapter.factors if name not in held), "no weight at all")
+        raise IvlensError(f"the adapter is on {strange}, which PEFT has no place for; adapt weights inside blocks")
+    fused = {linear: _fuse(adapter, model, linear) for linear in linears if _is_on(adapter, linear)}
+    tensors = {
+        name: factor.detach().cpu().contiguous()
+        for linear, factors in fused.items()
+        for name, factor in zip(_tensor_names(linear), factors, strict=True)
+    }
+    ranks = {linear: len(factors.A) for linear, factors in fused.items()}
+    config = _written_config(ranks, adapter.scale, linears) | {
+        "base_model_name_or_path": str(base or models.model_name(model)),
+        "fan_in_fan_out": layouts.is_transposed(model),
+    }
+    with as_run_error(folder / CONFIG):
+        # Never a configuration beside another adapter's tensors.
+        (folder / CONFIG).unlink(missing_ok=True)
+    with replacing(folder / WEIGHTS) as temporary:
+        safetensors.torch.save_file(tensors, temporary, metadata={"format": "pt"})
+    write_whole(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+
+
+def _is_on(adapter: Adapter, linear: Linear) -> bool:
+    return not adapter.factors.keys().isdisjoint(linear.weights)
+
+
+def _config(folder: Path) -> _Config:
+    path = folder / CONFIG
+    if not path.is_file():
+        raise IvlensError(f"there is no {CONFIG} in {folder}; give a local folder that PEFT saved an adapter to")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        config = _Config.model_validate(content)
+        for pattern in _patterns(config):
+            re.compile(pattern)
+    except pydantic.ValidationError as error:
+        raise IvlensError(f"{path}: {_first_complaint(error)}; {_MERGE}") from error
+    except re.error as error:
+        raise IvlensError(f"{path}: {error.pattern!r} is not a regular expression ({error}); mend it") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise IvlensError(f"{path} is not readable JSON ({first_line(error)}); copy it again") from error
+    for key, value in (config.model_extra or {}).items():
+        # Every option of PEFT is null, false or empty when it is not used.
+        if value and key not in _WITHOUT_EFFECT:
+            raise IvlensError(f"{path}: {key} = {json.dumps(value)[:60]} is not supported; {_MERGE}")
+    if config.init_lora_weights not in _STARTS:
+        raise IvlensError(
+            f"{path}: init_lora_weights = {config.init_lora_weights!r} changed the base model's weights before "
+            "training, so that the update is not of the checkpoint; save the adapter with "
+            "path_initial_model_for_weight_conversion, or give the merged checkpoint"
+        )
+    return config
+
+
+def _first_complaint(error: pydantic.ValidationError) -> str:
+    """The first thing wrong in a configuration, as `key = value`, and what it may be."""
+    first = error.errors()[0]
+    key = str(first["loc"][0]) if first["loc"] else "the content"
+    if first["type"] == "missing":
+        return f"{key} is missing"
+    came = json.dumps(first["input"], default=str)[:60]
+    return f"{key} = {came} is not supported ({first['msg'][0].lower()}{first['msg'][1:]})"
+
+
+def _patterns(config: _Config) -> list[str]:
+    """Regular expressions in a configuration, as PEFT uses them."""
+    whole = [names for names in (config.target_modules, config.exclude_modules) if isinstance(names, str)]
+    return whole + [rf"(.*\.)?({key})$" for key in {**(config.rank_pattern or {}), **(config.alpha_pattern or {})}]
+
+
+def _names(names: _Names, path: str) -> bool:
+    """PEFT's rule: a text is a regular expression for the whole path, a list holds ends of paths."""
+    if isinstance(names, str):
+        return names.lower() == "all-linear" or re.fullmatch(names, path) is not None
+    return any(path == name or path.endswith(f".{name}") for name in names)
+
+
+def _by_pattern(patterns: Mapping[str, _T] | None, path: str, otherwise: _T) -> _T:
+    """PEFT's rule: the first key that matches the end of the path."""
+    for key, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({key})$", path):
+            return value
+    return otherwise
+
+
+def _tensors(folder: Path) -> dict[str, Tensor]:
+    import safetensors.torch
+
+    path = folder / WEIGHTS
+    if not path.is_file():
+        pickle = (folder / "adapter_model.bin").is_file()
+        raise IvlensError(
+            f"{folder} has its tensors in adapter_model.bin, a pickle, which ivlens never opens; save the adapter "
+            "again with PEFT's save_pretrained, which writes safetensors"
+            if pickle
+            else f"there is no {WEIGHTS} in {folder}; copy it again"
+        )
+    try:
+        return safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise IvlensError(f"{path} is truncated or damaged ({first_line(error)}); copy it again") from error
+
+
+def _tensor_names(linear: Linear) -> tuple[str, str]:
+    return f"{_PREFIX}{linear.path}.lora_A.weight", f"{_PREFIX}{linear.path}.lora_B.weight"
+
+
+def _refuse_gaps(tensors: Mapping[str, Tensor], adapted: list[Linear], folder: Path) -> None:
+    wanted = {name for linear in adapted for name in _tensor_names(linear)}
+    missing = sorted(wanted - tensors.keys())
+    if missing:
+        raise IvlensError(
+            f"{folder / CONFIG} asks for {missing[0]}, which {WEIGHTS} does not have ({len(missing)} are missing); "
+            "the two files are not of one adapter, or not of this model"
+        )
+    unused = sorted(tensors.keys() - wanted)
+    if unused:
+        raise IvlensError(
+            f"{folder / WEIGHTS} has {unused[0]}, which nothing uses ({len(unused)} such): {CONFIG} does not target it "
+            "or the model has no such linear layer inside its blocks; save the adapter again without it"
+        )
+
+
+def _refuse_misfit(both: Factors, model: HookedTransformer, linear: Linear, rank: int, folder: Path) -> None:
+    d_in, d_out = layouts.shape(model, linear)
+    if both.A.shape != (rank, d_in) or both.B.shape != (d_out, rank):
+        raise ShapeMismatch(
+            f"the adapter in {folder} has A {tuple(both.A.shape)} and B {tuple(both.B.shape)} for {linear.path}, but "
+            f"{models.model_name(model)} at rank {rank} needs {(rank, d_in)} and {(d_out, rank)}; "
+            "give an adapter of this model"
+        )
+    for factor in both:
+        if factor.dtype not in _DTYPES:
+            raise IvlensError(f"{linear.path} is stored as {factor.dtype} in {folder}; save the adapter in float32")
+
+
+def _working(both: Factors, model: HookedTransformer, *, share: float) -> Factors:
+    """On the model's device, in float32 or better, `B` times `share`."""
+    dtype = torch.promote_types(torch.promote_types(both.A.dtype, torch.float32), model.cfg.dtype)
+    a, b = (factor.to(model.cfg.device, dtype) for factor in both)
+    return Factors(a, b if share == 1 else b * share)
+
+
+def _split(both: Factors, model: HookedTransformer, linear: Linear) -> dict[str, Factors]:
+    """The factors of each weight of a linear layer, without what is exactly zero where there are several."""
+    if len(linear.weights) == 1:
+        return {linear.weights[0]: both}
+    split = {}
+    for name, rows in zip(linear.weights, layouts.outputs(model, linear), strict=True):
+        own = both.B[rows.to(both.B.device)]
+        used = own.ne(0).any(dim=0)
+        if used.any():
+            split[name] = Factors(both.A[used], own[:, used])
+    return split
+
+
+def _fuse(adapter: Adapter, model: HookedTransformer, linear: Linear) -> Factors:
+    """One update for a whole linear layer. Weights with equal `A` share it; others are stacked."""
+    if len(linear.weights) == 1:
+        return adapter.factors[linear.weights[0]]
+    parts = [
+        (adapter.factors[name], rows.to(model.cfg.device))
+        for name, rows in zip(linear.weights, layouts.outputs(model, linear), strict=True)
+        if name in adapter.factors
+    ]
+    stacked: list[Tensor] = []
+    for factors, _ in parts:
+        if not any(torch.equal(factors.A, a) for a in stacked):
+            stacked.append(factors.A)
+    a = torch.cat(stacked)
+    b = a.new_zeros(layouts.shape(model, linear)[1], len(a))
+    starts = [sum(map(len, stacked[:number])) for number in range(len(stacked))]
+    for factors, rows in parts:
+        start = next(start for start, own in zip(starts, stacked, strict=True) if torch.equal(factors.A, own))
+        b[rows, start : start + len(factors.A)] = factors.B.detach()
+    return Factors(a.detach(), b)
+
+
+def _written_config(ranks: Mapping[Linear, int], scale: float, linears: list[Linear]) -> dict[str, Any]:
+    """Names, ranks and alphas. PEFT scales by alpha / rank: another rank needs its own alpha."""
+    rank = Counter(ranks.values()).most_common(1)[0][0]
+    others = {linear.path: other for linear, other in ranks.items() if other != rank}
+    ends = list(dict.fromkeys(_end(linear) for linear in ranks))
+    everywhere = all(linear in ranks for linear in linears if _names(ends, linear.path))
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": rank,
+        "lora_alpha": _alpha(scale, rank),
+        "target_modules": ends if everywhere else [linear.path for linear in ranks],
+        "rank_pattern": others,
+        "alpha_pattern": {path: _alpha(scale, other) for path, other in others.items()},
+        "bias": "none",
+        "inference_mode": True,
+    }
+
+
+def _end(linear: Linear) -> str:
+    """The last part of the path, and the part before where the last is in attention as well as in the MLP."""
+    before, last = linear.path.split(".")[-2:]
+    return f"{before}.{last}" if last == "c_proj" else last
+
+
+def _alpha(scale: float, rank: int) -> int | float:
+    """PEFT declares whole numbers."""
+    alpha = scale * rank
+    return int(alpha) if alpha.is_integer() else alpha
+
+
+def _log_probs(model: HookedTransformer) -> Tensor:
+    tokens = torch.randint(model.cfg.d_vocab, (1, min(32, model.cfg.n_ctx)), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        return model(tokens.to(model.cfg.device)).float().log_softmax(-1)
