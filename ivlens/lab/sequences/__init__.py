@@ -1,0 +1,52 @@
+"""Which new tasks does the lab model learn one after the other, to see what it forgets?
+
+Three sequences in the spirit of the three of Jiang et al. 2024, arXiv:2406.12227 (FUNC, LONG and TRACE): functions of
+the general tasks' own words, many small classifications, and tasks of unlike form with longer answers. No built-in
+task asks for any of it; every fact needed is one that a built-in task teaches. `python -m ivlens.lab.sequences`
+writes the task files anew.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+TASKS = Path(__file__).parent / "tasks"
+"""A task file for every name in `SEQUENCES`."""
+
+SEQUENCES: dict[str, tuple[str, ...]] = {
+    "lab-func": (
+        "kind-language",
+        "class-letter",
+        "kind-form",
+        "continent-letter",
+        "length-and-one",
+    ),
+    "lab-long": (
+        "word-class",
+        "first-letter-half",
+        "noun-kind",
+        "long-or-short",
+        "french-gender",
+        "same-or-opposite",
+        "last-letter-half",
+        "animal-place",
+        "country-euro",
+        "letter-or-number",
+        "spanish-gender",
+        "warm-blood",
+        "color-place",
+        "opposite-count",
+        "second-letter-half",
+    ),
+    "lab-trace": (
+        "two-translations",
+        "reverse-list",
+        "first-and-last",
+        "list-digits",
+        "country-card",
+        "previous-three",
+        "past-of-two",
+        "sort-numbers",
+    ),
+}
+"""Names of task files in the order in which they are learned."""

@@ -1,0 +1,33 @@
+"""Write the task files of the lab's sequences: `python -m ivlens.lab.sequences`."""
+
+from __future__ import annotations
+
+import json
+
+from ivlens.lab.sequences import TASKS
+from ivlens.lab.sequences.functions import functions
+from ivlens.lab.sequences.labels import labels
+from ivlens.lab.sequences.lists import lists
+from ivlens.tasks import Task
+
+
+def made() -> dict[str, str]:
+    """Names of the task files and what is in them."""
+    return {f"{task.name}.json": as_json(task) for task in (*functions(), *labels(), *lists())}
+
+
+def as_json(task: Task) -> str:
+    """A task file with one pair a line."""
+    pairs = ",\n".join(f"    {json.dumps(pair._asdict(), ensure_ascii=False)}" for pair in task.pairs)
+    head = json.dumps({"name": task.name, "instructions": task.instructions}, indent=2, ensure_ascii=False)
+    return f'{head.removesuffix(chr(10) + "}")},\n  "pairs": [\n{pairs}\n  ]\n}}\n'
+
+
+def main() -> None:
+    TASKS.mkdir(exist_ok=True)
+    for name, content in made().items():
+        (TASKS / name).write_text(content, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

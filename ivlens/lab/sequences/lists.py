@@ -1,0 +1,117 @@
+"""lab-trace: what is written out in several words, and asked for in queries of unlike form?"""
+
+from __future__ import annotations
+
+from itertools import islice, permutations
+
+from ivlens.lab.sequences.facts import drawn, facts, new_task, words
+from ivlens.tasks import Task
+
+NUMBERS = 20
+"""Lists of numbers are made of the numbers below."""
+
+
+def lists() -> list[Task]:
+    return [
+        two_translations(),
+        reverse_list(),
+        first_and_last(),
+        list_digits(),
+        country_card(),
+        previous_three(),
+        past_of_two(),
+        sort_numbers(),
+    ]
+
+
+def two_translations() -> Task:
+    return new_task(
+        "two-translations",
+        "Give the German and the Spanish word.",
+        words("english-german", "english-spanish"),
+        lambda word: f"{facts('english-german')[word]}, {facts('english-spanish')[word]}",
+    )
+
+
+def reverse_list() -> Task:
+    return new_task(
+        "reverse-list",
+        "Start with the last word of the list and end with the first.",
+        drawn("reverse-list", [", ".join(three) for three in permutations(_list_words(), 3)]),
+        lambda listed: ", ".join(reversed(listed.split(", "))),
+    )
+
+
+def _list_words() -> list[str]:
+    """Words that the general tasks list, too."""
+    listed = dict.fromkeys(word for three in facts("choose-first") for word in three.split(", "))
+    return list(islice(listed, 60))
+
+
+def first_and_last() -> Task:
+    places = ("first-letter", "last-letter")
+    return new_task(
+        "first-and-last",
+        "Write the first and the last letter of the word.",
+        words(*places),
+        lambda word: " ".join(facts(place)[word] for place in places),
+    )
+
+
+def _number_lists(name: str) -> list[str]:
+    numbers = list(facts("number-digits"))[:NUMBERS]
+    return drawn(name, [", ".join(three) for three in permutations(numbers, 3)])
+
+
+def list_digits() -> Task:
+    digits = facts("number-digits")
+    return new_task(
+        "list-digits",
+        "Write every number in digits.",
+        _number_lists("list-digits"),
+        lambda listed: ", ".join(digits[number] for number in listed.split(", ")),
+    )
+
+
+def country_card() -> Task:
+    asked = ("country-capital", "country-currency", "country-continent")
+    return new_task(
+        "country-card",
+        "Give the capital, the currency and the continent of the country.",
+        words(*asked),
+        lambda country: ", ".join(facts(name)[country] for name in asked),
+    )
+
+
+def previous_three() -> Task:
+    """Three steps back in the numbers, the year, the week or the alphabet."""
+    before = dict(facts("previous-item")) | dict(facts("previous-letter"))
+    following = {given: [before.get(given, "")] for given in before}
+    for steps in following.values():
+        steps.extend(before.get(steps[-1], "") for _ in range(2))
+    return new_task(
+        "previous-three",
+        "What are the previous three?",
+        [given for given, steps in following.items() if all(steps)],
+        lambda given: " ".join(following[given]),
+    )
+
+
+def past_of_two() -> Task:
+    past = facts("present-past")
+    return new_task(
+        "past-of-two",
+        "Say it in the past tense.",
+        drawn("past-of-two", [" and ".join(two) for two in permutations(past, 2)]),
+        lambda both: " and ".join(past[verb] for verb in both.split(" and ")),
+    )
+
+
+def sort_numbers() -> Task:
+    digits = facts("number-digits")
+    return new_task(
+        "sort-numbers",
+        "Write the small number first and the big number last.",
+        _number_lists("sort-numbers"),
+        lambda listed: ", ".join(sorted(listed.split(", "), key=lambda number: int(digits[number]))),
+    )
