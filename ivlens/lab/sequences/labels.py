@@ -1,6 +1,12 @@
-"""lab-long: into which of two to four classes does a short input fall?"""
+"""lab-long: into which of two to four classes does a short input fall?
+
+Labels are words that the lab model has written before, letters and digits mostly: one that never was an answer in its
+training has next to no chance of becoming one.
+"""
 
 from __future__ import annotations
+
+from itertools import permutations
 
 from ivlens.lab.sequences.facts import MOST_PAIRS, drawn, facts, new_task, words
 from ivlens.tasks import Task
@@ -12,12 +18,12 @@ NOT_THINGS = ["night", "day", "week", "summer", "winter", "war", "life", "death"
 def labels() -> list[Task]:
     return [
         word_class(),
-        half("first-letter", "Is the first letter early or late in the alphabet?", ("early", "late")),
+        item_kind(),
         noun_kind(),
-        long_or_short(),
+        synonym_count(),
         french_gender(),
         same_or_opposite(),
-        half("last-letter", "Is the last letter before or after m?", ("b", "a")),
+        big_number(),
         place("animal", "In which place is the animal, one, two or three?", ("one", "two", "three")),
         country_euro(),
         letter_or_number(),
@@ -25,7 +31,7 @@ def labels() -> list[Task]:
         warm_blood(),
         place("color", "Give the place of the color in digits.", ("1", "2", "3")),
         opposite_count(),
-        half("second-letter", "Is the second letter low or high in the alphabet?", ("low", "high")),
+        first_kind(),
     ]
 
 
@@ -37,11 +43,6 @@ def word_class() -> Task:
     )
 
 
-def half(name: str, instruction: str, halves: tuple[str, str]) -> Task:
-    """In which half of the alphabet is the first, second or last letter?"""
-    return new_task(f"{name}-half", instruction, words(name), lambda word: halves[facts(name)[word] > "m"])
-
-
 def noun_kind() -> Task:
     animals = facts("animal-class")
     kinds = {word: "a" for word in [*animals, "bird"] if word in facts("singular-plural")}
@@ -50,16 +51,6 @@ def noun_kind() -> Task:
     kinds |= dict.fromkeys(left, "t")
     return new_task(
         "noun-kind", "Write p for a person, a for an animal and t for a thing.", kinds, lambda word: kinds[word]
-    )
-
-
-def long_or_short() -> Task:
-    short = {"two", "three", "four"}
-    return new_task(
-        "long-or-short",
-        "Is the word long or short?",
-        words("word-length"),
-        lambda word: "short" if facts("word-length")[word] in short else "long",
     )
 
 
@@ -132,4 +123,45 @@ def opposite_count() -> Task:
         "How many opposite words does the word have, zero or one?",
         inputs,
         lambda word: "one" if word in opposite else "zero",
+    )
+
+
+def synonym_count() -> Task:
+    synonym = facts("synonym")
+    without = [word for word in words("english-french") if word not in {*synonym, *synonym.values()}]
+    inputs = [*synonym, *drawn("synonym-count", without, len(synonym))]
+    return new_task(
+        "synonym-count",
+        "Write 1 for a word with a synonym and 0 for another word.",
+        inputs,
+        lambda word: "1" if word in synonym else "0",
+    )
+
+
+def item_kind() -> Task:
+    kinds = {word: kind[0] for word, kind in facts("word-category").items() if kind in ("day", "month")}
+    kinds |= dict.fromkeys(facts("number-digits"), "n")
+    return new_task(
+        "item-kind", "Write d for a day, m for a month and n for a number.", kinds, lambda word: kinds[word]
+    )
+
+
+def big_number() -> Task:
+    digits = facts("number-digits")
+    return new_task(
+        "big-number",
+        "Is the big number the first or the last, f or l?",
+        drawn("big-number", [", ".join(two) for two in permutations(digits, 2)]),
+        lambda two: "f" if int(digits[two.split(", ")[0]]) > int(digits[two.split(", ")[1]]) else "l",
+    )
+
+
+def first_kind() -> Task:
+    """Of a list of three, in which exactly one is an animal and exactly one a color."""
+    animal, color = facts("choose-animal"), facts("choose-color")
+    return new_task(
+        "first-kind",
+        "Which comes first, the animal or the color, a or c?",
+        animal,
+        lambda three: "a" if three.split(", ").index(animal[three]) < three.split(", ").index(color[three]) else "c",
     )

@@ -1,4 +1,8 @@
-"""lab-trace: what is written out in several words, and asked for in queries of unlike form?"""
+"""lab-trace: what is written out in several words, and asked for in queries of unlike form?
+
+Answers are words with nothing between them: the lab model has never written a comma or an "and", and what it has never
+written it hardly learns to write.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,7 @@ def two_translations() -> Task:
         "two-translations",
         "Give the German and the Spanish word.",
         words("english-german", "english-spanish"),
-        lambda word: f"{facts('english-german')[word]}, {facts('english-spanish')[word]}",
+        lambda word: f"{facts('english-german')[word]} {facts('english-spanish')[word]}",
     )
 
 
@@ -38,14 +42,14 @@ def reverse_list() -> Task:
         "reverse-list",
         "Start with the last word of the list and end with the first.",
         drawn("reverse-list", [", ".join(three) for three in permutations(_list_words(), 3)]),
-        lambda listed: ", ".join(reversed(listed.split(", "))),
+        lambda listed: " ".join(reversed(listed.split(", "))),
     )
 
 
 def _list_words() -> list[str]:
-    """Words that the general tasks list, too."""
-    listed = dict.fromkeys(word for three in facts("choose-first") for word in three.split(", "))
-    return list(islice(listed, 60))
+    """Words that the general tasks choose from lists."""
+    chosen = dict.fromkeys(word for kind in ("first", "last") for word in facts(f"choose-{kind}").values())
+    return list(islice(chosen, 60))
 
 
 def first_and_last() -> Task:
@@ -69,7 +73,7 @@ def list_digits() -> Task:
         "list-digits",
         "Write every number in digits.",
         _number_lists("list-digits"),
-        lambda listed: ", ".join(digits[number] for number in listed.split(", ")),
+        lambda listed: " ".join(digits[number] for number in listed.split(", ")),
     )
 
 
@@ -79,7 +83,7 @@ def country_card() -> Task:
         "country-card",
         "Give the capital, the currency and the continent of the country.",
         words(*asked),
-        lambda country: ", ".join(facts(name)[country] for name in asked),
+        lambda country: " ".join(facts(name)[country] for name in asked),
     )
 
 
@@ -103,7 +107,7 @@ def past_of_two() -> Task:
         "past-of-two",
         "Say it in the past tense.",
         drawn("past-of-two", [" and ".join(two) for two in permutations(past, 2)]),
-        lambda both: " and ".join(past[verb] for verb in both.split(" and ")),
+        lambda both: " ".join(past[verb] for verb in both.split(" and ")),
     )
 
 
@@ -113,5 +117,5 @@ def sort_numbers() -> Task:
         "sort-numbers",
         "Write the small number first and the big number last.",
         _number_lists("sort-numbers"),
-        lambda listed: ", ".join(sorted(listed.split(", "), key=lambda number: int(digits[number]))),
+        lambda listed: " ".join(sorted(listed.split(", "), key=lambda number: int(digits[number]))),
     )
