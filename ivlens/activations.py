@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 # Tokens of one forward pass; more gains no speed and costs memory.
 TOKENS_PER_PASS = 4096
 
+AnswerLogits = Float[Tensor, "prompt answer vocab"]
+
 
 def batches(tokens: Tokens, *, size: int | None = None) -> Iterator[Tokens]:
     """Parts of at most `size` prompts, or of about 4096 tokens."""
@@ -51,7 +53,12 @@ def unembed(model: HookedTransformer, resid: Float[Tensor, "*batch d_model"]) ->
 
 
 @torch.no_grad()
-def answer_logits(model: HookedTransformer, tokens: Tokens) -> Float[Tensor, "prompt answer vocab"]:
+def answer_logits(model: HookedTransformer, tokens: Tokens) -> AnswerLogits:
+    """`differentiable_answer_logits` without gradients."""
+    return differentiable_answer_logits(model, tokens)
+
+
+def differentiable_answer_logits(model: HookedTransformer, tokens: Tokens) -> AnswerLogits:
     """Logits that predict each answer token, the answer so far teacher-forced.
 
     Position 0 is the last prompt token. Hooks on the model are in force.

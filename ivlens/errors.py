@@ -27,3 +27,7 @@ class RunError(IvlensError):
 
 class FigureError(IvlensError):
     """A figure cannot be drawn or exported."""
+
+
+class TrainingError(IvlensError):
+    """A training cannot go on: its loss is not finite, or its checkpoint is not its own."""

@@ -201,8 +201,8 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def __getitem__(self, rows: slice) -> Tokens:
-        """Some of the prompts, with columns that none of them needs cut off."""
+    def __getitem__(self, rows: slice | Int[Tensor, " row"]) -> Tokens:
+        """Some of the prompts, by a slice or by their numbers, with columns that none of them needs cut off."""
         mask, answer_mask = self.mask[rows], self.answer_mask[rows]
         start = mask.shape[1] - int(mask.sum(1).max())
         stop = int(answer_mask.sum(1).max())

@@ -1,0 +1,202 @@
+"""Does a vector keep the tuned model where the base model was? IV-guided training, and the controls that decide it.
+
+While a new task is learned, the student (the model with its adapter) is steered by `s(t)` times the instruction vector
+(IV) at the tokens that predict the answer, `s` falling from 1 to 0, and is held to the teacher (the base model, steered
+by the IV throughout) by `kl * KL[teacher || student]`. Source: Jiang et al. 2024, arXiv:2406.12227, whose published
+code has the divergence the other way round, KL[student || teacher], at temperature 2: `reverse=True, temperature=2`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ivlens.activations import AnswerLogits, differentiable_answer_logits
+from ivlens.errors import IvlensError
+from ivlens.measures import kl_divergence
+from ivlens.prompts import Tokens
+from ivlens.shapes import Head
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+Vector = Literal["task", "zero", "random", "other", "general", "general-random"]
+Schedule = Literal["linear", "steps", "constant"]
+Vectors = Float[Tensor, "prompt d_model"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guidance:
+    """How training is guided. The published form is the default."""
+
+    vector: Vector = "task"
+    """`task`: of the task being learned; `zero`: none, plain distillation; `random`: of equal norm; `other`: another
+    task's; `general`: a general task's, drawn for every prompt anew; `general-random`: of equal norms."""
+    student: bool = True
+    """Is the student steered, too?"""
+    schedule: Schedule = "linear"
+    """How `s` falls: from 1 to 0, in four steps of 0.25, or not at all."""
+    kl: float = 0.05
+    """Weight of the divergence, per nat; 0: the teacher is not asked."""
+    reverse: bool = False
+    """KL[student || teacher] in place of KL[teacher || student]."""
+    temperature: float = 1.0
+    """Both distributions are softened by it; the divergence is multiplied by its square, as Hinton et al. 2015,
+    arXiv:1503.02531, do."""
+    teacher: Literal["base", "previous"] = "base"
+    """The model before the first stage, or before this one."""
+    rehearsal: bool = False
+    """Compare student and teacher in a run of its own, on the queries without their instruction, steered alike; the
+    task itself is then learned without a vector. Otherwise one run serves both."""
+    heads: float = 0.0
+    """Weight of the squared distance of the top heads' outputs `z` to the teacher's at the answer-predicting tokens
+    (mean over heads and tokens, sum over `d_head`). Source: arXiv:2502.11019."""
+
+    def __post_init__(self) -> None:
+        for name in ("kl", "heads"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise IvlensError(f"the guidance's {name} is {getattr(self, name)}; it must be 0 or more")
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise IvlensError(f"the guidance's temperature is {self.temperature}; it must be above 0")
+
+    def scale(self, progress: float) -> float:
+        """`s` after a share `progress` (0 to 1) of the steps."""
+        if self.schedule == "constant":
+            return 1.0
+        return 1 - (math.floor(4 * progress) / 4 if self.schedule == "steps" else progress)
+
+    @property
+    def asks_teacher(self) -> bool:
+        return self.kl > 0 or self.heads > 0
+
+
+GUIDANCE = {
+    "iv": Guidance(),
+    "kl": Guidance(vector="zero"),
+    "iv-random": Guidance(vector="random"),
+    "iv-other": Guidance(vector="other"),
+    "iv-steer": Guidance(kl=0.0),
+    "iv-kl": Guidance(student=False),
+    "fv": Guidance(student=False, heads=1.0),
+    "iv-general": Guidance(vector="general", schedule="constant", rehearsal=True),
+    "iv-general-random": Guidance(vector="general-random", schedule="constant", rehearsal=True),
+}
+"""Forms of guidance and their controls by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guide:
+    """Guidance with everything that it needs in one stage."""
+
+    guidance: Guidance
+    vectors: Float[Tensor, "vector d_model"]
+    """Each prompt of a batch takes one of them."""
+    layer: int
+    """They are added to the residual stream after this block."""
+    heads: tuple[Head, ...] = ()
+    teacher: Callable[[], AbstractContextManager[Any]]
+    """Inside its `with` block the model is the teacher."""
+
+    def run(
+        self, model: HookedTransformer, batch: Tokens, bare: Tokens, *, progress: float, generator: torch.Generator
+    ) -> tuple[AnswerLogits, Float[Tensor, ""]]:
+        """Run the student on a batch, and the teacher where it is asked.
+
+        Args:
+            bare: The same queries without their instruction; read under `rehearsal` only.
+            progress: Share of the steps that has been taken, 0 to 1.
+
+        Returns:
+            The student's logits, of which the task's loss is computed, and what is added to that loss.
+        """
+        guidance, drawn = self.guidance, self._drawn(len(batch), generator)
+        scale = guidance.scale(progress) if guidance.student and not guidance.rehearsal else 0.0
+        with steer_answers(model, batch, scale * drawn, self.layer), kept_z(model, batch, self._watched) as z:
+            logits = differentiable_answer_logits(model, batch)
+        penalty = torch.zeros((), device=logits.device)
+        if guidance.kl > 0:
+            if guidance.rehearsal:
+                penalty = penalty + guidance.kl * self._rehearse(model, bare.first(), drawn, progress)
+            else:
+                penalty = penalty + guidance.kl * self._divergence(self._ask(model, batch, drawn), logits, batch)
+        if guidance.heads > 0:
+            with torch.no_grad(), self.teacher(), kept_z(model, batch, self.heads) as wanted:
+                differentiable_answer_logits(model, batch)
+            distance = (torch.stack(z) - torch.stack(wanted)).square().sum(-1).mean(0)
+            penalty = penalty + guidance.heads * _masked_mean(distance, batch)
+        return logits, penalty
+
+    @property
+    def _watched(self) -> tuple[Head, ...]:
+        return self.heads if self.guidance.heads > 0 else ()
+
+    def _ask(self, model: HookedTransformer, tokens: Tokens, drawn: Vectors) -> AnswerLogits:
+        """The teacher's logits, steered."""
+        with torch.no_grad(), self.teacher(), steer_answers(model, tokens, drawn, self.layer):
+            return differentiable_answer_logits(model, tokens)
+
+    def _rehearse(self, model: HookedTransformer, bare: Tokens, drawn: Vectors, progress: float) -> Float[Tensor, ""]:
+        scale = self.guidance.scale(progress) if self.guidance.student else 0.0
+        with steer_answers(model, bare, scale * drawn, self.layer):
+            logits = differentiable_answer_logits(model, bare)
+        return self._divergence(self._ask(model, bare, drawn), logits, bare)
+
+    def _drawn(self, n: int, generator: torch.Generator) -> Vectors:
+        if len(self.vectors) == 1:
+            return self.vectors.expand(n, -1)
+        numbers = torch.randint(len(self.vectors), (n,), generator=generator)
+        return self.vectors[numbers.to(self.vectors.device)]
+
+    def _divergence(self, teacher: AnswerLogits, student: AnswerLogits, tokens: Tokens) -> Float[Tensor, ""]:
+        p, q = teacher / self.guidance.temperature, student / self.guidance.temperature
+        each = kl_divergence(q, p) if self.guidance.reverse else kl_divergence(p, q)
+        return self.guidance.temperature**2 * _masked_mean(each, tokens)
+
+
+def _masked_mean(values: Float[Tensor, "prompt answer"], tokens: Tokens) -> Float[Tensor, ""]:
+    return (values * tokens.answer_mask).sum() / tokens.answer_mask.sum()
+
+
+@contextmanager
+def steer_answers(
+    model: HookedTransformer, tokens: Tokens, vectors: Float[Tensor, "prompt d_model"], layer: int
+) -> Iterator[None]:
+    """Add one vector per prompt after block `layer` at every token that predicts a token of the answer."""
+    if not bool(vectors.any()):
+        yield
+        return
+    width = tokens.answers.shape[1]
+
+    def add(resid: Float[Tensor, "prompt pos d_model"], hook: Any) -> Float[Tensor, "prompt pos d_model"]:
+        steered = resid[:, -width:] + vectors[:, None].to(resid.dtype)
+        return torch.cat([resid[:, :-width], steered], dim=1)
+
+    with model.hooks(fwd_hooks=[(f"blocks.{layer}.hook_resid_post", add)]):
+        yield
+
+
+@contextmanager
+def kept_z(model: HookedTransformer, tokens: Tokens, heads: Sequence[Head]) -> Iterator[list[Tensor]]:
+    """Collects, in the order of `heads`, each one's output before `W_O` at the answer-predicting tokens.
+
+    Each is `[prompt answer d_head]`, with gradients; the list is filled when the `with` block ends.
+    """
+    outputs: dict[int, Tensor] = {}
+    found: list[Tensor] = []
+
+    def keep(z: Float[Tensor, "prompt pos head d_head"], hook: Any, *, layer: int) -> None:
+        outputs[layer] = z[:, -tokens.answers.shape[1] :]
+
+    layers = sorted({head.layer for head in heads})
+    hooks: list[Any] = [(f"blocks.{layer}.attn.hook_z", partial(keep, layer=layer)) for layer in layers]
+    with model.hooks(fwd_hooks=hooks):
+        yield found
+    found += [outputs[head.layer][:, :, head.head] for head in heads]
