@@ -162,14 +162,19 @@ def read_adapter(folder: str | Path, model: HookedTransformer) -> Adapter:
             f"{folder / CONFIG} targets {config.target_modules}, none of which {models.model_name(model)} has; "
             "give an adapter of this model"
         )
+    pairs = {
+        linear: Factors(*(tensors[name] for name in _tensor_names(linear)))
+        for linear in adapted
+        if tensors.keys() >= set(_tensor_names(linear))
+    }
+    # Before gaps: of an adapter of another model, shapes say most.
+    for linear, both in pairs.items():
+        _refuse_misfit(both, model, linear, config.rank(linear), folder)
     _refuse_gaps(tensors, adapted, folder)
     scale = config.scale(adapted[0])
     factors = {}
-    for linear in adapted:
-        both = Factors(*(tensors[name] for name in _tensor_names(linear)))
-        _refuse_misfit(both, model, linear, config.rank(linear), folder)
-        both = _working(both, model, share=config.scale(linear) / scale)
-        factors |= _split(both, model, linear)
+    for linear, both in pairs.items():
+        factors |= _split(_working(both, model, share=config.scale(linear) / scale), model, linear)
     adapter = Adapter(factors=factors, scale=scale)
     lora.check(model, adapter)
     if adapter.is_nothing():
@@ -362,7 +367,7 @@ def _fuse(adapter: Adapter, model: HookedTransformer, linear: Linear) -> Factors
     if len(linear.weights) == 1:
         return adapter.factors[linear.weights[0]]
     parts = [
-        (adapter.factors[name], rows.to(model.cfg.device))
+        (adapter.factors[name], rows)
         for name, rows in zip(linear.weights, layouts.outputs(model, linear), strict=True)
         if name in adapter.factors
     ]
@@ -375,7 +380,7 @@ def _fuse(adapter: Adapter, model: HookedTransformer, linear: Linear) -> Factors
     starts = [sum(map(len, stacked[:number])) for number in range(len(stacked))]
     for factors, rows in parts:
         start = next(start for start, own in zip(starts, stacked, strict=True) if torch.equal(factors.A, own))
-        b[rows, start : start + len(factors.A)] = factors.B.detach()
+        b[rows.to(b.device), start : start + len(factors.A)] = factors.B.detach()
     return Factors(a.detach(), b)
 
 

@@ -148,7 +148,10 @@ def _common(
 def audit(
     model: Annotated[str, typer.Argument(help="lab, a local Hugging Face folder, or a hub id.")],
     task: Annotated[str, typer.Option(help="A built-in task (see `ivlens tasks`) or a task file.")],
-    out: Annotated[Path | None, typer.Option(help="Run folder; runs/MODEL-TASK unless given.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/MODEL[-ADAPTER]-TASK unless given.")] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(metavar="PEFT_DIR", help="A LoRA adapter over MODEL, as PEFT saves it.")
+    ] = None,
     shots: Annotated[int, _number("Demonstrations of a prompt.")] = 10,
     clean_prompts: Annotated[int, _number("Prompts that give the mean head outputs.")] = 100,
     prompts: Annotated[int, _number("Corrupted prompts that heads are patched on.")] = 25,
@@ -177,8 +180,9 @@ def audit(
     # Before a large model is read, what can be refused without it.
     Settings(**settings)
     chosen.split(shots=shots, seed=seed)
-    folder = out or Path("runs") / f"{_file_name(model)}-{_file_name(chosen.name)}"
-    hooked = ivlens.load(model, device=device, dtype=dtype)
+    names = [model, chosen.name] if adapter is None else [model, str(adapter), chosen.name]
+    folder = out or Path("runs") / "-".join(map(_file_name, names))
+    hooked = ivlens.load(model, adapter=adapter, device=device, dtype=dtype)
     found = ivlens.audit(hooked, chosen, out=folder, top=top, memory=budget, **settings)
     tables.print_audit(found)
     drawn = found.figures()

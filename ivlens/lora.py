@@ -143,11 +143,12 @@ def attach(model: HookedTransformer, *adapters: Adapter) -> None:
 
     Raises:
         ShapeMismatch: an adapter is of another model; both shapes are named.
-        IvlensError: it is attached already.
+        IvlensError: it is attached already, or given twice. Nothing is attached then.
     """
-    for adapter in adapters:
+    there = [update.adapter for update in _updates(model)]
+    for number, adapter in enumerate(adapters):
         check(model, adapter)
-        if any(update.adapter is adapter for update in _updates(model)):
+        if any(other is adapter for other in (*there, *adapters[:number])):
             raise IvlensError("the adapter is attached already; detach it first")
     for adapter in adapters:
         for name, factors in adapter.factors.items():
@@ -190,16 +191,17 @@ def merge(model: HookedTransformer, adapter: Adapter) -> None:
 
     Raises:
         ShapeMismatch: the adapter is of another model.
-        IvlensError: an adapter is attached; the sum would depend on the order.
+        IvlensError: an adapter is attached; the sum would depend on the order. Nothing is merged then.
     """
     check(model, adapter)
+    places = {name: locate(model, name) for name in adapter.factors}
+    for name, (module, weight) in places.items():
+        if _is_adapted(module, weight):
+            raise IvlensError(f"{name} has an adapter attached; detach it before merging")
     with torch.no_grad():
-        for name, factors in adapter.factors.items():
-            module, weight = locate(model, name)
-            if _is_adapted(module, weight):
-                raise IvlensError(f"{name} has an adapter attached; detach it before merging")
+        for name, (module, weight) in places.items():
             parameter = getattr(module, weight)
-            parameter.copy_(Update(adapter, factors)(parameter))
+            parameter.copy_(Update(adapter, adapter.factors[name])(parameter))
 
 
 @contextmanager
@@ -268,7 +270,8 @@ def locate(model: HookedTransformer, name: str) -> tuple[nn.Module, str]:
         if own in module._parameters or _is_adapted(module, own):
             return module, own
     raise IvlensError(
-        f"{models.model_name(model)} has no weight {name!r}; choose targets that it has (W_gate is in gated models only)"
+        f"{models.model_name(model)} has no weight {name!r}; choose targets that it has "
+        "(W_gate is in gated models only)"
     )
 
 

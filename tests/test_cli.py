@@ -23,11 +23,14 @@ from choreographer.browsers.chromium import Chromium
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from ivlens import lora
+from ivlens.adapters import write_adapter
 from ivlens.checkpoint import quiet_transformers
 from ivlens.cli import main, parse_bytes
 from ivlens.errors import IvlensError
 from ivlens.files import Lock
 from ivlens.lab.vocabulary import CONTEXT, tokenizer
+from ivlens.lora import LoraConfig
 from ivlens.tables import plain
 from ivlens.tasks import task, tasks
 
@@ -82,6 +85,19 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model.save_pretrained(folder)
     words.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def adapter(checkpoint: Path, tmp_path: Path) -> Path:
+    """An adapter over it."""
+    import ivlens
+
+    model = ivlens.load(checkpoint)
+    random = lora.fresh(model, LoraConfig(rank=2))
+    for factors in random.factors.values():
+        factors.B.fill_(0.5)
+    write_adapter(random, tmp_path / "tuned", model)
+    return tmp_path / "tuned"
 
 
 @pytest.fixture(scope="module")
@@ -332,6 +348,28 @@ def test_answers_that_begin_alike_are_warned_of_and_the_run_goes_on(
     warning = next(line for line in found.err.splitlines() if "same token" in line)
     assert warning.startswith("ivlens: warning: the answers of task 'mine' ('zq0', 'zq1', 'zq10', ...) all begin")
     assert "effect='nll'" in warning
+
+
+def test_an_adapter_is_audited_in_a_folder_of_its_own(
+    ivlens: Ivlens, checkpoint: Path, adapter: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = ivlens("audit", checkpoint, "--adapter", adapter, "--task", "antonym", *SMALL)
+    assert found.status == 0
+    base, tuned = (
+        json.loads((folder / "run.json").read_text())["sources"]["model"]
+        for folder in (finished, tmp_path / "runs" / "random-tuned-antonym")
+    )
+    assert base["name"] == tuned["name"] and base["digest"] != tuned["digest"]
+
+
+def test_what_is_no_adapter_of_the_model_is_one_line(
+    ivlens: Ivlens, checkpoint: Path, adapter: Path, tmp_path: Path
+) -> None:
+    line = ["audit", checkpoint, "--task", "antonym", "--out", tmp_path / "run", "--adapter"]
+    assert "there is no adapter_config.json in" in ivlens(*line, tmp_path).complaint()
+    line[1] = "lab"
+    assert re.search(r"has A \(2, 32\) and B .*, but lab at rank 2 needs", ivlens(*line, adapter).complaint())
 
 
 def test_a_device_without_memory_left_is_one_line(ivlens: Ivlens, monkeypatch: pytest.MonkeyPatch) -> None:
