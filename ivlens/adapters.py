@@ -1,24 +1,21 @@
 """How is an adapter exchanged with PEFT, and how does a model come with one?
 
 A PEFT folder has `adapter_config.json` and `adapter_model.safetensors`; the names of tensors are those of the
-Hugging Face model's linear layers. What a configuration asks for is done, or refused by its name.
+Hugging Face model's linear layers.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import re
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING
 
-import pydantic
 import torch
 from torch import Tensor
 
 from ivlens import layouts, lora, models
+from ivlens.adapter_config import CONFIG, read_config, written_config
 from ivlens.errors import IvlensError, ShapeMismatch
 from ivlens.files import as_run_error, first_line, replacing, write_whole
 from ivlens.layouts import Linear
@@ -27,61 +24,9 @@ from ivlens.lora import Adapter, Factors
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
-CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-_MERGE = "merge the adapter with PEFT (merge_and_unload, save_pretrained) and give the merged checkpoint"
-# What describes the training or its place, and says nothing about the trained update. PEFT, too, sets
-# fan_in_fan_out by the kind of the layer, whatever is written; the factors do not depend on it. Which layer a linear
-# layer is in is known here without layers_pattern. Starts that changed the base model show in init_lora_weights.
-_WITHOUT_EFFECT = {
-    *("auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config"),
-    *("fan_in_fan_out", "inference_mode", "layers_pattern", "loftq_config", "lora_dropout", "lora_ga_config"),
-    *("megatron_core", "peft_version", "qalora_group_size", "revision", "runtime_config", "velora_config"),
-}
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_STARTS = (True, False, "gaussian", "orthogonal", "eva", "mica")
-
-_T = TypeVar("_T", int, float)
-_Names = list[str] | str
-_Rank = Annotated[int, pydantic.Field(ge=1)]
-_Alpha = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
-
-
-class _Config(pydantic.BaseModel):
-    """What of `adapter_config.json` decides the update; other keys are in `model_extra`."""
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="allow", strict=True)
-
-    peft_type: Literal["LORA"]
-    task_type: Literal["CAUSAL_LM"] | None = None
-    target_modules: _Names
-    exclude_modules: _Names | None = None
-    layers_to_transform: list[int] | int | None = None
-    r: _Rank = 8
-    lora_alpha: _Alpha = 8
-    rank_pattern: dict[str, _Rank] | None = None
-    alpha_pattern: dict[str, _Alpha] | None = None
-    use_rslora: bool = False
-    bias: Literal["none"] = "none"
-    init_lora_weights: bool | str = True
-
-    def adapts(self, linear: Linear) -> bool:
-        """Does PEFT put an adapter on this linear layer?"""
-        layers = self.layers_to_transform
-        layers = [layers] if isinstance(layers, int) else layers
-        return (
-            _names(self.target_modules, linear.path)
-            and not _names(self.exclude_modules or [], linear.path)
-            and (not layers or linear.layer in layers)
-        )
-
-    def rank(self, linear: Linear) -> int:
-        return _by_pattern(self.rank_pattern, linear.path, self.r)
-
-    def scale(self, linear: Linear) -> float:
-        alpha, rank = _by_pattern(self.alpha_pattern, linear.path, self.lora_alpha), self.rank(linear)
-        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 
 def load(
@@ -107,7 +52,8 @@ def load(
         revision: Branch, tag or commit of a hub id.
 
     Returns:
-        A model in eval mode with no gradients and with its tokenizer.
+        A model in eval mode with no gradients and with its tokenizer. Text gets a BOS token where the checkpoint's
+        own tokenizer adds one, and on GPT-2, whose heads rest on `<|endoftext|>` (TransformerLens' convention).
 
     Raises:
         ModelError: the model cannot be read, is not supported, or comes out different (see `models.load`).
@@ -121,7 +67,7 @@ def load(
             "adapter was given with a HookedTransformer, which is taken as it is; give the model's folder or hub id, "
             "or attach what ivlens.adapters.read_adapter returns"
         )
-    _config(Path(adapter))  # Before a large model is read.
+    read_config(Path(adapter))  # Before a large model is read.
     loaded = models.load(model, device=device, dtype=dtype, revision=revision)
     found = read_adapter(adapter, loaded)
     before = _log_probs(loaded)
@@ -154,7 +100,7 @@ def read_adapter(folder: str | Path, model: HookedTransformer) -> Adapter:
             something that is not supported, a value is NaN or infinite, or every update is zero.
     """
     folder = Path(folder)
-    config = _config(folder)
+    config = read_config(folder)
     tensors = _tensors(folder)
     adapted = [linear for linear in layouts.linears(model) if config.adapts(linear)]
     if not adapted:
@@ -216,7 +162,7 @@ def write_adapter(
         for name, factor in zip(_tensor_names(linear), factors, strict=True)
     }
     ranks = {linear: len(factors.A) for linear, factors in fused.items()}
-    config = _written_config(ranks, adapter.scale, linears) | {
+    config = written_config(ranks, adapter.scale, linears) | {
         "base_model_name_or_path": str(base or models.model_name(model)),
         "fan_in_fan_out": layouts.is_transposed(model),
     }
@@ -230,65 +176,6 @@ def write_adapter(
 
 def _is_on(adapter: Adapter, linear: Linear) -> bool:
     return not adapter.factors.keys().isdisjoint(linear.weights)
-
-
-def _config(folder: Path) -> _Config:
-    path = folder / CONFIG
-    if not path.is_file():
-        raise IvlensError(f"there is no {CONFIG} in {folder}; give a local folder that PEFT saved an adapter to")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        config = _Config.model_validate(content)
-        for pattern in _patterns(config):
-            re.compile(pattern)
-    except pydantic.ValidationError as error:
-        raise IvlensError(f"{path}: {_first_complaint(error)}; {_MERGE}") from error
-    except re.error as error:
-        raise IvlensError(f"{path}: {error.pattern!r} is not a regular expression ({error}); mend it") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise IvlensError(f"{path} is not readable JSON ({first_line(error)}); copy it again") from error
-    for key, value in (config.model_extra or {}).items():
-        # Every option of PEFT is null, false or empty when it is not used.
-        if value and key not in _WITHOUT_EFFECT:
-            raise IvlensError(f"{path}: {key} = {json.dumps(value)[:60]} is not supported; {_MERGE}")
-    if config.init_lora_weights not in _STARTS:
-        raise IvlensError(
-            f"{path}: init_lora_weights = {config.init_lora_weights!r} changed the base model's weights before "
-            "training, so that the update is not of the checkpoint; save the adapter with "
-            "path_initial_model_for_weight_conversion, or give the merged checkpoint"
-        )
-    return config
-
-
-def _first_complaint(error: pydantic.ValidationError) -> str:
-    """The first thing wrong in a configuration, as `key = value`, and what it may be."""
-    first = error.errors()[0]
-    key = str(first["loc"][0]) if first["loc"] else "the content"
-    if first["type"] == "missing":
-        return f"{key} is missing"
-    came = json.dumps(first["input"], default=str)[:60]
-    return f"{key} = {came} is not supported ({first['msg'][0].lower()}{first['msg'][1:]})"
-
-
-def _patterns(config: _Config) -> list[str]:
-    """Regular expressions in a configuration, as PEFT uses them."""
-    whole = [names for names in (config.target_modules, config.exclude_modules) if isinstance(names, str)]
-    return whole + [rf"(.*\.)?({key})$" for key in {**(config.rank_pattern or {}), **(config.alpha_pattern or {})}]
-
-
-def _names(names: _Names, path: str) -> bool:
-    """PEFT's rule: a text is a regular expression for the whole path, a list holds ends of paths."""
-    if isinstance(names, str):
-        return names.lower() == "all-linear" or re.fullmatch(names, path) is not None
-    return any(path == name or path.endswith(f".{name}") for name in names)
-
-
-def _by_pattern(patterns: Mapping[str, _T] | None, path: str, otherwise: _T) -> _T:
-    """PEFT's rule: the first key that matches the end of the path."""
-    for key, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({key})$", path):
-            return value
-    return otherwise
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:
@@ -382,37 +269,6 @@ def _fuse(adapter: Adapter, model: HookedTransformer, linear: Linear) -> Factors
         start = next(start for start, own in zip(starts, stacked, strict=True) if torch.equal(factors.A, own))
         b[rows.to(b.device), start : start + len(factors.A)] = factors.B.detach()
     return Factors(a.detach(), b)
-
-
-def _written_config(ranks: Mapping[Linear, int], scale: float, linears: list[Linear]) -> dict[str, Any]:
-    """Names, ranks and alphas. PEFT scales by alpha / rank: another rank needs its own alpha."""
-    rank = Counter(ranks.values()).most_common(1)[0][0]
-    others = {linear.path: other for linear, other in ranks.items() if other != rank}
-    ends = list(dict.fromkeys(_end(linear) for linear in ranks))
-    everywhere = all(linear in ranks for linear in linears if _names(ends, linear.path))
-    return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "r": rank,
-        "lora_alpha": _alpha(scale, rank),
-        "target_modules": ends if everywhere else [linear.path for linear in ranks],
-        "rank_pattern": others,
-        "alpha_pattern": {path: _alpha(scale, other) for path, other in others.items()},
-        "bias": "none",
-        "inference_mode": True,
-    }
-
-
-def _end(linear: Linear) -> str:
-    """The last part of the path, and the part before where the last is in attention as well as in the MLP."""
-    before, last = linear.path.split(".")[-2:]
-    return f"{before}.{last}" if last == "c_proj" else last
-
-
-def _alpha(scale: float, rank: int) -> int | float:
-    """PEFT declares whole numbers."""
-    alpha = scale * rank
-    return int(alpha) if alpha.is_integer() else alpha
 
 
 def _log_probs(model: HookedTransformer) -> Tensor:
