@@ -41,12 +41,12 @@ SEQUENCES: dict[str, tuple[str, ...]] = {
     "lab-trace": (
         "two-translations",
         "reverse-list",
-        "first-and-last",
+        "plural-french",
         "list-digits",
-        "country-card",
+        "capital-continent",
         "previous-three",
         "past-of-two",
-        "sort-numbers",
+        "list-french",
     ),
 }
 """Names of task files in the order in which they are learned."""

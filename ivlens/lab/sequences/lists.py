@@ -19,12 +19,12 @@ def lists() -> list[Task]:
     return [
         two_translations(),
         reverse_list(),
-        first_and_last(),
+        plural_french(),
         list_digits(),
-        country_card(),
+        capital_continent(),
         previous_three(),
         past_of_two(),
-        sort_numbers(),
+        list_french(),
     ]
 
 
@@ -41,7 +41,7 @@ def reverse_list() -> Task:
     return new_task(
         "reverse-list",
         "Start with the last word of the list and end with the first.",
-        drawn("reverse-list", [", ".join(three) for three in permutations(_list_words(), 3)]),
+        drawn("reverse-list", [", ".join(two) for two in permutations(_list_words(), 2)]),
         lambda listed: " ".join(reversed(listed.split(", "))),
     )
 
@@ -52,19 +52,13 @@ def _list_words() -> list[str]:
     return list(islice(chosen, 60))
 
 
-def first_and_last() -> Task:
-    places = ("first-letter", "last-letter")
+def plural_french() -> Task:
     return new_task(
-        "first-and-last",
-        "Write the first and the last letter of the word.",
-        words(*places),
-        lambda word: " ".join(facts(place)[word] for place in places),
+        "plural-french",
+        "Give the plural of the word and the French word.",
+        words("singular-plural", "english-french"),
+        lambda word: f"{facts('singular-plural')[word]} {facts('english-french')[word]}",
     )
-
-
-def _number_lists(name: str) -> list[str]:
-    numbers = list(facts("number-digits"))[:NUMBERS]
-    return drawn(name, [", ".join(three) for three in permutations(numbers, 3)])
 
 
 def list_digits() -> Task:
@@ -72,18 +66,18 @@ def list_digits() -> Task:
     return new_task(
         "list-digits",
         "Write every number in digits.",
-        _number_lists("list-digits"),
+        drawn("list-digits", [", ".join(three) for three in permutations(list(digits)[:NUMBERS], 3)]),
         lambda listed: " ".join(digits[number] for number in listed.split(", ")),
     )
 
 
-def country_card() -> Task:
-    asked = ("country-capital", "country-currency", "country-continent")
+def capital_continent() -> Task:
+    capitals, continents = facts("country-capital"), facts("country-continent")
     return new_task(
-        "country-card",
-        "Give the capital, the currency and the continent of the country.",
-        words(*asked),
-        lambda country: " ".join(facts(name)[country] for name in asked),
+        "capital-continent",
+        "Give the capital and the continent of the country.",
+        words("country-capital", "country-continent"),
+        lambda country: f"{capitals[country]} {continents[country]}",
     )
 
 
@@ -111,11 +105,11 @@ def past_of_two() -> Task:
     )
 
 
-def sort_numbers() -> Task:
-    digits = facts("number-digits")
+def list_french() -> Task:
+    french = facts("english-french")
     return new_task(
-        "sort-numbers",
-        "Write the small number first and the big number last.",
-        _number_lists("sort-numbers"),
-        lambda listed: " ".join(sorted(listed.split(", "), key=lambda number: int(digits[number]))),
+        "list-french",
+        "Translate every word of the list into French.",
+        drawn("list-french", [", ".join(two) for two in permutations(french, 2)]),
+        lambda listed: " ".join(french[word] for word in listed.split(", ")),
     )
