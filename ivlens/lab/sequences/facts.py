@@ -30,6 +30,8 @@ def new_task(name: str, instruction: str, inputs: Iterable[str], output: Callabl
 
 def drawn(name: str, inputs: Iterable[str], most: int = MOST_PAIRS) -> list[str]:
     """Some of the inputs, the same on every machine and in every version of every library."""
-    return sorted(inputs, key=lambda given: hashlib.blake2b(f"{name}\x1f{given}".encode(), digest_size=8).digest())[
-        :most
-    ]
+
+    def place(given: str) -> bytes:
+        return hashlib.blake2b(f"{name}\x1f{given}".encode(), digest_size=8).digest()
+
+    return sorted(inputs, key=place)[:most]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from itertools import permutations
 
-from ivlens.lab.sequences.facts import MOST_PAIRS, drawn, facts, new_task, words
+from ivlens.lab.sequences.facts import drawn, facts, new_task, words
 from ivlens.tasks import Task
 
 PERSONS = ["king", "queen", "man", "woman", "child", "mother", "father", "brother", "sister", "friend", "enemy"]
@@ -73,12 +73,15 @@ def spanish_gender() -> Task:
 
 
 def same_or_opposite() -> Task:
-    """Two words that mean the same, or the opposite; each first word asks for both where it can."""
+    """Two words that mean the same, or the opposite; as many of these as of those."""
     opposite, same = facts("antonym"), facts("synonym")
     kinds = {f"{word}, {same[word]}": "s" for word in same}
-    kinds |= {f"{word}, {opposite[word]}": "o" for word in opposite if word in same or len(word) < 5}
+    kinds |= {f"{word}, {opposite[word]}": "o" for word in drawn("same-or-opposite", opposite, len(same))}
     return new_task(
-        "same-or-opposite", "Write s for the same meaning and o for the opposite.", kinds, lambda both: kinds[both]
+        "same-or-opposite",
+        "Write s for the same meaning and o for the opposite.",
+        kinds,
+        lambda both: kinds[both],
     )
 
 
@@ -117,7 +120,7 @@ def opposite_count() -> Task:
     """Words of the general tasks with an opposite, and as many nouns without one."""
     opposite = facts("antonym")
     without = [word for word in words("singular-plural", "english-french") if word not in opposite]
-    inputs = [*opposite, *drawn("opposite-count", without, min(len(opposite), MOST_PAIRS))]
+    inputs = [*opposite, *drawn("opposite-count", without, len(opposite))]
     return new_task(
         "opposite-count",
         "How many opposite words does the word have, zero or one?",
