@@ -157,7 +157,8 @@ def write_adapter(
         raise IvlensError(f"the adapter is on {strange}, which PEFT has no place for; adapt weights inside blocks")
     fused = {linear: _fuse(adapter, model, linear) for linear in linears if _is_on(adapter, linear)}
     tensors = {
-        name: factor.detach().cpu().contiguous()
+        # Copies, since safetensors refuses tensors that share memory.
+        name: factor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for linear, factors in fused.items()
         for name, factor in zip(_tensor_names(linear), factors, strict=True)
     }

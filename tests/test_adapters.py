@@ -230,6 +230,18 @@ def test_an_adapter_on_some_layers_is_written_by_their_whole_names(
     assert difference(peft_log_probs(folders("llama-gqa"), tmp_path), log_probs(llama, adapter)) < 1e-4
 
 
+def test_factors_in_training_and_in_shared_memory_are_written(llama: HookedTransformer, tmp_path: Path) -> None:
+    a, b = torch.ones(2, 32), torch.ones(32, 48)
+    shared = {"blocks.0.attn.W_Q": Factors(a, b[:24, :2]), "blocks.0.attn.W_V": Factors(a, b.T[:12, :2])}
+    adapter = Adapter(factors=shared, scale=1.0)
+    for factor in (a, b):
+        factor.requires_grad_()
+    write_adapter(adapter, tmp_path, llama)
+    again = read_adapter(tmp_path, llama)
+    assert all(map(torch.equal, again.parameters(), adapter.parameters()))
+    assert not any(factor.requires_grad for factor in again.parameters())
+
+
 def test_weights_of_different_rank_are_written_with_their_own_alpha(
     llama: HookedTransformer, folders: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -443,7 +455,9 @@ def test_an_adapter_that_overflows_is_refused(
 def test_a_model_that_is_there_already_takes_no_adapter_while_loading(llama: HookedTransformer, tmp_path: Path) -> None:
     write_adapter(random_adapter(llama, "W_Q"), tmp_path, llama)
     digest = models.weight_digest(llama)
-    with pytest.raises(IvlensError, match=r"give the model's folder or hub id, or attach what ivlens.adapters.read_adapter returns"):
+    with pytest.raises(
+        IvlensError, match=r"give the model's folder or hub id, or attach what ivlens.adapters.read_adapter returns"
+    ):
         load(llama, adapter=tmp_path)
     assert models.weight_digest(llama) == digest
 
