@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ivlens.errors import TaskError
@@ -23,6 +23,7 @@ def queries(prompts: tuple[Prompt, ...]) -> list[Pair]:
     return [prompt.query for prompt in prompts]
 
 
+@settings(deadline=None)
 @given(st.integers(6, 300), st.integers(0, 2**32 - 1))
 def test_the_parts_share_no_query_lose_none_and_have_two_each(n: int, seed: int):
     stage = Stage.of_task(of(n), seed=seed)
