@@ -1,27 +1,30 @@
 """How is an adapter trained, step by step?
 
-`finetune` is a generator: it takes one optimiser step and yields it; the caller logs, plots, stops. Batches are drawn by
-step number from the seed, so that a training which goes on from a checkpoint takes the very steps it would have taken.
+`finetune` is a generator: it takes one optimiser step and yields it; the caller logs, plots, stops. Batches are drawn
+by step number from the seed, so that a training that goes on from a checkpoint takes the very steps that it would
+have taken.
 """
 
 from __future__ import annotations
 
-import io
+import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from ivlens import files
 from ivlens.activations import AnswerLogits, differentiable_answer_logits
-from ivlens.errors import IvlensError, TrainingError
+from ivlens.errors import IvlensError, ShapeMismatch, TrainingError
 from ivlens.guidance import Guide
 from ivlens.lora import Adapter
 from ivlens.measures import token_log_probs
@@ -30,6 +33,10 @@ from ivlens.prompts import Tokens
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
+
+FORMAT = "ivlens.training/1"
+Schedule = Literal["cosine", "linear", "constant"]
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +48,7 @@ class Training:
     """Prompts of one step, in `accumulate` parts."""
     rate: float = 3e-3
     """AdamW's learning rate at its peak."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: Schedule = "cosine"
     """How the rate falls to 0 behind the warm-up."""
     warmup: int = 10
     """Steps in which the rate rises."""
@@ -49,7 +56,9 @@ class Training:
     clip: float = 1.0
     """Gradients of a larger norm are scaled down to it."""
     accumulate: int = 1
-    precision: Literal["float32", "bfloat16"] = "float32"
+    """A step in parts is the step in one, to rounding. Under a guidance with `rehearsal`, only where answers are of
+    equal length: parts count by their answers' tokens, and rehearsal reads one token per prompt."""
+    precision: Precision = "float32"
     """`bfloat16`: autocast on a GPU; factors and optimiser stay in float32."""
 
     def __post_init__(self) -> None:
@@ -63,6 +72,9 @@ class Training:
             raise IvlensError(f"training: weight_decay is {self.weight_decay}; it must be 0 or more")
         if self.batch % self.accumulate:
             raise IvlensError(f"training: a batch of {self.batch} has no {self.accumulate} equal parts; change one")
+        for name, choices in {"schedule": get_args(Schedule), "precision": get_args(Precision)}.items():
+            if getattr(self, name) not in choices:
+                raise IvlensError(f"training: {name} is {getattr(self, name)!r}; choose of {', '.join(choices)}")
 
     def rate_at(self, step: int) -> float:
         if step < self.warmup:
@@ -98,9 +110,25 @@ class Examples:
     replayed: float = 0.0
     """Share of replayed prompts in a batch."""
 
+    def __post_init__(self) -> None:
+        if len(self.bare) != len(self.prompts):
+            raise ShapeMismatch(
+                f"there are {len(self.prompts)} prompts, but {len(self.bare)} without an instruction; give as many"
+            )
+        if not 1 <= self.new <= len(self.prompts):
+            raise IvlensError(f"{self.new} of {len(self.prompts)} prompts are said to be new; name 1 or more of them")
+        if not 0 <= self.replayed < 1:
+            raise IvlensError(f"the share of replayed prompts is {self.replayed}; it must be 0 or more and below 1")
+
     def rows(self, step: int, batch: int, seed: int) -> np.ndarray:
         """Which prompts a step reads: the new ones in random order, epoch by epoch, and a draw of the others."""
-        old = round(self.replayed * batch) if len(self.prompts) > self.new else 0
+        replaying = self.replayed > 0 and len(self.prompts) > self.new
+        old = round(self.replayed * batch) if replaying else 0
+        if replaying and not 0 < old < batch:
+            raise IvlensError(
+                f"a batch of {batch} with a share of {self.replayed} replayed has {old} old and {batch - old} new "
+                "prompts; choose a larger batch"
+            )
         places = np.arange(step * (batch - old), (step + 1) * (batch - old))
         epochs = {epoch: np.random.default_rng([seed, 7, epoch]).permutation(self.new) for epoch in places // self.new}
         fresh = [epochs[place // self.new][place % self.new] for place in places]
@@ -126,42 +154,67 @@ def finetune(
     Args:
         adapter: Attached to `model`, whose own weights stay as they are.
         guide: What the training is guided by; None: nothing.
+        name: Of the task, for messages and the checkpoint.
         checkpoint: File that keeps factors and optimiser every so many steps, and that is gone on from if it exists.
 
     Raises:
-        TrainingError: the loss is NaN or infinite; step and task are named, and the last good checkpoint stays.
+        TrainingError: the loss or its gradient is NaN or infinite; step and task are named, and the last good
+            checkpoint stays. Or the checkpoint is damaged, or of another training; then the factors stay, too.
+        IvlensError: the adapter is not attached.
     """
     factors = adapter.requires_grad_().parameters()
     optimizer = torch.optim.AdamW(factors, lr=training.rate, weight_decay=training.weight_decay)
-    start = _resume(checkpoint, factors, optimizer)
-    part = training.batch // training.accumulate
+    record = _record(examples, training, method, guide, seed=seed, name=name)
+    start = _resume(checkpoint, factors, optimizer, record)
     for number in range(start, training.steps):
         for group in optimizer.param_groups:
             group["lr"] = training.rate_at(number)
-        rows = torch.from_numpy(examples.rows(number, training.batch, seed))
-        loss = penalty = 0.0
-        for i in range(training.accumulate):
-            chosen = rows[i * part : (i + 1) * part].to(examples.prompts.prompts.device)
-            batch, bare = examples.prompts[chosen], examples.bare[chosen]
-            generator = torch.Generator().manual_seed(_mix(seed, number, i))
-            with _precision(model, training):
-                logits, extra = _run(model, batch, bare, guide, progress=number / training.steps, generator=generator)
-                wanted = answer_loss(logits, batch)
-                extra = extra + method.penalty(model, adapter, batch, logits)
-            ((wanted + extra) / training.accumulate).backward()
-            loss += wanted.item() / training.accumulate
-            penalty += extra.item() / training.accumulate
-        if not math.isfinite(loss + penalty):
-            raise TrainingError(
-                f"the loss of {name} is {loss + penalty} at step {number}; lower the rate or the weights of the "
-                "penalties"
-            )
+        loss, penalty = _backward(model, adapter, examples, training, method, guide, seed=seed, step=number)
         norm = float(torch.nn.utils.clip_grad_norm_(factors, training.clip))
+        if not math.isfinite(loss + penalty + norm):
+            raise TrainingError(
+                f"the loss of {name} is {loss + penalty} and the norm of its gradient {norm} at step {number}; lower "
+                "the rate or the weights of the penalties"
+            )
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if checkpoint is not None and (number + 1) % every == 0:
-            _save(checkpoint, factors, optimizer, number + 1)
+            _save(checkpoint, factors, optimizer, record | {"steps": str(number + 1)})
         yield Step(number, loss, penalty, training.rate_at(number), norm)
+
+
+def _backward(
+    model: HookedTransformer,
+    adapter: Adapter,
+    examples: Examples,
+    training: Training,
+    method: Method,
+    guide: Guide | None,
+    *,
+    seed: int,
+    step: int,
+) -> tuple[float, float]:
+    """Add the gradients of one step's batch; its loss and its penalty."""
+    device = examples.prompts.prompts.device
+    rows = torch.from_numpy(examples.rows(step, training.batch, seed)).to(device)
+    generator = torch.Generator().manual_seed(_mix(seed, step))
+    n_answer_tokens = int(examples.prompts.answer_mask[rows].sum())
+    loss = penalty = 0.0
+    for part in rows.chunk(training.accumulate):
+        batch, bare = examples.prompts[part], examples.bare[part]
+        with _precision(model, training):
+            progress = step / training.steps
+            logits, extra = _run(model, batch, bare, guide, progress=progress, generator=generator)
+            wanted = answer_loss(logits, batch)
+            extra = extra + method.penalty(model, adapter, batch, logits)
+        if not wanted.requires_grad:
+            raise IvlensError("the adapter is not attached to the model; train it inside `with attached(...)`")
+        # Parts differ in answer tokens: the mean of their means is not the mean over the batch.
+        share = int(batch.answer_mask.sum()) / n_answer_tokens
+        ((wanted + extra) * share).backward()
+        loss += wanted.item() * share
+        penalty += extra.item() * share
+    return loss, penalty
 
 
 def answer_loss(logits: AnswerLogits, tokens: Tokens) -> Float[Tensor, ""]:
@@ -195,24 +248,53 @@ def _mix(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _save(path: Path, factors: list[Tensor], optimizer: torch.optim.Optimizer, steps: int) -> None:
-    buffer = io.BytesIO()
-    state = {"factors": [f.detach() for f in factors], "optimizer": optimizer.state_dict(), "steps": steps}
-    torch.save(state, buffer)
-    files.write_whole(path, buffer.getvalue())
+def _record(
+    examples: Examples, training: Training, method: Method, guide: Guide | None, *, seed: int, name: str
+) -> dict[str, str]:
+    """What a checkpoint must be of."""
+    digest = hashlib.sha256()
+    for tensor in (examples.prompts.prompts, examples.prompts.answers):
+        digest.update(tensor.cpu().numpy().tobytes())
+    return {
+        "format": FORMAT,
+        "task": name,
+        "seed": str(seed),
+        "prompts": f"{examples.new} new, {examples.replayed} replayed, {digest.hexdigest()[:16]}",
+        "training": repr(training),
+        "method": repr(method),
+        "guidance": repr(guide and guide.guidance),
+    }
 
 
-def _resume(path: Path | None, factors: list[Tensor], optimizer: torch.optim.Optimizer) -> int:
-    """Fill in what a checkpoint holds; the number of steps it has seen."""
+def _save(path: Path, factors: list[Tensor], optimizer: torch.optim.Optimizer, record: dict[str, str]) -> None:
+    tensors = {f"factor {i}": factor for i, factor in enumerate(factors)}
+    for i, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"{key} {i}": value for key, value in state.items()}
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    files.write_whole(path, save(tensors, metadata=record))
+
+
+def _resume(path: Path | None, factors: list[Tensor], optimizer: torch.optim.Optimizer, record: dict[str, str]) -> int:
+    """Fill in what a checkpoint holds; the number of steps it has seen. Nothing is unpickled."""
     if path is None or not path.exists():
         return 0
     try:
-        state = torch.load(path, weights_only=True, map_location=factors[0].device)
-        for factor, saved in zip(factors, state["factors"], strict=True):
-            factor.data.copy_(saved)
-        optimizer.load_state_dict(state["optimizer"])
-        return int(state["steps"])
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
+        with safe_open(path, framework="pt") as file:
+            found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(f"{path} is no readable checkpoint ({files.first_line(error)}); delete it") from error
+    others = [key for key, value in record.items() if metadata.get(key) != value]
+    shapes = [found[key].shape if (key := f"factor {i}") in found else None for i in range(len(factors))]
+    if others or shapes != [factor.shape for factor in factors]:
         raise TrainingError(
-            f"{path} is no checkpoint of this training ({files.first_line(error)}); delete it"
-        ) from error
+            f"{path} is a checkpoint of another training: it differs in {', '.join(others) or 'the adapter'}; train "
+            "with the settings that it has, or delete it"
+        )
+    with torch.no_grad():
+        for i, factor in enumerate(factors):
+            factor.copy_(found[f"factor {i}"])
+    moments = ("step", "exp_avg", "exp_avg_sq")
+    state = {i: {key: found[f"{key} {i}"] for key in moments} for i in range(len(factors))}
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return int(metadata["steps"])

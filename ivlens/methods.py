@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ class History:
     tokens: tuple[Tokens, ...] = ()
 
 
+@runtime_checkable
 class Method(Protocol):
     """What the loop asks of a method."""
 
@@ -80,10 +81,12 @@ class Ewc(Lora):
     samples: int = 64
     """Prompts of a stage that its Fisher is the mean over."""
     _fisher: dict[str, Tensor] = field(default_factory=dict, repr=False)
-    _seen: int = 0
+    _seen: int = field(default=0, repr=False)
 
     def __post_init__(self) -> None:
         _refuse_negative("ewc", weight=self.weight)
+        if self.samples < 1:
+            raise IvlensError(f"ewc: samples is {self.samples}; it must be 1 or more")
 
     def begin(self, model: HookedTransformer, history: History) -> None:
         for stage in range(self._seen, len(history.adapters)):
@@ -136,8 +139,8 @@ class Lwf(Lora):
 
     def __post_init__(self) -> None:
         _refuse_negative("lwf", weight=self.weight)
-        if not self.temperature > 0:
-            raise IvlensError(f"lwf: temperature is {self.temperature}; it must be above 0")
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise IvlensError(f"lwf: temperature is {self.temperature}; it must be a number above 0")
 
     def penalty(self, model: HookedTransformer, adapter: Adapter, batch: Tokens, logits: AnswerLogits) -> Tensor:
         with torch.no_grad(), silenced(model, adapter):

@@ -1,0 +1,64 @@
+"""Adapters and examples for tests of training: a random model of two layers in float64, a handful of prompts."""
+
+from __future__ import annotations
+
+import torch
+from checkpoints import random_hooked
+from conftest import random_tokens
+from torch import Tensor
+from transformer_lens import HookedTransformer
+
+from ivlens import lora
+from ivlens.finetune import Examples
+from ivlens.lora import Adapter, Factors, LoraConfig
+from ivlens.prompts import Tokens
+
+VOCAB = 40
+WIDTH = 20
+CONFIG = LoraConfig(rank=2, alpha=4.0, targets=("W_Q", "W_V", "W_O"))
+
+
+def small_model(kind: str = "llama") -> HookedTransformer:
+    """Llama-shaped: four query heads over two key and value heads."""
+    return random_hooked(kind, n_layers=2, d_model=WIDTH, d_head=6, d_mlp=28, d_vocab=VOCAB)
+
+
+def fresh_adapter(model: HookedTransformer, *, seed: int = 0) -> Adapter:
+    """An adapter that changes nothing yet, in float64."""
+    fresh = lora.fresh(model, CONFIG, seed=seed)
+    return Adapter(factors={name: Factors(a.double(), b.double()) for name, (a, b) in fresh.factors.items()}, scale=2.0)
+
+
+def trained_adapter(model: HookedTransformer, *, seed: int = 0) -> Adapter:
+    """An adapter that changes every weight visibly."""
+    fresh, generator = fresh_adapter(model, seed=seed), torch.Generator().manual_seed(seed)
+    factors = {
+        name: Factors(a, torch.randn(b.shape, generator=generator, dtype=torch.float64) * 0.2)
+        for name, (a, b) in fresh.factors.items()
+    }
+    return Adapter(factors=factors, scale=fresh.scale)
+
+
+def small_tokens(n: int = 6, *, answer: int = 3, seed: int = 0) -> Tokens:
+    """Prompts of different lengths with answers of 1, 2, 3, 1, ... tokens."""
+    return random_tokens(n, 2 * n + 2, answer, vocab=VOCAB, seed=seed)
+
+
+def small_examples(n: int = 6, *, answer: int = 3, new: int | None = None, replayed: float = 0.0) -> Examples:
+    return Examples(
+        prompts=small_tokens(n, answer=answer),
+        bare=small_tokens(n, answer=answer, seed=1),
+        new=n if new is None else new,
+        replayed=replayed,
+    )
+
+
+def alone(tokens: Tokens, row: int) -> tuple[Tensor, Tensor]:
+    """One prompt without its pads, and its answer without its own."""
+    return tokens.prompts[row][tokens.mask[row]], tokens.answers[row][tokens.answer_mask[row]]
+
+
+def logits_alone(model: HookedTransformer, tokens: Tokens, row: int) -> Tensor:
+    """Logits that predict the answer of one prompt, which is run alone and unpadded."""
+    prompt, answer = alone(tokens, row)
+    return model(torch.cat([prompt, answer[:-1]])[None])[0, len(prompt) - 1 :]
