@@ -13,6 +13,8 @@ from ivlens.tasks import Task
 
 NUMBERS = 20
 """Lists of numbers are made of the numbers below."""
+LIST_WORDS = 60
+"""Other lists are made of so many words."""
 
 
 def lists() -> list[Task]:
@@ -49,7 +51,7 @@ def reverse_list() -> Task:
 def _list_words() -> list[str]:
     """Words that the general tasks choose from lists."""
     chosen = dict.fromkeys(word for kind in ("first", "last") for word in facts(f"choose-{kind}").values())
-    return list(islice(chosen, 60))
+    return list(islice(chosen, LIST_WORDS))
 
 
 def plural_french() -> Task:
@@ -110,6 +112,6 @@ def list_french() -> Task:
     return new_task(
         "list-french",
         "Translate every word of the list into French.",
-        drawn("list-french", [", ".join(two) for two in permutations(french, 2)]),
+        drawn("list-french", [", ".join(three) for three in permutations(islice(french, LIST_WORDS), 3)]),
         lambda listed: " ".join(french[word] for word in listed.split(", ")),
     )
