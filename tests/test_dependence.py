@@ -337,7 +337,7 @@ def test_a_probe_of_another_shape_or_task_is_refused(
     with pytest.raises(IvlensError, match=r"has no layer yet; take vector\.at\(layer\)"):
         prepare(tiny, word_task, replace(vector, layer=None))
     with pytest.raises(
-        IvlensError, match="there is no measure 'accuracy' of heads ''; there are .*sufficiency of chos"
+        IvlensError, match=r"no measure 'accuracy' of heads ''; there are .*sufficiency of chosen heads"
     ):
         per_prompt(tiny, probe).value("accuracy")
 
