@@ -31,3 +31,7 @@ class FigureError(IvlensError):
 
 class TrainingError(IvlensError):
     """A training cannot go on: its loss is not finite, or its checkpoint is not its own."""
+
+
+class StudyError(IvlensError):
+    """A study's plan cannot be carried out as it is written."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 Vector = Literal["task", "zero", "random", "other", "general", "general-random"]
 Schedule = Literal["linear", "steps", "constant"]
+Teacher = Literal["base", "previous"]
 Vectors = Float[Tensor, "prompt d_model"]
 
 
@@ -51,11 +52,13 @@ class Guidance:
     temperature: float = 1.0
     """Both distributions are softened by it; the divergence is multiplied by its square, as Hinton et al. 2015,
     arXiv:1503.02531, do."""
-    teacher: Literal["base", "previous"] = "base"
+    teacher: Teacher = "base"
     """The model before the first stage, or before this one."""
     rehearsal: bool = False
-    """Compare student and teacher in a run of its own, on the queries without their instruction, steered alike; the
-    task itself is then learned without a vector. Otherwise one run serves both."""
+    """Compare student and teacher in a run of its own, both steered; the task itself is then learned without a vector.
+    Otherwise one run serves both. Compared is the first token of the answer."""
+    bare: bool = False
+    """Rehearse on the queries without their instruction rather than on the new task's own prompts."""
     heads: float = 0.0
     """Weight of the squared distance of the top heads' outputs `z` to the teacher's at the answer-predicting tokens
     (mean over heads and tokens, sum over `d_head`). Source: arXiv:2502.11019."""
@@ -66,6 +69,10 @@ class Guidance:
                 raise IvlensError(f"the guidance's {name} is {getattr(self, name)}; it must be 0 or more")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise IvlensError(f"the guidance's temperature is {self.temperature}; it must be above 0")
+        choices = {"vector": get_args(Vector), "schedule": get_args(Schedule), "teacher": get_args(Teacher)}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise IvlensError(f"the guidance's {name} is {getattr(self, name)!r}; choose of {', '.join(known)}")
 
     def scale(self, progress: float) -> float:
         """`s` after a share `progress` (0 to 1) of the steps."""
@@ -88,6 +95,7 @@ GUIDANCE = {
     "fv": Guidance(student=False, heads=1.0),
     "iv-general": Guidance(vector="general", schedule="constant", rehearsal=True),
     "iv-general-random": Guidance(vector="general-random", schedule="constant", rehearsal=True),
+    "iv-general-bare": Guidance(vector="general", schedule="constant", rehearsal=True, bare=True),
 }
 """Forms of guidance and their controls by name."""
 
@@ -105,13 +113,17 @@ class Guide:
     teacher: Callable[[], AbstractContextManager[Any]]
     """Inside its `with` block the model is the teacher."""
 
+    def __post_init__(self) -> None:
+        if self.guidance.heads > 0 and not self.heads:
+            raise IvlensError("the guidance compares heads, but the guide has none; give it the top heads")
+
     def run(
         self, model: HookedTransformer, batch: Tokens, bare: Tokens, *, progress: float, generator: torch.Generator
     ) -> tuple[AnswerLogits, Float[Tensor, ""]]:
         """Run the student on a batch, and the teacher where it is asked.
 
         Args:
-            bare: The same queries without their instruction; read under `rehearsal` only.
+            bare: The same queries without their instruction; read by guidance that is `bare` only.
             progress: Share of the steps that has been taken, 0 to 1.
 
         Returns:
@@ -124,7 +136,9 @@ class Guide:
         penalty = torch.zeros((), device=logits.device)
         if guidance.kl > 0:
             if guidance.rehearsal:
-                penalty = penalty + guidance.kl * self._rehearse(model, bare.first(), drawn, progress)
+                penalty = penalty + guidance.kl * self._rehearse(
+                    model, (bare if guidance.bare else batch).first(), drawn, progress
+                )
             else:
                 penalty = penalty + guidance.kl * self._divergence(self._ask(model, batch, drawn), logits, batch)
         if guidance.heads > 0:

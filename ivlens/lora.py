@@ -11,15 +11,18 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
+import safetensors.torch
 import torch
 from einops import rearrange
 from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ivlens import models
+from ivlens import files, models
 from ivlens.errors import IvlensError, ShapeMismatch
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 Target = Literal["W_Q", "W_K", "W_V", "W_O", "W_in", "W_gate", "W_out"]
 TARGETS: tuple[Target, ...] = get_args(Target)
+FORMAT = "ivlens.adapter/1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,3 +309,40 @@ def _is_adapted(module: nn.Module, weight: str) -> bool:
 
 def _updates(model: HookedTransformer) -> list[Update]:
     return [module for module in model.modules() if isinstance(module, Update)]
+
+
+def save(adapter: Adapter, path: Path) -> None:
+    """Write the factors as they are into one safetensors file; `adapters.write_adapter` writes PEFT's form."""
+    tensors = {
+        f"{name}.{part}": getattr(factors, part).detach().cpu().contiguous()
+        for name, factors in adapter.factors.items()
+        for part in Factors._fields
+    }
+    files.write_whole(path, safetensors.torch.save(tensors, metadata={"format": FORMAT, "scale": repr(adapter.scale)}))
+
+
+def load(path: Path, model: HookedTransformer) -> Adapter:
+    """Read what `save` wrote, onto the model's device.
+
+    Raises:
+        IvlensError: not such a file.
+        ShapeMismatch: it is of another model.
+    """
+    try:
+        with safe_open(path, framework="pt", device=str(model.cfg.device)) as file:
+            metadata = file.metadata() or {}
+            names = [name.removesuffix(".A") for name in file.keys() if name.endswith(".A")]  # noqa: SIM118
+            factors = {
+                name: Factors(*(file.get_tensor(f"{name}.{part}") for part in Factors._fields)) for name in names
+            }
+    except (OSError, SafetensorError) as error:
+        raise IvlensError(
+            f"{path} is no readable adapter ({error}); delete it and run the same command again"
+        ) from error
+    if metadata.get("format") != FORMAT:
+        raise IvlensError(
+            f"{path} is of format {metadata.get('format')!r}, not {FORMAT!r}; give a file that save wrote"
+        )
+    adapter = Adapter(factors=factors, scale=float(metadata["scale"]))
+    check(model, adapter)
+    return adapter

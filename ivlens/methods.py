@@ -80,7 +80,7 @@ class Ewc(Lora):
     weight: float = 1e4
     samples: int = 64
     """Prompts of a stage that its Fisher is the mean over."""
-    _fisher: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    _fisher: dict[str, Tensor] = field(default_factory=dict, repr=False, init=False)
     _seen: int = field(default=0, repr=False)
 
     def __post_init__(self) -> None:
@@ -158,7 +158,7 @@ class Olora(Lora):
     """
 
     weight: float = 0.5
-    _old: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    _old: dict[str, Tensor] = field(default_factory=dict, repr=False, init=False)
 
     def __post_init__(self) -> None:
         _refuse_negative("olora", weight=self.weight)

@@ -92,7 +92,7 @@ class InstructionVector:
         Raises:
             IvlensError: not a safetensors file, of another format, or with tensors that do not belong together.
         """
-        tensors, metadata = _read_safetensors(Path(path))
+        tensors, metadata = read_safetensors(Path(path))
         if metadata.get("format") != FORMAT:
             raise IvlensError(
                 f"{path} is of format {metadata.get('format')!r}, not {FORMAT!r}; give a file that "
@@ -174,7 +174,8 @@ def check_layer(layer: int, n_layers: int) -> None:
         raise IvlensError(f"there is no layer {layer}: the model has {n_layers} layers, counted from 0")
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a file; raises IvlensError where it is none."""
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118

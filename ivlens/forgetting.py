@@ -1,0 +1,146 @@
+"""How much was learned, how much was forgotten, and how sure is that? From a study's table of evaluations.
+
+`R[i, j]` is the accuracy on task j after stage i, row 0 being the base model. Over N stages:
+AP = mean_j R[N, j];  F = mean_{j<N} (max_{1<=i<N} R[i, j] - R[N, j]);  GP and IP: mean accuracy on general tasks, which
+are never trained on, zero-shot with their instruction and with demonstrations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from ivlens.errors import IvlensError
+
+SUMMARY = ("method", "measure", "value", "low", "high", "n")
+PLAIN = "lora"
+_GENERAL = {
+    "GP": "instruction accuracy",
+    "IP": "few-shot accuracy",
+    "knowledge accuracy": "knowledge accuracy",
+    "instruction probability": "instruction probability",
+    "knowledge probability": "knowledge probability",
+}
+
+
+def r_matrix(evaluations: pd.DataFrame, method: str, seed: int, *, measure: str = "accuracy") -> pd.DataFrame:
+    """`R` of one cell: a row a stage from 0, a column a task in the order in which they are learned."""
+    chosen = evaluations.query("method == @method and seed == @seed and kind == 'sequence' and measure == @measure")
+    order = list(dict.fromkeys(chosen["task"]))
+    return chosen.pivot(index="stage", columns="task", values="value")[order]
+
+
+def average_performance(r: pd.DataFrame) -> float:
+    """AP: mean accuracy on all tasks after the last stage."""
+    return float(r.iloc[-1].mean())
+
+
+def forgetting(r: pd.DataFrame) -> float:
+    """F: how far the tasks before the last have fallen from their best, on average; NaN for a single stage.
+
+    Never of stage 0: what the base model could do was not learned in the sequence.
+    """
+    learned = r.iloc[1:, :-1].to_numpy()
+    if len(learned) < 2:
+        return float("nan")
+    return float((learned[:-1].max(0) - learned[-1]).mean())
+
+
+def cells(evaluations: pd.DataFrame, *, guided: Sequence[str] = ()) -> pd.DataFrame:
+    """One line a cell and measure (`method`, `seed`, `measure`, `value`), after the last stage.
+
+    `... change` is from the base model. `GP, unguided` is of general tasks that the guidance has seen nothing of.
+    """
+    lines = []
+    for (method, seed), cell in evaluations.groupby(["method", "seed"], sort=False):
+        for measure, value in _of_cell(cell, str(method), int(seed), guided):  # pyright: ignore[reportArgumentType]
+            lines.append((method, seed, measure, value))
+    return pd.DataFrame(lines, columns=["method", "seed", "measure", "value"])
+
+
+def _of_cell(cell: pd.DataFrame, method: str, seed: int, guided: Sequence[str]) -> Iterator[tuple[str, float]]:
+    for prefix, measure in (("", "accuracy"), ("trained ", "trained accuracy")):
+        r = r_matrix(cell, method, seed, measure=measure)
+        yield f"{prefix}AP", average_performance(r)
+        yield f"{prefix}F", forgetting(r)
+        yield f"{prefix}learned", float(np.diag(r.to_numpy()[1:]).mean())
+    last = int(cell["stage"].max())
+    general = cell.query("kind == 'general'")
+    for name, measure in _GENERAL.items():
+        by_stage = general[general["measure"] == measure].groupby("stage")["value"].mean()
+        yield name, float(by_stage[last])
+        yield f"{name} change", float(by_stage[last] - by_stage[0])
+    asked = general.query("measure == 'instruction accuracy' and stage == @last")
+    for name, chosen in (("guided", asked["task"].isin(guided)), ("unguided", ~asked["task"].isin(guided))):
+        yield f"GP, {name}", float(asked[chosen]["value"].mean())
+    probed = cell.query("kind == 'probe' and stage == @last").groupby(["measure", "heads"])["value"].mean()
+    before = cell.query("kind == 'probe' and stage == 0").groupby(["measure", "heads"])["value"].mean()
+    for key, value in probed.items():
+        measure, heads = key  # pyright: ignore[reportGeneralTypeIssues]
+        name = f"{measure}, {heads} heads" if heads else measure
+        yield f"probe: {name}", float(value)
+        yield f"probe: {name} change", float(value - before[key])
+
+
+def summary(evaluations: pd.DataFrame, *, guided: Sequence[str] = ()) -> pd.DataFrame:
+    """Mean over seeds with Student's 95 % interval, and what each method has over the plain one of its kind.
+
+    Beside the measures of `cells`, for every guided method: `... over METHOD`, the difference from the same method
+    without guidance, and `... over METHOD+kl`, from plain distillation, each paired by seed; and `GP kept`, the
+    share of the GP that the unguided method loses.
+
+    Returns:
+        Columns `method`, `measure`, `value`, `low`, `high`, `n` (seeds).
+    """
+    found = cells(evaluations, guided=guided)
+    table = found.pivot(index="seed", columns=["method", "measure"], values="value")
+    lines = [(*key, *_interval(table[key].to_numpy())) for key in table.columns]
+    methods = list(dict.fromkeys(found["method"]))
+    for method in methods:
+        base = method.partition("+")[0]
+        for other in (base, f"{base}+kl"):
+            if other in methods and other != method:
+                for measure in ("AP", "F", "GP", "GP, unguided", "IP", "learned", "trained AP"):
+                    difference = (table[method, measure] - table[other, measure]).to_numpy()
+                    lines.append((method, f"{measure} over {other}", *_interval(difference)))
+        if base in methods and base != method:
+            lost = -table[base, "GP change"].to_numpy()
+            kept = (table[method, "GP"] - table[base, "GP"]).to_numpy() / np.where(lost > 0, lost, np.nan)
+            lines.append((method, "GP kept", *_interval(kept)))
+    return pd.DataFrame(lines, columns=list(SUMMARY))
+
+
+def _interval(values: np.ndarray) -> tuple[float, float, float, int]:
+    """Mean over seeds and Student's 95 % interval; of a single seed no interval."""
+    values = values[~np.isnan(values)]
+    n = len(values)
+    if n == 0:
+        return float("nan"), float("nan"), float("nan"), 0
+    mean = float(values.mean())
+    if n == 1:
+        return mean, float("nan"), float("nan"), 1
+    half = float(stats.t.ppf(0.975, n - 1) * stats.sem(values))
+    return mean, mean - half, mean + half, n
+
+
+def aie_agreement(grids: pd.DataFrame, *, top: int = 10) -> pd.DataFrame:
+    """Per cell and probe: Spearman correlation and top-head overlap (Jaccard) of base and tuned AIE grids.
+
+    Columns `method`, `seed`, `task`, `correlation`, `overlap`.
+
+    Raises:
+        IvlensError: the table has no stage but the base model's.
+    """
+    if grids["stage"].nunique() < 2:
+        raise IvlensError("the table of AIE holds the base model only; give one of a complete study")
+    lines = []
+    for key, cell in grids.groupby(["method", "seed", "task"], sort=False):
+        by_stage = cell.pivot(index=["layer", "head"], columns="stage", values="aie")
+        before, after = by_stage.iloc[:, 0], by_stage.iloc[:, -1]
+        chosen = [set(grid.nlargest(top).index) for grid in (before, after)]
+        overlap = len(chosen[0] & chosen[1]) / len(chosen[0] | chosen[1])
+        lines.append((*key, float(stats.spearmanr(before, after).statistic), overlap))
+    return pd.DataFrame(lines, columns=["method", "seed", "task", "correlation", "overlap"])
