@@ -85,7 +85,7 @@ class Spoiled(Lora):
         return (b - b.detach()).square().sum().sqrt() if self.infinite_slope else b.sum() * math.nan
 
 
-@pytest.mark.parametrize("killed", [1, 2, 3, 6])
+@pytest.mark.parametrize("killed", [1, 5])
 def test_a_training_killed_after_any_step_goes_on_bit_for_bit(
     model: HookedTransformer, tmp_path: Path, killed: int
 ) -> None:
@@ -124,12 +124,12 @@ def test_every_epoch_reads_every_prompt_once(batch: int) -> None:
 
 
 @pytest.mark.parametrize("form", [None, "iv", "iv-general"])
-@pytest.mark.parametrize("parts", [2, 3, 6])
+@pytest.mark.parametrize("parts", [2, 6])
 def test_a_step_in_parts_is_the_step_in_one(model: HookedTransformer, parts: int, form: str | None) -> None:
     # Rehearsal reads one token per prompt, so that its parts are alike only where answers are.
     examples = small_examples(answer=1 if form == "iv-general" else 3)
     guide = guide_of(model, replace(GUIDANCE[form], kl=0.5)) if form else None
-    whole = Training(steps=4, batch=6, rate=0.02, warmup=0)
+    whole = Training(steps=3, batch=6, rate=0.02, warmup=0)
     settings: dict[str, Any] = {"examples": examples, "method": Lwf(weight=0.3), "guide": guide}
     steps, factors = train(model, whole, **settings)
     in_parts, same = train(model, replace(whole, accumulate=parts), **settings)
