@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,7 @@ from ivlens.activations import answer_logits, batches
 from ivlens.errors import TaskError
 from ivlens.measures import first_token_probability, greedy_match
 from ivlens.plan import Evaluation
-from ivlens.prompts import Tokens, few_shot, instructed, statements, tokenize
+from ivlens.prompts import Prompt, Tokens, few_shot, instructed, statements, tokenize
 from ivlens.stages import Stage
 from ivlens.tasks import Task
 
@@ -30,21 +30,83 @@ COLUMNS = ("task", "kind", "measure", "heads", "value", "n")
 
 
 @dataclass(frozen=True, kw_only=True)
-class General:
-    """Prompts of one general task."""
+class Paper:
+    """Prompts of one form of many tasks, to be answered together."""
 
-    instructed: Tokens
-    few_shot: Tokens
-    statement: Tokens | None
-    """None where the task has no statement: not measured."""
+    kind: str
+    """`sequence` or `general`."""
+    accuracy: str
+    """What the share of right answers is called."""
+    probability: str | None
+    """What the mean probability of the first answer token is called; None: not reported."""
+    sizes: Mapping[str, int]
+    """Prompts by task, in order; 0: the task has no such prompts."""
+    tokens: Tokens | None
+
+    def lines(self, model: HookedTransformer) -> Iterator[tuple[str, str, str, str, float, int]]:
+        """`COLUMNS` of every task; NaN where it has no such prompts."""
+        right, first = answered(model, self.tokens) if self.tokens else (torch.zeros(0).bool(), torch.zeros(0))
+        sizes = list(self.sizes.values())
+        for task, own, probabilities in zip(self.sizes, right.split(sizes), first.split(sizes), strict=True):
+            yield task, self.kind, self.accuracy, "", float(own.double().mean()), len(own)
+            if self.probability is not None:
+                yield task, self.kind, self.probability, "", float(probabilities.double().mean()), len(own)
 
 
-def general(model: HookedTransformer, task: Task, evaluation: Evaluation) -> General:
-    """Draw a general task's prompts.
+@dataclass(frozen=True, kw_only=True)
+class Examination:
+    """Questions on general tasks and on the tasks of a sequence."""
+
+    papers: tuple[Paper, ...]
+
+    def __call__(self, model: HookedTransformer) -> pd.DataFrame:
+        """One line a task and measure, `COLUMNS`."""
+        return pd.DataFrame([line for paper in self.papers for line in paper.lines(model)], columns=list(COLUMNS))
+
+
+def examination(
+    model: HookedTransformer, stages: Sequence[Stage], tasks: Sequence[Task], evaluation: Evaluation
+) -> Examination:
+    """Draw and tokenize all prompts.
 
     Raises:
-        TaskError: no instruction, or too few pairs.
+        TaskError: a general task without an instruction, or with too few pairs.
     """
+    general = {task.name: _general(task, evaluation) for task in tasks}
+    few = {name: found[1] for name, found in general.items()}
+    stated = {name: found[2] for name, found in general.items()}
+    return Examination(
+        papers=(
+            _paper(model, "sequence", "accuracy", "probability", {stage.name: stage.test for stage in stages}),
+            _paper(model, "sequence", "trained accuracy", None, {stage.name: stage.train for stage in stages}),
+            _paper(
+                model,
+                "general",
+                "instruction accuracy",
+                "instruction probability",
+                {name: found[0] for name, found in general.items()},
+            ),
+            _paper(model, "general", "few-shot accuracy", None, few),
+            _paper(model, "general", "knowledge accuracy", "knowledge probability", stated),
+        )
+    )
+
+
+def _paper(
+    model: HookedTransformer, kind: str, accuracy: str, probability: str | None, asked: Mapping[str, Sequence[Prompt]]
+) -> Paper:
+    every = [prompt for prompts in asked.values() for prompt in prompts]
+    return Paper(
+        kind=kind,
+        accuracy=accuracy,
+        probability=probability,
+        sizes={name: len(prompts) for name, prompts in asked.items()},
+        tokens=tokenize(model, every) if every else None,
+    )
+
+
+def _general(task: Task, evaluation: Evaluation) -> tuple[list[Prompt], list[Prompt], list[Prompt]]:
+    """A general task's instructed, few-shot and statement prompts; of the last none where it has no statement."""
     if len(task.pairs) <= evaluation.shots:
         raise TaskError(
             f"general task {task.name!r} has {len(task.pairs)} pairs, but {evaluation.shots} demonstrations and a "
@@ -54,49 +116,7 @@ def general(model: HookedTransformer, task: Task, evaluation: Evaluation) -> Gen
     order = [task.pairs[i] for i in generator.permutation(len(task.pairs))]
     queries = order[: evaluation.queries]
     few = few_shot(order[: evaluation.few_shot_queries], task.pairs, shots=evaluation.shots, generator=generator)
-    stated = statements(task, queries)
-    return General(
-        instructed=tokenize(model, instructed(task, queries)),
-        few_shot=tokenize(model, few),
-        statement=tokenize(model, stated) if stated else None,
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Examination:
-    """Questions on general tasks and on the tasks of a sequence."""
-
-    general: Mapping[str, General]
-    trained: Mapping[str, Tokens]
-    """Training prompts by stage."""
-    test: Mapping[str, Tokens]
-
-    def __call__(self, model: HookedTransformer) -> pd.DataFrame:
-        """One line a task and measure, `COLUMNS`; NaN where a task has no such prompts."""
-        return pd.DataFrame(list(self._lines(model)), columns=list(COLUMNS))
-
-    def _lines(self, model: HookedTransformer) -> Iterator[dict[str, Any]]:
-        for name, prompts in self.test.items():
-            yield from _measured(model, prompts, name, "sequence", "accuracy", "probability")
-        for name, prompts in self.trained.items():
-            yield from _measured(model, prompts, name, "sequence", "trained accuracy")
-        for name, one in self.general.items():
-            yield from _measured(
-                model, one.instructed, name, "general", "instruction accuracy", "instruction probability"
-            )
-            yield from _measured(model, one.few_shot, name, "general", "few-shot accuracy")
-            yield from _measured(model, one.statement, name, "general", "knowledge accuracy", "knowledge probability")
-
-
-def examination(
-    model: HookedTransformer, stages: Sequence[Stage], tasks: Sequence[Task], evaluation: Evaluation
-) -> Examination:
-    """Draw and tokenize all prompts."""
-    return Examination(
-        general={task.name: general(model, task, evaluation) for task in tasks},
-        trained={stage.name: tokenize(model, stage.train) for stage in stages},
-        test={stage.name: tokenize(model, stage.test) for stage in stages},
-    )
+    return instructed(task, queries), few, statements(task, queries)
 
 
 def answered(model: HookedTransformer, tokens: Tokens) -> tuple[Bool[Tensor, " prompt"], Float[Tensor, " prompt"]]:
@@ -107,17 +127,3 @@ def answered(model: HookedTransformer, tokens: Tokens) -> tuple[Bool[Tensor, " p
         right.append(greedy_match(logits, batch.answers, batch.answer_mask))
         first.append(first_token_probability(logits, batch.answers))
     return torch.cat(right).cpu(), torch.cat(first).cpu()
-
-
-def _measured(
-    model: HookedTransformer, tokens: Tokens | None, task: str, kind: str, accuracy: str, probability: str | None = None
-) -> Iterator[dict[str, Any]]:
-    line = {"task": task, "kind": kind, "heads": ""}
-    values = {accuracy: float("nan")} | ({probability: float("nan")} if probability else {})
-    if tokens is not None:
-        right, first = answered(model, tokens)
-        values[accuracy] = float(right.double().mean())
-        if probability:
-            values[probability] = float(first.double().mean())
-    for measure, value in values.items():
-        yield {**line, "measure": measure, "value": value, "n": 0 if tokens is None else len(tokens)}

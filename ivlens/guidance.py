@@ -95,6 +95,7 @@ GUIDANCE = {
     "fv": Guidance(student=False, heads=1.0),
     "iv-general": Guidance(vector="general", schedule="constant", rehearsal=True),
     "iv-general-random": Guidance(vector="general-random", schedule="constant", rehearsal=True),
+    "kl-bare": Guidance(vector="zero", rehearsal=True, bare=True),
     "iv-general-bare": Guidance(vector="general", schedule="constant", rehearsal=True, bare=True),
 }
 """Forms of guidance and their controls by name."""
