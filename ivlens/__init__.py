@@ -7,6 +7,7 @@
     with ivlens.steered(model, vector):
         ...
     audit   = ivlens.audit(model, task, out="runs/antonym")
+    change  = ivlens.compare(model, "my-adapter", task)
 
 Public names are imported when they are first used: importing ivlens itself costs nothing.
 """
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from ivlens.adapters import load as load
     from ivlens.audit import Audit as Audit
     from ivlens.audit import audit as audit
+    from ivlens.compare import compare as compare
+    from ivlens.comparison import Comparison as Comparison
     from ivlens.effects import HeadEffects as HeadEffects
     from ivlens.effects import indirect_effects as indirect_effects
     from ivlens.errors import IvlensError as IvlensError
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Audit": "audit",
+    "Comparison": "comparison",
     "Head": "shapes",
     "HeadEffects": "effects",
     "InstructionVector": "vectors",
@@ -43,6 +47,7 @@ _HOME = {
     "Task": "tasks",
     "Template": "prompts",
     "audit": "audit",
+    "compare": "compare",
     "indirect_effects": "effects",
     "instruction_vector": "steering",
     "load": "adapters",

@@ -22,6 +22,8 @@ import typer
 from ivlens.errors import IvlensError
 
 if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
     from ivlens.figures import Exported
     from ivlens.tasks import Task
 
@@ -144,34 +146,44 @@ def _common(
     pass
 
 
+_TaskName = Annotated[str, typer.Option("--task", help="A built-in task (see `ivlens tasks`) or a task file.")]
+_Shots = Annotated[int, _number("Demonstrations of a prompt.")]
+_CleanPrompts = Annotated[int, _number("Prompts that give the mean head outputs.")]
+_Prompts = Annotated[int, _number("Corrupted prompts that heads are patched on.")]
+_Top = Annotated[int, _number("Heads of the vector.")]
+_Corruption = Annotated[Corruption, typer.Option(help="How the task is taken out of a prompt.")]
+_Source = Annotated[Source, typer.Option(help="Where clean prompts show the task.")]
+_Effect = Annotated[Effect, typer.Option(help="Probability of the first answer token, or nats of all.")]
+_Seed = Annotated[int, _number("Decides splits, prompts and draws.")]
+_Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+_Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float64.")]
+_Memory = Annotated[str, typer.Option(help="What patching may take beside the weights.")]
+
+
 @app.command()
 def audit(
     model: Annotated[str, typer.Argument(help="lab, a local Hugging Face folder, or a hub id.")],
-    task: Annotated[str, typer.Option(help="A built-in task (see `ivlens tasks`) or a task file.")],
+    task: _TaskName,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/MODEL[-ADAPTER]-TASK unless given.")] = None,
     adapter: Annotated[
         Path | None, typer.Option(metavar="PEFT_DIR", help="A LoRA adapter over MODEL, as PEFT saves it.")
     ] = None,
-    shots: Annotated[int, _number("Demonstrations of a prompt.")] = 10,
-    clean_prompts: Annotated[int, _number("Prompts that give the mean head outputs.")] = 100,
-    prompts: Annotated[int, _number("Corrupted prompts that heads are patched on.")] = 25,
-    top: Annotated[int, _number("Heads of the vector.")] = 10,
-    corruption: Annotated[
-        Corruption, typer.Option(help="How the task is taken out of a prompt.")
-    ] = Corruption.shuffled,
-    source: Annotated[Source, typer.Option(help="Where clean prompts show the task.")] = Source.demonstrations,
-    effect: Annotated[
-        Effect, typer.Option(help="Probability of the first answer token, or nats of all.")
-    ] = Effect.prob,
-    seed: Annotated[int, _number("Decides splits, prompts and draws.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float64.")] = "auto",
-    memory: Annotated[str, typer.Option(help="What patching may take beside the weights.")] = "2GiB",
+    shots: _Shots = 10,
+    clean_prompts: _CleanPrompts = 100,
+    prompts: _Prompts = 25,
+    top: _Top = 10,
+    corruption: _Corruption = Corruption.shuffled,
+    source: _Source = Source.demonstrations,
+    effect: _Effect = Effect.prob,
+    seed: _Seed = 0,
+    device: _Device = "auto",
+    dtype: _Dtype = "auto",
+    memory: _Memory = "2GiB",
 ) -> None:
     """Find the heads that carry a task, build their vector, and measure what it does beside controls."""
     budget = parse_bytes(memory)
     import ivlens
-    from ivlens import figures, tables
+    from ivlens import tables
     from ivlens.effects import Settings
 
     chosen = ivlens.task(task)
@@ -185,11 +197,46 @@ def audit(
     hooked = ivlens.load(model, adapter=adapter, device=device, dtype=dtype)
     found = ivlens.audit(hooked, chosen, out=folder, top=top, memory=budget, **settings)
     tables.print_audit(found)
-    drawn = found.figures()
-    # A page is written after its images: where all pages are, all that could be drawn has been.
-    if not all((folder / "figures" / f"{name}.html").is_file() for name in drawn):
-        _notice(figures.export(drawn, folder / "figures"))
+    _draw_missing(found.figures(), folder)
     print(f"In {tables.plain(str(folder))}: run.json, tables, vector.safetensors and figures/.")
+
+
+@app.command()
+def compare(
+    base: Annotated[str, typer.Argument(help="The model before fine-tuning: lab, a local folder, or a hub id.")],
+    tuned: Annotated[str, typer.Argument(help="The model after it: a checkpoint, or a PEFT adapter folder over BASE.")],
+    task: _TaskName,
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/compare-BASE-TUNED-TASK unless given.")] = None,
+    shots: _Shots = 10,
+    clean_prompts: _CleanPrompts = 100,
+    prompts: _Prompts = 25,
+    queries: Annotated[int, _number("Evaluation pairs that dependence on the vector is measured on.")] = 50,
+    top: _Top = 10,
+    corruption: _Corruption = Corruption.shuffled,
+    source: _Source = Source.demonstrations,
+    effect: _Effect = Effect.prob,
+    seed: _Seed = 0,
+    device: _Device = "auto",
+    dtype: _Dtype = "auto",
+    memory: _Memory = "2GiB",
+) -> None:
+    """Measure what fine-tuning did to a task's heads, to their vector and to what depends on it."""
+    budget = parse_bytes(memory)
+    import ivlens
+    from ivlens import comparison_tables, tables
+    from ivlens.effects import Settings
+
+    chosen = ivlens.task(task)
+    settings: dict[str, Any] = {"shots": shots, "clean_prompts": clean_prompts, "prompts": prompts, "seed": seed}
+    settings |= {"corruption": corruption.value, "source": source.value, "effect": effect.value}
+    Settings(**settings)
+    chosen.split(shots=shots, seed=seed)
+    folder = out or Path("runs") / "-".join(["compare", *map(_file_name, [base, tuned, chosen.name])])
+    hooked = ivlens.load(base, device=device, dtype=dtype)
+    found = ivlens.compare(hooked, tuned, chosen, out=folder, queries=queries, top=top, memory=budget, **settings)
+    comparison_tables.print_comparison(found)
+    _draw_missing(found.figures(), folder)
+    print(f"In {tables.plain(str(folder))}: run.json, tables, both vectors and figures/.")
 
 
 @app.command("figures")
@@ -198,12 +245,14 @@ def redraw(
     format: Annotated[str, typer.Option(help="Any of html,png,svg,pdf, with commas between.")] = "html,png,svg,pdf",
 ) -> None:
     """Draw every figure again from saved numbers, without the model."""
-    from ivlens import figures
+    from ivlens import figures, runs
     from ivlens.audit import Audit
+    from ivlens.comparison import Comparison
     from ivlens.tables import plain
 
     formats = tuple(name.strip() for name in format.split(","))
-    exported = figures.export(Audit.read(run).figures(), run / "figures", formats=formats)
+    kind = {"compare": Comparison}.get(runs.read_run(run).record.command, Audit)
+    exported = figures.export(kind.read(run).figures(), run / "figures", formats=formats)
     _notice(exported)
     names = dict.fromkeys(path.stem for path in exported.written)
     suffixes = dict.fromkeys(path.suffix[1:] for path in exported.written)
@@ -250,6 +299,14 @@ def parse_bytes(text: str) -> int:
 
 def _file_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(name).name)[:80].strip(".-") or "run"
+
+
+def _draw_missing(drawn: dict[str, Figure], folder: Path) -> None:
+    from ivlens import figures
+
+    # A page is written after its images: where all pages are, all that could be drawn has been.
+    if not all((folder / "figures" / f"{name}.html").is_file() for name in drawn):
+        _notice(figures.export(drawn, folder / "figures"))
 
 
 def _notice(exported: Exported) -> None:

@@ -251,6 +251,11 @@ def measure_effects(
 
 def task_mean_z(model: HookedTransformer, task: Task, settings: Settings) -> MeanZ:
     """Mean head output over `settings.clean_prompts` clean prompts of the task's mean part."""
+    return mean_z(model, clean_prompts(model, task, settings)[1])
+
+
+def clean_prompts(model: HookedTransformer, task: Task, settings: Settings) -> tuple[Int[Tensor, " prompt"], Tokens]:
+    """What mean head outputs are the mean over, and the number of each one's query."""
     part = task.split(shots=settings.shots, seed=settings.seed).mean
     prompts = clean(
         task,
@@ -261,7 +266,7 @@ def task_mean_z(model: HookedTransformer, task: Task, settings: Settings) -> Mea
         generator=np.random.default_rng([settings.seed, 1]),
         template=settings.template,
     )
-    return mean_z(model, tokenize(model, prompts))
+    return torch.arange(len(prompts)) % len(part), tokenize(model, prompts)
 
 
 def ranking_prompts(model: HookedTransformer, task: Task, settings: Settings) -> tuple[Int[Tensor, " prompt"], Tokens]:

@@ -61,13 +61,13 @@ def print_audit(found: Findings) -> None:
     vector, effects = found.vector, found.effects
     print(f"{plain(vector.task)} on {plain(vector.model)}\n")
     print(*_sentence(found).split("; "), sep=",\n  ", end="\n\n")
-    _print(_table(f"{found.measures['prompts'].max()} queries", _VALUES, *_measures(found)))
+    print_table(text_table(f"{found.measures['prompts'].max()} queries", _VALUES, *_measures(found)))
     print("\nControls have the norm of the vector, and each its own best layer.")
     print("P(answer) is the probability of its first token.\n\nZero-shot accuracy by number of heads in the vector:\n")
     beside = ("vector", "95 % interval", "random heads", "95 % interval")
-    _print(_table("heads", beside, _by_number(found)))
+    print_table(text_table("heads", beside, _by_number(found)))
     print()
-    _print(_table("head of the vector", (f"AIE ({effects.unit})", "95 % interval"), _heads(found)))
+    print_table(text_table("head of the vector", (f"AIE ({effects.unit})", "95 % interval"), _heads(found)))
     more = f"{len(vector.heads) - MOST_HEADS} more are in effects.parquet. " if len(vector.heads) > MOST_HEADS else ""
     print(f"\n{more}AIE on the {len(effects.cie)} prompts that chose the heads: expect less on others.\n")
 
@@ -87,7 +87,7 @@ def audit_html(found: Findings) -> str:
 def print_tasks(tasks: Iterable[Task]) -> None:
     """One line a task."""
     lines = [(task.name, len(task.pairs), len(task.instructions), _example(task.pairs[0])) for task in tasks]
-    _print(_table("task", ("pairs", "wordings", "example"), lines))
+    print_table(text_table("task", ("pairs", "wordings", "example"), lines))
 
 
 def print_task(task: Task) -> None:
@@ -99,7 +99,7 @@ def print_task(task: Task) -> None:
         ("statement", task.statement or f"none: {UNMEASURED}"),
         *(("example", _example(pair)) for pair in task.pairs[:3]),
     ]
-    _print(_table(task.name, ("",), lines, justify="left"))
+    print_table(text_table(task.name, ("",), lines, justify="left"))
 
 
 def _example(pair: Sequence[str]) -> str:
@@ -160,7 +160,7 @@ def _heads(found: Findings) -> list[tuple[str, str, str]]:
     ]
 
 
-def _table(first: str, others: Sequence[str], *parts: Iterable[Sequence[object]], justify: Any = "right") -> Table:
+def text_table(first: str, others: Sequence[str], *parts: Iterable[Sequence[object]], justify: Any = "right") -> Table:
     """Parts are lines with a rule between."""
     from rich import box
     from rich.table import Table
@@ -177,7 +177,7 @@ def _table(first: str, others: Sequence[str], *parts: Iterable[Sequence[object]]
     return table
 
 
-def _print(table: Table) -> None:
+def print_table(table: Table) -> None:
     from rich.console import Console
 
     Console().print(table)

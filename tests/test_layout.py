@@ -35,19 +35,20 @@ FLOORS = (
         "stages",
     },
     {"benchmarks", "guidance", "lab.abilities", "lab.batches", "lab.sequences.__main__", "lora", "tails"},
-    {"interventions", "lab.roles", "layouts", "methods", "patching"},
-    {"adapter_config", "bench", "effects", "finetune"},
-    {"adapters", "plan", "vectors"},
+    {"comparison_plots", "interventions", "lab.roles", "layouts", "methods", "patching"},
+    {"adapter_config", "effects", "finetune"},
+    {"adapters", "drift", "plan", "vectors"},
     {"controls", "examination", "forgetting", "steering"},
     {"lab.evaluate", "probes", "trials", "universal"},
     {"dependence", "lab.train", "tables"},
-    {"audit", "cell"},
-    {"study"},
+    {"audit", "cell", "comparison_tables"},
+    {"comparison", "study"},
+    {"compare"},
     {"ivlens"},
-    {"cli"},
+    {"bench", "cli"},
 )
 # What the command line and the scripts print; the library returns.
-PRINTING = re.compile(r"cli|tables|bench|lab\..+")
+PRINTING = re.compile(r"cli|(.+_)?tables|bench|lab\..+")
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 
 
@@ -135,8 +136,8 @@ def test_functions_named_like_their_module_stay_functions_in_whatever_order_they
         for name in order:
             __import__(name)
         import ivlens
-        from ivlens import audit, tasks
-        for function in (ivlens.audit, ivlens.tasks, audit, tasks):
+        from ivlens import audit, compare, tasks
+        for function in (ivlens.audit, ivlens.compare, ivlens.tasks, audit, compare, tasks):
             assert isinstance(function, types.FunctionType), (order, function)
         print(" ".join(order))
     """

@@ -1,0 +1,223 @@
+"""Two models beside each other: numbers in, figures out. NaN means "not measured": a gap, never a 0."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from ivlens import plots, traces
+from ivlens.errors import FigureError
+from ivlens.points import read_points
+from ivlens.style import BLACK, BLUE, GREY, Width, lay_out, pixels, safe, tick_step
+
+MODELS = ("base", "tuned", "difference")
+_SHOWN = {"base": "before", "tuned": "after", "difference": "after − before"}
+_DEPENDENCE = {
+    "sufficiency": ("sufficiency", "change of P(answer)"),
+    "necessity": ("necessity", "loss of P(answer)"),
+    "shift": ("shift", "KL (nats)"),
+}
+_ABILITIES = {
+    "instruction probability": "with instruction",
+    "knowledge probability": "as a statement",
+    "zero-shot probability": "query alone",
+    "steered zero-shot probability": "query + vector",
+}
+_COLOURS = {"base": BLUE, "tuned": "#D55E00"}
+Heads = Iterable[tuple[int, int]]
+
+
+def aie_panels(
+    frame: pd.DataFrame,
+    shape: tuple[int, int],
+    *,
+    unit: str = "probability",
+    marked: Mapping[str, Heads] | None = None,
+    title: str | None = None,
+    width: Width = "page",
+) -> go.Figure:
+    """Heatmaps of the AIE before, after and of their difference; one colour bound, layers down, heads across.
+
+    Args:
+        frame: Columns `model` (`base`, `tuned`, `difference`), `layer`, `head`, `aie`, `low`, `high`.
+        shape: Layers and heads.
+        marked: Heads to outline in the panel of a model.
+
+    Raises:
+        FigureError: a column is missing, a model lacks heads, or a value is infinite.
+    """
+    grids = {model: _grids(frame, model, shape) for model in MODELS}
+    bound = max(float(np.nanmax(np.abs(grid["aie"]), initial=0)) for grid in grids.values()) or 1.0
+    figure = make_subplots(1, 3, subplot_titles=[_SHOWN[model] for model in MODELS], horizontal_spacing=0.04)
+    for column, (model, grid) in enumerate(grids.items(), start=1):
+        heads = (marked or {}).get(model, ())
+        one = plots.head_heatmap(**grid, bound=bound, marked=heads, unit=unit)
+        figure.add_trace(one.data[0].update(showscale=column == 3, colorbar={"x": 1.0}), row=1, col=column)
+        for outline in one.layout.shapes:
+            figure.add_shape(outline, row=1, col=column)
+    across, layers = (pixels(width) - 160) / 3, shape[0]
+    figure.update_xaxes(range=[-0.5, shape[1] - 0.5], tick0=0, dtick=3 * tick_step(shape[1], width), showgrid=False)
+    figure.update_xaxes(title_text="head")
+    figure.update_yaxes(range=[layers - 0.5, -0.5], tick0=0, dtick=tick_step(layers, width), showgrid=False)
+    figure.update_yaxes(title_text="layer", col=1).update_yaxes(showticklabels=False, ticks="", col=2)
+    figure.update_yaxes(showticklabels=False, ticks="", col=3)
+    beside = {"x": 1, "xref": "paper", "xanchor": "left", "xshift": 68, "y": 0.5, "yref": "paper"}
+    figure.add_annotation(text=f"AIE ({safe(unit, 24)})", textangle=-90, showarrow=False, **beside)
+    _lay_out_panels(figure, title, width, height=max(120, round(layers * max(across / shape[1], 4))), right=88)
+    return figure
+
+
+def aie_scatter(
+    frame: pd.DataFrame,
+    *,
+    unit: str = "probability",
+    marked: Mapping[str, Heads] | None = None,
+    title: str | None = None,
+    width: Width = "page",
+) -> go.Figure:
+    """AIE after against AIE before, a point a head; on the dashed line nothing changed.
+
+    Args:
+        frame: As for `aie_panels`.
+        marked: The top heads of `base` and `tuned`; named and set apart.
+
+    Raises:
+        FigureError: a column is missing, or a model lacks heads.
+    """
+    before, after = (frame[frame["model"] == model] for model in ("base", "tuned"))
+    both = before.merge(after, on=["layer", "head"], suffixes=("_base", "_tuned"))
+    if both.empty:
+        raise FigureError("the table has no head of both models; there is nothing to draw")
+    tops = {model: {tuple(head) for head in heads} for model, heads in (marked or {}).items()}
+    groups: dict[str, list[dict]] = {"top before and after": [], "top before only": [], "top after only": []}
+    groups["other heads"] = []
+    for line in both.to_dict("records"):
+        head = (line["layer"], line["head"])
+        names = {(True, True): "top before and after", (True, False): "top before only"}
+        names |= {(False, True): "top after only", (False, False): "other heads"}
+        groups[names[head in tops.get("base", ()), head in tops.get("tuned", ())]].append(line)
+    figure = go.Figure()
+    looks = zip((BLACK, "#0072B2", "#D55E00", GREY), ("circle", "diamond", "square", "circle-open"), strict=True)
+    for (name, lines), (colour, symbol) in zip(groups.items(), looks, strict=True):
+        if lines:
+            figure.add_trace(_head_points(name, lines, colour, symbol))
+    ends = both[["aie_base", "aie_tuned"]].to_numpy(float)
+    low, high = float(np.nanmin(ends, initial=0)), float(np.nanmax(ends, initial=0))
+    room = 0.06 * (high - low or 1.0)
+    line = {"x": [low - room, high + room], "y": [low - room, high + room]}
+    stroke = {"color": GREY, "dash": "dash", "width": 1}
+    figure.add_trace(go.Scatter(**line, mode="lines", line=stroke, showlegend=False, hoverinfo="skip"))
+    figure.update_xaxes(title_text=f"AIE before ({safe(unit, 24)})", range=line["x"])
+    figure.update_yaxes(title_text=f"AIE after ({safe(unit, 24)})", range=line["y"])
+    lay_out(figure, title, width, height=180 if width == "column" else 300, below=19 if width == "page" else 38)
+    return figure
+
+
+def dependence_bars(frame: pd.DataFrame, *, title: str | None = None, width: Width = "page") -> go.Figure:
+    """Sufficiency, necessity and shift before and after, each beside random heads, with intervals.
+
+    Args:
+        frame: Columns `measure`, `heads`, `model`, `vector`, `value`, `low`, `high`.
+
+    Raises:
+        FigureError: a column is missing, a value is infinite, or a line comes twice.
+    """
+    figure = make_subplots(1, 3, subplot_titles=[name for name, _ in _DEPENDENCE.values()], horizontal_spacing=0.1)
+    for column, (measure, (_, unit)) in enumerate(_DEPENDENCE.items(), start=1):
+        chosen = frame[(frame["measure"] == measure) & frame["model"].isin(MODELS[:2]) & (frame["vector"] == "base")]
+        points = read_points(chosen, at="model", value="value", heads="heads")
+        for kind in traces.kinds(points):
+            figure.add_trace(_bars(kind, [_SHOWN[point.at] for point in kind.points], column == 1), row=1, col=column)
+        figure.update_yaxes(title_text=unit, title_standoff=2, rangemode="tozero", row=1, col=column)
+        if all(math.isnan(point.value) for point in points):
+            _note_gap(figure, column)
+    figure.update_layout(barmode="group", bargap=0.3)
+    figure.update_xaxes(showgrid=False, ticks="")
+    _lay_out_panels(figure, title, width, height=200, below=19)
+    return figure
+
+
+def ability_bars(frame: pd.DataFrame, *, title: str | None = None, width: Width = "page") -> go.Figure:
+    """P(answer) with the instruction, as a plain statement, of the query alone and with the vector, before and after.
+
+    Args:
+        frame: As for `dependence_bars`.
+
+    Raises:
+        FigureError: as for `dependence_bars`.
+    """
+    figure = go.Figure()
+    shown = frame[frame["measure"].isin(_ABILITIES) & (frame["heads"] != "random") & (frame["vector"] != "tuned")]
+    for model, colour in _COLOURS.items():
+        points = read_points(shown[shown["model"] == model], at="measure", value="value")
+        kind = traces.Kind(_SHOWN[model], points, colour, "circle")
+        figure.add_trace(_bars(kind, [_ABILITIES[point.at] for point in points], True))
+    figure.update_layout(barmode="group", bargap=0.3)
+    figure.update_yaxes(title_text="P(answer), first token", range=[0, 1.02], dtick=0.2)
+    figure.update_xaxes(showgrid=False, ticks="")
+    lay_out(figure, title, width, height=220, below=19)
+    return figure
+
+
+def _bars(kind: traces.Kind, names: list[str], in_legend: bool) -> go.Bar:
+    texts = [f"{kind.name}, {name}: {point}" for name, point in zip(names, kind.points, strict=True)]
+    return go.Bar(
+        x=names,
+        y=[point.value for point in kind.points],
+        marker={"color": kind.colour},
+        error_y=traces.error_bars(kind.points),
+        name=f"{kind.name} heads" if kind.name in ("chosen", "random") else kind.name,
+        legendgroup=kind.name,
+        showlegend=in_legend,
+        customdata=texts,
+        hovertemplate="%{customdata}<extra></extra>",
+    )
+
+
+def _head_points(name: str, lines: list[dict], colour: str, symbol: str) -> go.Scatter:
+    named = name != "other heads"
+    heads = [f"L{line['layer']}H{line['head']}" for line in lines]
+    values = [f"{line['aie_base']:.3f} → {line['aie_tuned']:.3f}" for line in lines]
+    return go.Scatter(
+        x=[line["aie_base"] for line in lines],
+        y=[line["aie_tuned"] for line in lines],
+        mode="markers+text" if named else "markers",
+        text=heads if named else None,
+        textposition="top center",
+        textfont={"size": 8.5},
+        marker={"color": colour, "symbol": symbol, "size": 6},
+        name=name,
+        customdata=[f"{head}: {value}" for head, value in zip(heads, values, strict=True)],
+        hovertemplate="%{customdata}<extra></extra>",
+    )
+
+
+def _grids(frame: pd.DataFrame, model: str, shape: tuple[int, int]) -> dict[str, np.ndarray]:
+    missing = [column for column in ("model", "layer", "head", "aie", "low", "high") if column not in frame.columns]
+    if missing:
+        raise FigureError(f"the table has no column {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}")
+    lines = frame[frame["model"] == model].sort_values(["layer", "head"])
+    if len(lines) != shape[0] * shape[1]:
+        raise FigureError(f"the table has {len(lines)} heads of {model!r}, but {shape[0]}x{shape[1]} are needed")
+    return {name: lines[name].to_numpy(float).reshape(shape) for name in ("aie", "low", "high")}
+
+
+def _note_gap(figure: go.Figure, column: int) -> None:
+    figure.add_annotation(text="not measured", font_color=GREY, showarrow=False, row=1, col=column, x=0.5, y=0.5)
+
+
+def _lay_out_panels(
+    figure: go.Figure, title: str | None, width: Width, *, height: int, below: int = 0, right: int = 12
+) -> None:
+    """As `lay_out`, with room for the panels' own titles above."""
+    lay_out(figure, title, width, height=height, below=below)
+    room = 18
+    figure.update_layout(height=figure.layout.height + room, margin={"t": figure.layout.margin.t + room, "r": right})
+    if title:
+        figure.update_layout(title_y=1 - 18 / figure.layout.height)
+    figure.update_annotations(selector={"yanchor": "bottom"}, font_size=10.67)

@@ -1,0 +1,145 @@
+"""What did a comparison find, as text: tables for a terminal, and one for a notebook.
+
+Names come from files. Whatever is in them, markup and terminal escapes among it, is shown as text.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from ivlens.tables import UNMEASURED, plain, print_table, text_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from ivlens.vectors import InstructionVector
+
+COLUMNS = ("before", "after", "change", "95 % interval")
+_ABILITIES = {
+    "instruction probability": "P with the instruction",
+    "knowledge probability": "P of the plain statement",
+    "zero-shot probability": "P of the query alone",
+    "instruction accuracy": "accuracy with the instruction",
+    "knowledge accuracy": "accuracy of the statement",
+    "zero-shot accuracy": "accuracy of the query alone",
+}
+_DEPENDENCE = {
+    "sufficiency": "sufficiency",
+    "necessity": "necessity",
+    "shift": "shift (nats)",
+}
+_RECOVERY = {
+    "instruction": "with the instruction",
+    "zero-shot": "query alone",
+}
+_DRIFT = {
+    ("cosine", "own"): "cosine of the vectors, each of its own heads",
+    ("cosine", "base"): "cosine, heads of the base model in both",
+    ("cosine", "random"): "cosine, random heads",
+    ("jaccard", "chosen"): "top heads shared (Jaccard)",
+    ("jaccard", "random"): "  by chance",
+    ("spearman", ""): "rank correlation of the AIE grids",
+}
+Line = tuple[str, ...]
+
+
+@runtime_checkable
+class Findings(Protocol):
+    """What a `Comparison` holds, so far as it is shown here."""
+
+    @property
+    def title(self) -> str: ...
+    @property
+    def base_vector(self) -> InstructionVector: ...
+    @property
+    def tuned_vector(self) -> InstructionVector: ...
+    @property
+    def measures(self) -> pd.DataFrame: ...
+    @property
+    def drift(self) -> pd.DataFrame: ...
+    @property
+    def recovery(self) -> pd.DataFrame: ...
+
+
+def print_comparison(found: Findings) -> None:
+    """Abilities and dependence before and after, then how far heads and vector moved."""
+    print(f"{plain(found.title)}\n")
+    queries = int(found.measures["n"].max())
+    print_table(text_table(f"{queries} queries", COLUMNS, _abilities(found), _dependence(found)))
+    print(
+        f"\nDependence is on the base model's vector of {len(found.base_vector.heads)} heads, added at layer "
+        f"{found.base_vector.layer}.\nSufficiency: P gained by adding it to the query alone; necessity: P lost with the"
+        "\ninstruction by ablating its heads; shift: KL by which taking it away moves the\nnext token. P is of the "
+        "answer's first token.\n"
+    )
+    print_table(text_table("heads and vector", ("value", "95 % interval"), _drift(found)))
+    print()
+    print_table(text_table("accuracy", ("lost", "regained", "95 % interval"), _recovery(found)))
+    print("\nRegained: by adding the base model's vector, or one of as many random heads, to the\ntuned model.\n")
+
+
+def comparison_html(found: Findings) -> str:
+    """Abilities, dependence and drift, for a notebook."""
+    where = html.escape(plain(found.title))
+    first = _rows(("", *COLUMNS), [*_abilities(found), *_dependence(found)])
+    second = _rows(("", "value", "95 % interval"), _drift(found))
+    return f"<p><b>{where}</b></p>{first}{second}"
+
+
+def _rows(header: Line, lines: list[Line]) -> str:
+    head = "".join(f"<th>{html.escape(column)}</th>" for column in header)
+    body = "".join(f"<tr>{''.join(f'<td>{html.escape(plain(cell))}</td>' for cell in line)}</tr>" for line in lines)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _abilities(found: Findings) -> list[Line]:
+    return [(label, *_change(found.measures, name, "")) for name, label in _ABILITIES.items()]
+
+
+def _dependence(found: Findings) -> list[Line]:
+    return [
+        (label if heads == "chosen" else "  random heads", *_change(found.measures, name, heads))
+        for name, label in _DEPENDENCE.items()
+        for heads in ("chosen", "random")
+    ]
+
+
+def _change(measures: pd.DataFrame, name: str, heads: str) -> Line:
+    """Before, after, and the change with its interval."""
+    lines = measures[(measures["measure"] == name) & (measures["heads"] == heads) & (measures["vector"] != "tuned")]
+    by_model = {line["model"]: line for line in lines.to_dict("records")}
+    values = [_number(by_model[model], signed=model == "difference") for model in ("base", "tuned", "difference")]
+    return (*values, _bounds(by_model["difference"], signed=True))
+
+
+def _drift(found: Findings) -> list[Line]:
+    lines = {(line["measure"], line["heads"]): line for line in found.drift.to_dict("records")}
+    return [(label, _number(lines[key]), _bounds(lines[key])) for key, label in _DRIFT.items()]
+
+
+def _recovery(found: Findings) -> list[Line]:
+    lines = {(line["measure"], line["heads"]): line for line in found.recovery.to_dict("records")}
+    shown = []
+    for kind, label in _RECOVERY.items():
+        for heads in ("chosen", "random"):
+            back = lines[f"regained {kind} accuracy", heads]
+            gone = _number(lines[f"lost {kind} accuracy", ""]) if heads == "chosen" else ""
+            name = label if heads == "chosen" else "  random heads"
+            shown.append((name, gone, _number(back, signed=True), _bounds(back, signed=True)))
+    return shown
+
+
+def _number(line: Mapping[Any, Any], *, signed: bool = False) -> str:
+    if math.isnan(line["value"]):
+        return UNMEASURED
+    return f"{line['value']:{'+' if signed else ''}.3f}"
+
+
+def _bounds(line: Mapping[Any, Any], *, signed: bool = False) -> str:
+    if math.isnan(line["low"]) or math.isnan(line["high"]):
+        return ""
+    style = f"{'+' if signed else ''}.3f"
+    return f"[{line['low']:{style}}, {line['high']:{style}}]"
