@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,10 +18,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
+from safetensors import SafetensorError, safe_open
 
 from ivlens import dependence, effects, files, finetune, lora
 from ivlens.activations import mean_z
 from ivlens.controls import with_norm
+from ivlens.errors import TrainingError
 from ivlens.examination import COLUMNS, Examination
 from ivlens.guidance import Guidance, Guide
 from ivlens.methods import History, Method
@@ -93,7 +94,7 @@ def run(cell: Cell, bench: Bench, stages: Sequence[Stage], examination: Examinat
                 past.append(adapter)
                 with lora.merged(bench.model, lora.stack(past)):
                     _measure(cell, number, bench, examination, grids=number == len(stages))
-                cell.path(number, ".checkpoint.pt").unlink(missing_ok=True)
+                cell.path(number, ".checkpoint").unlink(missing_ok=True)
             yield number
 
 
@@ -103,6 +104,7 @@ def _learn(
     """Train a new adapter on top of the earlier ones, and keep it with its steps."""
     model, plan, stage = bench.model, cell.plan, stages[number - 1]
     earlier = stages[: number - 1]
+    _keep_whole(cell, number)
     history = History(
         adapters=tuple(past),
         prompts=tuple(one.train for one in earlier),
@@ -125,10 +127,15 @@ def _learn(
             guide=guide,
             seed=_mixed(cell.seed, number),
             name=f"stage {number} ({stage.name})",
-            checkpoint=cell.path(number, ".checkpoint.pt"),
+            checkpoint=cell.path(number, ".checkpoint"),
         )
         taken = _taken(cell.path(number, "-steps.jsonl"), steps)
     adapter.requires_grad_(False)
+    if not all(bool(factor.isfinite().all()) for factor in adapter.parameters()):
+        raise TrainingError(
+            f"the last step of stage {number} ({stage.name}), step {plan.training.steps - 1}, made the adapter NaN or "
+            "infinite; lower the rate"
+        )
     lora.save(adapter, cell.path(number, ".safetensors"))
     taken = taken.assign(**cell.where, stage=number, task=stage.name)
     _write(cell.path(number, "-steps.parquet"), taken[list(STEPS)])
@@ -138,26 +145,32 @@ def _learn(
 def _taken(path: Path, steps: Iterator[finetune.Step]) -> pd.DataFrame:
     """Take all steps; a line each is kept at once, so that those before a checkpoint are not lost with the process."""
     with files.as_run_error(path), path.open("a", encoding="utf-8") as file:
+        file.write("\n")  # A killed process may have left half a line.
         for step in steps:
-            _stop_without_parent()
             line = json.dumps({**step._asdict(), "step": step.number})
             file.write(f"{line}\n")
             file.flush()
-    # A process that went on from a checkpoint took some steps again, to the same numbers; a killed one may have
-    # left half a line.
-    lines = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    found = _lines(path)
+    return pd.DataFrame([found[step] for step in sorted(found)])
+
+
+def _lines(path: Path) -> dict[int, dict[str, float]]:
+    """Steps by number. One that went on from a checkpoint took some steps again, to the same numbers."""
+    found = {}
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         with suppress(json.JSONDecodeError):
-            found = json.loads(line)
-            lines[found["step"]] = found
-    return pd.DataFrame([lines[step] for step in sorted(lines)])
+            one = json.loads(line)
+            found[one["step"]] = one
+    return found
 
 
-def _stop_without_parent() -> None:
-    """A worker whose study was killed must not go on beside the next one."""
-    parent = multiprocessing.parent_process()
-    if parent is not None and not parent.is_alive():
-        raise SystemExit(1)
+def _keep_whole(cell: Cell, number: int) -> None:
+    """A checkpoint is gone on from if every step before it has its line; else the stage is learned anew."""
+    path, steps = cell.path(number, ".checkpoint"), 0
+    with suppress(OSError, SafetensorError), safe_open(path, framework="pt") as file:  # `finetune` says what is wrong.
+        steps = int((file.metadata() or {}).get("steps", 0))
+    if set(range(steps)) - _lines(cell.path(number, "-steps.jsonl")).keys():
+        path.unlink()
 
 
 def _examples(
@@ -184,8 +197,7 @@ def _guide(
     """The vectors that a stage is guided by, and its teacher: the model before the first stage, or before this one."""
     model, universal = bench.model, bench.universal
     with lora.attached(model, *(old if guidance.teacher == "previous" else [])):
-        z = mean_z(model, prompts)
-    own = write_vector(model, z, universal.heads)[None]
+        own = write_vector(model, mean_z(model, prompts), universal.heads)[None]
     generator = torch.Generator().manual_seed(seed)
     norms = {"random": own.norm(dim=1), "general-random": universal.vectors.norm(dim=1)}
     if guidance.vector in norms:

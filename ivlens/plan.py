@@ -5,23 +5,26 @@ Unknown keys are refused. Everything that a file leaves out has a default, which
 
 from __future__ import annotations
 
+import json
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, get_type_hints
 
 import pydantic
 
 from ivlens.errors import IvlensError, StudyError
 from ivlens.finetune import Training
 from ivlens.guidance import GUIDANCE, Guidance
+from ivlens.lab.sequences import SEQUENCES
 from ivlens.lora import LoraConfig
 from ivlens.methods import METHODS
+from ivlens.tasks import tasks
 
 BUILT_IN = Path(__file__).parent / "lab" / "studies"
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,24 +79,28 @@ class Plan:
     training: Training = field(default_factory=Training)
     evaluation: Evaluation = field(default_factory=Evaluation)
     guidance: Mapping[str, Guidance] = field(default_factory=dict)
-    """Forms of guidance beside, or in place of, those of `ivlens.guidance.GUIDANCE`."""
+    """Forms of guidance beside, or in place of, those of `ivlens.guidance.GUIDANCE`; kept are those that differ."""
     settings: Mapping[str, Mapping[str, int | float]] = field(default_factory=dict)
     """Of the methods, by their names, such as `ewc.weight`."""
 
     def __post_init__(self) -> None:
-        if not self.tasks:
-            raise StudyError("the study names no tasks; name at least one")
-        for name, values in {"tasks": self.tasks, "methods": self.methods, "seeds": self.seeds}.items():
-            repeated = sorted({str(value) for value in values if list(values).count(value) > 1})
-            if repeated or not values:
-                came = f"names {', '.join(repeated)} more than once" if repeated else "is empty"
-                raise StudyError(f"the study's list of {name} {came}; name each one once")
+        for name in ("tasks", "methods", "seeds"):
+            if not getattr(self, name):
+                raise StudyError(f"the study's list of {name} is empty; name at least one")
+        for name in ("tasks", "general", "guides", "methods", "seeds"):
+            _refuse_repeated(name, getattr(self, name))
+        _refuse_repeated("evaluation.probes", self.evaluation.probes)
         if min(self.seeds) < 0:
             raise StudyError(f"a seed of the study is {min(self.seeds)}; seeds are 0 or more")
         if self.threads < 1:
             raise StudyError(f"threads is {self.threads}; it must be 1 or more")
         if self.train_prompts is not None and self.train_prompts < 2:
             raise StudyError(f"train_prompts is {self.train_prompts}; it must be 2 or more, or be left out")
+        for name in self.guidance:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):  # It is part of a folder's name.
+                raise StudyError(f"a guidance is called {name!r}; use letters, digits, '-', '_' and '.'")
+        others = {name: form for name, form in self.guidance.items() if GUIDANCE.get(name) != form}
+        object.__setattr__(self, "guidance", others)
         for method in self.methods:
             self.parts(method)
         for method in self.settings:
@@ -119,20 +126,18 @@ class Plan:
             raise StudyError(f"there is no method {name!r} (of settings); there are {', '.join(METHODS)}")
         given, kind = self.settings.get(name, {}), METHODS[name]
         _refuse_unknown(kind, given, f"settings.{name}.")
-        return kind(**given)
+        types = get_type_hints(kind)
+        return kind(**{key: _typed(types[key], value, f"settings.{name}.{key}") for key, value in given.items()})
 
     def with_changes(self, **changes: Any) -> Plan:
         """The same plan but for what is not None."""
         return replace(self, **{key: value for key, value in changes.items() if value is not None})
 
     def record(self) -> dict[str, Any]:
-        """Everything but the model's name, as plain values."""
+        """Everything but the model's name, as plain values; every form of guidance that is used in full."""
         recorded = asdict(self)
-        recorded["guidance"] = {
-            name.partition("+")[2]: asdict(guidance)
-            for name in self.methods
-            if (guidance := self.parts(name)[1]) is not None
-        }
+        used = {name.partition("+")[2]: self.parts(name)[1] for name in self.methods}
+        recorded["guidance"] |= {name: asdict(form) for name, form in used.items() if form is not None}
         del recorded["model"]
         return recorded
 
@@ -174,49 +179,63 @@ def studies() -> list[str]:
 
 
 def _beside(path: Path, name: str) -> str:
-    """A path in a file is meant from the file's folder, where there is something of that name."""
-    found = path.parent / name
-    return str(found) if path.parent != BUILT_IN and found.exists() else name
+    """A path in a file is meant from the file's folder; what is built in, and a hub id, is no path."""
+    if path.parent == BUILT_IN or name in {"lab", *tasks(), *(one for names in SEQUENCES.values() for one in names)}:
+        return name
+    found = path.parent / Path(name).expanduser()
+    with suppress(OSError, ValueError):  # A name too long for the file system, or with a null in it, is no path.
+        # Nothing of that name in another folder, from which the command happens to be run, may take its place.
+        return str(found) if found.exists() or Path(name).exists() else name
+    return name
 
 
 def _plan(content: Mapping[str, Any]) -> Plan:
+    _refuse_unknown(Plan, content, "")
     given = dict(content)
-    tables = {"lora": LoraConfig, "training": Training, "evaluation": Evaluation}
-    made = {key: _made(kind, given.pop(key), key) for key, kind in tables.items() if key in given}
+    for key, kind in {"lora": LoraConfig, "training": Training, "evaluation": Evaluation}.items():
+        if key in given:
+            _refuse_unknown(kind, _table(given[key], key), f"{key}.")
     if "guidance" in given:
-        forms = _table(given.pop("guidance"), "guidance")
-        made["guidance"] = {name: _guidance(name, form) for name, form in forms.items()}
-    return _made(Plan, {**given, **made}, "")
+        forms = _table(given["guidance"], "guidance")
+        given["guidance"] = {name: _guidance(name, form) for name, form in forms.items()}
+    return _typed(Plan, given, "")
 
 
-def _guidance(name: str, form: Any) -> Guidance:
+def _guidance(name: str, form: Any) -> dict[str, Any]:
     """A form of a known name changes that form; any other starts from the published one."""
-    start = asdict(GUIDANCE.get(name, Guidance()))
-    return _made(Guidance, {**start, **_table(form, f"guidance.{name}")}, f"guidance.{name}")
+    _refuse_unknown(Guidance, _table(form, f"guidance.{name}"), f"guidance.{name}.")
+    return {**asdict(GUIDANCE.get(name, Guidance())), **form}
 
 
-def _made(kind: type[_T], content: Any, where: str) -> _T:
-    """A dataclass from a table of values, types checked.
+def _typed(kind: Any, content: Any, where: str) -> Any:
+    """A value, or a dataclass of a table of values, nothing of which is taken for something of another type.
 
     Raises:
-        StudyError: an unknown key (known ones are named), a missing one, or a value of another type.
+        StudyError: a value of another type, or a missing one.
     """
-    given = _table(content, where)
-    place = f"{where}." if where else ""
-    _refuse_unknown(kind, given, place)
     try:
-        return pydantic.TypeAdapter(kind).validate_python(given)
+        # From JSON, where a list may become a tuple, while a number in quotes stays a text.
+        return pydantic.TypeAdapter(kind).validate_json(json.dumps(content, default=str), strict=True)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise StudyError(f"{place}{key} is {first['input']!r}: {first['msg'].lower()}") from error
+        key = ".".join(filter(None, [where, *map(str, first["loc"])]))
+        if first["type"] == "missing":
+            raise StudyError(f"{key} is missing; add it") from error
+        wanted = first["msg"].replace("Input", "it").replace("a valid array", "a list").replace("an object", "a table")
+        raise StudyError(f"{key} is {first['input']!r}; {wanted}") from error
 
 
 def _refuse_unknown(kind: type, given: Mapping[str, Any], place: str) -> None:
-    known = [one.name for one in fields(kind) if one.init]
+    known = [one.name for one in fields(kind) if one.init and not one.name.startswith("_")]
     for key in given:
         if key not in known:
             raise StudyError(f"unknown key {place}{key}; known are {', '.join(known) or 'none'}")
+
+
+def _refuse_repeated(name: str, values: Sequence[object]) -> None:
+    repeated = sorted({str(value) for value in values if values.count(value) > 1})
+    if repeated:
+        raise StudyError(f"the study's list of {name} names {', '.join(repeated)} more than once; name each one once")
 
 
 def _table(content: Any, where: str) -> Mapping[str, Any]:

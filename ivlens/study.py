@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import signal
+import threading
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +26,7 @@ import torch
 from ivlens import adapters, benchmarks, cell, forgetting, models, plan, probes, runs, stages
 from ivlens.cell import EVALUATIONS, GRIDS, STEPS, Bench, Cell
 from ivlens.effects import Settings
-from ivlens.errors import RunError, StudyError
+from ivlens.errors import RunError, StudyError, TaskError
 from ivlens.examination import examination
 from ivlens.plan import Plan
 from ivlens.progress import track
@@ -35,6 +39,10 @@ from ivlens.universal import Universal, universal_heads
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     from transformer_lens import HookedTransformer
+
+
+KEY = ("AP", "F", "GP", "IP")
+"""The measures that a study is told by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +91,12 @@ class Study:
 
         return study_figures.figures(self)
 
+    def __repr__(self) -> str:
+        lines = self.summary.set_index(["method", "measure"])["value"]
+        found = [f"{name}: " + ", ".join(f"{key} {lines[name, key]:.2f}" for key in KEY) for name in self.plan.methods]
+        seeds = f"{len(self.plan.seeds)} seed{'s' if len(self.plan.seeds) > 1 else ''}"
+        return f"Study({self.plan.name} on {self.plan.model}, {seeds}; {'; '.join(found)})"
+
 
 def study(
     name: Plan | str | Path,
@@ -100,55 +114,89 @@ def study(
         out: Run folder to write to, and to resume from.
         model: In place of the plan's; cells are then run in this process, one after the other.
         workers: Processes that run cells side by side; by default one a core on the CPU, one on a GPU. Does not change
-            the numbers.
+            the numbers. A script that asks for several needs `if __name__ == "__main__":`.
 
     Raises:
-        StudyError, TaskError: the plan or its tasks cannot serve.
+        StudyError, TaskError: the plan or its tasks cannot serve, or a worker was killed.
         TrainingError: a loss is not finite; cells that are done stay.
         RunError: `out` is of another configuration (the differences are named), or cannot be written.
     """
+    if workers is not None and workers < 1:
+        raise StudyError(f"workers is {workers}; it must be 1 or more")
     asked = name if isinstance(name, Plan) else plan.read(name)
-    general = _general(asked)
-    sequences = {seed: _stages(asked, seed) for seed in asked.seeds}
-    base = model or adapters.load(asked.model, device=device, dtype=dtype)
+    general = general_tasks(asked)
+    sequences = {seed: _stages(asked, seed, general) for seed in asked.seeds}
+    base = adapters.load(model or asked.model, device="auto" if model else device, dtype="auto" if model else dtype)
+    asked = asked.with_changes(model=model and models.model_name(model))
+    sources = _sources(asked, base, general, sequences)
     with runs.open_run(
-        out,
-        command="study",
-        settings=asked.record(),
-        sources=_sources(asked, base, general, sequences),
-        seed=asked.evaluation.seed,
+        out, command="study", settings=asked.record(), sources=sources, seed=asked.evaluation.seed
     ) as run:
         if not run.is_complete:
-            bench = _bench(asked, base, general, run)
-            left = [one for one in _cells(asked, run.folder) if not one.is_done(len(asked.tasks))]
-            if model is None and (workers or _cores(base)) > 1 and len(left) > 1:
-                done = _side_by_side(left, asked, run.folder, workers or _cores(base), device=device, dtype=dtype)
-            else:
-                done = _one_by_one(left, bench, sequences, general)
-            for _ in track(done, f"study {asked.name}: stages", total=len(left) * (len(asked.tasks) + 1)):
-                pass
+            at_once = 1 if model else workers or _cores(base)
+            with _trained_beside(base), _threads(asked.threads):
+                done = _cells_done(asked, base, general, sequences, run, at_once, device=device, dtype=dtype)
+                with closing(done):
+                    for _ in track(done, f"study {asked.name}: stages", total=_n_stages(_left(asked, run.folder))):
+                        pass
             _collect(run, asked)
             run.complete()
     return Study.read(out)
 
 
-def _general(asked: Plan) -> list[Task]:
-    """The general tasks; each must be one that no stage trains on."""
-    found = [find_task(name) for name in asked.general or tasks()]
-    trained = set(asked.tasks)
-    both = sorted(trained & {task.name for task in found})
-    if both:
-        raise StudyError(f"{', '.join(both)} is trained on and measured as a general task; choose one of the two")
-    for kind, names in {"guides": asked.guides, "evaluation.probes": asked.evaluation.probes}.items():
-        unknown = sorted(set(names) - {task.name for task in found} - set(asked.general))
+def general_tasks(asked: Plan) -> list[Task]:
+    """The general tasks of a plan, refused before the model is read where they cannot serve.
+
+    Raises:
+        StudyError: one is trained on, too, or a guide or probe is not among them.
+        TaskError: one has no instruction, or too few pairs.
+    """
+    names = asked.general or tuple(tasks())
+    found = {name: find_task(name) for name in names}
+    own = [task.name for task in found.values()]
+    repeated = sorted({name for name in own if own.count(name) > 1})
+    if repeated:
+        raise StudyError(f"two general tasks are called {', '.join(repeated)}; rename one")
+    for kind, chosen in {"guides": asked.guides, "evaluation.probes": asked.evaluation.probes}.items():
+        unknown = sorted(set(chosen) - set(names) - set(own))
         if unknown:
             raise StudyError(f"{kind} names {', '.join(unknown)}, which is not among the general tasks; add it there")
-    return found
+    shots = asked.evaluation.shots
+    for name, task in found.items():
+        _refuse_unfit(task, shots)
+        if {name, task.name} & set(asked.evaluation.probes):
+            task.split(shots=shots)
+    return list(found.values())
 
 
-def _stages(asked: Plan, seed: int) -> list[Stage]:
+def _refuse_unfit(task: Task, shots: int) -> None:
+    if not task.instructions:
+        raise TaskError(f"general task {task.name!r} has no instruction; add one, or leave the task out")
+    if len(task.pairs) <= shots:
+        raise TaskError(
+            f"general task {task.name!r} has {len(task.pairs)} pairs, but {shots} demonstrations and a query need "
+            "more; add pairs or use fewer shots"
+        )
+
+
+def _named(asked: Plan, general: Sequence[Task], chosen: Sequence[str]) -> list[Task]:
+    """Those of the general tasks that a list of names or paths means."""
+    names = asked.general or tuple(tasks())
+    return [task for name, task in zip(names, general, strict=True) if {name, task.name} & set(chosen)]
+
+
+def _stages(asked: Plan, seed: int, general: Sequence[Task]) -> list[Stage]:
+    """What is learned, with this seed's split.
+
+    Raises:
+        StudyError: one of them is a general task, too.
+        TaskError: there is no such task, it is too small for its split, or it is named twice.
+    """
     found = [benchmarks.stage(name, seed=seed, limit=asked.train_prompts) for name in asked.tasks]
     stages.check_sequence(found)
+    both = sorted({stage.name for stage in found} & {task.name for task in general})
+    if both:
+        raise StudyError(f"{', '.join(both)} is trained on and measured as a general task; choose one of the two")
     return found
 
 
@@ -175,7 +223,7 @@ def _bench(asked: Plan, base: HookedTransformer, general: Sequence[Task], run: r
     """Universal heads, their vectors and the probes, of the base model; the heads are kept in the run folder."""
     path = run.path("universal.safetensors")
     if not path.exists():
-        guides = [task for task in general if task.name in asked.guides] if asked.guides else list(general)[::2]
+        guides = _named(asked, general, asked.guides) if asked.guides else list(general)[::2]
         universal_heads(base, guides, _settings(asked), top=asked.evaluation.top).save(path)
     return prepared(asked, base, general, path)
 
@@ -184,9 +232,7 @@ def prepared(asked: Plan, base: HookedTransformer, general: Sequence[Task], path
     """What cells share, from the universal heads that were kept."""
     universal = Universal.load(path)
     found = {}
-    for task in general:
-        if task.name not in asked.evaluation.probes:
-            continue
+    for task in _named(asked, general, asked.evaluation.probes):
         vector = instruction_vector(
             base, task, heads=universal.heads, layer=universal.layer, settings=universal.settings
         )
@@ -204,17 +250,62 @@ def _settings(asked: Plan) -> Settings:
     )
 
 
+def _cells_done(
+    asked: Plan,
+    base: HookedTransformer,
+    general: Sequence[Task],
+    sequences: Mapping[int, Sequence[Stage]],
+    run: runs.Run,
+    workers: int,
+    *,
+    device: str,
+    dtype: str,
+) -> Generator[int]:
+    """Yields once for every stage of the cells that are left."""
+    bench, left = _bench(asked, base, general, run), _left(asked, run.folder)
+    if min(workers, len(left)) > 1:
+        yield from _side_by_side(left, asked, run.folder, workers, device=device, dtype=dtype)
+    else:
+        yield from _one_by_one(left, bench, sequences, general)
+
+
+def _left(asked: Plan, folder: Path) -> list[Cell]:
+    return [one for one in _cells(asked, folder) if not one.is_done(len(asked.tasks))]
+
+
+def _n_stages(cells: Sequence[Cell]) -> int:
+    return sum(len(one.plan.tasks) + 1 for one in cells)
+
+
 def _one_by_one(
     cells: Sequence[Cell], bench: Bench, sequences: Mapping[int, Sequence[Stage]], general: Sequence[Task]
 ) -> Iterator[int]:
+    for one in cells:
+        exam = examination(bench.model, sequences[one.seed], general, one.plan.evaluation)
+        yield from cell.run(one, bench, sequences[one.seed], exam)
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Sums depend on the number of threads in their last bits: the same in this process and in workers."""
     before = torch.get_num_threads()
+    torch.set_num_threads(number)
     try:
-        for one in cells:
-            torch.set_num_threads(one.plan.threads)
-            exam = examination(bench.model, sequences[one.seed], general, one.plan.evaluation)
-            yield from cell.run(one, bench, sequences[one.seed], exam)
+        yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def _trained_beside(base: HookedTransformer) -> Iterator[None]:
+    """The model's own weights take no gradients; afterwards those do that did before."""
+    before = [weight for weight in base.parameters() if weight.requires_grad]
+    base.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in before:
+            weight.requires_grad_(True)
 
 
 def _side_by_side(
@@ -222,32 +313,41 @@ def _side_by_side(
 ) -> Iterator[int]:
     """Yields once for every stage whose table appears; a worker's error ends the study."""
     context = multiprocessing.get_context("spawn")
-    before = sum(one.is_done(stage) for one in cells for stage in range(len(asked.tasks) + 1))
+    before = _n_done(cells)
     yield from range(before)
     arguments = (asked, folder, device, dtype)
     with ProcessPoolExecutor(min(workers, len(cells)), context, _start_worker, arguments) as pool:
         futures = [pool.submit(_work, one) for one in cells]
         try:
             yield from _watched(futures, cells, before)
+        except BrokenProcessPool as error:
+            raise StudyError(
+                "a worker process ended before its time; was it killed, or out of memory? Run the same command again, "
+                "with fewer workers"
+            ) from error
         except BaseException:
+            processes = list((pool._processes or {}).values())  # The pool forgets them when it is shut down.
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in list((pool._processes or {}).values()):
+            for process in processes:
                 process.terminate()
             raise
 
 
 def _watched(futures: Sequence[Future[None]], cells: Sequence[Cell], seen: int) -> Iterator[int]:
-    n_stages = len(cells[0].plan.tasks) + 1
     while True:
         waiting = wait(futures, timeout=1, return_when="FIRST_EXCEPTION").not_done
         for future in futures:
             if future.done():
                 future.result()
-        now = sum(one.is_done(stage) for one in cells for stage in range(n_stages))
+        now = _n_done(cells)
         yield from range(seen, now)
         seen = now
         if not waiting:
             return
+
+
+def _n_done(cells: Sequence[Cell]) -> int:
+    return sum(one.is_done(stage) for one in cells for stage in range(len(one.plan.tasks) + 1))
 
 
 _WORKER: dict[str, Any] = {}
@@ -255,15 +355,26 @@ _WORKER: dict[str, Any] = {}
 
 
 def _start_worker(asked: Plan, folder: Path, device: str, dtype: str) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the study itself, which ends its workers.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(asked.threads)
-    base, general = adapters.load(asked.model, device=device, dtype=dtype), _general(asked)
+    base, general = adapters.load(asked.model, device=device, dtype=dtype), general_tasks(asked)
     _WORKER["general"] = general
     _WORKER["bench"] = prepared(asked, base, general, folder / "universal.safetensors")
 
 
+def _end_with_parent() -> None:
+    """A worker whose study was killed must not write on beside the next one, nor wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 def _work(one: Cell) -> None:
-    sequences = {one.seed: _stages(one.plan, one.seed)}
-    for _ in _one_by_one([one], _WORKER["bench"], sequences, _WORKER["general"]):
+    general = _WORKER["general"]
+    sequences = {one.seed: _stages(one.plan, one.seed, general)}
+    for _ in _one_by_one([one], _WORKER["bench"], sequences, general):
         pass
 
 
@@ -272,7 +383,7 @@ def _cores(base: HookedTransformer) -> int:
 
 
 def _collect(run: runs.Run, asked: Plan) -> None:
-    """One table of each kind for the whole study, and each cell's adapters as one PEFT folder."""
+    """One table of each kind for the whole study."""
     cells = _cells(asked, run.folder)
     numbers = range(len(asked.tasks) + 1)
     for name, suffix, columns, which in (
