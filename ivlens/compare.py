@@ -280,6 +280,5 @@ def changes(before: Dependence, after: Dependence, own: Dependence) -> pd.DataFr
     for name, found in {"base": before, "tuned": after, "difference": after.minus(before)}.items():
         frame = found.to_frame()
         parts.append(frame.assign(model=name, vector=frame["heads"].map(lambda heads: "base" if heads else "")))
-    frame = own.to_frame()
-    parts.append(frame[frame["heads"] != ""].assign(model="tuned", vector="tuned"))
-    return pd.concat(parts, ignore_index=True)[list(CHANGES)]
+    parts.append(own.to_frame().query("heads != ''").assign(model="tuned", vector="tuned"))
+    return pd.concat(parts, ignore_index=True).filter(CHANGES)

@@ -75,12 +75,12 @@ class Comparison:
 
     def figures(self) -> dict[str, go.Figure]:
         """Every figure of the comparison by file name."""
-        where, shape = self.title, tuple(self.base.cie.shape[1:])
+        where, (_, n_layers, n_heads) = self.title, self.base.cie.shape
         marked = {"base": self.base_vector.heads, "tuned": self.tuned_vector.heads}
         unit = self.base.unit
         return {
             "aie": comparison_plots.aie_panels(
-                self.aie, shape, unit=unit, marked=marked, title=f"AIE before and after: {where}"
+                self.aie, (n_layers, n_heads), unit=unit, marked=marked, title=f"AIE before and after: {where}"
             ),
             "heads": comparison_plots.aie_scatter(
                 self.aie, unit=unit, marked=marked, title=f"AIE of every head, before against after: {where}"
@@ -110,13 +110,11 @@ class Comparison:
         """
         vector = vector or ("base" if heads else "")
         asked = {"measure": measure, "model": model, "heads": heads, "vector": vector}
-        found = self.measures
-        for column, wanted in asked.items():
-            found = found[found[column] == wanted]
+        found = [line["value"] for line in self.measures.to_dict("records") if asked.items() <= line.items()]
         if len(found) != 1:
             names = ", ".join(dict.fromkeys(self.measures["measure"]))
             raise IvlensError(f"there is no line {asked}; measures are {names}")
-        return float(found["value"].iloc[0])
+        return float(found[0])
 
     def drifted(self, measure: str, heads: str = "") -> float:
         """One number of `drift`: `jaccard` (`chosen`), `spearman`, `cosine` (`own`, `base`, `random`).
@@ -124,10 +122,11 @@ class Comparison:
         Raises:
             IvlensError: there is no such line.
         """
-        found = self.drift[(self.drift["measure"] == measure) & (self.drift["heads"] == heads)]
+        asked = {"measure": measure, "heads": heads}
+        found = [line["value"] for line in self.drift.to_dict("records") if asked.items() <= line.items()]
         if len(found) != 1:
             raise IvlensError(f"there is no drift {measure!r} of heads {heads!r}; see the table drift")
-        return float(found["value"].iloc[0])
+        return float(found[0])
 
     def __repr__(self) -> str:
         return (

@@ -28,6 +28,12 @@ _ABILITIES = {
     "zero-shot probability": "query alone",
     "steered zero-shot probability": "query + vector",
 }
+_RANKS = {
+    "top before and after": (BLACK, "circle"),
+    "top before only": ("#0072B2", "diamond"),
+    "top after only": ("#D55E00", "square"),
+    "other heads": (GREY, "circle-open"),
+}
 _COLOURS = {"base": BLUE, "tuned": "#D55E00"}
 Heads = Iterable[tuple[int, int]]
 
@@ -56,13 +62,13 @@ def aie_panels(
     figure = make_subplots(1, 3, subplot_titles=[_SHOWN[model] for model in MODELS], horizontal_spacing=0.04)
     for column, (model, grid) in enumerate(grids.items(), start=1):
         heads = (marked or {}).get(model, ())
-        one = plots.head_heatmap(**grid, bound=bound, marked=heads, unit=unit)
+        one = plots.head_heatmap(grid["aie"], low=grid["low"], high=grid["high"], bound=bound, marked=heads, unit=unit)
         figure.add_trace(one.data[0].update(showscale=column == 3, colorbar={"x": 1.0}), row=1, col=column)
         for outline in one.layout.shapes:
             figure.add_shape(outline, row=1, col=column)
     across, layers = (pixels(width) - 160) / 3, shape[0]
-    figure.update_xaxes(range=[-0.5, shape[1] - 0.5], tick0=0, dtick=3 * tick_step(shape[1], width), showgrid=False)
-    figure.update_xaxes(title_text="head")
+    ticks = {"tick0": 0, "dtick": tick_step(3 * shape[1], width)}
+    figure.update_xaxes(title_text="head", range=[-0.5, shape[1] - 0.5], showgrid=False, **ticks)
     figure.update_yaxes(range=[layers - 0.5, -0.5], tick0=0, dtick=tick_step(layers, width), showgrid=False)
     figure.update_yaxes(title_text="layer", col=1).update_yaxes(showticklabels=False, ticks="", col=2)
     figure.update_yaxes(showticklabels=False, ticks="", col=3)
@@ -89,31 +95,22 @@ def aie_scatter(
     Raises:
         FigureError: a column is missing, or a model lacks heads.
     """
-    before, after = (frame[frame["model"] == model] for model in ("base", "tuned"))
-    both = before.merge(after, on=["layer", "head"], suffixes=("_base", "_tuned"))
+    parts = [frame.query(f"model == {model!r}") for model in ("base", "tuned")]
+    both = parts[0].merge(parts[1], on=["layer", "head"], suffixes=("_base", "_tuned"))
     if both.empty:
         raise FigureError("the table has no head of both models; there is nothing to draw")
-    tops = {model: {tuple(head) for head in heads} for model, heads in (marked or {}).items()}
-    groups: dict[str, list[dict]] = {"top before and after": [], "top before only": [], "top after only": []}
-    groups["other heads"] = []
-    for line in both.to_dict("records"):
-        head = (line["layer"], line["head"])
-        names = {(True, True): "top before and after", (True, False): "top before only"}
-        names |= {(False, True): "top after only", (False, False): "other heads"}
-        groups[names[head in tops.get("base", ()), head in tops.get("tuned", ())]].append(line)
+    values = both[["aie_base", "aie_tuned"]].to_numpy(float)
     figure = go.Figure()
-    looks = zip((BLACK, "#0072B2", "#D55E00", GREY), ("circle", "diamond", "square", "circle-open"), strict=True)
-    for (name, lines), (colour, symbol) in zip(groups.items(), looks, strict=True):
+    for name, lines in _by_rank(both, marked or {}).items():
         if lines:
-            figure.add_trace(_head_points(name, lines, colour, symbol))
-    ends = both[["aie_base", "aie_tuned"]].to_numpy(float)
-    low, high = float(np.nanmin(ends, initial=0)), float(np.nanmax(ends, initial=0))
+            figure.add_trace(_head_points(name, lines, named=0.1 * float(np.nanmax(np.abs(values), initial=0))))
+    low, high = float(np.nanmin(values, initial=0)), float(np.nanmax(values, initial=0))
     room = 0.06 * (high - low or 1.0)
-    line = {"x": [low - room, high + room], "y": [low - room, high + room]}
+    ends = [low - room, high + room]
     stroke = {"color": GREY, "dash": "dash", "width": 1}
-    figure.add_trace(go.Scatter(**line, mode="lines", line=stroke, showlegend=False, hoverinfo="skip"))
-    figure.update_xaxes(title_text=f"AIE before ({safe(unit, 24)})", range=line["x"])
-    figure.update_yaxes(title_text=f"AIE after ({safe(unit, 24)})", range=line["y"])
+    figure.add_trace(go.Scatter(x=ends, y=ends, mode="lines", line=stroke, showlegend=False, hoverinfo="skip"))
+    figure.update_xaxes(title_text=f"AIE before ({safe(unit, 24)})", range=ends)
+    figure.update_yaxes(title_text=f"AIE after ({safe(unit, 24)})", range=ends)
     lay_out(figure, title, width, height=180 if width == "column" else 300, below=19 if width == "page" else 38)
     return figure
 
@@ -129,11 +126,11 @@ def dependence_bars(frame: pd.DataFrame, *, title: str | None = None, width: Wid
     """
     figure = make_subplots(1, 3, subplot_titles=[name for name, _ in _DEPENDENCE.values()], horizontal_spacing=0.1)
     for column, (measure, (_, unit)) in enumerate(_DEPENDENCE.items(), start=1):
-        chosen = frame[(frame["measure"] == measure) & frame["model"].isin(MODELS[:2]) & (frame["vector"] == "base")]
+        chosen = frame.query(f"measure == {measure!r} and model in ['base', 'tuned'] and vector == 'base'")
         points = read_points(chosen, at="model", value="value", heads="heads")
         for kind in traces.kinds(points):
             figure.add_trace(_bars(kind, [_SHOWN[point.at] for point in kind.points], column == 1), row=1, col=column)
-        figure.update_yaxes(title_text=unit, title_standoff=2, rangemode="tozero", row=1, col=column)
+        figure.update_yaxes(title_text=unit, title_standoff=2, rangemode="tozero", zeroline=True, row=1, col=column)
         if all(math.isnan(point.value) for point in points):
             _note_gap(figure, column)
     figure.update_layout(barmode="group", bargap=0.3)
@@ -152,9 +149,9 @@ def ability_bars(frame: pd.DataFrame, *, title: str | None = None, width: Width 
         FigureError: as for `dependence_bars`.
     """
     figure = go.Figure()
-    shown = frame[frame["measure"].isin(_ABILITIES) & (frame["heads"] != "random") & (frame["vector"] != "tuned")]
+    shown = frame.query(f"measure in {list(_ABILITIES)} and heads != 'random' and vector != 'tuned'")
     for model, colour in _COLOURS.items():
-        points = read_points(shown[shown["model"] == model], at="measure", value="value")
+        points = read_points(shown.query(f"model == {model!r}"), at="measure", value="value")
         kind = traces.Kind(_SHOWN[model], points, colour, "circle")
         figure.add_trace(_bars(kind, [_ABILITIES[point.at] for point in points], True))
     figure.update_layout(barmode="group", bargap=0.3)
@@ -179,15 +176,28 @@ def _bars(kind: traces.Kind, names: list[str], in_legend: bool) -> go.Bar:
     )
 
 
-def _head_points(name: str, lines: list[dict], colour: str, symbol: str) -> go.Scatter:
-    named = name != "other heads"
+def _by_rank(both: pd.DataFrame, marked: Mapping[str, Heads]) -> dict[str, list[dict]]:
+    """The lines of heads that are at the top of both models, of either, of none."""
+    before, after = ({tuple(head) for head in marked.get(model, ())} for model in ("base", "tuned"))
+    groups: dict[str, list[dict]] = {name: [] for name in _RANKS}
+    names = list(_RANKS)
+    for line in both.to_dict("records"):
+        head = (line["layer"], line["head"])
+        groups[names[2 * (head not in before) + (head not in after)]].append(line)
+    return groups
+
+
+def _head_points(name: str, lines: list[dict], *, named: float) -> go.Scatter:
+    """Heads whose effect is smaller than `named` in both models crowd around 0: their names are shown on hover."""
+    colour, symbol = _RANKS[name]
     heads = [f"L{line['layer']}H{line['head']}" for line in lines]
     values = [f"{line['aie_base']:.3f} → {line['aie_tuned']:.3f}" for line in lines]
+    large = [max(abs(line["aie_base"]), abs(line["aie_tuned"])) >= named for line in lines]
     return go.Scatter(
         x=[line["aie_base"] for line in lines],
         y=[line["aie_tuned"] for line in lines],
-        mode="markers+text" if named else "markers",
-        text=heads if named else None,
+        mode="markers+text",
+        text=[head if is_large else "" for head, is_large in zip(heads, large, strict=True)],
         textposition="top center",
         textfont={"size": 8.5},
         marker={"color": colour, "symbol": symbol, "size": 6},
@@ -201,7 +211,7 @@ def _grids(frame: pd.DataFrame, model: str, shape: tuple[int, int]) -> dict[str,
     missing = [column for column in ("model", "layer", "head", "aie", "low", "high") if column not in frame.columns]
     if missing:
         raise FigureError(f"the table has no column {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}")
-    lines = frame[frame["model"] == model].sort_values(["layer", "head"])
+    lines = frame.query(f"model == {model!r}").sort_values(["layer", "head"])
     if len(lines) != shape[0] * shape[1]:
         raise FigureError(f"the table has {len(lines)} heads of {model!r}, but {shape[0]}x{shape[1]} are needed")
     return {name: lines[name].to_numpy(float).reshape(shape) for name in ("aie", "low", "high")}

@@ -67,7 +67,7 @@ class Findings(Protocol):
 def print_comparison(found: Findings) -> None:
     """Abilities and dependence before and after, then how far heads and vector moved."""
     print(f"{plain(found.title)}\n")
-    queries = int(found.measures["n"].max())
+    queries = max(found.measures["n"].tolist())
     print_table(text_table(f"{queries} queries", COLUMNS, _abilities(found), _dependence(found)))
     print(
         f"\nDependence is on the base model's vector of {len(found.base_vector.heads)} heads, added at layer "
@@ -109,7 +109,7 @@ def _dependence(found: Findings) -> list[Line]:
 
 def _change(measures: pd.DataFrame, name: str, heads: str) -> Line:
     """Before, after, and the change with its interval."""
-    lines = measures[(measures["measure"] == name) & (measures["heads"] == heads) & (measures["vector"] != "tuned")]
+    lines = measures.query(f"measure == {name!r} and heads == {heads!r} and vector != 'tuned'")
     by_model = {line["model"]: line for line in lines.to_dict("records")}
     values = [_number(by_model[model], signed=model == "difference") for model in ("base", "tuned", "difference")]
     return (*values, _bounds(by_model["difference"], signed=True))
