@@ -129,8 +129,9 @@ class Examples:
                 f"a batch of {batch} with a share of {self.replayed} replayed has {old} old and {batch - old} new "
                 "prompts; choose a larger batch"
             )
-        places = np.arange(step * (batch - old), (step + 1) * (batch - old))
-        epochs = {epoch: np.random.default_rng([seed, 7, epoch]).permutation(self.new) for epoch in places // self.new}
+        places = range(step * (batch - old), (step + 1) * (batch - old))
+        begun = {place // self.new for place in places}
+        epochs = {epoch: np.random.default_rng([seed, 7, epoch]).permutation(self.new) for epoch in begun}
         fresh = [epochs[place // self.new][place % self.new] for place in places]
         drawn = np.random.default_rng([seed, 8, step]).integers(self.new, max(self.new + 1, len(self.prompts)), old)
         return np.array([*fresh, *drawn], dtype=np.int64)

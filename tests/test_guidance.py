@@ -359,6 +359,7 @@ DIFFERS: dict[str, dict[str, Any]] = {
     "fv": {"student": False, "heads": 1.0},
     "iv-general": {"vector": "general", "schedule": "constant", "rehearsal": True},
     "iv-general-random": {"vector": "general-random", "schedule": "constant", "rehearsal": True},
+    "kl-bare": {"vector": "zero", "rehearsal": True, "bare": True},
     "iv-general-bare": {"vector": "general", "schedule": "constant", "rehearsal": True, "bare": True},
 }
 
