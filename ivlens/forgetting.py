@@ -8,6 +8,7 @@ are never trained on, zero-shot with their instruction and with demonstrations.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -28,7 +29,7 @@ _GENERAL = {
 
 def r_matrix(evaluations: pd.DataFrame, method: str, seed: int, *, measure: str = "accuracy") -> pd.DataFrame:
     """`R` of one cell: a row a stage from 0, a column a task in the order in which they are learned."""
-    chosen = evaluations.query("method == @method and seed == @seed and kind == 'sequence' and measure == @measure")
+    chosen: Any = _where(evaluations, method=method, seed=seed, kind="sequence", measure=measure)
     order = list(dict.fromkeys(chosen["task"]))
     return chosen.pivot(index="stage", columns="task", values="value")[order]
 
@@ -54,35 +55,46 @@ def cells(evaluations: pd.DataFrame, *, guided: Sequence[str] = ()) -> pd.DataFr
 
     `... change` is from the base model. `GP, unguided` is of general tasks that the guidance has seen nothing of.
     """
-    lines = []
-    for (method, seed), cell in evaluations.groupby(["method", "seed"], sort=False):
-        for measure, value in _of_cell(cell, str(method), int(seed), guided):  # pyright: ignore[reportArgumentType]
+    lines, groups = [], cast(Any, evaluations.groupby(["method", "seed"], sort=False))
+    for (method, seed), cell in groups:
+        for measure, value in _of_cell(cell, method, seed, guided):
             lines.append((method, seed, measure, value))
     return pd.DataFrame(lines, columns=["method", "seed", "measure", "value"])
 
 
-def _of_cell(cell: pd.DataFrame, method: str, seed: int, guided: Sequence[str]) -> Iterator[tuple[str, float]]:
+def _of_cell(cell: Any, method: str, seed: int, guided: Sequence[str]) -> Iterator[tuple[str, float]]:
     for prefix, measure in (("", "accuracy"), ("trained ", "trained accuracy")):
         r = r_matrix(cell, method, seed, measure=measure)
         yield f"{prefix}AP", average_performance(r)
         yield f"{prefix}F", forgetting(r)
         yield f"{prefix}learned", float(np.diag(r.to_numpy()[1:]).mean())
     last = int(cell["stage"].max())
-    general = cell.query("kind == 'general'")
+    general = _where(cell, kind="general")
     for name, measure in _GENERAL.items():
-        by_stage = general[general["measure"] == measure].groupby("stage")["value"].mean()
+        by_stage = _where(general, measure=measure).groupby("stage")["value"].mean()
         yield name, float(by_stage[last])
         yield f"{name} change", float(by_stage[last] - by_stage[0])
-    asked = general.query("measure == 'instruction accuracy' and stage == @last")
+    asked = _where(general, measure="instruction accuracy", stage=last)
     for name, chosen in (("guided", asked["task"].isin(guided)), ("unguided", ~asked["task"].isin(guided))):
         yield f"GP, {name}", float(asked[chosen]["value"].mean())
-    probed = cell.query("kind == 'probe' and stage == @last").groupby(["measure", "heads"])["value"].mean()
-    before = cell.query("kind == 'probe' and stage == 0").groupby(["measure", "heads"])["value"].mean()
-    for key, value in probed.items():
-        measure, heads = key  # pyright: ignore[reportGeneralTypeIssues]
+    yield from _of_probes(_where(cell, kind="probe"), last)
+
+
+def _of_probes(probed: Any, last: int) -> Iterator[tuple[str, float]]:
+    before, after = (
+        _where(probed, stage=stage).groupby(["measure", "heads"], sort=False)["value"].mean() for stage in (0, last)
+    )
+    for (measure, heads), value in after.items():
         name = f"{measure}, {heads} heads" if heads else measure
         yield f"probe: {name}", float(value)
-        yield f"probe: {name} change", float(value - before[key])
+        yield f"probe: {name} change", float(value - before[measure, heads])
+
+
+def _where(frame: Any, **values: Any) -> Any:
+    """The lines that have these values in their columns."""
+    for column, value in values.items():
+        frame = frame[frame[column] == value]
+    return frame
 
 
 def summary(evaluations: pd.DataFrame, *, guided: Sequence[str] = ()) -> pd.DataFrame:
@@ -99,18 +111,29 @@ def summary(evaluations: pd.DataFrame, *, guided: Sequence[str] = ()) -> pd.Data
     table = found.pivot(index="seed", columns=["method", "measure"], values="value")
     lines = [(*key, *_interval(table[key].to_numpy())) for key in table.columns]
     methods = list(dict.fromkeys(found["method"]))
-    for method in methods:
+    for method in (one for one in methods if "+" in one):
         base = method.partition("+")[0]
         for other in (base, f"{base}+kl"):
             if other in methods and other != method:
                 for measure in ("AP", "F", "GP", "GP, unguided", "IP", "learned", "trained AP"):
                     difference = (table[method, measure] - table[other, measure]).to_numpy()
                     lines.append((method, f"{measure} over {other}", *_interval(difference)))
-        if base in methods and base != method:
+        if base in methods:
             lost = -table[base, "GP change"].to_numpy()
             kept = (table[method, "GP"] - table[base, "GP"]).to_numpy() / np.where(lost > 0, lost, np.nan)
             lines.append((method, "GP kept", *_interval(kept)))
     return pd.DataFrame(lines, columns=list(SUMMARY))
+
+
+def over_seeds(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Mean of `value` over seeds, one row a seed, with Student's 95 % interval, for each of what `by` tells apart.
+
+    Returns:
+        Columns `by`, `value`, `low`, `high`, `n` (seeds).
+    """
+    groups = frame.groupby(list(by), sort=False)["value"]
+    lines = [(*key, *_interval(values.to_numpy(float))) for key, values in groups]  # pyright: ignore[reportGeneralTypeIssues]
+    return pd.DataFrame(lines, columns=[*by, "value", "low", "high", "n"])
 
 
 def _interval(values: np.ndarray) -> tuple[float, float, float, int]:
@@ -134,13 +157,14 @@ def aie_agreement(grids: pd.DataFrame, *, top: int = 10) -> pd.DataFrame:
     Raises:
         IvlensError: the table has no stage but the base model's.
     """
-    if grids["stage"].nunique() < 2:
+    if len(set(grids["stage"])) < 2:
         raise IvlensError("the table of AIE holds the base model only; give one of a complete study")
-    lines = []
-    for key, cell in grids.groupby(["method", "seed", "task"], sort=False):
+    lines, groups = [], cast(Any, grids.groupby(["method", "seed", "task"], sort=False))
+    for key, cell in groups:
         by_stage = cell.pivot(index=["layer", "head"], columns="stage", values="aie")
         before, after = by_stage.iloc[:, 0], by_stage.iloc[:, -1]
         chosen = [set(grid.nlargest(top).index) for grid in (before, after)]
         overlap = len(chosen[0] & chosen[1]) / len(chosen[0] | chosen[1])
-        lines.append((*key, float(stats.spearmanr(before, after).statistic), overlap))
+        correlation: Any = stats.spearmanr(before, after)
+        lines.append((*key, float(correlation.statistic), overlap))
     return pd.DataFrame(lines, columns=["method", "seed", "task", "correlation", "overlap"])
