@@ -67,8 +67,8 @@ def aie_panels(
         for outline in one.layout.shapes:
             figure.add_shape(outline, row=1, col=column)
     across, layers = (pixels(width) - 160) / 3, shape[0]
-    ticks = {"tick0": 0, "dtick": tick_step(3 * shape[1], width)}
-    figure.update_xaxes(title_text="head", range=[-0.5, shape[1] - 0.5], showgrid=False, **ticks)
+    step = tick_step(3 * shape[1], width)
+    figure.update_xaxes(title_text="head", range=[-0.5, shape[1] - 0.5], tick0=0, dtick=step, showgrid=False)
     figure.update_yaxes(range=[layers - 0.5, -0.5], tick0=0, dtick=tick_step(layers, width), showgrid=False)
     figure.update_yaxes(title_text="layer", col=1).update_yaxes(showticklabels=False, ticks="", col=2)
     figure.update_yaxes(showticklabels=False, ticks="", col=3)

@@ -37,6 +37,7 @@ _PROPORTIONS = {
     *("steered instruction accuracy", "steered zero-shot accuracy"),
 }
 """Means of successes; all else are differences, probabilities or nats."""
+_UNMEASURED = Interval(torch.nan, torch.nan, torch.nan)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +161,7 @@ def recovery(base: Dependence, tuned: Dependence) -> pd.DataFrame:
         for heads in ("chosen", "random"):
             back = tuned.values[f"steered {kind} accuracy", heads] - tuned.values[f"{kind} accuracy", ""]
             add(f"regained {kind} accuracy", heads, summarise(back, seed=tuned.seed), len(back))
-            share = _share(back, gone, seed=tuned.seed)
+            share = _share(back, gone, seed=tuned.seed) if len(back) == len(gone) else _UNMEASURED
             add(f"share regained {kind}", heads, share, min(len(back), len(gone)))
     return pd.DataFrame(lines, columns=list(DEPENDENCE))
 
@@ -195,9 +196,8 @@ def _by_heads(name: str, values: Tensor) -> dict[Key, PerPrompt]:
 
 
 def _share(back: PerPrompt, gone: PerPrompt, *, seed: int) -> Interval:
-    nothing = Interval(torch.nan, torch.nan, torch.nan)
-    if len(back) != len(gone) or len(gone) < 2 or not float(bootstrap(gone, seed=seed)[0]) > 0:
-        return nothing
+    if len(gone) < 2 or not float(bootstrap(gone, seed=seed)[0]) > 0:
+        return _UNMEASURED
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randint(len(gone), (2000, len(gone)), generator=generator)
     shares = (back[rows].mean(1) / gone[rows].mean(1)).double()

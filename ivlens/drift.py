@@ -30,8 +30,8 @@ AIE = ("model", "layer", "head", "aie", "low", "high")
 DRIFT = ("measure", "heads", "value", "low", "high", "n")
 RESAMPLES = 2000
 
-Written = Float[Tensor, "set query d_model"]
-"""What sets of heads write, summed over the clean prompts of each query."""
+Written = Float[Tensor, "_ query d_model"]
+"""What sets of heads write, one set a row, summed over the clean prompts of each query."""
 Line = tuple[str, str, float, float, float, int]
 
 
@@ -82,7 +82,7 @@ def head_drift(base: HeadEffects, tuned: HeadEffects, k: int) -> list[Line]:
 def chance_jaccard(n_heads: int, k: int) -> float:
     """Mean Jaccard overlap of two sets of k of `n_heads` heads that are drawn independently."""
     shared = np.arange(k + 1)
-    return float((stats.hypergeom(n_heads, k, k).pmf(shared) * shared / (2 * k - shared)).sum())
+    return float((stats.hypergeom.pmf(shared, n_heads, k, k) * shared / (2 * k - shared)).sum())
 
 
 @torch.no_grad()
