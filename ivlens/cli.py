@@ -248,10 +248,11 @@ def redraw(
     from ivlens import figures, runs
     from ivlens.audit import Audit
     from ivlens.comparison import Comparison
+    from ivlens.study import Study
     from ivlens.tables import plain
 
     formats = tuple(name.strip() for name in format.split(","))
-    kind = {"compare": Comparison}.get(runs.read_run(run).record.command, Audit)
+    kind = {"compare": Comparison, "study": Study}.get(runs.read_run(run).record.command, Audit)
     exported = figures.export(kind.read(run).figures(), run / "figures", formats=formats)
     _notice(exported)
     names = dict.fromkeys(path.stem for path in exported.written)

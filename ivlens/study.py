@@ -97,6 +97,11 @@ class Study:
         seeds = f"{len(self.plan.seeds)} seed{'s' if len(self.plan.seeds) > 1 else ''}"
         return f"Study({self.plan.name} on {self.plan.model}, {seeds}; {'; '.join(found)})"
 
+    def _repr_html_(self) -> str:
+        from ivlens import study_tables
+
+        return study_tables.study_html(self)
+
 
 def study(
     name: Plan | str | Path,

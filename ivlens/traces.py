@@ -92,7 +92,8 @@ def baselines(values: Mapping[str, float], first: Any, last: Any) -> list[go.Sca
 
 def error_bars(points: Sequence[Point]) -> dict[str, Any]:
     """From each value to the ends of its interval."""
-    # An interval may miss its value by rounding; plotly draws a negative bar the wrong way round.
-    above = [max(0.0, point.high - point.value) for point in points]
-    below = [max(0.0, point.value - point.low) for point in points]
+    # An interval may miss its value by rounding; plotly draws a negative bar the wrong way round. NaN stays NaN: a bar
+    # of no length would say that the value is certain.
+    above = [max(point.high - point.value, 0.0) for point in points]
+    below = [max(point.value - point.low, 0.0) for point in points]
     return {"array": above, "arrayminus": below, "symmetric": False, "thickness": 1, "width": 3}
