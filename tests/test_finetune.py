@@ -105,6 +105,25 @@ def test_a_training_killed_after_any_step_goes_on_bit_for_bit(
     assert_same(at_the_end, factors)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Listener(Guide):
+    """Notes what the loop tells a guide."""
+
+    told: list[float]
+
+    def run(self, *args: Any, progress: float, **settings: Any) -> tuple[Tensor, Tensor]:
+        self.told.append(progress)
+        return super().run(*args, progress=progress, **settings)
+
+
+def test_a_guide_is_told_what_share_of_the_steps_has_been_taken(model: HookedTransformer, tmp_path: Path) -> None:
+    guide = guide_of(model, GUIDANCE["iv"])
+    listener = Listener(**{name: getattr(guide, name) for name in guide.__dataclass_fields__}, told=[])
+    for stop in (2, None):
+        train(model, guide=listener, stop=stop, checkpoint=tmp_path / "checkpoint", every=2)
+    assert listener.told == [step / 6 for step in range(6)]
+
+
 def test_batches_depend_on_the_seed_and_the_step_only() -> None:
     examples = small_examples(9, new=6, replayed=0.25)
     in_order = [examples.rows(step, 4, 3).tolist() for step in range(8)]
