@@ -78,7 +78,7 @@ def print_comparison(found: Findings) -> None:
     print_table(text_table("heads and vector", ("value", "95 % interval"), _drift(found)))
     print()
     print_table(text_table("accuracy", ("lost", "regained", "95 % interval"), _recovery(found)))
-    print("\nRegained: by adding the base model's vector, or one of as many random heads, to the\ntuned model.\n")
+    print("\nRegained by the tuned model with the base model's vector added, or one of as many\nrandom heads.\n")
 
 
 def comparison_html(found: Findings) -> str:
@@ -135,11 +135,15 @@ def _recovery(found: Findings) -> list[Line]:
 def _number(line: Mapping[Any, Any], *, signed: bool = False) -> str:
     if math.isnan(line["value"]):
         return UNMEASURED
-    return f"{line['value']:{'+' if signed else ''}.3f}"
+    return _text(line["value"], signed)
 
 
 def _bounds(line: Mapping[Any, Any], *, signed: bool = False) -> str:
     if math.isnan(line["low"]) or math.isnan(line["high"]):
         return ""
-    style = f"{'+' if signed else ''}.3f"
-    return f"[{line['low']:{style}}, {line['high']:{style}}]"
+    return f"[{_text(line['low'], signed)}, {_text(line['high'], signed)}]"
+
+
+def _text(value: float, signed: bool) -> str:
+    # Adding 0 takes the sign from a negative zero.
+    return f"{round(value, 3) + 0.0:{'+' if signed else ''}.3f}"

@@ -170,7 +170,7 @@ def test_the_version_is_that_of_the_package(ivlens: Ivlens) -> None:
     assert ivlens("--version") == (0, f"ivlens {metadata.version('ivlens')}\n", "")
 
 
-@pytest.mark.parametrize("command", ["audit", "figures", "tasks"])
+@pytest.mark.parametrize("command", ["audit", "compare", "figures", "tasks"])
 def test_every_command_explains_itself(ivlens: Ivlens, command: str) -> None:
     found = ivlens(command, "--help")
     assert found.status == 0 and f"Usage: ivlens {command}" in found.out
@@ -637,3 +637,47 @@ for name, value in (("corruption", "x"), ("source", "x"), ("effect", "x"), ("see
     ]
     assert lines[8] == "top is 99, but the model has 12 heads; take fewer" and "unexpected keyword" in lines[9]
     assert len(lines) == 12 and all("shots is -1; it must be 0 or more" in line for line in lines[10:])
+
+
+# Comparisons
+
+COMPARED = ["abilities", "aie", "dependence", "heads"]
+
+
+def compare(ivlens: Ivlens, checkpoint: Path, tuned: object, *more: object) -> Outcome:
+    return ivlens("compare", checkpoint, tuned, "--task", "antonym", "--queries", 4, *SMALL, *more)
+
+
+def test_an_adapter_is_compared_with_its_base_printed_and_drawn(
+    ivlens: Ivlens, checkpoint: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    found = compare(ivlens, checkpoint, adapter)
+    assert found.status == 0
+    folder = tmp_path / "runs" / "compare-random-tuned-antonym"
+    lines = found.out.splitlines()
+    assert lines[0] == "antonym, random → random + tuned" and max(map(len, lines[:-1])) <= 80
+    rows = pd.read_parquet(folder / "measures.parquet").query("measure == 'shift' and vector == 'base'")
+    chosen = rows.query("heads == 'chosen'").set_index("model").to_dict("index")
+    (line,) = [line for line in lines if line.startswith("shift (nats)")]
+    assert f"{chosen['base']['value']:.3f}" in line and f"{chosen['difference']['value']:+.3f}" in line
+    assert f"[{chosen['difference']['low']:+.3f}, {chosen['difference']['high']:+.3f}]" in line
+    assert any(line.startswith("top heads shared (Jaccard)") for line in lines)
+    assert sorted(path.stem for path in (folder / "figures").iterdir()) == COMPARED
+    shutil.rmtree(folder / "figures")
+    redrawn = ivlens("figures", folder, "--format", "html")
+    assert redrawn.status == 0 and sorted(path.stem for path in (folder / "figures").iterdir()) == COMPARED
+    monkeypatch.setattr("ivlens.tails.answers", None)
+    assert compare(ivlens, checkpoint, adapter).out == found.out, "a complete run is printed again"
+
+
+def test_what_cannot_be_compared_is_one_line(ivlens: Ivlens, checkpoint: Path, adapter: Path, tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "run")
+    assert "have the same weights" in compare(ivlens, checkpoint, checkpoint, *out).complaint()
+    found = compare(ivlens, checkpoint, "lab", *out).complaint()
+    assert re.search(r"^lab has n_layers 6 instead of 3, .* of random; give a model that was fine-tuned from", found)
+    assert "has A (2, 32)" in ivlens("compare", "lab", adapter, "--task", "antonym", *out).complaint()
+    assert "there is no folder './nowhere'" in compare(ivlens, checkpoint, "./nowhere", *out).complaint()
+    assert "queries is 0; it must be 1 or more" in compare(ivlens, checkpoint, adapter, "--queries", 0).complaint()
+    assert not (tmp_path / "run").exists()
