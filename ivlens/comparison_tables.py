@@ -78,7 +78,7 @@ def print_comparison(found: Findings) -> None:
     print_table(text_table("heads and vector", ("value", "95 % interval"), _drift(found)))
     print()
     print_table(text_table("accuracy", ("lost", "regained", "95 % interval"), _recovery(found)))
-    print("\nRegained by the tuned model with the base model's vector added, or one of as many\nrandom heads.\n")
+    print("\nRegained by the tuned model with the base model's vector added, or with one of\nas many random heads.\n")
 
 
 def comparison_html(found: Findings) -> str:
@@ -145,5 +145,5 @@ def _bounds(line: Mapping[Any, Any], *, signed: bool = False) -> str:
 
 
 def _text(value: float, signed: bool) -> str:
-    # Adding 0 takes the sign from a negative zero.
-    return f"{round(value, 3) + 0.0:{'+' if signed else ''}.3f}"
+    # Adding 0 takes the sign from a negative zero; what is below 0 keeps it, however small.
+    return f"{value + 0.0:{'+' if signed else ''}.3f}"
