@@ -8,6 +8,7 @@
         ...
     audit   = ivlens.audit(model, task, out="runs/antonym")
     change  = ivlens.compare(model, "my-adapter", task)
+    study   = ivlens.study("lab-func", out="runs/lab-func")
 
 Public names are imported when they are first used: importing ivlens itself costs nothing.
 """
@@ -28,10 +29,13 @@ if TYPE_CHECKING:
     from ivlens.effects import HeadEffects as HeadEffects
     from ivlens.effects import indirect_effects as indirect_effects
     from ivlens.errors import IvlensError as IvlensError
+    from ivlens.plan import Plan as Plan
     from ivlens.prompts import Template as Template
     from ivlens.shapes import Head as Head
     from ivlens.steering import instruction_vector as instruction_vector
     from ivlens.steering import steered as steered
+    from ivlens.study import Study as Study
+    from ivlens.study import study as study
     from ivlens.tasks import Task as Task
     from ivlens.tasks import task as task
     from ivlens.tasks import tasks as tasks
@@ -44,6 +48,8 @@ _HOME = {
     "HeadEffects": "effects",
     "InstructionVector": "vectors",
     "IvlensError": "errors",
+    "Plan": "plan",
+    "Study": "study",
     "Task": "tasks",
     "Template": "prompts",
     "audit": "audit",
@@ -52,6 +58,7 @@ _HOME = {
     "instruction_vector": "steering",
     "load": "adapters",
     "steered": "steering",
+    "study": "study",
     "task": "tasks",
     "tasks": "tasks",
 }

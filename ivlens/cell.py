@@ -154,7 +154,7 @@ def _taken(path: Path, steps: Iterator[finetune.Step]) -> pd.DataFrame:
     return pd.DataFrame([found[step] for step in sorted(found)])
 
 
-def _lines(path: Path) -> dict[int, dict[str, float]]:
+def _lines(path: Path) -> dict[int, dict[str, Any]]:
     """Steps by number. One that went on from a checkpoint took some steps again, to the same numbers."""
     found = {}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
@@ -249,7 +249,7 @@ def _grid(bench: Bench, name: str, task: Task) -> pd.DataFrame:
     return pd.DataFrame({"task": name, "layer": layers, "head": heads, "aie": aie.reshape(-1)})
 
 
-def _write(path: Path, frame: pd.DataFrame) -> None:
+def _write(path: Path, frame: Any) -> None:
     buffer = io.BytesIO()
     frame.to_parquet(buffer, index=False)
     files.write_whole(path, buffer.getvalue())

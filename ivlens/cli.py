@@ -239,6 +239,37 @@ def compare(
     print(f"In {tables.plain(str(folder))}: run.json, tables, both vectors and figures/.")
 
 
+@app.command()
+def study(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME|FILE", help="A built-in study such as lab-func, or a TOML file.")
+    ],
+    out: Annotated[Path, typer.Option(help="Run folder, which the same command goes on with.")],
+    methods: Annotated[str | None, typer.Option(metavar="LIST", help="In place of the study's: lora,lora+iv")] = None,
+    seeds: Annotated[str | None, typer.Option(metavar="LIST", help="In place of the study's: 0,1,2")] = None,
+    steps: Annotated[int | None, _number("Steps of every stage, in place of the study's.")] = None,
+    workers: Annotated[int | None, _number("Cells side by side; one a core on the CPU, one on a GPU.")] = None,
+    device: _Device = "auto",
+    dtype: _Dtype = "auto",
+) -> None:
+    """Learn a sequence of tasks with several methods, and measure what each one forgets."""
+    import dataclasses
+
+    import ivlens
+    from ivlens import plan, study_tables, tables
+
+    asked = plan.read(name).with_changes(
+        methods=None if methods is None else tuple(_listed(methods)),
+        seeds=None if seeds is None else tuple(map(_whole, _listed(seeds))),
+    )
+    if steps is not None:
+        asked = asked.with_changes(training=dataclasses.replace(asked.training, steps=steps))
+    found = ivlens.study(asked, out=out, workers=workers, device=device, dtype=dtype)
+    study_tables.print_study(found)
+    _draw_missing(found.figures(), out)
+    print(f"In {tables.plain(str(out))}: run.json, tables, every stage's adapters and figures/.")
+
+
 @app.command("figures")
 def redraw(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
@@ -300,6 +331,10 @@ def parse_bytes(text: str) -> int:
 
 def _file_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(name).name)[:80].strip(".-") or "run"
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",")]
 
 
 def _draw_missing(drawn: dict[str, Figure], folder: Path) -> None:

@@ -16,7 +16,6 @@ from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +79,7 @@ class Study:
             folder=Path(folder),
         )
 
-    @cached_property
+    @property
     def summary(self) -> pd.DataFrame:
         """AP, F, GP, IP and their like per method, with intervals over seeds; see `forgetting.summary`."""
         return forgetting.summary(self.evaluations, guided=self.guided)
