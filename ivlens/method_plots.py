@@ -66,7 +66,8 @@ def method_dots(
     high = max(22, 8 * len(kinds) + 8) * len(methods)
     panels = arrange(names, width=width, height=max(high, 70), across=len(names), gap=(18, 0), left=left)
     for place, name in zip(panels.places, names, strict=True):
-        points = read_points(frame[frame["panel"] == name], at="method", value="value", heads="kind")
+        own: Any = frame[frame["panel"] == name]
+        points = read_points(own, at="method", value="value", heads="kind")
         _draw(panels.figure, place, name, points, methods, kinds)
         base = (baselines or {}).get(name, math.nan)
         if not math.isnan(base):
@@ -114,7 +115,11 @@ def trade_off(
         colour = COLOURS[index % len(COLOURS)]
         figure.add_trace(_curve(kind, own, at, (colour, _SYMBOLS[index % len(_SYMBOLS)])))
     if not math.isnan(base):
-        text = {"annotation_text": "base model", "annotation_position": "bottom left", "annotation_font_color": GREY}
+        text: Any = {
+            "annotation_text": "base model",
+            "annotation_position": "bottom left",
+            "annotation_font_color": GREY,
+        }
         figure.add_hline(base, line={"color": GREY, "width": 1, "dash": "dash"}, **text)
     figure.update_xaxes(title_text=safe(axes[0]), range=axis_range(across))
     figure.update_yaxes(title_text=safe(axes[1]), range=axis_range([*up, Point("", "", base, base, base)]))
@@ -127,7 +132,7 @@ def axis_range(points: Sequence[Point], *, zero: bool = False) -> list[float]:
     values = [point.value for point in points if not math.isnan(point.value)] + ([0.0] if zero else [])
     ends = values + [end for point in points for end in point[2:] if not math.isnan(end)]
     low, high = min(values, default=0.0), max(values, default=1.0)
-    span = max(high - low, 0.05 * max(abs(low), abs(high))) or 1.0
+    span = max(high - low, 0.2 * max(abs(low), abs(high))) or 1.0
     low, high = max(min(ends, default=low), low - 0.5 * span), min(max(ends, default=high), high + 0.5 * span)
     return [low - 0.08 * span, high + 0.08 * span]
 
@@ -170,7 +175,7 @@ def _draw(
 
 def _bars(points: Sequence[Point], colour: str) -> dict[str, Any]:
     """Of an interval without length, as of a base model that every seed shares, only the point is drawn."""
-    wide = [point if point.high > point.low else point._replace(low=math.nan, high=math.nan) for point in points]
+    wide = [point if point.high - point.low > 1e-9 else point._replace(low=math.nan, high=math.nan) for point in points]
     return traces.error_bars(wide) | {"color": colour}
 
 

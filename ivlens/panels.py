@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -82,7 +82,8 @@ def arrange(
 def finish(panels: Panels, title: str | None, *, below: int = 0) -> go.Figure:
     """The figure at its size, with its title above, and below the room that its legend and `below` pixels need."""
     figure = panels.figure
-    names = [str(trace.name) for trace in figure.data if trace.showlegend is not False and trace.type != "heatmap"]
+    entries: Any = figure.select_traces(lambda trace: trace.showlegend is not False and trace.type != "heatmap")
+    names = [str(trace.name) for trace in entries]
     lay_out(figure, title, panels.width, height=panels.height, below=below + legend_height(names, panels.width))
     height, margin = figure.layout.height + _TITLE, figure.layout.margin
     figure.update_layout(height=height, margin={"t": margin.t + _TITLE, "l": panels.left, "r": panels.right})

@@ -38,7 +38,7 @@ def accuracy_heatmaps(frame: pd.DataFrame, *, title: str | None = None, width: W
     """
     _check(frame, ("panel", "stage", "task", "value", "low", "high"))
     tasks = list(dict.fromkeys(frame["task"]))
-    rows = int(frame["stage"].max()) + 1
+    rows = int(frame["stage"].to_numpy().max()) + 1
     panels = arrange(list(dict.fromkeys(frame["panel"])), width=width, height=max(90, 9 * rows), right=_BESIDE)
     for place, (_, own) in zip(panels.places, frame.groupby("panel", sort=False), strict=True):
         panels.figure.add_trace(_accuracies(own, tasks, rows), row=place[0], col=place[1])
@@ -71,7 +71,7 @@ def aie_heatmaps(
     """
     _check(frame, ("panel", "side", "layer", "head", "value", "low", "high"))
     names = list(dict.fromkeys(frame["panel"]))
-    shape = int(frame["layer"].max()) + 1, int(frame["head"].max()) + 1
+    shape = int(frame["layer"].to_numpy().max()) + 1, int(frame["head"].to_numpy().max()) + 1
     bound = float(np.nanmax(np.abs(frame["value"].to_numpy(float)), initial=0)) or 1.0
     across = (pixels(width) - LEFT - _BESIDE - 28) / 3
     height = max(90, round(shape[0] * min(across / shape[1], 28)))
@@ -79,7 +79,7 @@ def aie_heatmaps(
     panels = arrange(titles, width=width, height=height, across=3, right=_BESIDE)
     of_side = [(name, side) for name in names for side in SIDES]
     for (row, column), (name, side) in zip(panels.places, of_side, strict=True):
-        own = frame[(frame["panel"] == name) & (frame["side"] == side)]
+        own: Any = frame[(frame["panel"] == name) & (frame["side"] == side)]
         grids = {end: _filled(own, ("layer", "head"), end, shape) for end in ("value", "low", "high")}
         one = plots.head_heatmap(grids["value"], low=grids["low"], high=grids["high"], bound=bound).data[0]
         panels.figure.add_trace(one.update(coloraxis="coloraxis"), row=row, col=column)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import pandas as pd
 
@@ -24,6 +24,8 @@ from ivlens.style import BLACK, GREY
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+Frame = Any
+"""A `pd.DataFrame`; the annotations of pandas lose track of it at the first selection."""
 CELL = ["method", "seed", "stage"]
 GRIDS_SHOWN = 3
 """Methods whose AIE is drawn: the first without guidance, and the first ones with."""
@@ -59,13 +61,13 @@ class Findings(Protocol):
     """What a `Study` holds, so far as it is drawn here."""
 
     @property
-    def evaluations(self) -> pd.DataFrame: ...
+    def evaluations(self) -> Frame: ...
     @property
-    def grids(self) -> pd.DataFrame: ...
+    def grids(self) -> Frame: ...
     @property
     def plan(self) -> Plan: ...
     @property
-    def summary(self) -> pd.DataFrame: ...
+    def summary(self) -> Frame: ...
 
 
 def figures(found: Findings) -> dict[str, go.Figure]:
@@ -125,7 +127,7 @@ def _drift(found: Findings) -> go.Figure | None:
 
 
 def _by_stage(
-    lines: Mapping[str, pd.DataFrame],
+    lines: Mapping[str, Frame],
     title: str,
     unit: str,
     *,
@@ -178,7 +180,7 @@ def _recovery(found: Findings) -> go.Figure | None:
 
 
 def _dots(
-    chosen: pd.DataFrame,
+    chosen: Frame,
     units: Mapping[str, str],
     looks: Mapping[str, tuple[str, str]],
     title: str,
@@ -188,7 +190,7 @@ def _dots(
     """Measures that were measured, from a number for each probe, cell and line."""
     by = ["method", "measure", "line"]
     cells = chosen.groupby([*by, "seed"], sort=False, as_index=False)["value"].mean()
-    table = forgetting.over_seeds(cells, by).rename(columns={"measure": "panel", "line": "kind"})
+    table: Frame = forgetting.over_seeds(cells, by).rename(columns={"measure": "panel", "line": "kind"})
     table = table[table.groupby("panel")["value"].transform(lambda values: values.notna().any())]
     if table.empty:
         return None
@@ -252,7 +254,7 @@ def _aie(found: Findings) -> go.Figure | None:
     return aie_heatmaps(table, title=title)
 
 
-def _cells(chosen: pd.DataFrame) -> pd.DataFrame:
+def _cells(chosen: Frame) -> Frame:
     """Mean over tasks, of each cell and stage."""
     return chosen.groupby(CELL, sort=False, as_index=False)["value"].mean()
 
@@ -266,7 +268,7 @@ def _base(found: Findings, measure: str) -> float:
     return float(chosen["value"].mean())
 
 
-def _title(found: Findings, what: str, probes: pd.DataFrame | None = None, *, interval: bool = True) -> str:
+def _title(found: Findings, what: str, probes: Frame | None = None, *, interval: bool = True) -> str:
     """Figure, model, study, and what its numbers and intervals are over."""
     counts = {"probe": 0 if probes is None else probes["task"].nunique(), "seed": found.evaluations["seed"].nunique()}
     over = [f"{count} {name}{'s' if count > 1 else ''}" for name, count in counts.items() if count]

@@ -8,16 +8,14 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from ivlens.tables import UNMEASURED, plain, print_table, text_table
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from ivlens.plan import Plan
 
-AFTER = ("AP", "F", "GP", "GP, unguided", "IP")
+AFTER = ("AP", "F", "GP", "IP")
 CHANGED = {
     "GP": "GP change",
     "IP": "IP change",
@@ -38,7 +36,7 @@ class Findings(Protocol):
     @property
     def plan(self) -> Plan: ...
     @property
-    def summary(self) -> pd.DataFrame: ...
+    def summary(self) -> Any: ...  # A pd.DataFrame, as a property that is cached.
 
 
 class _Table(NamedTuple):
@@ -76,7 +74,8 @@ def _tables(found: Findings) -> Iterator[_Table]:
         beside = [one for one in methods if "+" in one and (one, f"AP over {other}") in values]
         if not beside:
             continue
-        measures, columns = [f"{name} over {other}" for name in OVER], OVER
+        columns = (*OVER, "GP, unguided") if "+" in other else OVER
+        measures = [f"{name} over {other}" for name in columns]
         table = lines(beside, measures, signed=True)
         if "+" not in other:
             kept = [
