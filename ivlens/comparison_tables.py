@@ -71,8 +71,8 @@ def print_comparison(found: Findings) -> None:
     print_table(text_table(f"{queries} queries", COLUMNS, _abilities(found), _dependence(found)))
     print(
         f"\nDependence is on the base model's vector of {len(found.base_vector.heads)} heads, added at layer "
-        f"{found.base_vector.layer}.\nSufficiency: P gained by adding it to the query alone; necessity: P lost with the"
-        "\ninstruction by ablating its heads; shift: KL by which taking it away moves the\nnext token. P is of the "
+        f"{found.base_vector.layer}.\nSufficiency: P gained by adding it to the query alone; necessity: P lost with"
+        "\nthe instruction by ablating its heads; shift: KL by which taking it away moves\nthe next token. P is of the "
         "answer's first token.\n"
     )
     print_table(text_table("heads and vector", ("value", "95 % interval"), _drift(found)))
