@@ -1,6 +1,7 @@
-"""How fast is the sweep, against one run per head and against the matrix products alone? `python -m ivlens.bench`.
+"""How fast is the sweep, and what does guidance cost a training step? `python -m ivlens.bench`.
 
-Everything is measured in one run on one machine, on random weights (speed does not depend on them).
+The sweep is held against one run per head and against the matrix products alone. Everything is measured in one run on
+one machine; the sweep on random weights, since speed does not depend on them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -20,9 +22,13 @@ from rich.console import Console
 from rich.table import Table
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-from ivlens import patching
+import ivlens
+from ivlens import lora, patching, prompts
+from ivlens.finetune import Examples, Training, finetune
+from ivlens.guidance import GUIDANCE, Guidance, Guide
+from ivlens.methods import Lora
 from ivlens.prompts import Tokens
-from ivlens.shapes import MeanZ
+from ivlens.shapes import Head, MeanZ
 
 REPEATS = 3
 PROMPTS = 8
@@ -176,6 +182,45 @@ def print_sweep(console: Console) -> None:
     console.print(table)
 
 
+def step_seconds(model: HookedTransformer, guidance: Guidance | None, steps: int = 20) -> float:
+    """Seconds of a training step of 16 prompts with a LoRA adapter of default size."""
+    task = ivlens.task("english-french")
+    asked = [
+        prompts.tokenize(model, form(task.pairs)) for form in (partial(prompts.instructed, task), prompts.zero_shot)
+    ]
+    vectors = torch.randn(2, model.cfg.d_model, generator=torch.Generator().manual_seed(0))
+    heads = tuple(Head(model.cfg.n_layers // 2, head) for head in range(model.cfg.n_heads))
+    teacher = partial(lora.silenced, model)
+    guide = guidance and Guide(
+        guidance=guidance, vectors=vectors, layer=model.cfg.n_layers // 2, heads=heads, teacher=teacher
+    )
+    adapter = lora.fresh(model, lora.LoraConfig())
+    with lora.attached(model, adapter):
+        taken = finetune(
+            model,
+            adapter,
+            Examples(prompts=asked[0], bare=asked[1], new=len(task.pairs)),
+            Training(steps=(REPEATS + 1) * steps),
+            method=Lora(),
+            guide=guide,
+        )
+        return timed(lambda: [next(taken) for _ in range(steps)]) / steps
+
+
+def print_steps(console: Console) -> None:
+    """A training step under each form of guidance, against the plain one."""
+    model = ivlens.load("lab")
+    plain = step_seconds(model, None)
+    table = Table(title="Milliseconds of a training step on the lab model, 16 prompts")
+    for column in ("guidance", "milliseconds", "of a plain step"):
+        table.add_column(column, justify="left" if column == "guidance" else "right")
+    table.add_row("none", f"{1000 * plain:.1f}", "1.00")
+    for name, guidance in GUIDANCE.items():
+        guided = step_seconds(model, guidance)
+        table.add_row(f"+{name}", f"{1000 * guided:.1f}", f"{guided / plain:.2f}")
+    console.print(table)
+
+
 def print_commands(console: Console) -> None:
     """Whole processes, as a user waits for them."""
     python = [sys.executable, "-c"]
@@ -197,9 +242,10 @@ _LOAD = "import ivlens; ivlens.load('lab')"
 
 
 def main() -> None:
-    """Print both tables."""
+    """Print all tables."""
     console = Console()
     print_commands(console)
+    print_steps(console)
     print_sweep(console)
 
 

@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ivlens import dependence, effects, files, finetune, lora
+from ivlens import adapters, dependence, effects, files, finetune, layouts, lora
 from ivlens.activations import mean_z
 from ivlens.controls import with_norm
 from ivlens.errors import TrainingError
@@ -77,6 +77,8 @@ class Bench:
 def run(cell: Cell, bench: Bench, stages: Sequence[Stage], examination: Examination) -> Iterator[int]:
     """Learn and measure stage after stage; yields the number of each one when it is done, from 0, the base model.
 
+    With the last stage, all adapters together are written as one PEFT folder, `adapter`, where PEFT knows the model.
+
     Raises:
         TrainingError: the loss is not finite; what was done stays.
         RunError: the folder cannot be written.
@@ -92,8 +94,11 @@ def run(cell: Cell, bench: Bench, stages: Sequence[Stage], examination: Examinat
             else:
                 adapter = _learn(cell, number, stages, bench, method, past)
                 past.append(adapter)
-                with lora.merged(bench.model, lora.stack(past)):
-                    _measure(cell, number, bench, examination, grids=number == len(stages))
+                total, is_last = lora.stack(past), number == len(stages)
+                if is_last and layouts.is_known(bench.model):
+                    adapters.write_adapter(total, cell.folder / "adapter", bench.model, base=cell.plan.model)
+                with lora.merged(bench.model, total):
+                    _measure(cell, number, bench, examination, grids=is_last)
                 cell.path(number, ".checkpoint").unlink(missing_ok=True)
             yield number
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -69,6 +69,8 @@ class Guidance:
                 raise IvlensError(f"the guidance's {name} is {getattr(self, name)}; it must be 0 or more")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise IvlensError(f"the guidance's temperature is {self.temperature}; it must be above 0")
+        if self.bare and not self.rehearsal:
+            raise IvlensError("the guidance is bare without rehearsal; only what is rehearsed on can be bare")
         choices = {"vector": get_args(Vector), "schedule": get_args(Schedule), "teacher": get_args(Teacher)}
         for name, known in choices.items():
             if getattr(self, name) not in known:
@@ -85,6 +87,9 @@ class Guidance:
         return self.kl > 0 or self.heads > 0
 
 
+# Rehearsal leaves the task's own run alone, and bears a larger weight.
+_REHEARSAL = Guidance(vector="general", schedule="constant", kl=1.0, rehearsal=True)
+
 GUIDANCE = {
     "iv": Guidance(),
     "kl": Guidance(vector="zero"),
@@ -93,10 +98,10 @@ GUIDANCE = {
     "iv-steer": Guidance(kl=0.0),
     "iv-kl": Guidance(student=False),
     "fv": Guidance(student=False, heads=1.0),
-    "iv-general": Guidance(vector="general", schedule="constant", rehearsal=True),
-    "iv-general-random": Guidance(vector="general-random", schedule="constant", rehearsal=True),
-    "kl-bare": Guidance(vector="zero", rehearsal=True, bare=True),
-    "iv-general-bare": Guidance(vector="general", schedule="constant", rehearsal=True, bare=True),
+    "iv-general": _REHEARSAL,
+    "iv-general-random": replace(_REHEARSAL, vector="general-random"),
+    "iv-general-bare": replace(_REHEARSAL, bare=True),
+    "kl-bare": replace(_REHEARSAL, vector="zero", bare=True),
 }
 """Forms of guidance and their controls by name."""
 

@@ -108,6 +108,15 @@ _LAYOUTS = {
 )
 
 
+def is_known(model: HookedTransformer) -> bool:
+    """Has PEFT names for this model's weights, as far as ivlens knows?"""
+    return str(model.cfg.original_architecture) in _LAYOUTS and not _is_folded(model)
+
+
+def _is_folded(model: HookedTransformer) -> bool:
+    return str(model.cfg.normalization_type).endswith("Pre")
+
+
 def linears(model: HookedTransformer) -> list[Linear]:
     """The linear layers of all blocks, in the model's order.
 
@@ -120,7 +129,7 @@ def linears(model: HookedTransformer) -> list[Linear]:
         raise IvlensError(
             f"{name} is a {architecture}, of which ivlens does not know PEFT's names; it knows {', '.join(_LAYOUTS)}"
         )
-    if str(model.cfg.normalization_type).endswith("Pre"):
+    if _is_folded(model):
         raise IvlensError(
             f"the norms of {name} are folded into its weights, which a PEFT adapter does not fit; "
             "load the model with ivlens.load, or from_pretrained_no_processing"

@@ -72,6 +72,7 @@ class Findings(Protocol):
 
 def figures(found: Findings) -> dict[str, go.Figure]:
     """Every figure of a study by file name, those whose numbers were measured."""
+    summary = found.summary  # Worked out anew each time.
     drawn = {
         "accuracy": _accuracy(found),
         "r-matrix": _r_matrix(found),
@@ -79,8 +80,8 @@ def figures(found: Findings) -> dict[str, go.Figure]:
         "dependence": _dependence(found),
         "drift": _drift(found),
         "aie": _aie(found),
-        "methods": _methods(found),
-        "trade-off": _trade_off(found),
+        "methods": _methods(found, summary),
+        "trade-off": _trade_off(found, summary),
         "recovery": _recovery(found),
     }
     return {name: figure for name, figure in drawn.items() if figure is not None}
@@ -199,8 +200,8 @@ def _dots(
     return method_dots(table, units=units, looks=looks, zero=zero, title=title)
 
 
-def _methods(found: Findings) -> go.Figure:
-    chosen = found.summary[found.summary["measure"].isin(_SUMMARY)].rename(columns={"measure": "panel"})
+def _methods(found: Findings, summary: Frame) -> go.Figure:
+    chosen = summary[summary["measure"].isin(_SUMMARY)].rename(columns={"measure": "panel"})
     chosen = chosen[chosen.groupby("panel")["value"].transform(lambda values: values.notna().any())].assign(kind="")
     order = list(_SUMMARY)
     chosen = chosen.sort_values("panel", key=lambda names: names.map(order.index), kind="stable")
@@ -209,10 +210,10 @@ def _methods(found: Findings) -> go.Figure:
     return method_dots(chosen, units=_SUMMARY, baselines=baselines, title=title)
 
 
-def _trade_off(found: Findings) -> go.Figure:
+def _trade_off(found: Findings, summary: Frame) -> go.Figure:
     parts = []
     for name, measure in (("learned", "learned"), ("kept", "GP")):
-        own = found.summary[found.summary["measure"] == measure].set_index("method")[["value", "low", "high"]]
+        own = summary[summary["measure"] == measure].set_index("method")[["value", "low", "high"]]
         parts.append(own.rename(columns={"value": name, "low": f"{name}_low", "high": f"{name}_high"}))
     table = pd.concat(parts, axis=1).reset_index()
     axes = ("accuracy on new tasks, each right after its stage", "accuracy on general tasks after the last stage (GP)")

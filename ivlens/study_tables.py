@@ -8,11 +8,13 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from ivlens.tables import UNMEASURED, plain, print_table, text_table
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from ivlens.plan import Plan
 
 AFTER = ("AP", "F", "GP", "IP")
@@ -36,7 +38,7 @@ class Findings(Protocol):
     @property
     def plan(self) -> Plan: ...
     @property
-    def summary(self) -> Any: ...  # A pd.DataFrame, as a property that is cached.
+    def summary(self) -> pd.DataFrame: ...
 
 
 class _Table(NamedTuple):
@@ -62,8 +64,9 @@ def study_html(found: Findings) -> str:
 
 
 def _tables(found: Findings) -> Iterator[_Table]:
-    values = {(line["method"], line["measure"]): line for line in found.summary.to_dict("records")}
-    methods = list(dict.fromkeys(found.summary["method"]))
+    summary = found.summary
+    values = {(line["method"], line["measure"]): line for line in summary.to_dict("records")}
+    methods = list(dict.fromkeys(summary["method"]))
 
     def lines(chosen: Sequence[str], measures: Sequence[str], *, signed: bool) -> list[tuple[str, ...]]:
         return [(one, *(_number(values[one, measure], signed=signed) for measure in measures)) for one in chosen]

@@ -349,6 +349,7 @@ def test_every_prompt_draws_one_of_the_vectors_from_the_generator(model: HookedT
     assert torch.equal(run(model, first, adapter, seed=0)[0], run(model, first, adapter, seed=1)[0])
 
 
+REHEARSAL = {"schedule": "constant", "rehearsal": True, "kl": 1.0}
 DIFFERS: dict[str, dict[str, Any]] = {
     "iv": {},
     "kl": {"vector": "zero"},
@@ -357,10 +358,10 @@ DIFFERS: dict[str, dict[str, Any]] = {
     "iv-steer": {"kl": 0.0},
     "iv-kl": {"student": False},
     "fv": {"student": False, "heads": 1.0},
-    "iv-general": {"vector": "general", "schedule": "constant", "rehearsal": True},
-    "iv-general-random": {"vector": "general-random", "schedule": "constant", "rehearsal": True},
-    "kl-bare": {"vector": "zero", "rehearsal": True, "bare": True},
-    "iv-general-bare": {"vector": "general", "schedule": "constant", "rehearsal": True, "bare": True},
+    "iv-general": {"vector": "general", **REHEARSAL},
+    "iv-general-random": {"vector": "general-random", **REHEARSAL},
+    "iv-general-bare": {"vector": "general", "bare": True, **REHEARSAL},
+    "kl-bare": {"vector": "zero", "bare": True, **REHEARSAL},
 }
 
 
@@ -379,6 +380,7 @@ def test_a_form_differs_from_the_published_one_only_where_its_name_says_so() -> 
         ({"heads": -1.0}, r"the guidance's heads is -1\.0; it must be 0 or more"),
         ({"temperature": 0.0}, r"the guidance's temperature is 0\.0; it must be above 0"),
         ({"temperature": math.inf}, "the guidance's temperature is inf"),
+        ({"bare": True}, "the guidance is bare without rehearsal"),
         ({"vector": "tsak"}, "the guidance's vector is 'tsak'; choose of task, zero, random, other, general"),
         ({"schedule": "cosine"}, "the guidance's schedule is 'cosine'; choose of linear, steps, constant"),
         ({"teacher": "last"}, "the guidance's teacher is 'last'; choose of base, previous"),

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ivlens.plan import read
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -16,6 +18,24 @@ def test_the_first_python_block_prints_what_the_readme_says() -> None:
     code, printed = re.search(r"```python\n(.*?)```\n\n```text\n(.*?)```", README, re.DOTALL).groups()
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == printed
+
+
+def test_the_loop_of_the_readme_learns() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    loop = next(block for block in blocks if "finetune(" in block)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", blocks[0] + loop], capture_output=True, text=True, check=True
+    )
+    losses = [float(line.split()[1]) for line in done.stdout.splitlines()[1:]]
+    assert len(losses) == 20
+    assert sum(losses[-5:]) < sum(losses[:5])
+
+
+def test_the_study_file_of_the_readme_is_a_plan(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(re.search(r"```toml\n(.*?)```", README, re.DOTALL)[1], encoding="utf-8")
+    plan = read(tmp_path / "mine.toml")
+    assert plan.methods == ("lora", "lora+iv", "lora+kl", "replay")
+    assert plan.parts("lora+kl")[1].kl == 0.3
 
 
 def test_the_lab_models_abilities_are_those_of_the_record() -> None:

@@ -406,12 +406,18 @@ def test_the_previous_teacher_is_the_model_before_this_stage(
 
 # Bad input
 
+# Infinite scores: norms would make any other overflow finite again.
+DIVERGING: dict[str, Any] = {
+    "lora": LoraConfig(rank=2, targets=("W_Q", "W_K")),
+    "training": Training(steps=6, batch=4, warmup=0, rate=1e30),
+}
+
 
 def test_a_loss_that_is_not_finite_names_stage_and_step_and_keeps_what_was_done(
     lab: HookedTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = traces(lab)
-    asked = smaller(training=Training(steps=6, batch=4, warmup=0, rate=1e30))
+    asked = smaller(**DIVERGING)
     with pytest.raises(TrainingError, match=r"stage 1 \(class-letter\).* step \d"):
         ivlens.study(asked, out=tmp_path / "run", model=lab)
     assert traces(lab) == before
@@ -437,7 +443,7 @@ def test_a_last_step_that_spoils_the_adapter_is_not_kept(
 
 
 def test_an_error_in_a_worker_ends_the_study_with_its_sentence(tmp_path: Path) -> None:
-    asked = smaller(seeds=(0, 1), training=Training(steps=6, batch=4, warmup=0, rate=1e30))
+    asked = smaller(seeds=(0, 1), **DIVERGING)
     with pytest.raises(TrainingError, match=r"stage 1 \(class-letter\).* step \d"):
         ivlens.study(asked, out=tmp_path / "run", workers=2)
     assert not [one for one in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(one.cmdline())]
@@ -609,7 +615,7 @@ def test_the_command_runs_what_was_asked_prints_it_and_draws_it(
     assert "lora+kl" in first.out and "GP" in first.out and f"In {out}: run.json" in first.out
     drawn = {path.stem for path in (out / "figures").glob("*.html")}
     assert drawn and drawn == set(found.figures())
-    monkeypatch.setattr("ivlens.study._bench", None)
+    monkeypatch.setattr(sys.modules["ivlens.study"], "_bench", None)
     again = command(*asked)
     assert again.status == 0 and again.out == first.out
     assert (
