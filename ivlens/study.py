@@ -334,6 +334,8 @@ def _side_by_side(
             pool.shutdown(wait=False, cancel_futures=True)
             for process in processes:
                 process.terminate()
+            for process in processes:  # None is to write into the folder after this.
+                process.join(10)
             raise
 
 

@@ -223,7 +223,7 @@ def test_a_killed_study_goes_on_from_its_checkpoint_to_the_same_numbers(
 ) -> None:
     out = tmp_path / "run"
     process = started(tmp_path, out, workers=1, every=2, end="kill")
-    assert process.wait(120) == -signal.SIGKILL
+    assert process.wait(300) == -signal.SIGKILL
     cut = out / "cells" / "lora-0"
     assert (cut / "stage-1.parquet").is_file() and not (cut / "stage-2.parquet").exists()
     assert (cut / "stage-2.checkpoint").is_file() and not (out / "cells" / "lora+iv-0").exists()
@@ -243,16 +243,17 @@ def test_workers_end_with_a_killed_study_and_several_go_on_to_the_numbers_of_one
 ) -> None:
     out = tmp_path / "run"
     process = started(tmp_path, out, workers=2, every=100, end="wait")
-    pids: list[int] = []
-    deadline = time.monotonic() + 120
-    while len(pids) < 2 and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.05)
-        pids = [int(path.stem.rpartition("-")[2]) for path in tmp_path.glob("*.pid")]
-    assert len(pids) == 2 and process.pid not in pids
-    workers = [psutil.Process(pid) for pid in pids]
-    process.kill()
-    process.wait(30)
-    _, alive = psutil.wait_procs(workers, timeout=20)
+    workers: list[psutil.Process] = []
+    try:
+        deadline = time.monotonic() + 300
+        while len(workers) < 2 and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.05)
+            workers = [psutil.Process(int(path.stem.rpartition("-")[2])) for path in tmp_path.glob("*.pid")]
+    finally:
+        process.kill()
+        process.wait(30)
+    assert len(workers) == 2 and process.pid not in {worker.pid for worker in workers}
+    _, alive = psutil.wait_procs(workers, timeout=30)
     assert not alive, "they would write on beside the next one"
     assert not list(out.glob("cells/*/stage-1.parquet"))
     ivlens.study(PLAN, out=out, workers=2)
