@@ -53,8 +53,9 @@ FLOORS = (
     {"lab.evaluate", "probes", "study_figures", "trials", "universal"},
     {"dependence", "lab.train", "tables"},
     {"audit", "cell", "comparison_tables", "study_tables"},
-    {"comparison", "study"},
-    {"compare"},
+    {"comparison", "materials"},
+    {"compare", "crew"},
+    {"study"},
     {"ivlens"},
     {"bench", "cli"},
 )

@@ -13,9 +13,9 @@ from ivlens.errors import IvlensError, StudyError
 from ivlens.finetune import Training
 from ivlens.guidance import GUIDANCE, Guidance
 from ivlens.lora import LoraConfig
+from ivlens.materials import general_tasks
 from ivlens.methods import METHODS
 from ivlens.plan import Evaluation, Plan
-from ivlens.study import general_tasks
 
 LEAST: dict[str, Any] = {"name": "x", "tasks": ["class-letter"]}
 

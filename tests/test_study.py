@@ -21,17 +21,18 @@ from choreographer.browsers.chromium import Chromium
 from transformer_lens import HookedTransformer
 
 import ivlens
-from ivlens import cell, finetune, lora, models
+from ivlens import cell, crew, finetune, lora, models
 from ivlens.benchmarks import stage
 from ivlens.cli import main
 from ivlens.errors import RunError, StudyError, TaskError, TrainingError
 from ivlens.finetune import Examples, Training
 from ivlens.guidance import Guidance
 from ivlens.lora import LoraConfig
+from ivlens.materials import general_tasks
 from ivlens.methods import METHODS, Lora
 from ivlens.plan import Evaluation, Plan
 from ivlens.prompts import tokenize
-from ivlens.study import Study, general_tasks
+from ivlens.study import Study
 from ivlens.tasks import task
 
 TABLES = ("evaluations", "steps", "aie")
@@ -616,7 +617,7 @@ def test_the_command_runs_what_was_asked_prints_it_and_draws_it(
     assert "lora+kl" in first.out and "GP" in first.out and f"In {out}: run.json" in first.out
     drawn = {path.stem for path in (out / "figures").glob("*.html")}
     assert drawn and drawn == set(found.figures())
-    monkeypatch.setattr(sys.modules["ivlens.study"], "_bench", None)
+    monkeypatch.setattr(crew, "train", None)
     again = command(*asked)
     assert again.status == 0 and again.out == first.out
     assert (
