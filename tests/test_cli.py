@@ -437,10 +437,10 @@ def test_another_task_is_refused_by_name(ivlens: Ivlens, checkpoint: Path, copy:
 
 
 def test_a_run_of_another_kind_is_refused(ivlens: Ivlens, checkpoint: Path, copy: Path) -> None:
-    record = json.loads((copy / "run.json").read_text()) | {"command": "compare"}
+    record = json.loads((copy / "run.json").read_text()) | {"command": "sweep"}
     (copy / "run.json").write_text(json.dumps(record))
-    assert 'command is "audit" here but "compare"' in audit_again(ivlens, checkpoint, copy).complaint()
-    assert "is of `ivlens compare`, not of an audit" in ivlens("figures", copy).complaint()
+    assert 'command is "audit" here but "sweep"' in audit_again(ivlens, checkpoint, copy).complaint()
+    assert "is of `ivlens sweep`, not of an audit" in ivlens("figures", copy).complaint()
 
 
 def test_a_folder_of_something_else_is_left_alone(ivlens: Ivlens, checkpoint: Path, tmp_path: Path) -> None:
