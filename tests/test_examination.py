@@ -20,7 +20,8 @@ from ivlens.tasks import Pair, Task, task
 
 EVALUATION = Evaluation(queries=6, few_shot_queries=4, shots=3, seed=2)
 GENERAL = ("antonym", "country-capital", "choose-first", "next-two")
-LEARNED = ("class-letter", "capital-continent")
+LEARNED = ("class-letter", "english-german")
+"""One that the model has not learned and one that it has, so that no answer can be counted for the wrong task."""
 
 
 @pytest.fixture(scope="module")

@@ -246,6 +246,9 @@ def test_agreement_of_grids_is_that_of_their_ranks_and_top_heads() -> None:
     # Two neighbours swapped: 1 - 6 * 2 / (4 * 15). One of the two top heads is shared: 1 of 3.
     assert found["correlation"].tolist() == pytest.approx([1 - 12 / 60, 1.0, -1.0])
     assert found["overlap"].tolist() == pytest.approx([1 / 3, 1.0, 0.0])
+    lines = grid([0.4, 0.3, 0.2, 0.1], stage=0) + grid([0.3, 0.4, 0.2, 0.1], stage=5)
+    (first,) = forgetting.aie_agreement(pd.DataFrame(lines, columns=list(GRIDS)), top=1)["overlap"]
+    assert first == 0, "the last heads are the same, the first are not"
 
 
 def test_grids_of_the_base_model_alone_agree_with_nothing() -> None:

@@ -143,7 +143,7 @@ def test_plain_lora_in_a_study_is_finetune_called_by_hand(found: Study, lab: Hoo
         train, bare = tokenize(lab, learned.train), tokenize(lab, learned.bare)
         examples = Examples(prompts=train, bare=bare, new=8)
         old = [lora.stack(past)] if past else []
-        with lora.attached(lab, *old, adapter):
+        with crew.threads(PLAN.threads), lora.attached(lab, *old, adapter):
             steps = list(finetune.finetune(lab, adapter, examples, PLAN.training, method=Lora(), seed=seed))
         past.append(adapter.requires_grad_(False))
         ours = steps_of(found, "lora", number)[["step", "loss", "penalty", "rate", "gradient"]]
@@ -255,6 +255,8 @@ def test_workers_end_with_a_killed_study_and_several_go_on_to_the_numbers_of_one
         process.wait(30)
     assert len(workers) == 2 and process.pid not in {worker.pid for worker in workers}
     _, alive = psutil.wait_procs(workers, timeout=30)
+    for worker in alive:
+        worker.kill()
     assert not alive, "they would write on beside the next one"
     assert not list(out.glob("cells/*/stage-1.parquet"))
     ivlens.study(PLAN, out=out, workers=2)
