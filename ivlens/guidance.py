@@ -82,10 +82,6 @@ class Guidance:
             return 1.0
         return 1 - (math.floor(4 * progress) / 4 if self.schedule == "steps" else progress)
 
-    @property
-    def asks_teacher(self) -> bool:
-        return self.kl > 0 or self.heads > 0
-
 
 # Rehearsal leaves the task's own run alone, and bears a larger weight.
 _REHEARSAL = Guidance(vector="general", schedule="constant", kl=1.0, rehearsal=True)
