@@ -223,7 +223,7 @@ def _trade_off(found: Findings, summary: Frame) -> go.Figure:
 
 
 def _forms(plan: Plan, methods: Sequence[str]) -> list[Form]:
-    """Methods whose guidance differs in nothing but its weight (of the heads where it compares some) are of one kind."""
+    """Methods whose guidance differs in nothing but its weight (that of the heads, if any) are of one kind."""
     kinds: dict[object, list[tuple[str, float]]] = {}
     for method in methods:
         name, guidance = plan.parts(method)
