@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ivlens.errors import ModelError
+from ivlens.measures import first_token_probability, greedy_match
 from ivlens.progress import track
 from ivlens.prompts import Tokens
 from ivlens.shapes import MeanZ
@@ -66,6 +67,16 @@ def differentiable_answer_logits(model: HookedTransformer, tokens: Tokens) -> An
     ids, mask = with_answers(tokens)
     resid = model(ids, attention_mask=mask.long(), stop_at_layer=model.cfg.n_layers)
     return unembed(model, resid[:, -tokens.answers.shape[1] :])
+
+
+def answered(model: HookedTransformer, tokens: Tokens) -> tuple[Bool[Tensor, " prompt"], Float[Tensor, " prompt"]]:
+    """Is each answer what greedy decoding writes, and how probable is its first token? On the CPU."""
+    right, first = [], []
+    for batch in batches(tokens):
+        logits = answer_logits(model, batch)
+        right.append(greedy_match(logits, batch.answers, batch.answer_mask))
+        first.append(first_token_probability(logits, batch.answers))
+    return torch.cat(right).cpu(), torch.cat(first).cpu()
 
 
 @torch.no_grad()

@@ -18,10 +18,9 @@ import pandas as pd
 import torch
 
 from ivlens import controls, models, plots, prompts, runs, tables, trials
-from ivlens.activations import answer_logits, batches
+from ivlens.activations import answered
 from ivlens.effects import EFFECTS, HeadEffects, Settings, measure_effects, task_mean_z
 from ivlens.errors import IvlensError, RunError
-from ivlens.measures import first_token_probability, greedy_match
 from ivlens.patching import Effect
 from ivlens.prompts import DEFAULT, Corruption, Prompt, Source, Template, tokenize
 from ivlens.shapes import GIB
@@ -307,9 +306,4 @@ class _Work:
     def baseline(self, kind: list[Prompt]) -> dict[str, Any]:
         if not kind:
             return trials.summary(torch.zeros(0, dtype=torch.bool), torch.zeros(0))
-        match, first = [], []
-        for batch in batches(tokenize(self.model, kind)):
-            logits = answer_logits(self.model, batch)
-            match.append(greedy_match(logits, batch.answers, batch.answer_mask))
-            first.append(first_token_probability(logits, batch.answers))
-        return trials.summary(torch.cat(match).cpu(), torch.cat(first).cpu(), seed=self.settings.seed)
+        return trials.summary(*answered(self.model, tokenize(self.model, kind)), seed=self.settings.seed)

@@ -116,12 +116,12 @@ def _learn(
         tokens=tuple(tokenize(model, one.train) for one in earlier),
     )
     method.begin(model, history)
-    adapter = lora.fresh(model, plan.lora, seed=_mixed(cell.seed, number))
+    adapter = lora.fresh(model, plan.lora, seed=finetune.mixed(cell.seed, number))
     examples = _examples(model, stage, method, history, seed=cell.seed)
     guidance = plan.parts(cell.method)[1]
     old = [lora.stack(past)] if past else []
     new = examples.prompts[: examples.new]
-    guide = guidance and _guide(guidance, bench, old, adapter, new, seed=_mixed(cell.seed, number))
+    guide = guidance and _guide(guidance, bench, old, adapter, new, seed=finetune.mixed(cell.seed, number))
     with lora.attached(model, *old, adapter):
         steps = finetune.finetune(
             model,
@@ -130,7 +130,7 @@ def _learn(
             plan.training,
             method=method,
             guide=guide,
-            seed=_mixed(cell.seed, number),
+            seed=finetune.mixed(cell.seed, number),
             name=f"stage {number} ({stage.name})",
             checkpoint=cell.path(number, ".checkpoint"),
         )
@@ -258,8 +258,3 @@ def _write(path: Path, frame: Any) -> None:
     buffer = io.BytesIO()
     frame.to_parquet(buffer, index=False)
     files.write_whole(path, buffer.getvalue())
-
-
-def _mixed(*numbers: int) -> int:
-    """One seed of several."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

@@ -12,12 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
 
-from ivlens.activations import answer_logits, batches
+from ivlens.activations import answered
 from ivlens.errors import TaskError
-from ivlens.measures import first_token_probability, greedy_match
 from ivlens.plan import Evaluation
 from ivlens.prompts import Prompt, Tokens, few_shot, instructed, statements, tokenize
 from ivlens.stages import Stage
@@ -117,13 +114,3 @@ def _general(task: Task, evaluation: Evaluation) -> tuple[list[Prompt], list[Pro
     queries = order[: evaluation.queries]
     few = few_shot(order[: evaluation.few_shot_queries], task.pairs, shots=evaluation.shots, generator=generator)
     return instructed(task, queries), few, statements(task, queries)
-
-
-def answered(model: HookedTransformer, tokens: Tokens) -> tuple[Bool[Tensor, " prompt"], Float[Tensor, " prompt"]]:
-    """Is each answer what greedy decoding writes, and how probable is its first token?"""
-    right, first = [], []
-    for batch in batches(tokens):
-        logits = answer_logits(model, batch)
-        right.append(greedy_match(logits, batch.answers, batch.answer_mask))
-        first.append(first_token_probability(logits, batch.answers))
-    return torch.cat(right).cpu(), torch.cat(first).cpu()

@@ -198,7 +198,7 @@ def _backward(
     """Add the gradients of one step's batch; its loss and its penalty."""
     device = examples.prompts.prompts.device
     rows = torch.from_numpy(examples.rows(step, training.batch, seed)).to(device)
-    generator = torch.Generator().manual_seed(_mix(seed, step))
+    generator = torch.Generator().manual_seed(mixed(seed, step))
     n_answer_tokens = int(examples.prompts.answer_mask[rows].sum())
     loss = penalty = 0.0
     for part in rows.chunk(training.accumulate):
@@ -245,7 +245,8 @@ def _precision(model: HookedTransformer, training: Training) -> Any:
     return torch.autocast(torch.device(model.cfg.device or "cpu").type, dtype=torch.bfloat16)
 
 
-def _mix(*numbers: int) -> int:
+def mixed(*numbers: int) -> int:
+    """One seed of several numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 

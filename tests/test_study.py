@@ -138,7 +138,7 @@ def test_the_tuned_models_numbers_are_those_of_its_adapters(found: Study, folder
 def test_plain_lora_in_a_study_is_finetune_called_by_hand(found: Study, lab: HookedTransformer) -> None:
     past: list[lora.Adapter] = []
     for number, name in enumerate(PLAN.tasks, 1):
-        learned, seed = stage(name, seed=0, limit=8), cell._mixed(0, number)
+        learned, seed = stage(name, seed=0, limit=8), finetune.mixed(0, number)
         adapter = lora.fresh(lab, PLAN.lora, seed=seed)
         train, bare = tokenize(lab, learned.train), tokenize(lab, learned.bare)
         examples = Examples(prompts=train, bare=bare, new=8)

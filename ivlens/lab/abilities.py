@@ -16,14 +16,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ivlens.activations import answer_logits, batches
+from ivlens import activations
 from ivlens.lab.curriculum import (
     held_out_from_instruction,
     held_out_from_statement,
     held_out_from_succession,
     never_instructed,
 )
-from ivlens.measures import Interval, first_token_probability, greedy_match, interval
+from ivlens.measures import Interval, interval
 from ivlens.prompts import DEFAULT, Prompt, Template, shuffle_outputs, statements, tokenize, zero_shot
 from ivlens.tasks import Pair, Task
 
@@ -57,14 +57,9 @@ class Answered(NamedTuple):
 
 def answered(model: HookedTransformer, prompts: Sequence[Prompt]) -> Answered:
     """Ask all prompts, teacher-forced."""
-    right, probability = [], []
-    for batch in batches(tokenize(model, prompts)):
-        logits = answer_logits(model, batch)
-        right.append(greedy_match(logits, batch.answers, batch.answer_mask))
-        probability.append(first_token_probability(logits, batch.answers))
     numbers = {query: number for number, query in enumerate(dict.fromkeys(prompt.query for prompt in prompts))}
     queries = torch.tensor([numbers[prompt.query] for prompt in prompts])
-    return Answered(torch.cat(right), torch.cat(probability), queries)
+    return Answered(*activations.answered(model, tokenize(model, prompts)), queries)
 
 
 def abilities(task: Task, *, seed: int) -> dict[str, list[Prompt]]:
