@@ -60,7 +60,7 @@ FLOORS = (
     {"compare", "crew"},
     {"study"},
     {"ivlens"},
-    {"bench", "cli"},
+    {"bench", "cli", "gallery"},
 )
 # What the command line and the scripts print; the library returns.
 PRINTING = re.compile(r"cli|(.+_)?tables|bench|lab\..+")
