@@ -40,7 +40,6 @@ FLOORS = (
     },
     {
         "benchmarks",
-        "comparison_plots",
         "guidance",
         "lab.abilities",
         "lab.batches",
@@ -49,8 +48,8 @@ FLOORS = (
         "stage_heatmaps",
         "tails",
     },
-    {"interventions", "lab.roles", "layouts", "methods", "patching", "plots"},
-    {"adapter_config", "effects", "finetune"},
+    {"comparison_plots", "interventions", "lab.roles", "layouts", "methods", "patching"},
+    {"adapter_config", "effects", "finetune", "plots"},
     {"adapters", "drift", "plan", "vectors"},
     {"controls", "examination", "forgetting", "steering"},
     {"lab.evaluate", "probes", "study_figures", "trials", "universal"},
