@@ -33,6 +33,7 @@ from ivlens.lora import Adapter, LoraConfig
 from ivlens.measures import interval
 from ivlens.probes import prepare
 from ivlens.shapes import Head
+from ivlens.style import NOT_MEASURED
 from ivlens.tasks import Pair, Task
 from ivlens.vectors import write_vector
 
@@ -408,12 +409,13 @@ def test_figures_are_drawn_from_saved_numbers_without_the_model(found: Compariso
 def test_the_three_grids_share_one_bound_and_show_their_numbers(found: Comparison) -> None:
     figure = found.figures()["aie"]
     assert [trace.type for trace in figure.data] == ["heatmap"] * 3
-    assert {(trace.zmin, trace.zmax) for trace in figure.data} == {(-figure.data[0].zmax, figure.data[0].zmax)}
-    assert figure.data[0].zmax == pytest.approx(found.aie["aie"].abs().max())
+    shared = figure.layout.coloraxis
+    assert {trace.coloraxis for trace in figure.data} == {"coloraxis"} and shared.cmin == -shared.cmax
+    assert shared.cmax == pytest.approx(found.aie["aie"].abs().max())
+    assert figure.layout.plot_bgcolor == NOT_MEASURED, "a gap must not look like 0"
     for trace, model in zip(figure.data, ("base", "tuned", "difference"), strict=True):
         lines = found.aie.query(f"model == {model!r}").sort_values(["layer", "head"])
         assert np.asarray(trace.z).reshape(-1).tolist() == lines["aie"].tolist()
-    assert [trace.showscale for trace in figure.data] == [False, False, True]
     assert len(figure.layout.shapes) == 6, "each model's own top heads"
     with pytest.raises(FigureError, match="has 12 heads of 'base', but 4x4 are needed"):
         comparison_plots.aie_panels(found.aie, (4, 4))
@@ -427,8 +429,8 @@ def test_every_head_is_a_point_and_every_bar_has_its_control(found: Comparison) 
     assert sum(len(trace.x) for trace in points) == 12
     tops = [set(found.base.top(3)), set(found.tuned.top(3))]
     sizes = {trace.name: len(trace.x) for trace in points}
-    assert sizes.get("top before and after", 0) == len(tops[0] & tops[1])
-    assert sizes.get("top after only", 0) == len(tops[1] - tops[0])
+    assert sizes.get("top in both", 0) == len(tops[0] & tops[1])
+    assert sizes.get("top after", 0) == len(tops[1] - tops[0])
     bars = [trace for trace in drawn["dependence"].data if trace.type == "bar"]
     assert [trace.name for trace in bars] == ["chosen heads", "random heads"] * 3
     before, after = (found.value("necessity", model=model, heads="chosen") for model in ("base", "tuned"))

@@ -61,6 +61,28 @@ def test_the_same_figure_makes_the_same_page(tmp_path):
     assert first.read_bytes() == second.read_bytes()
 
 
+def test_pages_of_a_folder_can_share_one_plotly_js(tmp_path):
+    exported = figures.export({"a": grid(), "b": grid()}, tmp_path, ["html"], alone=False)
+    assert names(exported) == ["a.html", "b.html", "plotly.min.js"]
+    page = (tmp_path / "a.html").read_text()
+    assert len(page) < 10_000 and 'src="plotly.min.js"' in page and "https" not in page
+
+
+def test_ids_and_dates_that_change_from_drawing_to_drawing_are_settled():
+    def svg(one: str, bar: str) -> bytes:
+        text = f'<defs id="defs-{one}"><g class="trace{bar} cb{bar}" clip-path="url(#clip{one}xy)" d="M1.{one}"/>'
+        return f'{text}<path fill="#{one}"/>'.encode()
+
+    kinds = [figures._Image("a", "svg"), figures._Image("a", "pdf")]
+    first, second = (
+        figures._lasting(kinds[0], svg(one, bar)) for one, bar in (("12ab34", "5678ef"), ("777777", "0abcde"))
+    )
+    assert first == svg("000000", "000001").replace(b"M1.000000", b"M1.12ab34").replace(b"#000000", b"#12ab34")
+    assert second == first.replace(b"12ab34", b"777777"), "a number and a colour stay as they are"
+    dated = b"/CreationDate (D:20251124213722+00'00')\n/ModDate (D:20251124213722+00'00')>>"
+    assert figures._lasting(kinds[1], dated) == dated.replace(b"20251124213722", b"20000101000000")
+
+
 def test_a_hostile_title_cannot_leave_its_script(tmp_path):
     (path,) = figures.export({"a": grid("</script><script>alert(1)</script>")}, tmp_path, ["html"]).written
     assert "<script>alert" not in path.read_text()

@@ -20,21 +20,23 @@ PACKAGE = ROOT / "ivlens"
 # A module imports only from floors below its own. The first row is the ground; the package itself, of which the
 # public names are asked, is under the command line.
 FLOORS = (
-    {"blocks", "errors", "lab", "lab.sequences", "measures", "progress"},
+    {"blocks", "errors", "lab", "lab.sequences", "markup", "measures", "notebook", "progress"},
     {"architectures", "files", "points", "shapes", "style", "tasks"},
     {"checkpoint", "figures", "lab.sequences.facts", "lab.vocabulary", "panels", "prompts", "records", "traces"},
     {
         "activations",
+        "head_plots",
         "lab.curriculum",
         "lab.sequences.functions",
         "lab.sequences.labels",
         "lab.sequences.lists",
         "method_plots",
         "models",
-        "plots",
         "runs",
         "stage_plots",
         "stages",
+        "steering_plots",
+        "task_heatmaps",
     },
     {
         "benchmarks",
@@ -47,7 +49,7 @@ FLOORS = (
         "tails",
     },
     {"comparison_plots", "interventions", "lab.roles", "layouts", "methods", "patching"},
-    {"adapter_config", "effects", "finetune"},
+    {"adapter_config", "effects", "finetune", "plots"},
     {"adapters", "drift", "plan", "vectors"},
     {"controls", "examination", "forgetting", "steering"},
     {"lab.evaluate", "probes", "study_figures", "trials", "universal"},
@@ -57,7 +59,7 @@ FLOORS = (
     {"compare", "crew"},
     {"study"},
     {"ivlens"},
-    {"bench", "cli"},
+    {"bench", "cli", "gallery"},
 )
 # What the command line and the scripts print; the library returns.
 PRINTING = re.compile(r"cli|(.+_)?tables|bench|lab\..+")

@@ -100,6 +100,30 @@ def test_marked_heads_are_outlined():
         plots.head_heatmap(np.ones((3, 4)), marked=[(3, 0)])
 
 
+def test_an_outline_goes_round_a_small_cell_and_not_over_it():
+    cell = (plots.WIDTHS["column"] - 48 - 88) / 64
+    (box,) = plots.head_heatmap(np.ones((80, 64)), marked=[(2, 3)], width="column").layout.shapes
+    assert (box.x1 - box.x0) * cell == pytest.approx(cell + 2) and box.line.width == 1
+
+
+@pytest.mark.parametrize(("heads", "rows"), [(8, 1), (32, 3)])
+def test_in_a_column_panels_of_many_heads_stand_below_each_other(heads, rows):
+    grid = pd.MultiIndex.from_product([("base", "tuned", "difference"), range(4), range(heads)])
+    frame = grid.to_frame(index=False, name=["model", "layer", "head"]).assign(aie=0.1, low=0.0, high=0.2)
+    figure = plots.aie_panels(frame, (4, heads), width="column")
+    assert len({tuple(axis.domain) for axis in figure.select_yaxes()}) == rows
+    assert [note.text for note in figure.layout.annotations][:2] == ["before", "after"]
+
+
+def test_only_the_heads_of_largest_effect_are_named_among_many():
+    grid = pd.MultiIndex.from_product([("base", "tuned"), range(30), range(30)])
+    frame = grid.to_frame(index=False, name=["model", "layer", "head"])
+    frame = frame.assign(aie=np.tile(np.linspace(0, 1, 900), 2), low=0.0, high=1.0)
+    (points, _) = plots.aie_scatter(frame).data
+    assert [name for name in points.text if name] == [f"L29H{head}" for head in range(20, 30)]
+    assert len(points.x) == 900 and points.customdata[0].startswith("L0H0: ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
