@@ -68,7 +68,8 @@ def page(found: Found) -> Page:
 
 _WORDS = {
     "clean prompt": "a prompt whose demonstrations (or written instruction) are intact",
-    "corrupted prompt": "the same query with the task removed: outputs of the demonstrations shuffled, or the query alone",
+    "corrupted prompt": "the same query with the task removed: outputs of the demonstrations shuffled, or the query "
+    "alone",
     "AIE of a head": "average indirect effect: mean over corrupted prompts of P(answer) with the head's output at the "
     "last token replaced by its mean over clean prompts, minus P(answer) unpatched; in nats where the effect is nll "
     "(arXiv:2310.15213)",
@@ -98,7 +99,10 @@ _AUDIT = {
         "What the model does",
         "Accuracy without a vector, by kind of prompt, and zero-shot with each vector.",
     ),
-    "aie": ("Which heads carry the task", "AIE of every head; those of the vector are outlined. White is 0."),
+    "aie": (
+        "Which heads carry the task",
+        "AIE of every head; those of the vector are outlined. The middle of the scale is 0.",
+    ),
     "steering": (
         "Where the vector works",
         "Zero-shot accuracy with a vector added after each block. The layer in use was chosen on other queries.",
@@ -141,14 +145,14 @@ def _audit_controls(measures: pd.DataFrame) -> str:
     """Which controls do no worse than the vector, so far as the intervals tell."""
     lines = {line["measure"]: line for line in measures.to_dict("records")}
     told = []
-    for label, name in {"accuracy": "accuracy", "P(answer)": "probability"}.items():
+    for what, name in {"accuracy": "accuracy", "P(answer)": "probability"}.items():
         least = lines["steered"][f"{name}_low"]
         close = [
-            measure.removeprefix("steered, ")
-            for measure, line in lines.items()
-            if measure.startswith("steered, ") and line[f"{name}_high"] >= least
+            label.removeprefix("zero-shot + ")
+            for measure, label in tables.STEERED.items()
+            if measure != "steered" and measure in lines and lines[measure][f"{name}_high"] >= least
         ]
-        told.append(f"in {label}, {' and '.join(close) or 'none'}")
+        told.append(f"in {what}, {' and '.join(close) or 'none'}")
     return f"Controls whose interval reaches the vector's: {'; '.join(told)}."
 
 
@@ -173,7 +177,7 @@ def _comparison(found: Comparison) -> Page:
         answer=comparison_tables.sentence(found),
         cautions=(
             *_comparison_controls(found.measures),
-            f"The heads of each model were chosen by their AIE on {len(found.base.cie)} prompts; expect less on others.",
+            f"Each model's heads were chosen by their AIE on {len(found.base.cie)} prompts; expect less on others.",
             "Intervals are over queries of one fine-tuning: another seed of the training may do otherwise.",
             *([_LAB] if base == "lab" else []),
         ),
@@ -253,8 +257,8 @@ def _study(found: Study) -> Page:
         tables=tuple(study_tables.study_tables(found)),
         words=_STUDY_WORDS | _DEPENDENCE | {"interval": study_tables.interval_note(found)},
         method="Every cell, a method with a seed, trained a LoRA adapter on the tasks in their order; after each stage "
-        "all tasks so far, the general tasks and the dependence on the base model's vector were measured, with the same "
-        "prompts in every cell.",
+        "all tasks so far, the general tasks and the dependence on the base model's vector were measured, on the same "
+        "prompts for every cell.",
         data={"summary": found.summary},
     )
 

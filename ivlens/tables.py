@@ -29,7 +29,7 @@ _BASELINES = {
     "shuffled": "{shots} shots, shuffled",
     "statement": "plain statement",
 }
-_STEERED = {
+STEERED = {
     "steered": "zero-shot + vector",
     "steered, random": "zero-shot + random heads",
     "steered, bottom": "zero-shot + low-AIE heads",
@@ -161,7 +161,7 @@ def _measures(found: Findings) -> tuple[list[Line], list[Line]]:
             for name, label in labels.items()
             if name in lines
         ]
-        for labels in (_BASELINES, _STEERED)
+        for labels in (_BASELINES, STEERED)
     )
     return unsteered, steered
 

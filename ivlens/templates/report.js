@@ -30,6 +30,13 @@
   addEventListener("beforeprint", () => fit(1));
   addEventListener("afterprint", onScreen);
 
+  // A box that hides something to its right fades out there.
+  const boxes = [...document.querySelectorAll(".scroll")];
+  const fade = (box) => box.classList.toggle("more", box.scrollWidth - box.clientWidth - box.scrollLeft > 2);
+  for (const box of boxes) box.addEventListener("scroll", () => fade(box), { passive: true });
+  boxes.forEach(fade);
+  addEventListener("resize", () => boxes.forEach(fade));
+
   for (const button of document.querySelectorAll("[data-image]")) {
     button.addEventListener("click", () => {
       const { figureName: name, image: format } = button.dataset;
