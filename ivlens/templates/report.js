@@ -7,15 +7,24 @@
 
   const config = { displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "toImage"] };
   const plots = [...document.querySelectorAll(".plot")];
-  for (const plot of plots) {
+  const waiting = [...plots];
+  const drawNext = () => {
+    const plot = waiting.shift();
     const { data: traces, layout } = data.figures[plot.dataset.figure];
     Plotly.newPlot(plot, traces, layout, config);
-  }
+  };
+  // One after the other, so that the page can be read and scrolled meanwhile.
+  const draw = () => {
+    if (!waiting.length) return;
+    drawNext();
+    setTimeout(draw);
+  };
+  setTimeout(draw);
 
   // A figure has the size of a page of a paper: on a wide screen it grows, on a narrow one it scrolls in its own box.
   const fit = (most) => {
     for (const plot of plots) {
-      const { width, height } = plot.layout;
+      const { width, height } = data.figures[plot.dataset.figure].layout;
       const box = plot.parentElement;
       const scale = Math.max(1, Math.min(box.parentElement.clientWidth / width, most));
       plot.style.width = `${width}px`;
@@ -27,7 +36,10 @@
   const onScreen = () => fit(1.25);
   onScreen();
   addEventListener("resize", onScreen);
-  addEventListener("beforeprint", () => fit(1));
+  addEventListener("beforeprint", () => {
+    while (waiting.length) drawNext();
+    fit(1);
+  });
   addEventListener("afterprint", onScreen);
 
   // A box that hides something to its right fades out there.
