@@ -105,7 +105,9 @@ def sentence(found: Findings) -> str:
     told = []
     for label, name in {"with the instruction": "instruction", "of the plain statement": "knowledge"}.items():
         before, after, change, bounds = _change(found.measures, f"{name} probability", "")
-        told.append(f"P(answer) {label}: " + (f"{before} → {after} (change {change} {bounds})" if bounds else UNMEASURED))
+        told.append(
+            f"P(answer) {label}: " + (f"{before} → {after} (change {change} {bounds})" if bounds else UNMEASURED)
+        )
     ((_, value, bounds), *_) = _drift(found)
     return f"{'; '.join(told)}; cosine of the vectors before and after: {value} {bounds}".rstrip() + "."
 

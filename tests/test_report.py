@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import WORD_TEMPLATE
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 from plotly.offline import get_plotlyjs
 from test_study import smaller
 from transformer_lens import HookedTransformer
@@ -38,7 +38,9 @@ KINDS = ("audit", "compare", "study")
 SMALL: dict[str, Any] = {"shots": 3, "clean_prompts": 4, "prompts": 4, "top": 3, "draws": 2, "template": WORD_TEMPLATE}
 TYPED = ("audit", "a model's folder", "--task", f"{HOSTILE}\n", "--out", "$HOME `x`")
 CHROME = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-DRAWN = "document.querySelectorAll('.plot:not(.js-plotly-plot)').length === 0"
+UNDRAWN = ".plot:not(.js-plotly-plot)"
+PATIENCE = 60_000
+"""Milliseconds, for a machine with much else to do."""
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 needs_chrome = pytest.mark.skipif(CHROME is None, reason="no Chrome or Chromium on this machine")
 
@@ -183,8 +185,8 @@ def test_the_plan_that_is_shown_is_read_back_as_the_same_plan(folders: dict[str,
 
 
 def test_the_same_run_makes_the_same_page(folders: dict[str, Path]) -> None:
-    before = (folders["study"] / "report.html").read_bytes()
-    assert ivlens.report(folders["study"]).read_bytes() == before
+    before = (folders["audit"] / "report.html").read_bytes()
+    assert ivlens.report(folders["audit"]).read_bytes() == before
 
 
 def test_a_disk_that_refuses_leaves_the_old_page(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,8 +208,8 @@ def test_what_is_no_complete_run_is_refused_in_a_sentence(tmp_path: Path, capsys
 
 
 def test_the_command_line_says_where_the_page_is(folders: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["report", str(folders["study"])]) == 0
-    assert capsys.readouterr().out == f"Written: {folders['study'] / 'report.html'}\n"
+    assert main(["report", str(folders["compare"])]) == 0
+    assert capsys.readouterr().out == f"Written: {folders['compare'] / 'report.html'}\n"
 
 
 def test_prompts_that_cannot_be_read_are_named(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -241,10 +243,8 @@ def opened(browser: Browser, folders: dict[str, Path]) -> Iterator[Any]:
         page.on("pageerror", lambda error: told.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
         pages.append(page)
-        page.goto((folders[kind] / "report.html").as_uri())
-        page.wait_for_function(
-            "document.querySelectorAll('.plot').length === document.querySelectorAll('.js-plotly-plot').length"
-        )
+        page.goto((folders[kind] / "report.html").as_uri(), timeout=PATIENCE)
+        expect(page.locator(UNDRAWN)).to_have_count(0, timeout=PATIENCE)
         return page
 
     yield open_page
@@ -363,6 +363,6 @@ def test_a_page_takes_less_than_two_seconds_of_a_core_until_all_is_drawn(opened:
     # Time of the page's thread on a core, which depends little on what else the machine does.
     client.send("Performance.enable", {"timeDomain": "threadTicks"})
     page.reload()
-    page.wait_for_function(DRAWN)
+    expect(page.locator(UNDRAWN)).to_have_count(0, timeout=PATIENCE)
     spent = {one["name"]: one["value"] for one in client.send("Performance.getMetrics")["metrics"]}
     assert 0 < spent["TaskDuration"] < 2
