@@ -281,7 +281,8 @@ def _study_controls(summary: pd.DataFrame) -> Iterator[str]:
         own = summary[summary["measure"] == f"GP over {other}"]
         if own["low"].notna().any():
             clear = own[(own["low"] > 0) | (own["high"] < 0)]["method"]
-            yield f"In GP, the interval of the difference from {other} is clear of 0 for {', '.join(clear) or 'no method'}."
+            names = ", ".join(clear) or "no method"
+            yield f"In GP, the interval of the difference from {other} is clear of 0 for {names}."
 
 
 def _ordered(figures: Mapping[str, go.Figure], captions: Mapping[str, object]) -> dict[str, go.Figure]:
