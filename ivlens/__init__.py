@@ -9,6 +9,7 @@
     audit   = ivlens.audit(model, task, out="runs/antonym")
     change  = ivlens.compare(model, "my-adapter", task)
     study   = ivlens.study("lab-func", out="runs/lab-func")
+    page    = ivlens.report("runs/antonym")
 
 Public names are imported when they are first used: importing ivlens itself costs nothing.
 """
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from ivlens.errors import IvlensError as IvlensError
     from ivlens.plan import Plan as Plan
     from ivlens.prompts import Template as Template
+    from ivlens.report import report as report
     from ivlens.shapes import Head as Head
     from ivlens.steering import instruction_vector as instruction_vector
     from ivlens.steering import steered as steered
@@ -59,6 +61,7 @@ _HOME = {
     "instruction_vector": "steering",
     "load": "adapters",
     "plots": "plots",
+    "report": "report",
     "steered": "steering",
     "study": "study",
     "task": "tasks",

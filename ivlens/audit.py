@@ -19,7 +19,7 @@ import torch
 
 from ivlens import controls, models, plots, prompts, runs, tables, trials
 from ivlens.activations import answered
-from ivlens.effects import EFFECTS, HeadEffects, Settings, measure_effects, task_mean_z
+from ivlens.effects import EFFECTS, HeadEffects, Settings, example_prompts, measure_effects, task_mean_z
 from ivlens.errors import IvlensError, RunError
 from ivlens.patching import Effect
 from ivlens.prompts import DEFAULT, Corruption, Prompt, Source, Template, tokenize
@@ -199,6 +199,7 @@ def audit(
         if not run.is_complete:
             found = work.all(lambda name, compute, columns: run.table(name, compute, columns=columns))
             run.write_with("vector.safetensors", found.vector.save)
+            run.write_json("prompts.json", example_prompts(task, settings))
             run.complete()
     return Audit.read(out)
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ivlens.errors import IvlensError
+from ivlens.typed import typed
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        with _plain_warnings():
+        with _plain_warnings(), typed(given):
             status = app(given or ["--help"], prog_name="ivlens", standalone_mode=False) or 0
     except IvlensError as error:
         return _complain(str(error))
@@ -276,19 +277,24 @@ def redraw(
     format: Annotated[str, typer.Option(help="Any of html,png,svg,pdf, with commas between.")] = "html,png,svg,pdf",
 ) -> None:
     """Draw every figure again from saved numbers, without the model."""
-    from ivlens import figures, runs
-    from ivlens.audit import Audit
-    from ivlens.comparison import Comparison
-    from ivlens.study import Study
+    from ivlens import figures, pages
     from ivlens.tables import plain
 
     formats = tuple(name.strip() for name in format.split(","))
-    kind = {"compare": Comparison, "study": Study}.get(runs.read_run(run).record.command, Audit)
-    exported = figures.export(kind.read(run).figures(), run / "figures", formats=formats)
+    exported = figures.export(pages.read(run).figures(), run / "figures", formats=formats)
     _notice(exported)
     names = dict.fromkeys(path.stem for path in exported.written)
     suffixes = dict.fromkeys(path.suffix[1:] for path in exported.written)
     print(f"In {plain(str(run / 'figures'))}: {', '.join(names)} as {', '.join(suffixes)}.")
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+    """Write one page with everything that a run found, from saved numbers, without the model."""
+    import ivlens
+    from ivlens.tables import plain
+
+    print(f"Written: {plain(str(ivlens.report(run)))}")
 
 
 @app.command("tasks")

@@ -21,7 +21,7 @@ from ivlens.comparison import CHANGES
 from ivlens.comparison import Comparison as Comparison
 from ivlens.dependence import DEPENDENCE, Dependence, per_prompt, recovery
 from ivlens.drift import AIE, DRIFT, Written, aie_table, head_drift, vector_drift, written
-from ivlens.effects import EFFECTS, HeadEffects, Settings, measure_effects, task_mean_z
+from ivlens.effects import EFFECTS, HeadEffects, Settings, example_prompts, measure_effects, task_mean_z
 from ivlens.errors import IvlensError, ModelError, ShapeMismatch
 from ivlens.lora import Adapter
 from ivlens.patching import Effect
@@ -118,6 +118,7 @@ def compare(
     ) as run:
         if not run.is_complete:
             found = work.all(_Shelf(run))
+            run.write_json("prompts.json", example_prompts(task, settings))
             run.write_with("base_vector.safetensors", found.base_vector.save)
             run.write_with("tuned_vector.safetensors", found.tuned_vector.save)
             run.complete()

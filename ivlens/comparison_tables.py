@@ -9,8 +9,8 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from ivlens.markup import html_table, safe
-from ivlens.tables import UNMEASURED, plain, print_table, text_table
+from ivlens.markup import safe
+from ivlens.tables import UNMEASURED, Line, Table, plain, print_table, table_html
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +43,6 @@ _DRIFT = {
     ("jaccard", "random"): "  by chance",
     ("spearman", ""): "rank correlation of the AIE grids",
 }
-Line = tuple[str, ...]
 
 
 @runtime_checkable
@@ -67,25 +66,50 @@ class Findings(Protocol):
 def print_comparison(found: Findings) -> None:
     """Abilities and dependence before and after, then how far heads and vector moved."""
     print(f"{plain(found.title)}\n")
-    queries = max(found.measures["n"].tolist())
-    print_table(text_table(f"{queries} queries", COLUMNS, _abilities(found), _dependence(found)))
-    print(
-        f"\nDependence is on the base model's vector of {len(found.base_vector.heads)} heads, added at layer "
-        f"{found.base_vector.layer}.\nSufficiency: P gained by adding it to the query alone; necessity: P lost with"
-        "\nthe instruction by ablating its heads; shift: KL by which taking it away moves\nthe next token. P is of the "
-        "answer's first token.\n"
-    )
-    print_table(text_table("heads and vector", ("value", "95 % interval"), _drift(found)))
-    print()
-    print_table(text_table("accuracy", ("lost", "regained", "95 % interval"), _recovery(found)))
-    print("\nRegained by the tuned model with the base model's vector added, or with one of\nas many random heads.\n")
+    for table in comparison_tables(found):
+        print_table(table)
+        print(f"\n{table.note}\n" if table.note else "")
 
 
 def comparison_html(found: Findings) -> str:
     """Abilities, dependence and drift, for a notebook."""
-    first = html_table(("", *COLUMNS), [*_abilities(found), *_dependence(found)])
-    second = html_table(("", "value", "95 % interval"), _drift(found))
-    return f"<p><b>{safe(found.title)}</b></p>{first}{second}"
+    shown = "".join(map(table_html, comparison_tables(found)[:2]))
+    return f"<p><b>{safe(found.title)}</b></p>{shown}"
+
+
+def comparison_tables(found: Findings) -> list[Table]:
+    """Abilities and dependence; heads and vector; accuracy lost and regained."""
+    queries = max(found.measures["n"].tolist())
+    return [
+        Table(
+            "Abilities, and dependence on the vector",
+            (f"{queries} queries", *COLUMNS),
+            (_abilities(found), _dependence(found)),
+            f"Dependence is on the base model's vector of {len(found.base_vector.heads)} heads, added at layer "
+            f"{found.base_vector.layer}.\nSufficiency: P gained by adding it to the query alone; necessity: P lost with"
+            "\nthe instruction by ablating its heads; shift: KL by which taking it away moves\nthe next token. P is of "
+            "the answer's first token.",
+        ),
+        Table("Heads and vector", ("heads and vector", "value", "95 % interval"), (_drift(found),)),
+        Table(
+            "Accuracy lost, and regained by the vector",
+            ("accuracy", "lost", "regained", "95 % interval"),
+            (_recovery(found),),
+            "Regained by the tuned model with the base model's vector added, or with one of\nas many random heads.",
+        ),
+    ]
+
+
+def sentence(found: Findings) -> str:
+    """What became of the two abilities and of the vector, with intervals."""
+    told = []
+    for label, name in {"with the instruction": "instruction", "of the plain statement": "knowledge"}.items():
+        before, after, change, bounds = _change(found.measures, f"{name} probability", "")
+        told.append(
+            f"P(answer) {label}: " + (f"{before} → {after} (change {change} {bounds})" if bounds else UNMEASURED)
+        )
+    ((_, value, bounds), *_) = _drift(found)
+    return f"{'; '.join(told)}; cosine of the vectors before and after: {value} {bounds}".rstrip() + "."
 
 
 def _abilities(found: Findings) -> list[Line]:

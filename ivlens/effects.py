@@ -20,9 +20,9 @@ from ivlens import models, patching
 from ivlens.activations import mean_z
 from ivlens.errors import IvlensError
 from ivlens.measures import bootstrap, group_means
-from ivlens.prompts import DEFAULT, Corruption, Source, Template, Tokens, clean, corrupted, cycled, tokenize
+from ivlens.prompts import DEFAULT, Corruption, Prompt, Source, Template, Tokens, clean, corrupted, cycled, tokenize
 from ivlens.shapes import GIB, Cie, Head, HeadGrid, MeanZ
-from ivlens.tasks import Task, TaskWarning
+from ivlens.tasks import Split, Task, TaskWarning
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -261,17 +261,28 @@ def task_mean_z(model: HookedTransformer, task: Task, settings: Settings) -> Mea
 
 def clean_prompts(model: HookedTransformer, task: Task, settings: Settings) -> tuple[Int[Tensor, " prompt"], Tokens]:
     """What mean head outputs are the mean over, and the number of each one's query."""
-    part = task.split(shots=settings.shots, seed=settings.seed).mean
-    prompts = clean(
+    split = task.split(shots=settings.shots, seed=settings.seed)
+    prompts = _clean(task, split, settings, settings.clean_prompts)
+    return torch.arange(len(prompts)) % len(split.mean), tokenize(model, prompts)
+
+
+def _clean(task: Task, split: Split, settings: Settings, n: int) -> list[Prompt]:
+    return clean(
         task,
-        cycled(part, settings.clean_prompts),
-        part,
+        cycled(split.mean, n),
+        split.mean,
         source=settings.source,
         shots=settings.shots,
         generator=np.random.default_rng([settings.seed, 1]),
         template=settings.template,
     )
-    return torch.arange(len(prompts)) % len(part), tokenize(model, prompts)
+
+
+def example_prompts(task: Task, settings: Settings) -> dict[str, dict[str, str]]:
+    """The first clean and the first corrupted prompt, as the model reads them, each with its `answer`."""
+    split = task.split(shots=settings.shots, seed=settings.seed)
+    first = {"clean": _clean(task, split, settings, 1), "corrupted": _corrupted(split, settings, 1)}
+    return {kind: {"text": prompts[0].text, "answer": prompts[0].answer} for kind, prompts in first.items()}
 
 
 def ranking_prompts(model: HookedTransformer, task: Task, settings: Settings) -> tuple[Int[Tensor, " prompt"], Tokens]:
@@ -284,7 +295,13 @@ def ranking_prompts(model: HookedTransformer, task: Task, settings: Settings) ->
     n = settings.prompts
     if settings.corruption == "zero-shot":
         n = min(n, len(split.rank))
-    prompts = corrupted(
+    tokens = tokenize(model, _corrupted(split, settings, n))
+    _warn_of_equal_answers(task, tokens)
+    return torch.arange(n, device=tokens.prompts.device) % len(split.rank), tokens
+
+
+def _corrupted(split: Split, settings: Settings, n: int) -> list[Prompt]:
+    return corrupted(
         cycled(split.rank, n),
         split.mean,
         corruption=settings.corruption,
@@ -292,9 +309,6 @@ def ranking_prompts(model: HookedTransformer, task: Task, settings: Settings) ->
         generator=np.random.default_rng([settings.seed, 2]),
         template=settings.template,
     )
-    tokens = tokenize(model, prompts)
-    _warn_of_equal_answers(task, tokens)
-    return torch.arange(n, device=tokens.prompts.device) % len(split.rank), tokens
 
 
 def _warn_of_equal_answers(task: Task, tokens: Tokens) -> None:

@@ -40,6 +40,8 @@ class RunRecord(_Strict):
 
     schema_version: Literal[1] = SCHEMA_VERSION
     command: str
+    typed: tuple[str, ...] = ()
+    """After `ivlens` on the command line that began the run; empty for one from Python. Never compared."""
     settings: dict[str, pydantic.JsonValue]
     """Everything else that decides the numbers."""
     sources: dict[str, Source]
@@ -129,7 +131,7 @@ def _configuration(record: RunRecord, found: RunRecord) -> dict[tuple[str, str],
     By kind and name: the text that is compared, and the text that is shown.
     """
     compared = {("", "command"): record.command, ("", "seed"): record.seed}
-    compared |= {("setting", key): value for key, value in _flat(record.settings)}
+    compared |= {("setting", key): value for key, value in flat(record.settings)}
     if found.status == "running":  # Half the numbers from one version and half from another are of neither.
         compared |= {("version", package): version for package, version in record.versions.items()}
     texts = {key: json.dumps(value, sort_keys=True, ensure_ascii=False) for key, value in compared.items()}
@@ -139,9 +141,10 @@ def _configuration(record: RunRecord, found: RunRecord) -> dict[tuple[str, str],
     return shown
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Keys with dots between the names of tables in tables, and their values."""
     for key, value in settings.items():
         if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

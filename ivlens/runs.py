@@ -19,6 +19,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ivlens import typed
 from ivlens.errors import RunError
 from ivlens.files import OURS, Lock, first_line, remove_leftovers, replacing
 from ivlens.records import RECORD, RunRecord, plain, read_record, refuse_another, write_record
@@ -162,6 +163,7 @@ def open_run(
         _refuse_foreign(folder)
     asked = RunRecord(
         command=command,
+        typed=typed.arguments(),
         settings=plain(settings),
         sources=dict(sources),
         seed=seed,

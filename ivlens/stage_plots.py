@@ -95,6 +95,7 @@ def _axes(panels: Panels, last: int, unit: str, bounds: tuple[float, float]) -> 
     ends = [-room, last + room]
     figure.update_xaxes(range=ends, tick0=0, dtick=step(last, panels.size[0]), matches="x", showticklabels=False)
     figure.update_yaxes(range=list(bounds), nticks=6, matches="y", showticklabels=False)
+    figure.update_layout(xaxis_matches=None, yaxis_matches=None)  # An axis that matched itself would be warned of.
     for row, column in panels.places:
         if panels.is_lowest((row, column)):
             figure.update_xaxes(title_text="stage", showticklabels=True, row=row, col=column)

@@ -6,11 +6,11 @@ Names come from files. Whatever is in them, markup and terminal escapes among it
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from ivlens.markup import html_table, safe
-from ivlens.tables import UNMEASURED, plain, print_table, text_table
+from ivlens.markup import safe
+from ivlens.tables import UNMEASURED, Line, Table, plain, print_table, table_html
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,6 +25,8 @@ CHANGED = {
     "P(knowledge)": "knowledge probability change",
 }
 OVER = ("AP", "GP", "IP")
+MOST_METHODS = 8
+"""That the sentence names."""
 _NOTE = """AP: accuracy on all learned tasks after the last stage; F: how far those before
 the last have fallen from their best; GP, IP: accuracy on general tasks, which
 are never trained on, with their instruction and with demonstrations; unguided:
@@ -41,41 +43,34 @@ class Findings(Protocol):
     def summary(self) -> pd.DataFrame: ...
 
 
-class _Table(NamedTuple):
-    heading: str
-    columns: tuple[str, ...]
-    lines: list[tuple[str, ...]]
-
-
 def print_study(found: Findings) -> None:
     """AP, F, GP, IP; the change from the base model; and what each guidance has over the plain method and over +kl."""
-    print(f"{plain(_where(found))}\n")
-    for table in _tables(found):
+    print(f"{plain(where(found))}\n")
+    for table in study_tables(found):
         print(f"{plain(table.heading)}:\n")
-        print_table(text_table("method", table.columns, table.lines))
+        print_table(table)
         print()
-    print(f"{_NOTE}\n{_interval(found)}\n")
+    print(f"{note(found)}\n")
 
 
 def study_html(found: Findings) -> str:
     """The same tables for a notebook."""
-    tables = "".join(
-        f"<p>{safe(table.heading)}</p>{html_table(('method', *table.columns), table.lines)}" for table in _tables(found)
-    )
-    note = " ".join(_NOTE.split())
-    return f"<p><b>{safe(_where(found))}</b></p>{tables}<p>{safe(note)} {safe(_interval(found))}</p>"
+    tables = "".join(f"<p>{safe(table.heading)}</p>{table_html(table)}" for table in study_tables(found))
+    told = " ".join(note(found).split())
+    return f"<p><b>{safe(where(found))}</b></p>{tables}<p>{safe(told)}</p>"
 
 
-def _tables(found: Findings) -> Iterator[_Table]:
+def study_tables(found: Findings) -> Iterator[Table]:
+    """Each kind of number, the methods beside each other."""
     summary = found.summary
     values = {(line["method"], line["measure"]): line for line in summary.to_dict("records")}
     methods = list(dict.fromkeys(summary["method"]))
 
-    def lines(chosen: Sequence[str], measures: Sequence[str], *, signed: bool) -> list[tuple[str, ...]]:
+    def lines(chosen: Sequence[str], measures: Sequence[str], *, signed: bool) -> list[Line]:
         return [(one, *(_number(values[one, measure], signed=signed) for measure in measures)) for one in chosen]
 
-    yield _Table("After the last stage", AFTER, lines(methods, AFTER, signed=False))
-    yield _Table("Change from the base model", tuple(CHANGED), lines(methods, list(CHANGED.values()), signed=True))
+    yield _table("After the last stage", AFTER, lines(methods, AFTER, signed=False))
+    yield _table("Change from the base model", tuple(CHANGED), lines(methods, list(CHANGED.values()), signed=True))
     for other in methods:
         beside = [one for one in methods if "+" in one and (one, f"AP over {other}") in values]
         if not beside:
@@ -88,10 +83,34 @@ def _tables(found: Findings) -> Iterator[_Table]:
                 "nothing lost" if not values[one, "GP kept"]["n"] else _number(values[one, "GP kept"]) for one in beside
             ]
             table, columns = [(*line, one) for line, one in zip(table, kept, strict=True)], (*OVER, "GP kept")
-        yield _Table(f"Difference from {other}", columns, table)
+        yield _table(f"Difference from {other}", columns, table)
 
 
-def _number(line: dict, *, signed: bool = False) -> str:
+def _table(heading: str, columns: Sequence[str], lines: list[Line]) -> Table:
+    return Table(heading, ("method", *columns), (lines,))
+
+
+def sentence(found: Findings) -> str:
+    """What is left of the general tasks after the last stage and how well the new ones were learned, by method."""
+    summary = found.summary
+    values = {(line["method"], line["measure"]): line for line in summary.to_dict("records")}
+    methods = list(dict.fromkeys(summary["method"]))
+    base = values[methods[0], "GP"]["value"] - values[methods[0], "GP change"]["value"]
+    shown, rest = methods[:MOST_METHODS], len(methods) - MOST_METHODS
+    after = [f"{_number(values[one, 'GP'])} with {one} (learned: {_number(values[one, 'learned'])})" for one in shown]
+    more = f"; {rest} more are in the tables" if rest > 0 else ""
+    return (
+        f"Accuracy on general tasks, {base:.3f} before training, is after the last stage {', '.join(after)}{more}. "
+        "Learned: accuracy on each new task right after its stage."
+    )
+
+
+def note(found: Findings) -> str:
+    """What the measures are, and what their intervals are over."""
+    return f"{_NOTE}\n{interval_note(found)}"
+
+
+def _number(line: Mapping[Any, Any], *, signed: bool = False) -> str:
     """The value and half of its interval, which is symmetric."""
     if math.isnan(line["value"]):
         return UNMEASURED
@@ -99,13 +118,15 @@ def _number(line: dict, *, signed: bool = False) -> str:
     return f"{line['value']:{'+' if signed else ''}.3f}" + ("" if math.isnan(half) else f" ±{half:.3f}")
 
 
-def _where(found: Findings) -> str:
+def where(found: Findings) -> str:
+    """The study, its model and its size."""
     counts = {"stage": len(found.plan.tasks), "seed": len(found.plan.seeds)}
     sizes = ", ".join(f"{count} {name}{'s' if count > 1 else ''}" for name, count in counts.items())
     return f"{found.plan.name} on {found.plan.model}: {sizes}"
 
 
-def _interval(found: Findings) -> str:
+def interval_note(found: Findings) -> str:
+    """What an interval is over."""
     if len(found.plan.seeds) == 1:
         return "One seed: no intervals."
     return f"±: half of Student's 95 % interval over {len(found.plan.seeds)} seeds; differences are paired by seed."

@@ -6,15 +6,15 @@ Names come from files. Whatever is in them, markup and terminal escapes among it
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from ivlens.markup import html_table, safe
 from ivlens.markup import plain as plain
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.table import Table
+    import rich.table
 
     from ivlens.effects import HeadEffects
     from ivlens.tasks import Task
@@ -31,12 +31,24 @@ _BASELINES = {
     "shuffled": "{shots} shots, shuffled",
     "statement": "plain statement",
 }
-_STEERED = {
+STEERED = {
     "steered": "zero-shot + vector",
     "steered, random": "zero-shot + random heads",
     "steered, bottom": "zero-shot + low-AIE heads",
     "steered, other-task": "zero-shot + other tasks",
 }
+Line = tuple[str, ...]
+
+
+class Table(NamedTuple):
+    """A table as it is shown, every cell a text."""
+
+    heading: str
+    columns: Line
+    """The first stands over the names of the lines."""
+    parts: tuple[list[Line], ...]
+    """Lines, with a rule between the parts."""
+    note: str = ""
 
 
 @runtime_checkable
@@ -55,39 +67,64 @@ class Findings(Protocol):
 
 def print_audit(found: Findings) -> None:
     """The answer, all measures, accuracy by number of heads, and the heads."""
-    vector, effects = found.vector, found.effects
-    print(f"{plain(vector.task)} on {plain(vector.model)}\n")
-    print(*_sentence(found).split("; "), sep=",\n  ", end="\n\n")
-    print_table(text_table(f"{found.measures['prompts'].max()} queries", _VALUES, *_measures(found)))
-    print("\nControls have the norm of the vector, and each its own best layer.")
-    print("P(answer) is the probability of its first token.\n\nZero-shot accuracy by number of heads in the vector:\n")
-    beside = ("vector", "95 % interval", "random heads", "95 % interval")
-    print_table(text_table("heads", beside, _by_number(found)))
+    measures, by_number, heads = audit_tables(found)
+    print(f"{plain(found.vector.task)} on {plain(found.vector.model)}\n")
+    print(*sentence(found).split("; "), sep=",\n  ", end="\n\n")
+    print_table(measures)
+    print(f"\n{measures.note}\n\n{by_number.heading}:\n")
+    print_table(by_number)
     print()
-    print_table(text_table("head of the vector", (f"AIE ({effects.unit})", "95 % interval"), _heads(found)))
-    more = f"{len(vector.heads) - MOST_HEADS} more are in effects.parquet. " if len(vector.heads) > MOST_HEADS else ""
-    print(f"\n{more}AIE on the {len(effects.cie)} prompts that chose the heads: expect less on others.\n")
+    print_table(heads)
+    print(f"\n{heads.note}\n")
 
 
 def audit_html(found: Findings) -> str:
     """The answer and all measures, for a notebook."""
-    lines = [line for part in _measures(found) for line in part]
     where = safe(f"{found.vector.task} on {found.vector.model}")
-    return f"<p><b>{where}</b><br>{safe(_sentence(found))}</p>{html_table(('', *_VALUES), lines)}"
+    return f"<p><b>{where}</b><br>{safe(sentence(found))}</p>{table_html(audit_tables(found)[0])}"
+
+
+def audit_tables(found: Findings) -> list[Table]:
+    """All measures, accuracy by number of heads, and the heads."""
+    more = len(found.vector.heads) - MOST_HEADS
+    return [
+        Table(
+            "Without and with a vector",
+            (f"{found.measures['prompts'].max()} queries", *_VALUES),
+            _measures(found),
+            "Controls have the norm of the vector, and each its own best layer.\n"
+            "P(answer) is the probability of its first token.",
+        ),
+        Table(
+            "Zero-shot accuracy by number of heads in the vector",
+            ("heads", "vector", "95 % interval", "random heads", "95 % interval"),
+            (_by_number(found),),
+        ),
+        Table(
+            "Heads of the vector",
+            ("head of the vector", f"AIE ({found.effects.unit})", "95 % interval"),
+            (_heads(found),),
+            (f"{more} more are in effects.parquet. " if more > 0 else "")
+            + f"AIE on the {len(found.effects.cie)} prompts that chose the heads: expect less on others.",
+        ),
+    ]
 
 
 def print_tasks(tasks: Iterable[Task]) -> None:
     """One line a task."""
-    lines = [(task.name, len(task.pairs), len(task.instructions), " → ".join(task.pairs[0])) for task in tasks]
-    print_table(text_table("task", ("pairs", "wordings", "example"), lines))
+    lines = [
+        (task.name, str(len(task.pairs)), str(len(task.instructions)), " → ".join(task.pairs[0])) for task in tasks
+    ]
+    print_table(Table("", ("task", "pairs", "wordings", "example"), (lines,)))
 
 
 def print_task(task: Task) -> None:
     """One task in full, with its first pairs."""
-    print_table(text_table(task.name, ("",), task.lines(), justify="left"))
+    print_table(Table("", (task.name, ""), (task.lines(),)), justify="left")
 
 
-def _sentence(found: Findings) -> str:
+def sentence(found: Findings) -> str:
+    """What the vector does, with intervals, beside random heads."""
     lines, count = found.measures.set_index("measure").to_dict("index"), len(found.vector.heads)
     alone, steered, random = (
         " ".join(_interval(lines[name], "accuracy")) for name in ("zero-shot", "steered", "steered, random")
@@ -100,7 +137,7 @@ def _sentence(found: Findings) -> str:
     )
 
 
-def _measures(found: Findings) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
+def _measures(found: Findings) -> tuple[list[Line], list[Line]]:
     """Lines without and with a vector."""
     lines = found.measures.set_index("measure").to_dict("index")
     shots = found.vector.settings.shots
@@ -110,12 +147,12 @@ def _measures(found: Findings) -> tuple[list[tuple[str, ...]], list[tuple[str, .
             for name, label in labels.items()
             if name in lines
         ]
-        for labels in (_BASELINES, _STEERED)
+        for labels in (_BASELINES, STEERED)
     )
     return unsteered, steered
 
 
-def _by_number(found: Findings) -> list[tuple[str, ...]]:
+def _by_number(found: Findings) -> list[Line]:
     table = found.heads.set_index(["n_heads", "heads"]).to_dict("index")
     counts = sorted({count for count, _ in table})
     return [
@@ -131,7 +168,7 @@ def _interval(line: Mapping[Any, Any], name: str, digits: int = 2) -> tuple[str,
     return f"{line[name]:.{digits}f}", f"[{low}, {high}]"
 
 
-def _heads(found: Findings) -> list[tuple[str, str, str]]:
+def _heads(found: Findings) -> list[Line]:
     heads, aie, (low, high) = found.vector.heads[:MOST_HEADS], found.effects.aie, found.effects.interval()
     largest = max(abs(float(aie[head])) for head in heads)
     style = "+.1e" if largest < 1e-3 else f"+.{max(2, 2 - math.floor(math.log10(largest)))}f"
@@ -141,24 +178,28 @@ def _heads(found: Findings) -> list[tuple[str, str, str]]:
     ]
 
 
-def text_table(first: str, others: Sequence[str], *parts: Iterable[Sequence[object]], justify: Any = "right") -> Table:
-    """Parts are lines with a rule between."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column(Text(plain(first)), overflow="fold")
-    for column in others:
-        table.add_column(Text(column), justify=justify, overflow="fold")
-    for part in parts:
-        for line in part:
-            table.add_row(*(Text(plain(cell)) for cell in line))
-        table.add_section()
-    return table
-
-
-def print_table(table: Table) -> None:
+def print_table(table: Table, *, justify: Any = "right") -> None:
+    """The columns and lines of a table; its heading and its note are left to the caller."""
     from rich.console import Console
 
-    Console().print(table)
+    Console().print(_text_table(table, justify))
+
+
+def _text_table(table: Table, justify: Any) -> rich.table.Table:
+    import rich.table
+    from rich import box
+    from rich.text import Text
+
+    shown = rich.table.Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for number, column in enumerate(table.columns):
+        shown.add_column(Text(plain(column)), justify=justify if number else "left", overflow="fold")
+    for part in table.parts:
+        for line in part:
+            shown.add_row(*(Text(plain(cell)) for cell in line))
+        shown.add_section()
+    return shown
+
+
+def table_html(table: Table) -> str:
+    """The columns and lines of a table, for a notebook."""
+    return html_table(table.columns, [line for part in table.parts for line in part])

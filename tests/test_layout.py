@@ -20,7 +20,7 @@ PACKAGE = ROOT / "ivlens"
 # A module imports only from floors below its own. The first row is the ground; the package itself, of which the
 # public names are asked, is under the command line.
 FLOORS = (
-    {"blocks", "errors", "lab", "lab.sequences", "markup", "measures", "notebook", "progress"},
+    {"blocks", "errors", "lab", "lab.sequences", "markup", "measures", "notebook", "progress", "typed"},
     {"architectures", "files", "points", "shapes", "style", "tasks"},
     {"checkpoint", "figures", "lab.sequences.facts", "lab.vocabulary", "panels", "prompts", "records", "traces"},
     {
@@ -58,6 +58,8 @@ FLOORS = (
     {"comparison", "materials"},
     {"compare", "crew"},
     {"study"},
+    {"pages"},
+    {"report"},
     {"ivlens"},
     {"bench", "cli", "gallery"},
 )
