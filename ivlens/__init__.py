@@ -21,6 +21,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ivlens import plots as plots
     from ivlens.adapters import load as load
     from ivlens.audit import Audit as Audit
     from ivlens.audit import audit as audit
@@ -61,6 +62,7 @@ _HOME = {
     "indirect_effects": "effects",
     "instruction_vector": "steering",
     "load": "adapters",
+    "plots": "plots",
     "steered": "steering",
     "study": "study",
     "task": "tasks",
@@ -72,7 +74,8 @@ __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 
 def _public(name: str) -> property:
     def get(self: ModuleType) -> Any:
-        return getattr(import_module(f"ivlens.{_HOME[name]}"), name)
+        home = import_module(f"ivlens.{_HOME[name]}")
+        return getattr(home, name, home)  # `plots` is public as a whole.
 
     # Importing the module `ivlens.audit` would bind that name over the function `ivlens.audit`: keep the function.
     return property(get, lambda self, module: None)

@@ -10,8 +10,10 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ivlens import plots, traces
+from ivlens import traces
 from ivlens.errors import FigureError
+from ivlens.head_plots import head_heatmap
+from ivlens.notebook import Figure
 from ivlens.points import read_points
 from ivlens.style import BLACK, BLUE, GREY, Width, lay_out, pixels, safe, tick_step
 
@@ -59,10 +61,11 @@ def aie_panels(
     """
     grids = {model: _grids(frame, model, shape) for model in MODELS}
     bound = max(float(np.nanmax(np.abs(grid["aie"]), initial=0)) for grid in grids.values()) or 1.0
-    figure = make_subplots(1, 3, subplot_titles=[_SHOWN[model] for model in MODELS], horizontal_spacing=0.04)
+    names = [_SHOWN[model] for model in MODELS]
+    figure = make_subplots(1, 3, subplot_titles=names, horizontal_spacing=0.04, figure=Figure())
     for column, (model, grid) in enumerate(grids.items(), start=1):
         heads = (marked or {}).get(model, ())
-        one = plots.head_heatmap(grid["aie"], low=grid["low"], high=grid["high"], bound=bound, marked=heads, unit=unit)
+        one = head_heatmap(grid["aie"], low=grid["low"], high=grid["high"], bound=bound, marked=heads, unit=unit)
         figure.add_trace(one.data[0].update(showscale=column == 3, colorbar={"x": 1.0}), row=1, col=column)
         for outline in one.layout.shapes:
             figure.add_shape(outline, row=1, col=column)
@@ -100,7 +103,7 @@ def aie_scatter(
     if both.empty:
         raise FigureError("the table has no head of both models; there is nothing to draw")
     values = both[["aie_base", "aie_tuned"]].to_numpy(float)
-    figure = go.Figure()
+    figure = Figure()
     for name, lines in _by_rank(both, marked or {}).items():
         if lines:
             figure.add_trace(_head_points(name, lines, named=0.1 * float(np.nanmax(np.abs(values), initial=0))))
@@ -124,7 +127,8 @@ def dependence_bars(frame: pd.DataFrame, *, title: str | None = None, width: Wid
     Raises:
         FigureError: a column is missing, a value is infinite, or a line comes twice.
     """
-    figure = make_subplots(1, 3, subplot_titles=[name for name, _ in _DEPENDENCE.values()], horizontal_spacing=0.1)
+    names = [name for name, _ in _DEPENDENCE.values()]
+    figure = make_subplots(1, 3, subplot_titles=names, horizontal_spacing=0.1, figure=Figure())
     for column, (measure, (_, unit)) in enumerate(_DEPENDENCE.items(), start=1):
         chosen = frame.query(f"measure == {measure!r} and model in ['base', 'tuned'] and vector == 'base'")
         points = read_points(chosen, at="model", value="value", heads="heads")
@@ -148,7 +152,7 @@ def ability_bars(frame: pd.DataFrame, *, title: str | None = None, width: Width 
     Raises:
         FigureError: as for `dependence_bars`.
     """
-    figure = go.Figure()
+    figure = Figure()
     shown = frame.query(f"measure in {list(_ABILITIES)} and heads != 'random' and vector != 'tuned'")
     for model, colour in _COLOURS.items():
         points = read_points(shown.query(f"model == {model!r}"), at="measure", value="value")

@@ -5,11 +5,11 @@ Names come from files. Whatever is in them, markup and terminal escapes among it
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from ivlens.markup import html_table, safe
 from ivlens.tables import UNMEASURED, plain, print_table, text_table
 
 if TYPE_CHECKING:
@@ -83,16 +83,9 @@ def print_comparison(found: Findings) -> None:
 
 def comparison_html(found: Findings) -> str:
     """Abilities, dependence and drift, for a notebook."""
-    where = html.escape(plain(found.title))
-    first = _rows(("", *COLUMNS), [*_abilities(found), *_dependence(found)])
-    second = _rows(("", "value", "95 % interval"), _drift(found))
-    return f"<p><b>{where}</b></p>{first}{second}"
-
-
-def _rows(header: Line, lines: list[Line]) -> str:
-    head = "".join(f"<th>{html.escape(column)}</th>" for column in header)
-    body = "".join(f"<tr>{''.join(f'<td>{html.escape(plain(cell))}</td>' for cell in line)}</tr>" for line in lines)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    first = html_table(("", *COLUMNS), [*_abilities(found), *_dependence(found)])
+    second = html_table(("", "value", "95 % interval"), _drift(found))
+    return f"<p><b>{safe(found.title)}</b></p>{first}{second}"
 
 
 def _abilities(found: Findings) -> list[Line]:

@@ -50,6 +50,11 @@ class Settings:
     seed: int = 0
     template: Template = DEFAULT
 
+    @property
+    def unit(self) -> str:
+        """Of an effect: `probability` or `nats`."""
+        return "nats" if self.effect == "nll" else "probability"
+
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Settings:
         """What `dataclasses.asdict` made."""
@@ -91,7 +96,7 @@ class HeadEffects:
 
     @property
     def unit(self) -> str:
-        return "nats" if self.settings.effect == "nll" else "probability"
+        return self.settings.unit
 
     def interval(self, confidence: float = 0.95) -> tuple[HeadGrid, HeadGrid]:
         """Lower and upper bound of the percentile bootstrap interval over queries; NaN where there is only one."""
@@ -152,10 +157,10 @@ class HeadEffects:
 
     def figure(self, *, marked: Sequence[Head] = ()) -> go.Figure:
         """Heatmap of the AIE, layers down and heads across; `marked` heads are outlined."""
-        from ivlens import plots
+        from ivlens import head_plots
 
         low, high = self.interval()
-        return plots.head_heatmap(
+        return head_plots.head_heatmap(
             self.aie.cpu().numpy(),
             low=low.cpu().numpy(),
             high=high.cpu().numpy(),

@@ -14,6 +14,7 @@ import plotly.graph_objects as go
 
 from ivlens import traces
 from ivlens.errors import FigureError
+from ivlens.notebook import Figure
 from ivlens.panels import arrange, finish, legend_height
 from ivlens.points import Point, interval_text, read_points
 from ivlens.style import BLUE, COLOURS, GREY, Width, lay_out, safe
@@ -109,7 +110,7 @@ def trade_off(
     )
     at = {x.at: (x, y) for x, y in zip(across, up, strict=True)}
     kinds = list(dict.fromkeys(form.kind for form in forms))
-    figure = go.Figure()
+    figure = Figure()
     for index, kind in enumerate(kinds):
         own = sorted((form for form in forms if form.kind == kind and form.method in at), key=lambda one: one.strength)
         colour = COLOURS[index % len(COLOURS)]

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ivlens.errors import FigureError
+from ivlens.notebook import Figure
 from ivlens.style import FONT, LEFT, Width, lay_out, pixels, safe
 
 RIGHT = 12
@@ -75,6 +76,7 @@ def arrange(
         subplot_titles=[safe(name, max(6, int(wide / _LETTER))) for name in names],
         horizontal_spacing=gap[0] / inner,
         vertical_spacing=between / total,
+        figure=Figure(),
     )
     return Panels(figure, places, (float(wide), float(height)), total, width, left, right)
 

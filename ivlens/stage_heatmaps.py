@@ -12,13 +12,11 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from ivlens import plots
 from ivlens.errors import FigureError
+from ivlens.head_plots import head_heatmap
 from ivlens.panels import Panels, arrange, finish, step
-from ivlens.style import BLACK, DIVERGING, FONT, GREY, LEFT, NOT_MEASURED, Width, pixels, safe
+from ivlens.style import BLACK, DIVERGING, FONT, GREY, LEFT, NOT_MEASURED, SEQUENTIAL, Width, pixels, safe
 
-# The half of the diverging scale that stands apart from the one of effects, turned round: white is 0.
-SEQUENTIAL = tuple((1 - 2 * place, colour) for place, colour in reversed(DIVERGING) if place <= 0.5)
 _BESIDE = 76
 """Pixels for the colour bar, its numbers and its title."""
 SIDES = ("before", "after", "difference")
@@ -81,7 +79,7 @@ def aie_heatmaps(
     for (row, column), (name, side) in zip(panels.places, of_side, strict=True):
         own: Any = frame[(frame["panel"] == name) & (frame["side"] == side)]
         grids = {end: _filled(own, ("layer", "head"), end, shape) for end in ("value", "low", "high")}
-        one = plots.head_heatmap(grids["value"], low=grids["low"], high=grids["high"], bound=bound).data[0]
+        one = head_heatmap(grids["value"], low=grids["low"], high=grids["high"], bound=bound).data[0]
         panels.figure.add_trace(one.update(coloraxis="coloraxis"), row=row, col=column)
     panels.figure.update_layout(coloraxis=_bar(DIVERGING, -bound, bound))
     _axes(panels, ("head", 0, shape[1] - 1), ("layer", 0, shape[0] - 1))

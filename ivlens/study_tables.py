@@ -5,11 +5,11 @@ Names come from files. Whatever is in them, markup and terminal escapes among it
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
+from ivlens.markup import html_table, safe
 from ivlens.tables import UNMEASURED, plain, print_table, text_table
 
 if TYPE_CHECKING:
@@ -59,8 +59,11 @@ def print_study(found: Findings) -> None:
 
 def study_html(found: Findings) -> str:
     """The same tables for a notebook."""
-    tables = "".join(_html(table) for table in _tables(found))
-    return f"<p><b>{_safe(_where(found))}</b></p>{tables}<p>{_safe(_NOTE)} {_safe(_interval(found))}</p>"
+    tables = "".join(
+        f"<p>{safe(table.heading)}</p>{html_table(('method', *table.columns), table.lines)}" for table in _tables(found)
+    )
+    note = " ".join(_NOTE.split())
+    return f"<p><b>{safe(_where(found))}</b></p>{tables}<p>{safe(note)} {safe(_interval(found))}</p>"
 
 
 def _tables(found: Findings) -> Iterator[_Table]:
@@ -106,13 +109,3 @@ def _interval(found: Findings) -> str:
     if len(found.plan.seeds) == 1:
         return "One seed: no intervals."
     return f"±: half of Student's 95 % interval over {len(found.plan.seeds)} seeds; differences are paired by seed."
-
-
-def _html(table: _Table) -> str:
-    head = "".join(f"<th>{_safe(column)}</th>" for column in ("method", *table.columns))
-    body = "".join(f"<tr>{''.join(f'<td>{_safe(cell)}</td>' for cell in line)}</tr>" for line in table.lines)
-    return f"<p>{_safe(table.heading)}</p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _safe(text: str) -> str:
-    return html.escape(plain(" ".join(text.split())))

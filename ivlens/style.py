@@ -39,6 +39,8 @@ DIVERGING = (
     (0.875, "#B2182B"),
     (1.0, "#67001F"),
 )
+# The half of the diverging scale that stands apart from the one of effects, turned round: white is 0.
+SEQUENTIAL = tuple((1 - 2 * place, colour) for place, colour in reversed(DIVERGING) if place <= 0.5)
 
 
 @cache

@@ -5,10 +5,12 @@ Names come from files. Whatever is in them, markup and terminal escapes among it
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from ivlens.markup import html_table, safe
+from ivlens.markup import plain as plain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,11 +53,6 @@ class Findings(Protocol):
     def heads(self) -> pd.DataFrame: ...
 
 
-def plain(text: object) -> str:
-    """One line of printable text; control characters and the like as Python writes them (`\\x1b`, `\\n`)."""
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in str(text))
-
-
 def print_audit(found: Findings) -> None:
     """The answer, all measures, accuracy by number of heads, and the heads."""
     vector, effects = found.vector, found.effects
@@ -74,36 +71,20 @@ def print_audit(found: Findings) -> None:
 
 def audit_html(found: Findings) -> str:
     """The answer and all measures, for a notebook."""
-    head = "".join(f"<th>{html.escape(column)}</th>" for column in ("", *_VALUES))
     lines = [line for part in _measures(found) for line in part]
-    body = "".join(f"<tr>{''.join(f'<td>{html.escape(plain(cell))}</td>' for cell in line)}</tr>" for line in lines)
-    where = html.escape(f"{plain(found.vector.task)} on {plain(found.vector.model)}")
-    return (
-        f"<p><b>{where}</b><br>{html.escape(_sentence(found))}</p>"
-        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    )
+    where = safe(f"{found.vector.task} on {found.vector.model}")
+    return f"<p><b>{where}</b><br>{safe(_sentence(found))}</p>{html_table(('', *_VALUES), lines)}"
 
 
 def print_tasks(tasks: Iterable[Task]) -> None:
     """One line a task."""
-    lines = [(task.name, len(task.pairs), len(task.instructions), _example(task.pairs[0])) for task in tasks]
+    lines = [(task.name, len(task.pairs), len(task.instructions), " → ".join(task.pairs[0])) for task in tasks]
     print_table(text_table("task", ("pairs", "wordings", "example"), lines))
 
 
 def print_task(task: Task) -> None:
     """One task in full, with its first pairs."""
-    most = len(task.pairs) - 10
-    lines = [
-        ("pairs", f"{len(task.pairs)}: enough for up to {most} shots"),
-        *(("instruction", wording) for wording in task.instructions or [f"none: {UNMEASURED}"]),
-        ("statement", task.statement or f"none: {UNMEASURED}"),
-        *(("example", _example(pair)) for pair in task.pairs[:3]),
-    ]
-    print_table(text_table(task.name, ("",), lines, justify="left"))
-
-
-def _example(pair: Sequence[str]) -> str:
-    return " → ".join(pair)
+    print_table(text_table(task.name, ("",), task.lines(), justify="left"))
 
 
 def _sentence(found: Findings) -> str:

@@ -22,6 +22,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ivlens.errors import TaskError
+from ivlens.markup import html_table
 
 BUILT_IN = Path(__file__).parent / "lab" / "tasks"
 MAX_FILE_BYTES = 64 * 2**20
@@ -89,6 +90,18 @@ class Task:
 
     def __repr__(self) -> str:
         return f"Task({self.name!r}, {len(self.pairs)} pairs, {len(self.instructions)} instructions)"
+
+    def lines(self) -> list[tuple[str, str]]:
+        """What a task is, by name: its size, its wordings, its statement and its first pairs."""
+        return [
+            ("pairs", f"{len(self.pairs)}: enough for up to {max(0, len(self.pairs) - 10)} shots"),
+            *(("instruction", wording) for wording in self.instructions or ["none: not measured"]),
+            ("statement", self.statement or "none: not measured"),
+            *(("example", " → ".join(pair)) for pair in self.pairs[:3]),
+        ]
+
+    def _repr_html_(self) -> str:
+        return html_table((self.name, ""), self.lines(), texts=True)
 
     def split(self, *, shots: int = 10, seed: int = 0) -> Split:
         """Part the pairs at random into four sets without overlap.

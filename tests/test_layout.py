@@ -20,24 +20,27 @@ PACKAGE = ROOT / "ivlens"
 # A module imports only from floors below its own. The first row is the ground; the package itself, of which the
 # public names are asked, is under the command line.
 FLOORS = (
-    {"blocks", "errors", "lab", "lab.sequences", "measures", "progress"},
+    {"blocks", "errors", "lab", "lab.sequences", "markup", "measures", "notebook", "progress"},
     {"architectures", "files", "points", "shapes", "style", "tasks"},
     {"checkpoint", "figures", "lab.sequences.facts", "lab.vocabulary", "panels", "prompts", "records", "traces"},
     {
         "activations",
+        "head_plots",
         "lab.curriculum",
         "lab.sequences.functions",
         "lab.sequences.labels",
         "lab.sequences.lists",
         "method_plots",
         "models",
-        "plots",
         "runs",
         "stage_plots",
         "stages",
+        "steering_plots",
+        "task_heatmaps",
     },
     {
         "benchmarks",
+        "comparison_plots",
         "guidance",
         "lab.abilities",
         "lab.batches",
@@ -47,7 +50,7 @@ FLOORS = (
         "stage_heatmaps",
         "tails",
     },
-    {"comparison_plots", "interventions", "lab.roles", "layouts", "methods", "patching"},
+    {"interventions", "lab.roles", "layouts", "methods", "patching", "plots"},
     {"adapter_config", "effects", "finetune"},
     {"adapters", "drift", "plan", "vectors"},
     {"controls", "examination", "forgetting", "steering"},
