@@ -5,7 +5,6 @@ Hooks on the model are in force: inside `with steered(model, vector)` it is the 
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,7 +15,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ivlens.activations import answer_logits, batches
+from ivlens.markup import html_table, safe
 from ivlens.measures import Interval, first_token_probability, greedy_match, interval
+from ivlens.points import interval_text
 from ivlens.prompts import Prompt, Tokens, tokenize
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Replies:
     @property
     def accuracy(self) -> Interval:
         """Share of right replies, with Wilson's 95 % interval."""
-        return interval(self.right)
+        return interval(self.right.double())
 
     @property
     def probability(self) -> Interval:
@@ -61,12 +62,13 @@ class Replies:
         )
 
     def __repr__(self) -> str:
-        right, first = (f"{value:.2f} [{low:.2f}, {high:.2f}]" for value, low, high in (self.accuracy, self.probability))
+        right, first = (interval_text(*found, digits=2) for found in (self.accuracy, self.probability))
         return f"Replies({len(self.prompts)} prompts: accuracy {right}, P(answer) {first})"
 
     def _repr_html_(self) -> str:
-        table = self.to_frame().head(SHOWN).to_html(index=False, float_format="{:.3f}".format, border=0)
-        return f"<p>{html.escape(repr(self))}</p>{table}"
+        shown = self.to_frame().head(SHOWN)
+        lines = [(*line[:3], "yes" if line[3] else "no", f"{line[4]:.3f}") for line in shown.itertuples(index=False)]
+        return f"<p>{safe(repr(self))}</p>{html_table((*shown.columns[:4], 'P(answer)'), lines)}"
 
 
 @torch.no_grad()
@@ -82,9 +84,7 @@ def ask(model: HookedTransformer, prompts: Sequence[Prompt]) -> Replies:
         right.append(greedy_match(logits, batch.answers, batch.answer_mask))
         first.append(first_token_probability(logits, batch.answers))
         said += _texts(model, logits.argmax(-1), batch)
-    return Replies(
-        prompts=tuple(prompts), said=tuple(said), right=torch.cat(right).cpu(), first=torch.cat(first).cpu()
-    )
+    return Replies(prompts=tuple(prompts), said=tuple(said), right=torch.cat(right).cpu(), first=torch.cat(first).cpu())
 
 
 def _texts(model: HookedTransformer, best: Tensor, tokens: Tokens) -> Iterator[str]:

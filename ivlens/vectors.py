@@ -94,7 +94,7 @@ class InstructionVector:
         """This vector, and the other task taken away; see `__add__`."""
         return replace(self + -1 * other, task=f"{self.task} - {other._term}")
 
-    def __mul__(self, factor: float) -> InstructionVector:
+    def __mul__(self, factor: int | float) -> InstructionVector:
         """The vector, and what its heads write, times a number."""
         if not isinstance(factor, int | float):
             return NotImplemented
