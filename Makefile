@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check bench lab clean
+.PHONY: demo test check bench figures lab clean
 
 demo: .venv/installed
 	$(BIN)/ivlens audit lab --task antonym --out runs/demo
@@ -18,6 +18,9 @@ check: .venv/installed-check
 
 bench: .venv/installed
 	$(BIN)/python -m ivlens.bench
+
+figures: .venv/installed
+	$(BIN)/python -m ivlens.gallery figures
 
 lab: .venv/installed
 	$(BIN)/python -m ivlens.lab.train

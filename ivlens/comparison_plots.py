@@ -12,28 +12,32 @@ from plotly.subplots import make_subplots
 
 from ivlens import traces
 from ivlens.errors import FigureError
-from ivlens.head_plots import head_heatmap
 from ivlens.notebook import Figure
+from ivlens.panels import legend_height
 from ivlens.points import read_points
-from ivlens.style import BLACK, BLUE, GREY, Width, lay_out, pixels, safe, tick_step
+from ivlens.stage_heatmaps import aie_heatmaps
+from ivlens.style import BLACK, BLUE, GREY, Width, lay_out, safe
 
 MODELS = ("base", "tuned", "difference")
-_SHOWN = {"base": "before", "tuned": "after", "difference": "after − before"}
+_SHOWN = {"base": "before", "tuned": "after"}
+_SIDES = {**_SHOWN, "difference": "difference"}
 _DEPENDENCE = {
     "sufficiency": ("sufficiency", "change of P(answer)"),
     "necessity": ("necessity", "loss of P(answer)"),
     "shift": ("shift", "KL (nats)"),
 }
 _ABILITIES = {
-    "instruction probability": "with instruction",
-    "knowledge probability": "as a statement",
-    "zero-shot probability": "query alone",
-    "steered zero-shot probability": "query + vector",
+    "instruction probability": "with<br>instruction",
+    "knowledge probability": "as a<br>statement",
+    "zero-shot probability": "query<br>alone",
+    "steered zero-shot probability": "query +<br>vector",
 }
+_NAMED = 10
+"""Heads whose names stand in the figure: those of largest effect."""
 _RANKS = {
-    "top before and after": (BLACK, "circle"),
-    "top before only": ("#0072B2", "diamond"),
-    "top after only": ("#D55E00", "square"),
+    "top in both": (BLACK, "circle"),
+    "top before": ("#0072B2", "diamond"),
+    "top after": ("#D55E00", "square"),
     "other heads": (GREY, "circle-open"),
 }
 _COLOURS = {"base": BLUE, "tuned": "#D55E00"}
@@ -59,26 +63,10 @@ def aie_panels(
     Raises:
         FigureError: a column is missing, a model lacks heads, or a value is infinite.
     """
-    grids = {model: _grids(frame, model, shape) for model in MODELS}
-    bound = max(float(np.nanmax(np.abs(grid["aie"]), initial=0)) for grid in grids.values()) or 1.0
-    names = [_SHOWN[model] for model in MODELS]
-    figure = make_subplots(1, 3, subplot_titles=names, horizontal_spacing=0.04, figure=Figure())
-    for column, (model, grid) in enumerate(grids.items(), start=1):
-        heads = (marked or {}).get(model, ())
-        one = head_heatmap(grid["aie"], low=grid["low"], high=grid["high"], bound=bound, marked=heads, unit=unit)
-        figure.add_trace(one.data[0].update(showscale=column == 3, colorbar={"x": 1.0}), row=1, col=column)
-        for outline in one.layout.shapes:
-            figure.add_shape(outline, row=1, col=column)
-    across, layers = (pixels(width) - 160) / 3, shape[0]
-    step = tick_step(3 * shape[1], width)
-    figure.update_xaxes(title_text="head", range=[-0.5, shape[1] - 0.5], tick0=0, dtick=step, showgrid=False)
-    figure.update_yaxes(range=[layers - 0.5, -0.5], tick0=0, dtick=tick_step(layers, width), showgrid=False)
-    figure.update_yaxes(title_text="layer", col=1).update_yaxes(showticklabels=False, ticks="", col=2)
-    figure.update_yaxes(showticklabels=False, ticks="", col=3)
-    beside = {"x": 1, "xref": "paper", "xanchor": "left", "xshift": 68, "y": 0.5, "yref": "paper"}
-    figure.add_annotation(text=f"AIE ({safe(unit, 24)})", textangle=-90, showarrow=False, **beside)
-    _lay_out_panels(figure, title, width, height=max(120, round(layers * max(across / shape[1], 4))), right=88)
-    return figure
+    _check_heads(frame, shape)
+    table = frame.rename(columns={"model": "side", "aie": "value"}).replace({"side": _SIDES}).assign(panel="")
+    heads = {_SIDES[model]: chosen for model, chosen in (marked or {}).items()}
+    return aie_heatmaps(table, unit=unit, marked=heads, title=title, width=width)
 
 
 def aie_scatter(
@@ -103,10 +91,11 @@ def aie_scatter(
     if both.empty:
         raise FigureError("the table has no head of both models; there is nothing to draw")
     values = both[["aie_base", "aie_tuned"]].to_numpy(float)
+    largest = np.sort(np.nan_to_num(np.abs(values).max(1)))[::-1]
     figure = Figure()
     for name, lines in _by_rank(both, marked or {}).items():
         if lines:
-            figure.add_trace(_head_points(name, lines, named=0.1 * float(np.nanmax(np.abs(values), initial=0))))
+            figure.add_trace(_head_points(name, lines, named=largest[: _NAMED // (1 + (width == "column"))][-1]))
     low, high = float(np.nanmin(values, initial=0)), float(np.nanmax(values, initial=0))
     room = 0.06 * (high - low or 1.0)
     ends = [low - room, high + room]
@@ -114,7 +103,8 @@ def aie_scatter(
     figure.add_trace(go.Scatter(x=ends, y=ends, mode="lines", line=stroke, showlegend=False, hoverinfo="skip"))
     figure.update_xaxes(title_text=f"AIE before ({safe(unit, 24)})", range=ends)
     figure.update_yaxes(title_text=f"AIE after ({safe(unit, 24)})", range=ends)
-    lay_out(figure, title, width, height=180 if width == "column" else 300, below=19 if width == "page" else 38)
+    height, names = 220 if width == "column" else 300, [str(trace.name) for trace in figure.data]
+    lay_out(figure, title, width, height=height, below=legend_height(names, width))
     return figure
 
 
@@ -127,8 +117,8 @@ def dependence_bars(frame: pd.DataFrame, *, title: str | None = None, width: Wid
     Raises:
         FigureError: a column is missing, a value is infinite, or a line comes twice.
     """
-    names = [name for name, _ in _DEPENDENCE.values()]
-    figure = make_subplots(1, 3, subplot_titles=names, horizontal_spacing=0.1, figure=Figure())
+    names, between = [name for name, _ in _DEPENDENCE.values()], 0.2 if width == "column" else 0.1
+    figure = make_subplots(1, 3, subplot_titles=names, horizontal_spacing=between, figure=Figure())
     for column, (measure, (_, unit)) in enumerate(_DEPENDENCE.items(), start=1):
         chosen = frame.query(f"measure == {measure!r} and model in ['base', 'tuned'] and vector == 'base'")
         points = read_points(chosen, at="model", value="value", heads="heads")
@@ -160,13 +150,15 @@ def ability_bars(frame: pd.DataFrame, *, title: str | None = None, width: Width 
         figure.add_trace(_bars(kind, [_ABILITIES[point.at] for point in points], True))
     figure.update_layout(barmode="group", bargap=0.3)
     figure.update_yaxes(title_text="P(answer), first token", range=[0, 1.02], dtick=0.2)
-    figure.update_xaxes(showgrid=False, ticks="")
-    lay_out(figure, title, width, height=220, below=19)
+    figure.update_xaxes(showgrid=False, ticks="", tickangle=0)
+    lay_out(figure, title, width, height=220, below=31)
     return figure
 
 
 def _bars(kind: traces.Kind, names: list[str], in_legend: bool) -> go.Bar:
-    texts = [f"{kind.name}, {name}: {point}" for name, point in zip(names, kind.points, strict=True)]
+    texts = [
+        f"{kind.name}, {name.replace('<br>', ' ')}: {point}" for name, point in zip(names, kind.points, strict=True)
+    ]
     return go.Bar(
         x=names,
         y=[point.value for point in kind.points],
@@ -193,6 +185,7 @@ def _by_rank(both: pd.DataFrame, marked: Mapping[str, Heads]) -> dict[str, list[
 
 def _head_points(name: str, lines: list[dict], *, named: float) -> go.Scatter:
     """Heads whose effect is smaller than `named` in both models crowd around 0: their names are shown on hover."""
+    many = len(lines) > 500
     colour, symbol = _RANKS[name]
     heads = [f"L{line['layer']}H{line['head']}" for line in lines]
     values = [f"{line['aie_base']:.3f} → {line['aie_tuned']:.3f}" for line in lines]
@@ -204,21 +197,21 @@ def _head_points(name: str, lines: list[dict], *, named: float) -> go.Scatter:
         text=[head if is_large else "" for head, is_large in zip(heads, large, strict=True)],
         textposition="top center",
         textfont={"size": 8.5},
-        marker={"color": colour, "symbol": symbol, "size": 6},
+        marker={"color": colour, "symbol": symbol, "size": 3 if many else 6},
         name=name,
         customdata=[f"{head}: {value}" for head, value in zip(heads, values, strict=True)],
         hovertemplate="%{customdata}<extra></extra>",
     )
 
 
-def _grids(frame: pd.DataFrame, model: str, shape: tuple[int, int]) -> dict[str, np.ndarray]:
+def _check_heads(frame: pd.DataFrame, shape: tuple[int, int]) -> None:
     missing = [column for column in ("model", "layer", "head", "aie", "low", "high") if column not in frame.columns]
     if missing:
         raise FigureError(f"the table has no column {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}")
-    lines = frame.query(f"model == {model!r}").sort_values(["layer", "head"])
-    if len(lines) != shape[0] * shape[1]:
-        raise FigureError(f"the table has {len(lines)} heads of {model!r}, but {shape[0]}x{shape[1]} are needed")
-    return {name: lines[name].to_numpy(float).reshape(shape) for name in ("aie", "low", "high")}
+    for model in MODELS:
+        found = int((frame["model"] == model).sum())
+        if found != shape[0] * shape[1]:
+            raise FigureError(f"the table has {found} heads of {model!r}, but {shape[0]}x{shape[1]} are needed")
 
 
 def _note_gap(figure: go.Figure, column: int) -> None:

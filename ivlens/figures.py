@@ -23,12 +23,12 @@ from choreographer.errors import (
     DevtoolsProtocolError,
 )
 from kaleido.errors import JavascriptError, KaleidoError
+from plotly.offline import get_plotlyjs
 
 from ivlens.errors import FigureError
 from ivlens.files import write_whole
 
 FORMATS = ("html", "png", "svg", "pdf")
-_DOTS = 3  # A pixel of plots.py, which has 96 to the inch: 288 dots an inch in print.
 _CLOSING = 15.0
 _FAILURES = (
     BrowserClosedError,
@@ -59,6 +59,8 @@ def export(
     folder: Path | str,
     formats: Iterable[str] = FORMATS,
     *,
+    alone: bool = True,
+    dots: int = 3,
     timeout: float = 60.0,
 ) -> Exported:
     """Write each figure as `folder/NAME.FORMAT`, replacing what was there; every file whole or not at all.
@@ -67,6 +69,8 @@ def export(
 
     Args:
         figures: By file name without suffix.
+        alone: Each page has all of plotly.js (4.8 MB) in it; else it lies beside them, once.
+        dots: Of a PNG, to a pixel of the figure, of which an inch has 96; 3 make 288 an inch in print.
         timeout: Seconds that the browser may take to start, and for each image.
 
     Raises:
@@ -76,10 +80,12 @@ def export(
     folder, formats = Path(folder), tuple(dict.fromkeys(formats))
     _check(figures, formats)
     wanted = [_Image(name, suffix) for name in figures for suffix in formats if suffix != "html"]
-    images, reason = _draw(figures, wanted, timeout) if wanted else ({}, None)
-    contents = {folder / f"{image.name}.{image.format}": content for image, content in images.items()}
+    images, reason = _draw(figures, wanted, dots, timeout) if wanted else ({}, None)
+    contents = {folder / f"{image.name}.{image.format}": _lasting(image, one) for image, one in images.items()}
     if "html" in formats or reason is not None:
-        contents |= {folder / f"{name}.html": _page(figure, name) for name, figure in figures.items()}
+        contents |= {folder / f"{name}.html": _page(figure, name, alone) for name, figure in figures.items()}
+        if not alone:
+            contents[folder / "plotly.min.js"] = get_plotlyjs().encode()
     for path, content in contents.items():
         write_whole(path, content)
     if reason is None:
@@ -99,14 +105,24 @@ def _check(figures: Mapping[str, go.Figure], formats: tuple[str, ...]) -> None:
             raise FigureError(f"{name!r} cannot name a figure; use letters, digits, - and _")
 
 
-def _page(figure: go.Figure, name: str) -> bytes:
+def _page(figure: go.Figure, name: str, alone: bool) -> bytes:
     # The same figure makes the same file: plotly would draw a new id each time.
-    page = figure.to_html(include_plotlyjs=True, div_id=name, config={"displaylogo": False})
+    page = figure.to_html(include_plotlyjs=alone or "directory", div_id=name, config={"displaylogo": False})
     return page.encode()
 
 
+def _lasting(image: _Image, content: bytes) -> bytes:
+    """The same figure makes the same file: plotly draws new ids each time, and a PDF bears the date."""
+    if image.format == "pdf":
+        return re.sub(rb"(?<=Date \(D:)\d{14}", b"20000101000000", content)
+    if image.format == "svg":
+        for number, one in enumerate(dict.fromkeys(re.findall(rb"(?:defs-|cb|trace)([0-9a-f]{6})", content))):
+            content = re.sub(rb"(?<=[a-z-])" + one, b"%06x" % number, content)
+    return content
+
+
 def _draw(
-    figures: Mapping[str, go.Figure], wanted: list[_Image], timeout: float
+    figures: Mapping[str, go.Figure], wanted: list[_Image], dots: int, timeout: float
 ) -> tuple[dict[_Image, bytes], str | None]:
     """The images that could be drawn, and why not all of them where some are missing."""
     try:
@@ -119,7 +135,7 @@ def _draw(
 
     def work() -> None:
         try:
-            asyncio.run(_draw_all(browser, figures, wanted, drawn, timeout))
+            asyncio.run(_draw_all(browser, figures, wanted, drawn, dots, timeout))
         except BaseException as error:  # Raised again by the thread that waits.
             errors.append(error)
 
@@ -144,6 +160,7 @@ async def _draw_all(
     figures: Mapping[str, go.Figure],
     wanted: list[_Image],
     drawn: dict[_Image, bytes],
+    dots: int,
     timeout: float,
 ) -> None:
     done = False
@@ -151,7 +168,7 @@ async def _draw_all(
         async with asyncio.timeout(timeout):
             await browser.open()
         for image in wanted:
-            options: Any = {"format": image.format, "scale": _DOTS if image.format == "png" else 1}
+            options: Any = {"format": image.format, "scale": dots if image.format == "png" else 1}
             async with asyncio.timeout(timeout):
                 drawn[image] = await browser.calc_fig(figures[image.name].to_dict(), opts=options)
         done = True

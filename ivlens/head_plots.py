@@ -6,7 +6,8 @@ Numbers in, figures out. NaN means "not measured": a gap, never a 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -50,7 +51,7 @@ def head_heatmap(
     if not (math.isfinite(bound) and bound > 0):
         raise FigureError(f"bound is {bound}; it must be a finite number above 0")
     cell = _cell(grid.shape, width)
-    gap = int(min(cell) >= 10)
+    gap = cell_gap(min(cell))
     heatmap = go.Heatmap(
         z=grid,
         zmin=-bound,
@@ -62,12 +63,18 @@ def head_heatmap(
         hovertemplate="%{text}<extra></extra>",
     )
     figure = Figure(heatmap)
-    _outline(figure, grid.shape, marked)
+    for box in outlines(grid.shape, cell, marked):
+        figure.add_shape(box)
     # Not the colour bar's own title, which runs into its numbers when the bar is long.
     beside = {"x": 1, "xref": "paper", "xanchor": "left", "xshift": _BESIDE_GRID - 20, "y": 0.5, "yref": "paper"}
     figure.add_annotation(text=f"AIE ({safe(unit, 24)})", textangle=-90, showarrow=False, **beside)
     _lay_out_grid(figure, grid.shape, cell, title, width)
     return figure
+
+
+def cell_gap(across: float) -> int:
+    """Pixels between cells of so many; between small ones, gaps would be as plain as the cells."""
+    return int(across >= 10)
 
 
 def _lay_out_grid(
@@ -87,12 +94,22 @@ def _cell(shape: tuple[int, ...], width: Width) -> tuple[float, float]:
     return across, max(min(across, 28.0), 120 / shape[0])
 
 
-def _outline(figure: go.Figure, shape: tuple[int, ...], marked: Iterable[tuple[int, int]]) -> None:
+def outlines(
+    shape: tuple[int, ...], cell: tuple[float, float], marked: Iterable[tuple[int, int]]
+) -> Iterator[dict[str, Any]]:
+    """A box around each marked head of a grid whose cells have so many pixels across and down.
+
+    Raises:
+        FigureError: a marked head is not in the grid.
+    """
+    # Around small cells rather than on their edges: the line would hide the colour.
+    across, down = (0.5 + (1 / pixels if pixels < 10 else 0) for pixels in cell)
+    line = {"color": BLACK, "width": 1.5 if min(cell) >= 10 else 1}
     for layer, head in marked:
         if not (0 <= layer < shape[0] and 0 <= head < shape[1]):
             raise FigureError(f"L{layer}H{head} is marked but the grid has {shape[0]} layers of {shape[1]} heads")
-        box = {"x0": head - 0.5, "x1": head + 0.5, "y0": layer - 0.5, "y1": layer + 0.5}
-        figure.add_shape(type="rect", line={"color": BLACK, "width": 1.5}, **box)
+        ends = {"x0": head - across, "x1": head + across, "y0": layer - down, "y1": layer + down}
+        yield {"type": "rect", "line": line, **ends}
 
 
 def _head_texts(grid: np.ndarray, low: np.ndarray, high: np.ndarray, bound: float) -> list[list[str]]:

@@ -6,14 +6,16 @@ Numbers in, figures out. NaN means "not measured": a gap, never a 0.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from ivlens import traces
 from ivlens.errors import FigureError
-from ivlens.head_plots import head_heatmap
+from ivlens.head_plots import cell_gap, head_heatmap, outlines
 from ivlens.panels import Panels, arrange, finish, step
 from ivlens.style import BLACK, DIVERGING, FONT, GREY, LEFT, NOT_MEASURED, SEQUENTIAL, Width, pixels, safe
 
@@ -39,13 +41,14 @@ def accuracy_heatmaps(frame: pd.DataFrame, *, title: str | None = None, width: W
     rows = int(frame["stage"].to_numpy().max()) + 1
     panels = arrange(list(dict.fromkeys(frame["panel"])), width=width, height=max(90, 9 * rows), right=_BESIDE)
     for place, (_, own) in zip(panels.places, frame.groupby("panel", sort=False), strict=True):
-        panels.figure.add_trace(_accuracies(own, tasks, rows), row=place[0], col=place[1])
+        cells = _accuracies(own, tasks, rows)
+        panels.figure.add_trace(cells, row=place[0], col=place[1])
+        if panels.size[0] / len(tasks) >= 28 and panels.size[1] / rows >= 13:
+            panels.figure.add_trace(traces.cell_numbers(cells.z, size=8.5, first=1), row=place[0], col=place[1])
         for number in range(1, min(rows, len(tasks) + 1)):
             box = {"x0": number - 0.5, "x1": number + 0.5, "y0": number - 0.5, "y1": number + 0.5}
             line = {"color": BLACK, "width": 1}
             panels.figure.add_shape(type="rect", line=line, row=place[0], col=place[1], **box)
-    if panels.size[0] / len(tasks) >= 28 and panels.size[1] / rows >= 13:
-        panels.figure.update_traces(texttemplate="%{z:.2f}", textfont_size=8.5)
     panels.figure.update_layout(coloraxis=_bar(SEQUENTIAL, 0.0, 1.0))
     _axes(panels, ("task", 1, len(tasks)), ("stage", 0, rows - 1))
     _beside(panels.figure, "accuracy")
@@ -56,35 +59,58 @@ def accuracy_heatmaps(frame: pd.DataFrame, *, title: str | None = None, width: W
 
 
 def aie_heatmaps(
-    frame: pd.DataFrame, *, unit: str = "probability", title: str | None = None, width: Width = "page"
+    frame: pd.DataFrame,
+    *,
+    unit: str = "probability",
+    marked: Mapping[str, Iterable[tuple[int, int]]] | None = None,
+    title: str | None = None,
+    width: Width = "page",
 ) -> go.Figure:
     """AIE of every head before, after, and the difference; a row of three for each panel, one colour bound for all.
 
     Args:
         frame: Columns `panel`, `side` (`before`, `after`, `difference`), `layer`, `head`, `value`, `low`, `high`.
         unit: Of the effect.
+        marked: Heads to outline, by side.
 
     Raises:
-        FigureError: a column is missing, there is no row, or a head comes twice.
+        FigureError: a column is missing, there is no row, a head comes twice, or a marked one is not there.
     """
     _check(frame, ("panel", "side", "layer", "head", "value", "low", "high"))
     names = list(dict.fromkeys(frame["panel"]))
     shape = int(frame["layer"].to_numpy().max()) + 1, int(frame["head"].to_numpy().max()) + 1
     bound = float(np.nanmax(np.abs(frame["value"].to_numpy(float)), initial=0)) or 1.0
-    across = (pixels(width) - LEFT - _BESIDE - 28) / 3
-    height = max(90, round(shape[0] * min(across / shape[1], 28)))
-    titles = [f"{name}: {side}" if side != "before" else f"{name}: base" for name in names for side in SIDES]
-    panels = arrange(titles, width=width, height=height, across=3, right=_BESIDE)
+    panels = _triples(names, shape, width)
+    cell = panels.size[0] / shape[1], panels.size[1] / shape[0]
+    look = {"coloraxis": "coloraxis", "xgap": cell_gap(min(cell)), "ygap": cell_gap(min(cell))}
     of_side = [(name, side) for name in names for side in SIDES]
     for (row, column), (name, side) in zip(panels.places, of_side, strict=True):
         own: Any = frame[(frame["panel"] == name) & (frame["side"] == side)]
         grids = {end: _filled(own, ("layer", "head"), end, shape) for end in ("value", "low", "high")}
         one = head_heatmap(grids["value"], low=grids["low"], high=grids["high"], bound=bound).data[0]
-        panels.figure.add_trace(one.update(coloraxis="coloraxis"), row=row, col=column)
+        panels.figure.add_trace(one.update(look), row=row, col=column)
+        for box in outlines(shape, cell, (marked or {}).get(side, ())):
+            panels.figure.add_shape(box, row=row, col=column)
     panels.figure.update_layout(coloraxis=_bar(DIVERGING, -bound, bound))
     _axes(panels, ("head", 0, shape[1] - 1), ("layer", 0, shape[0] - 1))
+    if width == "column" and len(names) > 1:
+        for row, name in enumerate(names, start=1):
+            panels.figure.update_yaxes(title_text=f"{safe(name, 16)}, layer", row=row, col=1)
     _beside(panels.figure, f"AIE ({safe(unit, 24)})")
     return finish(panels, title)
+
+
+def _triples(names: list[str], shape: tuple[int, int], width: Width) -> Panels:
+    """Three sides beside each other; below each other where a column is too narrow for so many heads."""
+    stacked = width == "column" and len(names) == 1 and shape[1] > 12
+    across = pixels(width) - LEFT - _BESIDE if stacked else (pixels(width) - LEFT - _BESIDE - 28) / 3
+    height = max(90, round(shape[0] * min(across / shape[1], 28)))
+    if len(names) == 1 or width == "column":  # The panel is named elsewhere: there is no room, or no need.
+        titles = list(SIDES) * len(names)
+    else:
+        titles = [f"{name}: {side}" if side != "before" else f"{name}: base" for name in names for side in SIDES]
+    height = min(height, 220) if stacked else height
+    return arrange(titles, width=width, height=height, across=1 if stacked else 3, right=_BESIDE)
 
 
 def _accuracies(own: pd.DataFrame, tasks: list[str], rows: int) -> go.Heatmap:

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from ivlens import traces
 from ivlens.errors import FigureError
 from ivlens.notebook import Figure
 from ivlens.style import BOTTOM, DIVERGING, FONT, NOT_MEASURED, SEQUENTIAL, Width, lay_out, pixels, safe
@@ -22,8 +23,6 @@ _LONGEST: dict[Width, int] = {"column": 17, "page": 24}
 """Letters of a name."""
 _BESIDE = 72
 """Pixels for the colour bar, its numbers and its title."""
-_DARK = 0.5
-"""Values of whose colour black does not stand out."""
 _NUMBER = 22
 """Pixels across that a cell needs for its number."""
 
@@ -63,7 +62,7 @@ def _square(
     down = max(min(across, 44.0), 140 / n)
     figure = Figure(_cells(names, grid, (ends, scale), gap=int(across >= 10)))
     if across >= _NUMBER:
-        figure.add_trace(_numbers(grid, size=min(9.0, across / 2.7)))
+        figure.add_trace(traces.cell_numbers(grid, size=min(9.0, across / 2.7)))
     flat = across >= beside
     places, shown = list(range(n)), [safe(name, longest) for name in names]
     step = math.ceil(11 / across)  # So that names do not run into each other.
@@ -92,21 +91,6 @@ def _cells(names: list[str], grid: np.ndarray, look: tuple[tuple[float, float], 
         ygap=gap,
         customdata=[[text(row, column) for column in range(len(names))] for row in range(len(names))],
         hovertemplate="%{customdata}<extra></extra>",
-    )
-
-
-def _numbers(grid: np.ndarray, size: float) -> go.Scatter:
-    """In the cells, black on pale ones and white on dark ones; plotly's own are grey and hard to read on red."""
-    rows, columns = np.nonzero(~np.isnan(grid))
-    values = grid[rows, columns]
-    return go.Scatter(
-        x=columns,
-        y=rows,
-        mode="text",
-        text=[f"{value + 0.0:.2f}".replace("-", "−") for value in np.round(values, 2)],
-        textfont={"size": size, "color": np.where(np.abs(values) < _DARK, "#000000", "#FFFFFF")},
-        hoverinfo="skip",
-        showlegend=False,
     )
 
 

@@ -1,4 +1,4 @@
-"""How are points of a table drawn? A line and its band for each kind of heads, baselines, error bars."""
+"""How are numbers drawn? A line and its band for each kind of heads, baselines, error bars, numbers in cells."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import plotly.graph_objects as go
 
 from ivlens.points import Point
@@ -19,6 +20,9 @@ _STYLES = {
     "other-task": ("#009E73", "triangle-up"),
     "none": (BLACK, "x"),
 }
+
+_DARK = 0.5
+"""Between -1 and 1, values of whose colour black does not stand out."""
 
 
 class Kind(NamedTuple):
@@ -97,3 +101,23 @@ def error_bars(points: Sequence[Point]) -> dict[str, Any]:
     above = [max(point.high - point.value, 0.0) for point in points]
     below = [max(point.value - point.low, 0.0) for point in points]
     return {"array": above, "arrayminus": below, "symmetric": False, "thickness": 1, "width": 3}
+
+
+def cell_numbers(grid: np.ndarray, *, size: float, first: int = 0) -> go.Scatter:
+    """The values of a heatmap in its cells, black on pale ones and white on dark ones (plotly's own are grey).
+
+    Args:
+        grid: Between -1 and 1, on a scale that is white at 0; NaN stays empty.
+        first: Number of the first column.
+    """
+    rows, columns = np.nonzero(~np.isnan(grid))
+    values = grid[rows, columns]
+    return go.Scatter(
+        x=columns + first,
+        y=rows,
+        mode="text",
+        text=[f"{value + 0.0:.2f}".replace("-", "−") for value in np.round(values, 2)],
+        textfont={"size": size, "color": np.where(np.abs(values) < _DARK, "#000000", "#FFFFFF")},
+        hoverinfo="skip",
+        showlegend=False,
+    )

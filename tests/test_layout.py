@@ -40,7 +40,6 @@ FLOORS = (
     },
     {
         "benchmarks",
-        "comparison_plots",
         "guidance",
         "lab.abilities",
         "lab.batches",
@@ -50,8 +49,8 @@ FLOORS = (
         "stage_heatmaps",
         "tails",
     },
-    {"interventions", "lab.roles", "layouts", "methods", "patching", "plots"},
-    {"adapter_config", "effects", "finetune"},
+    {"comparison_plots", "interventions", "lab.roles", "layouts", "methods", "patching"},
+    {"adapter_config", "effects", "finetune", "plots"},
     {"adapters", "drift", "plan", "vectors"},
     {"controls", "examination", "forgetting", "steering"},
     {"lab.evaluate", "probes", "study_figures", "trials", "universal"},
@@ -61,7 +60,7 @@ FLOORS = (
     {"compare", "crew"},
     {"study"},
     {"ivlens"},
-    {"bench", "cli"},
+    {"bench", "cli", "gallery"},
 )
 # What the command line and the scripts print; the library returns.
 PRINTING = re.compile(r"cli|(.+_)?tables|bench|lab\..+")

@@ -107,7 +107,7 @@ def test_a_task_shows_its_wordings_statement_and_examples():
 
 
 def test_a_vector_shows_its_heads_and_what_they_carry():
-    folder = Path(__file__).parents[1] / "figures" / "numbers" / "tasks"
+    folder = Path(__file__).parents[1] / "figures" / "numbers" / "lab-tasks"
     vector = ivlens.InstructionVector.load(folder / "antonym.safetensors")
     shown = vector._repr_html_()
     assert "<b>antonym of lab</b>" in shown and f"to be added after block {vector.layer}, 10 heads" in shown
