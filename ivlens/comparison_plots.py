@@ -117,7 +117,7 @@ def dependence_bars(frame: pd.DataFrame, *, title: str | None = None, width: Wid
     Raises:
         FigureError: a column is missing, a value is infinite, or a line comes twice.
     """
-    names, between = [name for name, _ in _DEPENDENCE.values()], 0.2 if width == "column" else 0.1
+    names, between = [name for name, _ in _DEPENDENCE.values()], 0.17 if width == "column" else 0.1
     figure = make_subplots(1, 3, subplot_titles=names, horizontal_spacing=between, figure=Figure())
     for column, (measure, (_, unit)) in enumerate(_DEPENDENCE.items(), start=1):
         chosen = frame.query(f"measure == {measure!r} and model in ['base', 'tuned'] and vector == 'base'")
@@ -128,7 +128,7 @@ def dependence_bars(frame: pd.DataFrame, *, title: str | None = None, width: Wid
         if all(math.isnan(point.value) for point in points):
             _note_gap(figure, column)
     figure.update_layout(barmode="group", bargap=0.3)
-    figure.update_xaxes(showgrid=False, ticks="")
+    figure.update_xaxes(showgrid=False, ticks="", tickangle=0, tickfont_size=9.5 if width == "column" else None)
     _lay_out_panels(figure, title, width, height=200, below=19)
     return figure
 

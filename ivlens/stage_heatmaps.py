@@ -106,7 +106,7 @@ def _triples(names: list[str], shape: tuple[int, int], width: Width) -> Panels:
     across = pixels(width) - LEFT - _BESIDE if stacked else (pixels(width) - LEFT - _BESIDE - 28) / 3
     height = max(90, round(shape[0] * min(across / shape[1], 28)))
     if len(names) == 1 or width == "column":  # The panel is named elsewhere: there is no room, or no need.
-        titles = list(SIDES) * len(names)
+        titles = [*SIDES[:2], "difference" if width == "page" or stacked else "change"] * len(names)
     else:
         titles = [f"{name}: {side}" if side != "before" else f"{name}: base" for name in names for side in SIDES]
     height = min(height, 220) if stacked else height

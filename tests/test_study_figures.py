@@ -177,12 +177,14 @@ def test_knowledge_that_was_not_measured_is_no_line_and_not_0():
 def test_every_cell_of_r_has_its_mean_and_what_seeds_gave(found, drawn):
     assert titles(drawn["r-matrix"]) == list(METHODS)
     for panel, method in enumerate(METHODS):
-        (trace,) = in_panel(drawn["r-matrix"], panel)
+        trace, numbers = in_panel(drawn["r-matrix"], panel)
         of_seeds = np.array([forgetting.r_matrix(found.evaluations, method, seed) for seed in (0, 1, 2)])
         assert np.allclose(trace.z, of_seeds.mean(0)) and np.array(trace.z).shape == (4, 3)
         low, high = of_seeds.min(0)[2, 1], of_seeds.max(0)[2, 1]
         told = f"class-letter, stage 2: {of_seeds.mean(0)[2, 1]:.3f} (seeds {low:.3f} to {high:.3f})"
         assert trace.customdata[2][1] == told
+        assert list(numbers.text) == [f"{value:.2f}" for value in of_seeds.mean(0).ravel()]
+        assert list(numbers.x) == [1, 2, 3] * 4 and list(numbers.y) == np.repeat(range(4), 3).tolist()
     figure = drawn["r-matrix"]
     assert figure.layout.yaxis.range == (3.5, -0.5), "stage 0 is on top"
     assert (figure.layout.coloraxis.cmin, figure.layout.coloraxis.cmax) == (0, 1)
@@ -194,9 +196,9 @@ def test_every_cell_of_r_has_its_mean_and_what_seeds_gave(found, drawn):
 def test_a_task_that_was_not_measured_is_a_gap_in_r():
     frame = evaluations()
     frame.loc[(frame["task"] == LEARNED[1]) & (frame["stage"] == 2), "value"] = NAN
-    (trace,) = in_panel(study_figures.figures(study(evaluations=frame))["r-matrix"], 0)
+    trace, numbers = in_panel(study_figures.figures(study(evaluations=frame))["r-matrix"], 0)
     assert math.isnan(trace.z[2][1]) and trace.customdata[2][1] == "class-letter, stage 2: not measured"
-    assert not np.isnan(np.delete(np.array(trace.z).ravel(), 7)).any()
+    assert not np.isnan(np.delete(np.array(trace.z).ravel(), 7)).any() and len(numbers.text) == 11
 
 
 def test_dependence_is_before_and_after_beside_random_heads(found, drawn):
