@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check bench figures lab clean
+.PHONY: demo test check bench figures notebooks lab clean
 
 demo: .venv/installed
 	$(BIN)/ivlens audit lab --task antonym --out runs/demo
@@ -22,6 +22,11 @@ bench: .venv/installed
 figures: .venv/installed
 	$(BIN)/python -m ivlens.gallery figures
 
+# Figures are kept as data, for Jupyter, and as images, for pages: a Chrome or Chromium draws them. No progress bars.
+notebooks: .venv/installed-notebook
+	PLOTLY_RENDERER=plotly_mimetype+svg TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace \
+		--ExecutePreprocessor.record_timing=False --coalesce-streams notebooks/*.ipynb
+
 lab: .venv/installed
 	$(BIN)/python -m ivlens.lab.train
 
@@ -34,6 +39,10 @@ lab: .venv/installed
 
 .venv/installed-test: .venv/installed
 	$(INSTALL) -e ".[test]"
+	touch $@
+
+.venv/installed-notebook: .venv/installed
+	$(INSTALL) -e ".[notebook]"
 	touch $@
 
 .venv/installed-check: .venv/installed

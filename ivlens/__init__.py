@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from ivlens.errors import IvlensError as IvlensError
     from ivlens.plan import Plan as Plan
     from ivlens.prompts import Template as Template
+    from ivlens.replies import Replies as Replies
+    from ivlens.replies import ask as ask
     from ivlens.report import report as report
     from ivlens.shapes import Head as Head
     from ivlens.steering import instruction_vector as instruction_vector
@@ -52,9 +54,11 @@ _HOME = {
     "InstructionVector": "vectors",
     "IvlensError": "errors",
     "Plan": "plan",
+    "Replies": "replies",
     "Study": "study",
     "Task": "tasks",
     "Template": "prompts",
+    "ask": "replies",
     "audit": "audit",
     "compare": "compare",
     "indirect_effects": "effects",

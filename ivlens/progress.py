@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -14,7 +15,9 @@ def track(items: Iterable[T], description: str, *, total: int | None = None) -> 
     if "ipykernel" in sys.modules:
         from tqdm.auto import tqdm
 
-        yield from tqdm(items, desc=description, total=total, leave=False)
+        # TQDM_DISABLE is tqdm's own switch, which its bar for notebooks does not look at.
+        disable = "TQDM_DISABLE" in os.environ
+        yield from tqdm(items, desc=description, total=total, leave=False, disable=disable)
     elif sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import track as rich_track

@@ -8,6 +8,7 @@ model has one).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -21,6 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ivlens import files, models, runs
+from ivlens.activations import unembed
 from ivlens.effects import Settings
 from ivlens.errors import IvlensError, ShapeMismatch
 from ivlens.markup import html_table, safe
@@ -59,6 +61,93 @@ class InstructionVector:
         """
         check_layer(layer, len(self.mean_z))
         return replace(self, layer=layer)
+
+    def __add__(self, other: InstructionVector) -> InstructionVector:
+        """Both vectors at once, written by the heads of both; the layer stays where it is the same.
+
+        The sum is still `mean_z @ W_O` over its heads: `mean_z` is the sum of what each vector's own heads write, and 0
+        for all others.
+
+        Raises:
+            IvlensError: the vectors are of two models, or were built with other settings.
+        """
+        if not isinstance(other, InstructionVector):
+            return NotImplemented
+        for name, ours, theirs in (
+            ("models", self.model_digest, other.model_digest),
+            ("settings", self.settings, other.settings),
+        ):
+            if ours != theirs:
+                raise IvlensError(f"the vectors of {self.task} and {other.task} are of two {name}; build both alike")
+        return replace(
+            self,
+            vector=self.vector + other.vector,
+            heads=tuple(dict.fromkeys(self.heads + other.heads)),
+            layer=self.layer if self.layer == other.layer else None,
+            mean_z=self._own_z() + other._own_z(),
+            aie=None,
+            task=f"{self.task} + {other._term}",
+            task_digest=hashlib.sha256(f"{self.task_digest} {other.task_digest}".encode()).hexdigest(),
+        )
+
+    def __sub__(self, other: InstructionVector) -> InstructionVector:
+        """This vector, and the other task taken away; see `__add__`."""
+        return replace(self + -1 * other, task=f"{self.task} - {other._term}")
+
+    def __mul__(self, factor: int | float) -> InstructionVector:
+        """The vector, and what its heads write, times a number."""
+        if not isinstance(factor, int | float):
+            return NotImplemented
+        scaled = {"vector": factor * self.vector, "mean_z": factor * self.mean_z}
+        return replace(self, **scaled, task=f"{factor:g} {self._term}")
+
+    __rmul__ = __mul__
+
+    @property
+    def _term(self) -> str:
+        """The task's name as part of a longer one."""
+        return f"({self.task})" if {"+", "-"} & set(self.task.split()) else self.task
+
+    def _own_z(self) -> MeanZ:
+        """`mean_z` of the heads that write the vector; 0 for all others."""
+        own = torch.zeros_like(self.mean_z)
+        for head in self.heads:
+            own[head] = self.mean_z[head]
+        return own
+
+    def top_tokens(self, model: HookedTransformer, k: int = 10) -> pd.DataFrame:
+        """Which tokens does the vector speak for? It is read as if it were the whole final residual stream.
+
+        Only what it adds directly is seen, through the final norm and the unembedding; steering goes through the layers
+        behind it, and may do what no token here tells of.
+
+        Returns:
+            Columns `token`, `logit` and `probability`, the most probable of `k` tokens first.
+
+        Raises:
+            ShapeMismatch: the model has another width.
+            IvlensError: the vocabulary has fewer than `k` tokens.
+        """
+        import pandas as pd
+
+        if len(self.vector) != model.cfg.d_model:
+            raise ShapeMismatch(
+                f"the vector of {self.model} has width {len(self.vector)}, but {models.model_name(model)} has d_model "
+                f"{model.cfg.d_model}; give the model that it was built on"
+            )
+        if not 1 <= k <= model.cfg.d_vocab_out:
+            raise IvlensError(f"k is {k}; the vocabulary has {model.cfg.d_vocab_out} tokens, take 1 or more of them")
+        with torch.no_grad():
+            logits = unembed(model, self.vector.to(model.cfg.device, model.cfg.dtype)[None])[0].float()
+        top = logits.topk(k)
+        probability = logits.softmax(0)[top.indices]
+        return pd.DataFrame(
+            {
+                "token": [model.to_string([token]) for token in top.indices.tolist()],
+                "logit": top.values.tolist(),
+                "probability": probability.tolist(),
+            }
+        )
 
     def save(self, path: str | Path) -> Path:
         """Write a safetensors file: tensors `vector`, `mean_z`, `aie`; everything else as metadata."""

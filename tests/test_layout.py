@@ -45,6 +45,7 @@ FLOORS = (
         "lab.batches",
         "lab.sequences.__main__",
         "lora",
+        "replies",
         "stage_heatmaps",
         "tails",
     },

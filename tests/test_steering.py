@@ -139,6 +139,77 @@ def test_the_layer_is_the_best_one_on_validation_pairs(
     assert vector.layer == scores.index(max(scores))
 
 
+@pytest.fixture(scope="module")
+def second(tiny: HookedTransformer, word_task: Task, effects: HeadEffects) -> InstructionVector:
+    """Of another task, of two heads of which `vector` has one."""
+    z = -0.5 * effects.mean_z.flip(0)
+    heads = [effects.top(3)[1], effects.bottom(1)[0]]
+    made = instruction_vector(tiny, word_task, heads=heads, layer=1, settings=effects.settings)
+    return replace(made, vector=write_vector(tiny, z, heads), mean_z=z, task="others", task_digest="another")
+
+
+def test_a_sum_of_vectors_is_written_by_the_heads_of_both(
+    tiny: HookedTransformer, vector: InstructionVector, second: InstructionVector
+) -> None:
+    total = vector.at(1) + 2 * second
+    torch.testing.assert_close(total.vector, vector.vector + 2 * second.vector, rtol=0, atol=1e-12)
+    assert set(total.heads) == set(vector.heads) | set(second.heads) and len(total.heads) == 4
+    torch.testing.assert_close(write_vector(tiny, total.mean_z, total.heads), total.vector, rtol=0, atol=1e-12)
+    assert (total.task, total.layer, total.aie) == ("words + 2 others", 1, None)
+    assert total.task_digest not in (vector.task_digest, second.task_digest)
+
+
+def test_a_vector_minus_itself_does_nothing(tiny: HookedTransformer, vector: InstructionVector) -> None:
+    tokens = torch.arange(3, 11)[None]
+    nothing = vector - vector
+    assert nothing.task == "words - words"
+    assert (0.5 * nothing).task == "0.5 (words - words)"
+    with steered(tiny, nothing, layer=1) as model:
+        steered_logits = model(tokens)
+    torch.testing.assert_close(steered_logits, tiny(tokens), rtol=0, atol=1e-12)
+
+
+def test_a_scaled_vector_steers_as_the_scale_does(tiny: HookedTransformer, vector: InstructionVector) -> None:
+    tokens = torch.arange(3, 11)[None]
+    with steered(tiny, vector, scale=-1.5, layer=1):
+        by_scale = tiny(tokens)
+    with steered(tiny, vector * -1.5, layer=1):
+        torch.testing.assert_close(tiny(tokens), by_scale, rtol=0, atol=1e-12)
+
+
+def test_vectors_of_different_layers_have_no_layer_in_sum(vector: InstructionVector) -> None:
+    assert (vector.at(0) + vector.at(1)).layer is None
+
+
+def test_vectors_that_do_not_belong_together_are_not_added(vector: InstructionVector) -> None:
+    with pytest.raises(IvlensError, match="are of two models"):
+        vector + replace(vector, model_digest="another")
+    with pytest.raises(IvlensError, match="are of two settings"):
+        vector + replace(vector, settings=Settings(seed=1))
+    with pytest.raises(TypeError):
+        vector + 1
+    with pytest.raises(TypeError):
+        vector * vector
+
+
+def test_top_tokens_are_those_of_the_final_norm_and_the_unembedding(
+    tiny: HookedTransformer, vector: InstructionVector
+) -> None:
+    logits = tiny.ln_final(vector.vector[None, None])[0, 0] @ tiny.W_U + tiny.b_U
+    order = sorted(range(len(logits)), key=lambda token: -float(logits[token]))
+    found = vector.top_tokens(tiny, 5)
+    assert found["token"].tolist() == [tiny.to_string([token]) for token in order[:5]]
+    assert found["logit"].tolist() == pytest.approx([float(logits[token]) for token in order[:5]], abs=1e-5)
+    assert found["probability"].tolist() == pytest.approx([float(logits.softmax(0)[t]) for t in order[:5]], abs=1e-6)
+
+
+def test_top_tokens_need_the_vectors_own_model(tiny: HookedTransformer, vector: InstructionVector) -> None:
+    with pytest.raises(ShapeMismatch, match="has width"):
+        vector.top_tokens(random_hooked("llama", d_model=20, n_layers=2))
+    with pytest.raises(IvlensError, match="k is 0"):
+        vector.top_tokens(tiny, 0)
+
+
 def test_a_vector_comes_back_from_its_file_as_it_was(vector: InstructionVector, tmp_path: Path) -> None:
     loaded = InstructionVector.load(vector.save(tmp_path / "v.safetensors"))
     for name in ("vector", "mean_z", "aie"):
