@@ -170,6 +170,12 @@ def _gemma2(c: PretrainedConfig) -> Fields:
     )
 
 
+def _olmo2(c: PretrainedConfig) -> Fields:
+    # The norms of queries and of keys are as wide as the residual stream in TransformerLens.
+    _refuse(c, attention_bias=False, head_dim=c.hidden_size // c.num_attention_heads)
+    return _ungrouped(_gated(c))
+
+
 def _ungrouped(fields: Fields) -> Fields:
     """These converters want None where every head has its own keys and values."""
     same = fields["n_key_value_heads"] in (None, fields["n_heads"])
@@ -231,6 +237,8 @@ ARCHITECTURES: dict[str, tuple[Callable[[PretrainedConfig], Fields], str]] = {
     "LlamaForCausalLM": (_llama, "convert_llama_weights"),
     "MistralForCausalLM": (_mistral, "convert_mistral_weights"),
     "OPTForCausalLM": (_opt, "convert_opt_weights"),
+    # The converter of OLMo 2 itself does not know grouped queries; that of OLMo 3 reads the same weights.
+    "Olmo2ForCausalLM": (_olmo2, "convert_olmo3_weights"),
     "Phi3ForCausalLM": (_phi3, "convert_phi3_weights"),
     "Qwen2ForCausalLM": (_mistral, "convert_qwen2_weights"),
     "Qwen3ForCausalLM": (_qwen3, "convert_qwen3_weights"),

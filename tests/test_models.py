@@ -70,19 +70,6 @@ def test_log_probabilities_equal_those_of_transformers(family: str, tmp_path: Pa
 
 
 OVERRIDES = {
-    "llama3-rope": (
-        "llama",
-        {
-            "rope_parameters": {
-                "rope_type": "llama3",
-                "rope_theta": 100.0,
-                "factor": 4.0,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 32,
-            }
-        },
-    ),
     "tied-llama": ("llama", {"tie_word_embeddings": True}),
     "untied-gpt2": ("gpt2", {"tie_word_embeddings": False}),
     "one-key-value-head": ("llama", {"num_key_value_heads": 1}),
@@ -94,6 +81,7 @@ OVERRIDES = {
     "qwen2-with-window": ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
     "partial-phi3": ("phi3", {"partial_rotary_factor": 0.5}),
     "uncapped-gemma2": ("gemma2", {"attn_logit_softcapping": None, "final_logit_softcapping": None}),
+    "olmo2-without-groups": ("olmo2", {"num_key_value_heads": 4}),
     "short-context": ("gpt2", {"n_positions": 12}),
 }
 
