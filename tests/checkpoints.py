@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
-from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ivlens.checkpoint import quiet_transformers
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
 
 FAMILIES = (
     "llama",
@@ -159,6 +161,9 @@ _KINDS: dict[str, dict[str, Any]] = {
 
 def random_hooked(kind: str, dtype: torch.dtype = torch.float64, seed: int = 0, **overrides: Any) -> HookedTransformer:
     """A HookedTransformer without a checkpoint and without a tokenizer; `overrides` are fields of its cfg."""
+    # TransformerLens 4 has no such class: tests of bridges import this file there.
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
     sizes = {
         "n_layers": 3,
         "n_heads": 4,

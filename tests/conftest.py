@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 import torch
 from checkpoints import build
-from transformer_lens import HookedTransformer
 
 import ivlens
 from ivlens.prompts import Template, Tokens
 from ivlens.tasks import Pair, Task
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
 
 WORD_TEMPLATE = Template(
     demonstration="Q : {input} A : {output} \n ",

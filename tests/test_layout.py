@@ -22,7 +22,17 @@ PACKAGE = ROOT / "ivlens"
 FLOORS = (
     {"blocks", "errors", "lab", "lab.sequences", "measures", "progress"},
     {"architectures", "files", "points", "shapes", "style", "tasks"},
-    {"checkpoint", "figures", "lab.sequences.facts", "lab.vocabulary", "panels", "prompts", "records", "traces"},
+    {
+        "bridges",
+        "checkpoint",
+        "figures",
+        "lab.sequences.facts",
+        "lab.vocabulary",
+        "panels",
+        "prompts",
+        "records",
+        "traces",
+    },
     {
         "activations",
         "lab.curriculum",
@@ -46,6 +56,7 @@ FLOORS = (
         "stage_heatmaps",
         "tails",
     },
+    {"reruns"},
     {"comparison_plots", "interventions", "lab.roles", "layouts", "methods", "patching"},
     {"adapter_config", "effects", "finetune"},
     {"adapters", "drift", "plan", "vectors"},
