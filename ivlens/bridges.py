@@ -47,6 +47,15 @@ def output_norm(bridge: TransformerBridge, layer: int) -> nn.Module | None:
     return None if name is None else getattr(bridge.blocks[layer], name)
 
 
+def refuse_adapters(model: object) -> None:
+    """Raises ModelError for a bridge: TransformerLens' names of weights, which adapters go by, are views in it."""
+    if is_bridge(model):
+        raise ModelError(
+            "adapters cannot be attached to a TransformerBridge; merge the adapter into the Hugging Face model before "
+            "building the bridge, or load the checkpoint with ivlens.load"
+        )
+
+
 @torch.no_grad()
 def check(bridge: TransformerBridge) -> None:
     """Try on a few tokens that hooks reach every head, that attention is causal and that masks are kept.
@@ -75,8 +84,11 @@ def check(bridge: TransformerBridge) -> None:
     mask = torch.ones_like(tokens)
     mask[:, 0] = 0
     alone = _logits(bridge, tokens[:, :-1])
-    if not float((_logits(bridge, padded, mask) - alone)[:, -1:].abs().max()) <= accepted:
-        raise ModelError(f"{name} does not keep the mask of padded prompts; ivlens cannot batch prompts on it")
+    if not float((_logits(bridge, padded, mask)[:, -1] - alone[:, -1]).abs().max()) <= accepted:
+        raise ModelError(
+            f"{name} comes out different on a padded prompt, and ivlens pads prompts; in float64 transformers' own "
+            "models do (NaN): take float32 then"
+        )
 
 
 def _check_heads(bridge: TransformerBridge, tokens: Int[Tensor, "1 pos"], plain: Float[Tensor, "1 pos vocab"]) -> None:
