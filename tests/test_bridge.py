@@ -156,7 +156,7 @@ def test_all_that_is_done_on_a_hooked_transformer_is_done_on_a_bridge(
     assert vectors[0].layer == vectors[1].layer
     found = [steer_every_layer(model, random_tokens(), vectors[1].vector[None]) for model in both]
     torch.testing.assert_close(found[0].log_prob, found[1].log_prob, rtol=0, atol=NEAR)
-    other = replace(word_task, name="other words")
+    other = replace(word_task, name="other words", pairs=word_task.pairs[:20])
     measured = [
         dependence.measure(model, probes.prepare(model, word_task, vector, others=[other], prompts=4, draws=1))
         for model, vector in zip(both, vectors, strict=True)
