@@ -1,8 +1,8 @@
 """How is a TransformerBridge read, TransformerLens' wrapper of a Hugging Face model, the only model of its version 4?
 
 It has HookedTransformer's hook names, but no blocks that could be called on rows of their own: whatever is measured on
-it is measured by whole forward passes with hooks (`reruns`). Hooks on names that it lacks are dropped in silence, and
-so are adapters of PEFT on some models: `check` tries what it is going to be used for.
+it is measured by whole forward passes with hooks (`reruns`). Adapters of PEFT may be dropped in silence: `check` tries
+what a bridge is going to be used for.
 """
 
 from __future__ import annotations
@@ -102,7 +102,9 @@ def _check_heads(bridge: TransformerBridge, tokens: Int[Tensor, "1 pos"], plain:
 
     for layer in range(cfg.n_layers):
         hook = f"blocks.{layer}.attn.hook_z"
-        changed = _logits(bridge, tokens, hooks=[(hook, partial(clear, at=hook))])
+        # TransformerLens 3 drops hooks on names that it does not know in silence.
+        hooks = [(hook, partial(clear, at=hook))] if hook in bridge.hook_dict else []
+        changed = _logits(bridge, tokens, hooks=hooks)
         if shapes.get(hook) != wanted or torch.equal(changed, plain):
             came = f"gives {shapes[hook]}" if hook in shapes else "is not there"
             raise ModelError(

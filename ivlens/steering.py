@@ -85,11 +85,13 @@ def steered(
 
 
 def _cached(kwargs: dict[str, Any], layer: int) -> int:
-    """How many tokens a block finds in the key-value cache: TransformerLens' own, or transformers' in a bridge."""
-    entry, cache = kwargs.get("past_kv_cache_entry"), kwargs.get("past_key_values")
+    """How many tokens a block finds in the key-value cache: TransformerLens' own, or in a bridge transformers'."""
+    entry = kwargs.get("past_kv_cache_entry")
     if entry is not None:
         return entry.past_keys.shape[1]
-    return 0 if cache is None else int(cache.get_seq_length(layer))
+    # Its name differs from version to version.
+    caches = (value for value in kwargs.values() if hasattr(value, "get_seq_length"))
+    return max((int(cache.get_seq_length(layer)) for cache in caches), default=0)
 
 
 def _resid_hooks(

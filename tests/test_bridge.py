@@ -254,7 +254,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "both directions": (
         lambda: BertLMHeadModel(BertConfig(**SIZES, num_attention_heads=4, intermediate_size=48)),
-        "tiny reads in both directions; ivlens needs a causal model",
+        r"tiny (reads in both directions|has bidirectional attention); ivlens needs a causal model",
     ),
 }
 

@@ -129,7 +129,7 @@ def test_the_digest_changes_with_one_weight_and_with_the_dtype(llama: Path) -> N
     assert weight_digest(model) != digest
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
 def test_the_dtype_holds_everywhere(dtype: str, llama: Path) -> None:
     model, wanted = load(llama, dtype=dtype), getattr(torch, dtype)
     assert model.cfg.dtype == wanted
@@ -298,7 +298,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Path], str]] = {
     "an encoder": (_set(architectures=["BertForMaskedLM"]), r"is a BertForMaskedLM, which is not supported"),
     "remote code": (
         _set(architectures=["QWenLMHeadModel"], auto_map={"AutoModelForCausalLM": "code.Model"}),
-        r"is a QWenLMHeadModel, which is not supported; ivlens reads the causal models GPT2LMHeadModel",
+        r"is a QWenLMHeadModel, which is not supported: .*; ivlens reads the causal models GPT2LMHeadModel",
     ),
     "quantised": (_set(quantization_config={"quant_method": "gptq"}), r"holds quantised weights; give"),
     "no tokenizer": (_remove("tokenizer.json"), r"tokenizer\.json is missing from .*tiny; save"),
@@ -366,7 +366,7 @@ def test_what_a_converter_would_drop_is_refused(
         ("lab", {"device": "abacus"}, r"'abacus' is not a device; give auto, cpu, cuda"),
         ("lab", {"device": "meta"}, r"this machine has no device 'meta'; use cpu, or auto"),
         ("lab", {"device": "cuda:77"}, r"this machine has no device 'cuda:77'"),
-        ("lab", {"dtype": "float16"}, r"'float16' is not a dtype ivlens computes in; give auto, float32"),
+        ("lab", {"dtype": "int8"}, r"'int8' is not a dtype ivlens computes in; give auto, float32, bfloat16, float16"),
         (__file__, {}, r"test_models\.py is a file; give the folder"),
     ],
 )
