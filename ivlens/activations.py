@@ -95,8 +95,11 @@ def mean_z(model: HookedTransformer, tokens: Tokens) -> MeanZ:
     Source: Todd et al. 2024, arXiv:2310.15213, where it is called the task-conditioned mean activation.
 
     Raises:
-        ModelError: an activation is NaN or infinite; its layer is named.
+        ModelError: an activation is NaN or infinite; its layer is named. A TransformerBridge lacks what `bridges.check`
+            asks for.
     """
+    if bridges.is_bridge(model):
+        bridges.check(model)
     total = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_head, dtype=torch.float64)
     for batch in track(list(batches(tokens)), "mean head outputs"):
         total += last_z(model, batch).double().sum(0).cpu()

@@ -34,7 +34,7 @@ def why_not(config: Mapping[str, Any], architecture: str) -> str:
         return "its MLPs are mixtures of experts"
     if not any(config.get(name) for name in ("num_attention_heads", "n_head", "num_heads")):
         return "it has no attention heads"
-    return "nobody has taught ivlens how TransformerLens computes it"
+    return "ivlens has no translation of its configuration"
 
 
 def hooked_fields(config: PretrainedConfig, architecture: str) -> Fields:

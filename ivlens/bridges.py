@@ -101,15 +101,16 @@ def _check_heads(bridge: TransformerBridge, tokens: Int[Tensor, "1 pos"], plain:
         return torch.zeros_like(z)
 
     for layer in range(cfg.n_layers):
-        hook = f"blocks.{layer}.attn.hook_z"
-        # TransformerLens 3 drops hooks on names that it does not know in silence.
-        hooks = [(hook, partial(clear, at=hook))] if hook in bridge.hook_dict else []
-        changed = _logits(bridge, tokens, hooks=hooks)
-        if shapes.get(hook) != wanted or torch.equal(changed, plain):
-            came = f"gives {shapes[hook]}" if hook in shapes else "is not there"
+        at = f"blocks.{layer}.attn.hook_z"
+        # Hooks on names that it does not have are dropped by TransformerLens 3 in silence.
+        missing = [point for point in (at, f"blocks.{layer}.hook_resid_post") if point not in bridge.hook_dict]
+        if missing:
+            raise ModelError(f"{name} has no {missing[0]}, where ivlens reads and changes heads and residual streams")
+        changed = _logits(bridge, tokens, hooks=[(at, partial(clear, at=at))])
+        if shapes.get(at) != wanted or torch.equal(changed, plain):
             raise ModelError(
-                f"{hook} of {name} {came}, or changes nothing when it is set; ivlens needs {wanted} as (batch, pos, "
-                "head, d_head), read and written, in every layer"
+                f"{at} of {name} gives {shapes.get(at)}, or changes nothing when it is set; ivlens needs {wanted} as "
+                "(batch, pos, head, d_head), read and written, in every layer"
             )
 
 

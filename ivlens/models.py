@@ -63,7 +63,7 @@ def load(
     Returns:
         A model in eval mode with no gradients and with its tokenizer. Text gets a BOS token where the
         checkpoint's own tokenizer adds one, and on GPT-2, whose heads rest on `<|endoftext|>`
-        (TransformerLens' convention).
+        (TransformerLens' convention). A model that is returned as it is keeps its own `cfg.default_prepend_bos`.
 
     Raises:
         ModelError: it cannot be found or read whole, is not supported, has NaN in it, is not causal, or comes

@@ -131,7 +131,7 @@ OTHERS: dict[str, tuple[dict[str, object], str]] = {
     "BertForMaskedLM": (HEADS, "it is no causal language model"),
     "LlamaForSequenceClassification": (HEADS, "it is no causal language model"),
     "Gemma3ForConditionalGeneration": ({"vision_config": {}}, "it reads more than text"),
-    "FalconForCausalLM": (HEADS, "nobody has taught ivlens how TransformerLens computes it"),
+    "FalconForCausalLM": (HEADS, "ivlens has no translation of its configuration"),
 }
 
 

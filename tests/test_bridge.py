@@ -250,7 +250,7 @@ SIZES = {"vocab_size": 120, "hidden_size": 32, "num_hidden_layers": 2}
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "no heads": (
         lambda: MambaForCausalLM(MambaConfig(**SIZES, state_size=4)),
-        r"blocks\.0\.attn\.hook_z of tiny is not there",
+        r"tiny has no blocks\.0\.attn\.hook_z, where ivlens reads",
     ),
     "both directions": (
         lambda: BertLMHeadModel(BertConfig(**SIZES, num_attention_heads=4, intermediate_size=48)),
