@@ -78,6 +78,8 @@ OVERRIDES = {
     "sequential-neox": ("neox", {"use_parallel_residual": False}),
     "mistral-without-window": ("mistral", {"sliding_window": None, "num_key_value_heads": 4}),
     "window-past-the-shortest-probe": ("mistral", {"sliding_window": 40}),
+    "mistral-with-head-size": ("mistral", {"head_dim": 10}),
+    "tied-qwen2": ("qwen2", {"tie_word_embeddings": True}),
     "qwen2-with-window": ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
     "partial-phi3": ("phi3", {"partial_rotary_factor": 0.5}),
     "uncapped-gemma2": ("gemma2", {"attn_logit_softcapping": None, "final_logit_softcapping": None}),
