@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import FAMILIES, build
+from checkpoints import FAMILIES
 from conftest import WORD_TEMPLATE, random_tokens
 from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
@@ -43,18 +43,6 @@ PROJECTION = {
 }
 
 Folders = Callable[[str], Path]
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    made: dict[str, Path] = {}
-
-    def folder(family: str) -> Path:
-        if family not in made:
-            made[family] = build(family, tmp_path_factory.mktemp(family) / "tiny")
-        return made[family]
-
-    return folder
 
 
 def transformers_model(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
