@@ -3,13 +3,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check bench figures notebooks lab clean
+.PHONY: demo test test-tl4 check bench figures notebooks lab clean
 
 demo: .venv/installed
 	$(BIN)/ivlens audit lab --task antonym --out runs/demo
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest
+
+# TransformerLens 4 has no HookedTransformer: the tests of its TransformerBridge alone, in an environment of their own.
+test-tl4: .venv-tl4/installed
+	.venv-tl4/bin/python -m pytest tests/test_bridge.py
 
 check: .venv/installed-check
 	$(BIN)/ruff check .
@@ -49,5 +53,12 @@ lab: .venv/installed
 	$(INSTALL) -e ".[check]"
 	touch $@
 
+# ivlens asks for TransformerLens 3, which is replaced; pip says that the two do not fit, and goes on.
+.venv-tl4/installed: pyproject.toml constraints.txt constraints-tl4.txt
+	$(PYTHON) -m venv .venv-tl4
+	.venv-tl4/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	.venv-tl4/bin/pip install --quiet --disable-pip-version-check -c constraints-tl4.txt "transformer-lens>=4,<5"
+	touch $@
+
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv .venv-tl4 build *.egg-info

@@ -12,11 +12,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ivlens import blocks, bridges
 from ivlens.errors import ModelError
 from ivlens.measures import first_token_probability, greedy_match
 from ivlens.progress import track
 from ivlens.prompts import Tokens
-from ivlens.shapes import MeanZ
+from ivlens.shapes import Head, MeanZ
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -65,6 +66,8 @@ def differentiable_answer_logits(model: HookedTransformer, tokens: Tokens) -> An
     Position 0 is the last prompt token. Hooks on the model are in force.
     """
     ids, mask = with_answers(tokens)
+    if bridges.is_bridge(model):
+        return model(ids, attention_mask=mask.long())[:, -tokens.answers.shape[1] :]
     resid = model(ids, attention_mask=mask.long(), stop_at_layer=model.cfg.n_layers)
     return unembed(model, resid[:, -tokens.answers.shape[1] :])
 
@@ -103,8 +106,11 @@ def mean_z(model: HookedTransformer, tokens: Tokens) -> MeanZ:
     Source: Todd et al. 2024, arXiv:2310.15213, where it is called the task-conditioned mean activation.
 
     Raises:
-        ModelError: an activation is NaN or infinite; its layer is named.
+        ModelError: an activation is NaN or infinite; its layer is named. A TransformerBridge lacks what `bridges.check`
+            asks for.
     """
+    if bridges.is_bridge(model):
+        bridges.check(model)
     total = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_head, dtype=torch.float64)
     for batch in track(list(batches(tokens)), "mean head outputs"):
         total += last_z(model, batch).double().sum(0).cpu()
@@ -116,3 +122,23 @@ def mean_z(model: HookedTransformer, tokens: Tokens) -> MeanZ:
         )
     mean = (total / len(tokens)).to(model.cfg.device)
     return mean if model.cfg.dtype == torch.float64 else mean.float()
+
+
+def path_to_residual(model: HookedTransformer, head: Head, mean: MeanZ) -> Float[Tensor, "d_head d_model"]:
+    """What a head's output is multiplied by on its way to the residual stream: `W_O`, in the precision of `mean`.
+
+    Where another norm lies on the way (Gemma 2, OLMo 2), its gain over its scale at the mean outputs of all heads of
+    the layer is multiplied in: what they all write is then what the norm makes of the mean. The scale of a single
+    prompt differs from that of the mean, and on average is larger.
+    """
+    block = model.blocks[head.layer]
+    norm = bridges.output_norm(model, head.layer) if bridges.is_bridge(model) else blocks.output_norm(block)
+    weight = block.attn.W_O.detach()
+    path = weight[head.head].to(mean.dtype)
+    if norm is None:
+        return path
+    # The norms of Hugging Face and of TransformerLens keep their gain in different ways: it is read off numbers of one.
+    ones = torch.ones(1, 1, model.cfg.d_model, dtype=model.cfg.dtype, device=model.cfg.device)
+    gain = norm(ones)[0, 0].detach().to(mean.dtype) * (1 + model.cfg.eps) ** 0.5
+    out = torch.einsum("hd,hdm->m", mean[head.layer], weight.to(mean.dtype))
+    return path * gain / (out.square().mean() + model.cfg.eps).sqrt()

@@ -42,13 +42,13 @@ def load(
     The proof runs in float32 on the CPU, on a short prompt of random tokens, and takes 4 bytes of memory a parameter.
 
     Args:
-        model: `lab`, a local Hugging Face folder, a hub id, or a HookedTransformer, which is checked and returned as
-            it is. Needs safetensors; pickles and code out of a checkpoint are never run.
+        model: `lab`, a local Hugging Face folder, a hub id, or a HookedTransformer or TransformerBridge, which
+            is checked and returned as it is. Needs safetensors; pickles and code out of a checkpoint are never run.
         adapter: A local folder that PEFT saved a LoRA adapter of this model to. The model keeps its name; its weight
             digest becomes another one.
         device: `auto` (CUDA if there is any, else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`.
-        dtype: `float32`, `bfloat16`, `float64`, or `auto`: float32, but bfloat16 on CUDA for a checkpoint that is
-            stored in 16 bits.
+        dtype: `float32`, `bfloat16`, `float16`, `float64`, or `auto`: float32, but bfloat16 on CUDA for a checkpoint
+            that is stored in 16 bits.
         revision: Branch, tag or commit of a hub id.
 
     Returns:
@@ -64,8 +64,8 @@ def load(
         return models.load(model, device=device, dtype=dtype, revision=revision)
     if not isinstance(model, str | Path):
         raise IvlensError(
-            "adapter was given with a HookedTransformer, which is taken as it is; give the model's folder or hub id, "
-            "or attach what ivlens.adapters.read_adapter returns"
+            f"adapter was given with a {type(model).__name__}, which is taken as it is; give the model's folder or hub "
+            "id, or attach what ivlens.adapters.read_adapter returns"
         )
     read_config(Path(adapter))  # Before a large model is read.
     loaded = models.load(model, device=device, dtype=dtype, revision=revision)

@@ -21,6 +21,22 @@ if TYPE_CHECKING:
 Fields = dict[str, Any]
 
 
+def why_not(config: Mapping[str, Any], architecture: str) -> str:
+    """What keeps a model of an unknown architecture out, as far as its config.json tells."""
+    experts = ("num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok")
+    if config.get("is_encoder_decoder"):
+        return "it has an encoder and a decoder"
+    if "vision_config" in config or "audio_config" in config:
+        return "it reads more than text"
+    if not architecture.endswith(("ForCausalLM", "LMHeadModel")):
+        return "it is no causal language model"
+    if any(config.get(name) for name in experts):
+        return "its MLPs are mixtures of experts"
+    if not any(config.get(name) for name in ("num_attention_heads", "n_head", "num_heads")):
+        return "it has no attention heads"
+    return "ivlens has no translation of its configuration"
+
+
 def hooked_fields(config: PretrainedConfig, architecture: str) -> Fields:
     """The fields of a HookedTransformerConfig that computes what this checkpoint computes.
 
@@ -170,6 +186,12 @@ def _gemma2(c: PretrainedConfig) -> Fields:
     )
 
 
+def _olmo2(c: PretrainedConfig) -> Fields:
+    # The norms of queries and of keys are as wide as the residual stream in TransformerLens.
+    _refuse(c, attention_bias=False, head_dim=c.hidden_size // c.num_attention_heads)
+    return _ungrouped(_gated(c))
+
+
 def _ungrouped(fields: Fields) -> Fields:
     """These converters want None where every head has its own keys and values."""
     same = fields["n_key_value_heads"] in (None, fields["n_heads"])
@@ -231,6 +253,8 @@ ARCHITECTURES: dict[str, tuple[Callable[[PretrainedConfig], Fields], str]] = {
     "LlamaForCausalLM": (_llama, "convert_llama_weights"),
     "MistralForCausalLM": (_mistral, "convert_mistral_weights"),
     "OPTForCausalLM": (_opt, "convert_opt_weights"),
+    # The converter of OLMo 2 itself does not know grouped queries; that of OLMo 3 reads the same weights.
+    "Olmo2ForCausalLM": (_olmo2, "convert_olmo3_weights"),
     "Phi3ForCausalLM": (_phi3, "convert_phi3_weights"),
     "Qwen2ForCausalLM": (_mistral, "convert_qwen2_weights"),
     "Qwen3ForCausalLM": (_qwen3, "convert_qwen3_weights"),

@@ -17,6 +17,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from transformer_lens.components.abstract_attention import AbstractAttention as Attention
+    from transformer_lens.components.rms_norm import RMSNorm
     from transformer_lens.components.transformer_block import TransformerBlock as Block
 
 Rows = Float[Tensor, "prompt row tail d_model"]
@@ -64,19 +65,24 @@ def write(block: Block, rows: Rows, z: RowsZ) -> Rows:
     weight = attn.W_O.reshape(-1, cfg.d_model)
     attn_out = rearrange(z, "p r t h d -> p (r t) (h d)") @ weight + attn.b_O
     resid = rearrange(rows, "p r t d -> p (r t) d")
-    norm_after = _norm_after(block)
-    if cfg.use_normalization_before_and_after:
-        attn_out = block.ln1_post(attn_out)
-    if norm_after:
-        attn_out = block.ln1(attn_out)
+    norm = output_norm(block)
+    if norm is not None:
+        attn_out = norm(attn_out)
     if cfg.attn_only:
         out = resid + attn_out
     elif cfg.parallel_attn_mlp:
         out = resid + attn_out + block.apply_mlp(block.ln2(resid))
     else:
         mid = resid + attn_out
-        out = mid + block.apply_mlp(mid if norm_after else block.ln2(mid))
+        out = mid + block.apply_mlp(mid if _norm_after(block) else block.ln2(mid))
     return rearrange(out, "p (r t) d -> p r t d", r=rows.shape[1])
+
+
+def output_norm(block: Block) -> RMSNorm | None:
+    """The norm that what the heads write passes before the residual stream, if any: Gemma 2 and OLMo 2 have one."""
+    if block.cfg.use_normalization_before_and_after:
+        return block.ln1_post
+    return block.ln1 if _norm_after(block) else None
 
 
 def _norm_after(block: Block) -> bool:

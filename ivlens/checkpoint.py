@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from ivlens.architectures import ARCHITECTURES
+from ivlens.architectures import ARCHITECTURES, why_not
 from ivlens.errors import ModelError
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def _architecture(folder: Path) -> str:
         raise ModelError(f"{folder} holds quantised weights; give the checkpoint in float32, bfloat16 or float16")
     if names[0] not in ARCHITECTURES:
         raise ModelError(
-            f"{folder} is a {names[0]}, which is not supported; "
+            f"{folder} is a {names[0]}, which is not supported: {why_not(config, names[0])}; "
             f"ivlens reads the causal models {', '.join(ARCHITECTURES)}"
         )
     return names[0]

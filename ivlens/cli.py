@@ -157,7 +157,7 @@ _Source = Annotated[Source, typer.Option(help="Where clean prompts show the task
 _Effect = Annotated[Effect, typer.Option(help="Probability of the first answer token, or nats of all.")]
 _Seed = Annotated[int, _number("Decides splits, prompts and draws.")]
 _Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
-_Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float64.")]
+_Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16, float64.")]
 _Memory = Annotated[str, typer.Option(help="What patching may take beside the weights.")]
 
 

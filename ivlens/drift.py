@@ -16,7 +16,7 @@ from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
-from ivlens.activations import batches, last_z
+from ivlens.activations import batches, last_z, path_to_residual
 from ivlens.effects import HeadEffects, Settings, clean_prompts
 from ivlens.errors import IvlensError
 from ivlens.measures import bootstrap, group_means
@@ -89,14 +89,13 @@ def chance_jaccard(n_heads: int, k: int) -> float:
 def written(model: HookedTransformer, task: Task, settings: Settings, sets: Sequence[Sequence[Head]]) -> Written:
     """The vector of each set of heads, by query of the clean prompts; in any direction the sum is the whole vector."""
     queries, tokens = clean_prompts(model, task, settings)
+    z = torch.cat([last_z(model, batch) for batch in batches(tokens)]).double()
+    # One mean for all: a norm on the heads' way has its scale there, so that the prompts' sum is the vector.
+    mean = z.mean(0)
     total = torch.zeros(len(sets), int(queries.max()) + 1, model.cfg.d_model, dtype=torch.float64)
-    start = 0
-    for batch in batches(tokens):
-        z = last_z(model, batch).double()
-        for number, heads in enumerate(sets):
-            parts = [z[:, h.layer, h.head] @ model.blocks[h.layer].attn.W_O[h.head].double() for h in heads]
-            total[number].index_add_(0, queries[start : start + len(z)], torch.stack(parts).sum(0).cpu())
-        start += len(z)
+    for number, heads in enumerate(sets):
+        parts = [z[:, head.layer, head.head] @ path_to_residual(model, head, mean) for head in heads]
+        total[number].index_add_(0, queries.cpu(), torch.stack(parts).sum(0).cpu())
     return total
 
 

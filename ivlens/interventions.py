@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -15,9 +16,9 @@ from einops import repeat
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ivlens import models, tails
+from ivlens import bridges, models, reruns, tails
 from ivlens.activations import batches, unembed
-from ivlens.blocks import Rows, attend, write
+from ivlens.blocks import attend, write
 from ivlens.errors import ShapeMismatch
 from ivlens.measures import kl_divergence, token_log_probs
 from ivlens.prompts import Tokens
@@ -75,9 +76,12 @@ def run(model: HookedTransformer, tokens: Tokens, changes: Sequence[Change], *, 
     planned = _plan(model, changes, layer, z)
     tail, n_rows = tokens.answers.shape[1], len(planned.added)
     per_prompt = n_rows * tail * max(model.cfg.d_vocab_out, 4 * model.cfg.n_heads * tokens.prompts.shape[1])
-    parts = [
-        _read(model, batch, _carry(model, batch, planned)) for batch in _sized(tokens, max(1, _LOGITS // per_prompt))
-    ]
+    if bridges.is_bridge(model):
+        bridges.check(model)
+        read = partial(_rerun, changes=changes, layer=layer, z=z)
+    else:
+        read = partial(_carried, planned=planned)
+    parts = [_outcomes(batch, read(model, batch)) for batch in _sized(tokens, max(1, _LOGITS // per_prompt))]
     return Outcomes(
         probability=torch.cat([part.probability for part in parts]).cpu(),
         match=torch.cat([part.match for part in parts]).cpu(),
@@ -114,8 +118,22 @@ def _plan(model: HookedTransformer, changes: Sequence[Change], layer: int, z: Me
     return _Planned(added, ablated, z.to(cfg.device, cfg.dtype), layer)
 
 
-def _carry(model: HookedTransformer, tokens: Tokens, planned: _Planned) -> Rows:
-    """The residual stream of all rows after the last block."""
+def _rerun(
+    model: HookedTransformer, tokens: Tokens, *, changes: Sequence[Change], layer: int, z: MeanZ
+) -> Float[Tensor, "prompt row answer vocab"]:
+    """Logits of all rows, one forward pass for each."""
+    last = tokens.prompts.shape[1] - 1
+    rows = [[]]
+    for change in changes:
+        added = [] if change.added is None else [reruns.residual_added(layer, change.added, last)]
+        rows.append([*(reruns.head_set(head, z[head], last) for head in change.ablated), *added])
+    return torch.stack([reruns.logits(model, tokens, hooks) for hooks in rows], dim=1)
+
+
+def _carried(
+    model: HookedTransformer, tokens: Tokens, *, planned: _Planned
+) -> Float[Tensor, "prompt row answer vocab"]:
+    """Logits of all rows, which are carried up the layers together."""
     prefix = tails.read(model, tokens)
     stack = repeat(prefix.start, "prompt tail d -> prompt row tail d", row=len(planned.added))
     for layer, block in enumerate(model.blocks):
@@ -126,11 +144,10 @@ def _carry(model: HookedTransformer, tokens: Tokens, planned: _Planned) -> Rows:
             stack[:, :, 0] += planned.added
         tails.check_finite(stack, layer)
     tails.check(model, prefix, stack[:, 0])
-    return stack
+    return unembed(model, stack)
 
 
-def _read(model: HookedTransformer, tokens: Tokens, stack: Rows) -> Outcomes:
-    logits = unembed(model, stack)
+def _outcomes(tokens: Tokens, logits: Float[Tensor, "prompt row answer vocab"]) -> Outcomes:
     wanted = tokens.answers[:, None].expand(-1, logits.shape[1], -1)
     return Outcomes(
         probability=token_log_probs(logits[:, :, 0], wanted[:, :, 0]).exp(),

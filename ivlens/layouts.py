@@ -14,7 +14,7 @@ from einops import rearrange
 from jaxtyping import Int
 from torch import Tensor
 
-from ivlens import lora, models
+from ivlens import bridges, lora, models
 from ivlens.errors import IvlensError
 from ivlens.lora import Target
 
@@ -104,7 +104,15 @@ _LAYOUTS = {
         },
     ),
 } | dict.fromkeys(
-    ("Gemma2ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"), _GATED
+    (
+        "Gemma2ForCausalLM",
+        "LlamaForCausalLM",
+        "MistralForCausalLM",
+        "Olmo2ForCausalLM",
+        "Qwen2ForCausalLM",
+        "Qwen3ForCausalLM",
+    ),
+    _GATED,
 )
 
 
@@ -124,6 +132,7 @@ def linears(model: HookedTransformer) -> list[Linear]:
         IvlensError: an architecture without a layout, or weights that norms were folded into, on which the update
             of a checkpoint's weight would be another one.
     """
+    bridges.refuse_adapters(model)
     architecture, name = str(model.cfg.original_architecture), models.model_name(model)
     if architecture not in _LAYOUTS:
         raise IvlensError(

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ivlens import files, models
+from ivlens import bridges, files, models
 from ivlens.errors import IvlensError, ShapeMismatch
 
 if TYPE_CHECKING:
@@ -263,8 +263,9 @@ def locate(model: HookedTransformer, name: str) -> tuple[nn.Module, str]:
     """The module and the parameter's own name: under grouped-query attention keys and values are `_W_K`, `_W_V`.
 
     Raises:
-        IvlensError: the model has no such weight.
+        IvlensError: the model has no such weight, or is a TransformerBridge.
     """
+    bridges.refuse_adapters(model)
     path, weight = name.rsplit(".", 1)
     try:
         module = model.get_submodule(path)

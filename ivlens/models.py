@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ivlens import bridges
 from ivlens.architectures import Fields, hooked_fields, hooked_weights
 from ivlens.checkpoint import Checkpoint, locate, read, refuse_non_finite
 from ivlens.errors import ModelError
@@ -27,7 +28,12 @@ TOLERANCE = 1e-3
 """Largest |difference of log-probability| from transformers that counts as the same model, in float32: in nats, or
 in standard deviations of the log-probabilities where these are larger than 1 nat (rounding grows with them)."""
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
 SHORTEST_PROBE = 32
 LONGEST_PROBE = 1024
 
@@ -43,20 +49,21 @@ def load(
 
     The check runs in float32 on the CPU, with eager attention, before any cast, and takes 4 bytes of memory a
     parameter there. Its prompt is random tokens, long enough to pass a sliding window of up to 1,024 tokens;
-    the far edge of a longer window is not tested.
+    the far edge of a longer window is not tested. Rotary frequencies, which long contexts need and a short prompt
+    does not show, are compared one by one.
 
     Args:
-        model: `lab`, a local Hugging Face folder, a hub id, or a HookedTransformer, which is checked and
-            returned as it is. Needs safetensors; pickles and code out of a checkpoint are never run.
+        model: `lab`, a local Hugging Face folder, a hub id, or a HookedTransformer or TransformerBridge, which is
+            checked and returned as it is. Needs safetensors; pickles and code out of a checkpoint are never run.
         device: `auto` (CUDA if there is any, else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`.
-        dtype: `float32`, `bfloat16`, `float64`, or `auto`: float32, but bfloat16 on CUDA for a checkpoint
+        dtype: `float32`, `bfloat16`, `float16`, `float64`, or `auto`: float32, but bfloat16 on CUDA for a checkpoint
             that is stored in 16 bits.
         revision: Branch, tag or commit of a hub id.
 
     Returns:
         A model in eval mode with no gradients and with its tokenizer. Text gets a BOS token where the
         checkpoint's own tokenizer adds one, and on GPT-2, whose heads rest on `<|endoftext|>`
-        (TransformerLens' convention).
+        (TransformerLens' convention). A model that is returned as it is keeps its own `cfg.default_prepend_bos`.
 
     Raises:
         ModelError: it cannot be found or read whole, is not supported, has NaN in it, is not causal, or comes
@@ -108,6 +115,7 @@ def _hooked(checkpoint: Checkpoint, *, device: str, dtype: torch.dtype) -> Hooke
     weights = hooked_weights(checkpoint.model, probe.cfg)
     _fill(probe, weights)
     _compare(probe, checkpoint.model, checkpoint.name)
+    _compare_rotations(probe, checkpoint.model, checkpoint.name)
     model = _build(fields, device=device, dtype=dtype)
     # From here on only `weights` keeps the checkpoint's memory, and gives it back tensor by tensor.
     del probe
@@ -120,7 +128,13 @@ def _hooked(checkpoint: Checkpoint, *, device: str, dtype: torch.dtype) -> Hooke
 
 
 def _build(fields: Fields, *, device: str, dtype: torch.dtype) -> HookedTransformer:
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
+    try:
+        from transformer_lens import HookedTransformer, HookedTransformerConfig
+    except ImportError as error:
+        raise ModelError(
+            "this version of TransformerLens has no HookedTransformer to load a checkpoint into; install "
+            "transformer-lens<4, or build a TransformerBridge and give that"
+        ) from error
 
     cfg = HookedTransformerConfig(**fields, device=device, dtype=dtype)
     with warnings.catch_warnings():
@@ -160,6 +174,21 @@ def _compare(model: HookedTransformer, hf: PreTrainedModel, name: str) -> None:
         )
 
 
+def _compare_rotations(model: HookedTransformer, hf: PreTrainedModel, name: str) -> None:
+    """Refuse a model that turns by other angles than transformers', at whatever distance this would show."""
+    rotary = getattr(hf.base_model, "rotary_emb", None)
+    if rotary is None or model.cfg.n_ctx < 2:
+        return
+    ours = model.blocks[0].attn.rotary_sin[1, : len(rotary.inv_freq)]
+    theirs = rotary.inv_freq.sin()
+    gap = float(((ours - theirs) / theirs).abs().max())
+    if not gap <= 1e-4:
+        raise ModelError(
+            f"{name} as {model.cfg.original_architecture} does not come out right: its rotary frequencies differ by "
+            f"{gap:.2g} of their size from transformers'; please report its config.json"
+        )
+
+
 def _probe_tokens(model: HookedTransformer) -> Tensor:
     cfg = model.cfg
     past_window = cfg.window_size + 16 if cfg.use_local_attn and cfg.window_size else 0
@@ -177,17 +206,19 @@ def _bos(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _as_it_is(model: HookedTransformer, *, device: str, dtype: str, revision: str | None) -> HookedTransformer:
-    from transformer_lens import HookedTransformer
-
-    if not isinstance(model, HookedTransformer):
+    kind = type(model).__name__
+    is_bridge = bridges.is_bridge(model)
+    if not is_bridge and "HookedTransformer" not in [base.__name__ for base in type(model).__mro__]:
         raise ModelError(
-            f"a {type(model).__name__} is not a model; give 'lab', a folder, a hub id or a HookedTransformer"
+            f"a {kind} is not a model; give 'lab', a folder, a hub id, a HookedTransformer or a TransformerBridge"
         )
     if (device, dtype, revision) != ("auto", "auto", None):
-        raise ModelError("a HookedTransformer is taken as it is; leave device, dtype and revision out, or use model.to")
+        raise ModelError(f"a {kind} is taken as it is; leave device, dtype and revision out, or use model.to")
     if model.cfg.attention_dir != "causal":
         raise ModelError(f"{model_name(model)} has {model.cfg.attention_dir} attention; ivlens needs a causal model")
     refuse_non_finite(model, model_name(model))
+    if is_bridge:
+        bridges.check(model)
     return model
 
 

@@ -8,21 +8,17 @@ and only the end of the prompt is carried on (see `tails`).
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ivlens import tails
-from ivlens.activations import answer_logits
+from ivlens import bridges, reruns, tails
 from ivlens.blocks import Rows, write
 from ivlens.errors import ModelError, ShapeMismatch
-from ivlens.measures import answer_log_prob, first_token_probability
 from ivlens.prompts import Tokens
-from ivlens.shapes import GIB, Cie, MeanZ
-from ivlens.tails import Junction
+from ivlens.shapes import GIB, Cie, Head, MeanZ
+from ivlens.tails import Answers, Junction
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -48,9 +44,12 @@ def sweep(
 
     Raises:
         ShapeMismatch: `z` is from a model with other heads.
-        ModelError: a residual stream is NaN or infinite, or the model's attention is not one that `tails` knows.
+        ModelError: a residual stream is NaN or infinite, or the model's attention is not one that `tails` knows, or a
+            TransformerBridge (which is patched by `loop`) lacks what `bridges.check` asks for.
         PromptError: `memory` cannot hold a single prompt.
     """
+    if bridges.is_bridge(model):
+        return loop(model, tokens, z, effect=effect)
     _check_inputs(model, z)
     z = z.to(model.cfg.device, model.cfg.dtype)
 
@@ -59,7 +58,6 @@ def sweep(
         patched[:, range(len(heads)), 0, heads] = z[junction.layer, heads]
         return write(junction.block, junction.before.expand(-1, len(heads), -1, -1), patched)
 
-    grid = (model.cfg.n_layers, model.cfg.n_heads)
     found = tails.answers(
         model,
         tokens if effect == "nll" else tokens.first(),
@@ -68,40 +66,28 @@ def sweep(
         memory=memory,
         description="patching every head",
     )
-    value = found.log_prob if effect == "nll" else found.first
-    return value[:, 0], (value[:, 1:] - value[:, :1]).unflatten(1, grid)
+    return _effects(model, found, effect)
 
 
-@torch.no_grad()
 def loop(
     model: HookedTransformer, tokens: Tokens, z: MeanZ, *, effect: Effect = "prob"
 ) -> tuple[Float[Tensor, " prompt"], Cie]:
     """The same as `sweep`, by one full forward pass per head: slow, obvious, and what `sweep` is held to."""
     _check_inputs(model, z)
-    baseline = _answer_score(model, tokens, effect)
-    effects = baseline.new_zeros(len(tokens), model.cfg.n_layers, model.cfg.n_heads)
     last = tokens.prompts.shape[1] - 1
-    for layer in range(model.cfg.n_layers):
-        for head in range(model.cfg.n_heads):
-            hook = (f"blocks.{layer}.attn.hook_z", partial(_replace, head=head, pos=last, value=z[layer, head]))
-            with model.hooks(fwd_hooks=[hook]):
-                effects[:, layer, head] = _answer_score(model, tokens, effect) - baseline
-    return baseline, effects
+    heads = (Head(layer, head) for layer in range(model.cfg.n_layers) for head in range(model.cfg.n_heads))
+    found = reruns.answers(
+        model,
+        tokens if effect == "nll" else tokens.first(),
+        [[reruns.head_set(head, z[head], last)] for head in heads],
+        description="patching head by head",
+    )
+    return _effects(model, found, effect)
 
 
-def _replace(
-    z: Float[Tensor, "prompt pos head d_head"], hook: object, *, head: int, pos: int, value: Float[Tensor, " d_head"]
-) -> Float[Tensor, "prompt pos head d_head"]:
-    z = z.clone()
-    z[:, pos, head] = value.to(z.dtype)
-    return z
-
-
-def _answer_score(model: HookedTransformer, tokens: Tokens, effect: Effect) -> Float[Tensor, " prompt"]:
-    if effect == "nll":
-        return answer_log_prob(answer_logits(model, tokens), tokens.answers, tokens.answer_mask)
-    first = tokens.first()
-    return first_token_probability(answer_logits(model, first), first.answers)
+def _effects(model: HookedTransformer, found: Answers, effect: Effect) -> tuple[Float[Tensor, " prompt"], Cie]:
+    value = found.log_prob if effect == "nll" else found.first
+    return value[:, 0], (value[:, 1:] - value[:, :1]).unflatten(1, (model.cfg.n_layers, model.cfg.n_heads))
 
 
 def _check_inputs(model: HookedTransformer, z: MeanZ) -> None:

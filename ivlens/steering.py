@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ivlens import models, tails
+from ivlens import bridges, models, reruns, tails
 from ivlens.blocks import Rows
 from ivlens.effects import HeadEffects, Settings, indirect_effects, task_mean_z
 from ivlens.errors import IvlensError, ModelError, ShapeMismatch
@@ -67,20 +67,31 @@ def steered(
         raise IvlensError(f"site is {site!r}; it must be 'resid_post' or 'distributed'")
     generating = {"continued": False}
 
-    def note(block: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        entry = kwargs.get("past_kv_cache_entry")
-        generating["continued"] = entry is not None and entry.past_keys.shape[1] > 0
+    def note(block: torch.nn.Module, args: Any, kwargs: dict[str, Any], *, layer: int) -> None:
+        generating["continued"] = _cached(kwargs, layer) > 0
 
     def unless_continued(hook_fn: Any, activation: Tensor, hook: Any) -> Tensor | None:
         return None if generating["continued"] and not every_token else hook_fn(activation, hook)
 
-    handles = [model.blocks[index].register_forward_pre_hook(note, with_kwargs=True) for index in layers]
+    handles = [
+        model.blocks[layer].register_forward_pre_hook(partial(note, layer=layer), with_kwargs=True) for layer in layers
+    ]
     try:
         with model.hooks(fwd_hooks=[(name, partial(unless_continued, hook_fn)) for name, hook_fn in hooks]):
             yield model
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _cached(kwargs: dict[str, Any], layer: int) -> int:
+    """How many tokens a block finds in the key-value cache: TransformerLens' own, or in a bridge transformers'."""
+    entry = kwargs.get("past_kv_cache_entry")
+    if entry is not None:
+        return entry.past_keys.shape[1]
+    # Its name differs from version to version.
+    caches = (value for value in kwargs.values() if hasattr(value, "get_seq_length"))
+    return max((int(cache.get_seq_length(layer)) for cache in caches), default=0)
 
 
 def _resid_hooks(
@@ -96,13 +107,7 @@ def _resid_hooks(
             f"{model.cfg.d_model}; build the vector on this model"
         )
     added = (scale * vector.vector).to(model.cfg.device, model.cfg.dtype)
-
-    def add(resid: Float[Tensor, "batch pos d_model"], hook: Any) -> Float[Tensor, "batch pos d_model"]:
-        resid = resid.clone()
-        resid[:, position] += added
-        return resid
-
-    return [layer], [(f"blocks.{layer}.hook_resid_post", add)]
+    return [layer], [reruns.residual_added(layer, added, position)]
 
 
 def _distributed_hooks(
@@ -117,15 +122,8 @@ def _distributed_hooks(
             f"heads {(cfg.n_layers, cfg.n_heads, cfg.d_head)} as (layer, head, d_head); build the vector on this model"
         )
 
-    def put_back(z: Float[Tensor, "batch pos head d_head"], hook: Any, *, heads: list[Head]) -> Tensor:
-        z = z.clone()
-        for head in heads:
-            z[:, position, head.head] = vector.mean_z[head].to(z.device, z.dtype)
-        return z
-
     layers = sorted({head.layer for head in vector.heads})
-    at = {layer: [head for head in vector.heads if head.layer == layer] for layer in layers}
-    return layers, [(f"blocks.{layer}.attn.hook_z", partial(put_back, heads=at[layer])) for layer in layers]
+    return layers, [reruns.head_set(head, vector.mean_z[head], position) for head in vector.heads]
 
 
 def steer_every_layer(
@@ -150,6 +148,10 @@ def steer_every_layer(
             f"{model.cfg.d_model}; build them on this model"
         )
     added = (scale * vectors).to(model.cfg.device, model.cfg.dtype)
+    if bridges.is_bridge(model):
+        last = tokens.prompts.shape[1] - 1
+        rows = [[reruns.residual_added(layer, vector, last)] for layer in range(model.cfg.n_layers) for vector in added]
+        return reruns.answers(model, tokens, rows, description="steering layer by layer")
 
     def branch(junction: Junction, rows: range) -> Rows:
         steered_rows = junction.after.repeat(1, len(rows), 1, 1)

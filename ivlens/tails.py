@@ -10,8 +10,8 @@ A model whose attention is not covered cannot pass silently: `check` compares ro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -63,6 +63,11 @@ class Answers:
     match: Bool[Tensor, "prompt row"]
     """Would greedy decoding write the answer?"""
 
+    @classmethod
+    def joined(cls, parts: Sequence[Answers], *, dim: int) -> Answers:
+        """Answers of several prompts (`dim` 0) or rows (1) as one."""
+        return cls(**{field.name: torch.cat([getattr(p, field.name) for p in parts], dim) for field in fields(cls)})
+
     def best_layer(self, number: int, *, of: int) -> int:
         """The layer where row `number` of the `of` that branch off at each layer is right most often.
 
@@ -87,14 +92,10 @@ def answers(
     """
     budget = Budget.of(model, tokens, per_layer, memory)
     parts = [
-        _read_answers(model, batch, climb(model, batch, branch, per_layer=per_layer, chunk=budget.rows), budget.logits)
+        _unembedded(model, batch, climb(model, batch, branch, per_layer=per_layer, chunk=budget.rows), budget.logits)
         for batch in track(list(batches(tokens, size=budget.prompts)), description)
     ]
-    return Answers(
-        first=torch.cat([part.first for part in parts]),
-        log_prob=torch.cat([part.log_prob for part in parts]),
-        match=torch.cat([part.match for part in parts]),
-    )
+    return Answers.joined(parts, dim=0)
 
 
 def climb(model: HookedTransformer, tokens: Tokens, branch: Branch, *, per_layer: int, chunk: int) -> Rows:
@@ -126,17 +127,21 @@ def _chunks(start: int, stop: int, size: int) -> Iterator[range]:
         yield range(first, min(first + size, stop))
 
 
-def _read_answers(model: HookedTransformer, tokens: Tokens, stack: Rows, chunk: int) -> Answers:
-    first, log_prob, match = [], [], []
-    for part in stack.split(max(1, chunk // (stack.shape[0] * stack.shape[2])), dim=1):
-        wanted = tokens.answers[:, None].expand(-1, part.shape[1], -1)
-        mask = tokens.answer_mask[:, None]
-        logits = unembed(model, part)
-        log_probs = token_log_probs(logits, wanted)
-        first.append(log_probs[..., 0].exp())
-        log_prob.append((log_probs * mask).sum(-1))
-        match.append(((logits.argmax(-1) == wanted) | ~mask).all(-1))
-    return Answers(first=torch.cat(first, 1), log_prob=torch.cat(log_prob, 1), match=torch.cat(match, 1))
+def _unembedded(model: HookedTransformer, tokens: Tokens, stack: Rows, chunk: int) -> Answers:
+    parts = stack.split(max(1, chunk // (stack.shape[0] * stack.shape[2])), dim=1)
+    return Answers.joined([read_answers(unembed(model, part), tokens) for part in parts], dim=1)
+
+
+def read_answers(logits: Float[Tensor, "prompt row answer vocab"], tokens: Tokens) -> Answers:
+    """What the logits that predict the answer's tokens make of it."""
+    wanted = tokens.answers[:, None].expand(logits.shape[:-1])
+    mask = tokens.answer_mask[:, None]
+    log_probs = token_log_probs(logits, wanted)
+    return Answers(
+        first=log_probs[..., 0].exp(),
+        log_prob=(log_probs * mask).sum(-1),
+        match=((logits.argmax(-1) == wanted) | ~mask).all(-1),
+    )
 
 
 def read(model: HookedTransformer, tokens: Tokens) -> Prefix:

@@ -3,7 +3,8 @@
 The instruction vector (IV) of heads S is `sum over S of mean_z[l, h] @ W_O[l, h]`: what those heads add to the residual
 stream at the last prompt token, on average over clean prompts. Source: Jiang et al. 2024, arXiv:2406.12227, after the
 function vector of Todd et al. 2024, arXiv:2310.15213. `b_O` is never added (their code adds it once per head where the
-model has one).
+model has one). Where attention's output passes another norm before the residual stream (Gemma 2, OLMo 2), `W_O` is
+followed by it: see `activations.path_to_residual`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ivlens import files, models, runs
-from ivlens.activations import unembed
+from ivlens.activations import path_to_residual, unembed
 from ivlens.effects import Settings
 from ivlens.errors import IvlensError, ShapeMismatch
 from ivlens.markup import html_table, safe
@@ -305,7 +306,7 @@ def _of_pairs(
 
 
 def write_vector(model: HookedTransformer, mean_z: MeanZ, heads: Sequence[Head]) -> Residual:
-    """Sum over heads of `mean_z @ W_O`, `b_O` left out; in float32 at least."""
+    """Sum over heads of what each adds to the residual stream, `b_O` left out; in float32 at least."""
     grid = (model.cfg.n_layers, model.cfg.n_heads)
     if tuple(mean_z.shape) != (*grid, model.cfg.d_head):
         raise ShapeMismatch(
@@ -315,7 +316,7 @@ def write_vector(model: HookedTransformer, mean_z: MeanZ, heads: Sequence[Head])
     total = torch.zeros(model.cfg.d_model, dtype=mean_z.dtype, device=mean_z.device)
     for head in heads:
         check_head(head, grid)
-        total += mean_z[head] @ model.blocks[head.layer].attn.W_O[head.head].detach().to(mean_z.dtype)
+        total += mean_z[head] @ path_to_residual(model, head, mean_z)
     return total
 
 

@@ -9,18 +9,21 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
-from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ivlens.checkpoint import quiet_transformers
 
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
 FAMILIES = (
     "llama",
     "llama-gqa",
+    "llama3",
     "gpt2",
     "gptj",
     "neox",
@@ -30,6 +33,7 @@ FAMILIES = (
     "phi3",
     "opt",
     "gemma2",
+    "olmo2",
 )
 KINDS = ("gpt2", "llama", "neox", "alibi", "local", "softcap", "qknorm")
 STD = 0.3
@@ -42,6 +46,18 @@ _GATED = {"intermediate_size": 48, "max_position_embeddings": 128, "num_key_valu
 _FIELDS: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama", **_GATED, "num_key_value_heads": 4, "rms_norm_eps": 1e-5},
     "llama-gqa": {"model_type": "llama", **_GATED, "head_dim": 6, "rope_theta": 500.0},
+    "llama3": {
+        "model_type": "llama",
+        **_GATED,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 100.0,
+            "factor": 4.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+    },
     "gpt2": {"model_type": "gpt2", "n_inner": 48, "n_positions": 128},
     "gptj": {"model_type": "gptj", "n_inner": 48, "n_positions": 128, "rotary_dim": 4},
     "neox": {
@@ -62,6 +78,7 @@ _FIELDS: dict[str, dict[str, Any]] = {
         "sliding_window": 8,
         "query_pre_attn_scalar": 10,
     },
+    "olmo2": {"model_type": "olmo2", **_GATED},
 }
 
 
@@ -144,6 +161,9 @@ _KINDS: dict[str, dict[str, Any]] = {
 
 def random_hooked(kind: str, dtype: torch.dtype = torch.float64, seed: int = 0, **overrides: Any) -> HookedTransformer:
     """A HookedTransformer without a checkpoint and without a tokenizer; `overrides` are fields of its cfg."""
+    # TransformerLens 4 has no such class: tests of bridges import this file there.
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
     sizes = {
         "n_layers": 3,
         "n_heads": 4,

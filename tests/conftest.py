@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 import torch
 from checkpoints import build
-from transformer_lens import HookedTransformer
 
 import ivlens
 from ivlens.prompts import Template, Tokens
 from ivlens.tasks import Pair, Task
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
 
 WORD_TEMPLATE = Template(
     demonstration="Q : {input} A : {output} \n ",
@@ -29,6 +35,19 @@ def lab() -> HookedTransformer:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> HookedTransformer:
     """A random Llama-shaped model of 3 layers and 4 heads in float64, with a tokenizer of 109 words."""
     return ivlens.load(build("llama", tmp_path_factory.mktemp("tiny") / "model"), dtype="float64")
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a family's checkpoint, built when it is first asked for; not to be written to."""
+    made: dict[str, Path] = {}
+
+    def folder(family: str) -> Path:
+        if family not in made:
+            made[family] = build(family, tmp_path_factory.mktemp(family) / "tiny")
+        return made[family]
+
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from checkpoints import FAMILIES, build
+from checkpoints import FAMILIES
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformer_lens import HookedTransformer
@@ -30,18 +30,6 @@ pytestmark = [
 ]
 FUSED = ("gpt2", "neox", "phi3")
 ATTENTION = ("W_Q", "W_K", "W_V", "W_O")
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
-    def folder(family: str) -> Path:
-        if family not in made:
-            made[family] = build(family, tmp_path_factory.mktemp(family) / "tiny")
-        return made[family]
-
-    return folder
 
 
 @pytest.fixture

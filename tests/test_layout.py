@@ -22,7 +22,17 @@ PACKAGE = ROOT / "ivlens"
 FLOORS = (
     {"blocks", "errors", "lab", "lab.sequences", "markup", "measures", "notebook", "progress", "typed"},
     {"architectures", "files", "points", "shapes", "style", "tasks"},
-    {"checkpoint", "figures", "lab.sequences.facts", "lab.vocabulary", "panels", "prompts", "records", "traces"},
+    {
+        "bridges",
+        "checkpoint",
+        "figures",
+        "lab.sequences.facts",
+        "lab.vocabulary",
+        "panels",
+        "prompts",
+        "records",
+        "traces",
+    },
     {
         "activations",
         "head_plots",
@@ -49,6 +59,7 @@ FLOORS = (
         "stage_heatmaps",
         "tails",
     },
+    {"reruns"},
     {"comparison_plots", "interventions", "lab.roles", "layouts", "methods", "patching"},
     {"adapter_config", "effects", "finetune", "plots"},
     {"adapters", "drift", "plan", "vectors"},
