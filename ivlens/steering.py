@@ -110,17 +110,17 @@ def _distributed_hooks(
 ) -> tuple[list[int], list[tuple[str, Any]]]:
     if scale != 1.0:
         raise IvlensError(f"site 'distributed' puts mean outputs back as they are; scale is {scale}, it must be 1")
-    cfg = model.cfg
-    if tuple(vector.mean_z.shape) != (cfg.n_layers, cfg.n_heads, cfg.d_head):
+    cfg, mean_z = model.cfg, vector.measured()[0]
+    if tuple(mean_z.shape) != (cfg.n_layers, cfg.n_heads, cfg.d_head):
         raise ShapeMismatch(
-            f"the vector of {vector.model} has mean_z {tuple(vector.mean_z.shape)}, but {models.model_name(model)} has "
+            f"the vector of {vector.model} has mean_z {tuple(mean_z.shape)}, but {models.model_name(model)} has "
             f"heads {(cfg.n_layers, cfg.n_heads, cfg.d_head)} as (layer, head, d_head); build the vector on this model"
         )
 
     def put_back(z: Float[Tensor, "batch pos head d_head"], hook: Any, *, heads: list[Head]) -> Tensor:
         z = z.clone()
         for head in heads:
-            z[:, position, head.head] = vector.mean_z[head].to(z.device, z.dtype)
+            z[:, position, head.head] = mean_z[head].to(z.device, z.dtype)
         return z
 
     layers = sorted({head.layer for head in vector.heads})

@@ -15,11 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
 
-from ivlens import files, models, runs
+from ivlens import files, models, runs, tensors
 from ivlens.effects import Settings
 from ivlens.errors import IvlensError, ShapeMismatch
 from ivlens.shapes import Head, HeadGrid, MeanZ, Residual
@@ -36,14 +34,17 @@ class InstructionVector:
 
     vector: Residual
     heads: tuple[Head, ...]
-    """The heads that write it, the largest AIE first where they were ranked."""
+    """The heads that write it, the largest AIE first where they were ranked; none where another tool made it."""
     layer: int | None
     """Where to add it: to the residual stream after this block. None: not chosen yet."""
-    mean_z: MeanZ
+    mean_z: MeanZ | None
+    """None: not known, as of a vector that another tool made."""
     aie: HeadGrid | None = None
-    settings: Settings
+    settings: Settings | None
+    """None: not known."""
     task: str
     task_digest: str
+    """Empty where it is not known; so is the model's."""
     model: str
     model_digest: str
     versions: dict[str, str] = field(default_factory=runs.versions)
@@ -54,17 +55,34 @@ class InstructionVector:
         Raises:
             IvlensError: the model has no such layer.
         """
-        check_layer(layer, len(self.mean_z))
+        if self.mean_z is not None:
+            check_layer(layer, len(self.mean_z))
+        elif layer < 0:
+            raise IvlensError(f"there is no layer {layer}: layers are counted from 0")
         return replace(self, layer=layer)
+
+    def measured(self) -> tuple[MeanZ, Settings]:
+        """Mean head outputs, and the settings that they were measured with.
+
+        Raises:
+            IvlensError: they are not known.
+        """
+        if self.mean_z is None or self.settings is None:
+            raise IvlensError(
+                f"the vector of {self.task} comes from another tool, without its heads' mean outputs or settings; build "
+                "it with ivlens.instruction_vector"
+            )
+        return self.mean_z, self.settings
 
     def save(self, path: str | Path) -> Path:
         """Write a safetensors file: tensors `vector`, `mean_z`, `aie`; everything else as metadata."""
         path = Path(path)
-        tensors = {"vector": self.vector, "mean_z": self.mean_z}
-        if self.aie is not None:
-            tensors["aie"] = self.aie
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        files.write_whole(path, save(tensors, metadata=self._metadata()))
+        held = {"vector": self.vector, "mean_z": self.mean_z, "aie": self.aie}
+        # Copies, since safetensors refuses tensors that share memory.
+        known = {
+            name: tensor.detach().cpu().clone().contiguous() for name, tensor in held.items() if tensor is not None
+        }
+        files.write_whole(path, save(known, metadata=self._metadata()))
         return path
 
     def _metadata(self) -> dict[str, str]:
@@ -80,7 +98,7 @@ class InstructionVector:
             "positions": "last prompt token",
             "heads": [str(head) for head in self.heads],
             "heads_aie": scores,
-            "settings": asdict(self.settings),
+            "settings": None if self.settings is None else asdict(self.settings),
             "versions": self.versions,
         }
         return {key: value if isinstance(value, str) else json.dumps(value) for key, value in record.items()}
@@ -92,43 +110,52 @@ class InstructionVector:
         Raises:
             IvlensError: not a safetensors file, of another format, or with tensors that do not belong together.
         """
-        tensors, metadata = read_safetensors(Path(path))
+        found, metadata = tensors.read(Path(path), remedy="give one that InstructionVector.save wrote")
         if metadata.get("format") != FORMAT:
             raise IvlensError(
                 f"{path} is of format {metadata.get('format')!r}, not {FORMAT!r}; give a file that "
-                "InstructionVector.save wrote"
+                "InstructionVector.save wrote, or bring it in with `ivlens convert`"
             )
         try:
+            written = {key: files.parse_json(metadata[key]) for key in ("heads", "layer", "settings", "versions")}
+            settings = written["settings"]
             loaded = cls(
-                vector=tensors["vector"],
-                heads=tuple(Head.parse(head) for head in json.loads(metadata["heads"])),
-                layer=json.loads(metadata["layer"]),
-                mean_z=tensors["mean_z"],
-                aie=tensors.get("aie"),
-                settings=Settings.from_record(json.loads(metadata["settings"])),
+                vector=found["vector"],
+                heads=tuple(Head.parse(head) for head in written["heads"]),
+                layer=written["layer"],
+                mean_z=found.get("mean_z"),
+                aie=found.get("aie"),
+                settings=None if settings is None else Settings.from_record(settings),
                 **{key: metadata[key] for key in ("task", "task_digest", "model", "model_digest")},
-                versions=json.loads(metadata["versions"]),
+                versions=dict(written["versions"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise IvlensError(f"{path} is no complete vector file ({error}); save the vector again") from error
-        loaded._check(path)
+        loaded._check(Path(path))
         return loaded
 
-    def _check(self, path: str | Path) -> None:
-        if self.vector.dim() != 1 or self.mean_z.dim() != 3:
-            raise ShapeMismatch(
-                f"{path} holds a vector of shape {tuple(self.vector.shape)} and mean_z {tuple(self.mean_z.shape)}; "
-                "needed are [d_model] and [layer, head, d_head]"
-            )
-        grid = tuple(self.mean_z.shape[:2])
-        if self.aie is not None and tuple(self.aie.shape) != grid:
+    def _check(self, path: Path) -> None:
+        grid = None if self.mean_z is None else tuple(self.mean_z.shape[:2])
+        shapes = {"a vector": (self.vector, 1), "mean_z": (self.mean_z, 3), "an AIE grid": (self.aie, 2)}
+        for what, (tensor, axes) in shapes.items():
+            if tensor is None:
+                continue
+            tensors.as_floats(tensor, path, what)
+            if tensor.dim() != axes or not tensor.numel():
+                raise ShapeMismatch(
+                    f"{path} holds {what} of shape {tuple(tensor.shape)}; needed are a vector [d_model], mean_z [layer, "
+                    "head, d_head] and AIE [layer, head]"
+                )
+        if self.aie is not None and grid not in (None, tuple(self.aie.shape)):
             raise ShapeMismatch(f"{path} holds an AIE grid of {tuple(self.aie.shape)} for heads {grid}; save it again")
-        if not bool(self.vector.isfinite().all()):
-            raise IvlensError(f"{path} holds a vector with NaN or infinity in it; compute it again")
+        if self.layer is not None and type(self.layer) is not int:
+            raise IvlensError(f"{path} is to be added at layer {self.layer!r}, which is no whole number; save it again")
+        if grid is None and self.heads:
+            raise IvlensError(f"{path} names heads without their mean outputs; save it again")
         for head in self.heads:
-            check_head(head, grid)
+            check_head(head, grid or ())
         if self.layer is not None:
-            check_layer(self.layer, grid[0])
+            self.at(self.layer)
 
     def cosine(self, other: InstructionVector) -> float:
         """Cosine of the angle between two vectors, in [-1, 1]."""
@@ -172,12 +199,3 @@ def check_layer(layer: int, n_layers: int) -> None:
     """Raises IvlensError when there is no such layer."""
     if not 0 <= layer < n_layers:
         raise IvlensError(f"there is no layer {layer}: the model has {n_layers} layers, counted from 0")
-
-
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a file; raises IvlensError where it is none."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise IvlensError(f"{path} is no readable safetensors file ({error}); give one that ivlens saved") from error

@@ -22,7 +22,18 @@ PACKAGE = ROOT / "ivlens"
 FLOORS = (
     {"blocks", "errors", "lab", "lab.sequences", "measures", "progress"},
     {"architectures", "files", "points", "shapes", "style", "tasks"},
-    {"checkpoint", "figures", "lab.sequences.facts", "lab.vocabulary", "panels", "prompts", "records", "traces"},
+    {
+        "checkpoint",
+        "figures",
+        "frames",
+        "lab.sequences.facts",
+        "lab.vocabulary",
+        "panels",
+        "prompts",
+        "records",
+        "tensors",
+        "traces",
+    },
     {
         "activations",
         "lab.curriculum",
