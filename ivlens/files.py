@@ -146,6 +146,11 @@ def as_run_error(path: Path) -> Iterator[None]:
         ) from error
 
 
+def reason(error: BaseException) -> str:
+    """Why something failed, in a few words."""
+    return getattr(error, "strerror", None) or first_line(error)[:200]
+
+
 def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ivlens.errors import RunError
-from ivlens.files import first_line, refuse_unusual
+from ivlens.files import reason, refuse_unusual
 
 LARGEST = 2**30
 """Bytes of a file, and of what it unfolds to."""
@@ -42,9 +42,7 @@ def read(path: Path, *, columns: Sequence[str] = (), remedy: str) -> pd.DataFram
         raise RunError(f"{path.parent} has no {path.name}; {remedy}") from None
     # pyarrow raises OSError for damage of most kinds; pandas the last three, for metadata of other columns.
     except (OSError, ValueError, pa.ArrowException, KeyError, TypeError, AttributeError) as error:
-        raise RunError(
-            f"{path} cannot be read ({getattr(error, 'strerror', None) or first_line(error)}); {remedy}"
-        ) from error
+        raise RunError(f"{path} cannot be read ({reason(error)}); {remedy}") from error
     check_columns(frame, columns, path, remedy)
     return frame
 
@@ -59,22 +57,26 @@ def check_columns(frame: pd.DataFrame, columns: Sequence[str], path: Path, remed
 def _unfolded(content: bytes) -> pd.DataFrame:
     source = pa.BufferReader(content)
     schema, metadata = pq.read_schema(source), pq.read_metadata(source)
-    flat = all(pa.types.is_primitive(kind) or pa.types.is_string(kind) for kind in schema.types)
+    texts = {name: kind for name, kind in zip(schema.names, schema.types, strict=True) if _is_text(kind)}
+    others = [kind for name, kind in zip(schema.names, schema.types, strict=True) if name not in texts]
+    flat = all(pa.types.is_primitive(kind) or pa.types.is_null(kind) for kind in others)
     if not flat or metadata.num_columns != len(schema.names) or len(set(schema.names)) < len(schema.names):
         raise ValueError("it has columns of another kind than numbers and texts")
-    chunks = [
-        metadata.row_group(i).column(j) for i in range(metadata.num_row_groups) for j in range(metadata.num_columns)
-    ]
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
     unfolded = sum(chunk.total_uncompressed_size for chunk in chunks) + 8 * metadata.num_rows * metadata.num_columns
     if unfolded > LARGEST or {chunk.compression for chunk in chunks} - {"SNAPPY", "UNCOMPRESSED"}:
         raise ValueError(f"it says that it unfolds to {unfolded:,} bytes, or is compressed in another way than ours")
-    texts = [name for name, kind in zip(schema.names, schema.types, strict=True) if pa.types.is_string(kind)]
     source.seek(0)
-    table = pq.read_table(source, page_checksum_verification=True, read_dictionary=texts)
-    for name in texts:  # A long text of which every line has one would unfold to lines times its length.
+    table = pq.read_table(source, page_checksum_verification=True, read_dictionary=list(texts))
+    for name, kind in texts.items():  # A long text of which every line has one would unfold to lines times its length.
         column = table[name].combine_chunks()
         longest = max((len(text.as_buffer()) for text in column.dictionary if text.is_valid), default=0)
         if longest * len(column) > LARGEST:
             raise ValueError(f"its column {name} unfolds to {longest * len(column):,} bytes")
-        table = table.set_column(table.schema.get_field_index(name), name, column.cast(pa.string()))
+        table = table.set_column(table.schema.get_field_index(name), name, column.cast(kind))
     return table.to_pandas()
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ivlens.errors import IvlensError
-from ivlens.files import first_line, refuse_unusual
+from ivlens.files import reason, refuse_unusual
 
 LARGEST = 4 * 2**30
 """Bytes of a file of vectors or effects. Those of a model of 100 billion parameters stay below a tenth of it."""
@@ -83,7 +83,7 @@ def _opened(path: Path, device: str, remedy: str, error: type[IvlensError], most
         with safe_open(path, framework="pt", device=device) as file:
             yield file
     except (OSError, SafetensorError) as fault:
-        raise error(f"{path} is no readable safetensors file ({_reason(fault)}); {remedy}") from fault
+        raise error(f"{path} is no readable safetensors file ({reason(fault)}); {remedy}") from fault
 
 
 def read_torch(path: Path, stand_ins: Mapping[str, type] | None = None) -> Any:
@@ -105,11 +105,9 @@ def read_torch(path: Path, stand_ins: Mapping[str, type] | None = None) -> Any:
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except zipfile.BadZipFile as fault:
-        raise IvlensError(
-            f"{path} is not of the form that torch.save writes since 1.6; load and save it again"
-        ) from fault
+        raise IvlensError(f"{path} is not of the form of torch.save since 1.6; load and save it again") from fault
     except _BROKEN as fault:
-        raise IvlensError(f"{path} is truncated or damaged ({_reason(fault)}); copy it again") from fault
+        raise IvlensError(f"{path} is truncated or damaged ({reason(fault)}); copy it again") from fault
 
 
 def read_numpy(path: Path) -> Tensor:
@@ -130,7 +128,7 @@ def read_numpy(path: Path) -> Tensor:
             raise IvlensError(f"{path} is an array of {dtype}; save one of float32")
         array = np.load(path, allow_pickle=False)
     except _BROKEN as fault:
-        raise IvlensError(f"{path} is no readable .npy file ({_reason(fault)}); save it with numpy.save") from fault
+        raise IvlensError(f"{path} is no readable .npy file ({reason(fault)}); save it with numpy.save") from fault
     return torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False)))
 
 
@@ -177,7 +175,3 @@ def _numpy_header(file: Any) -> tuple[tuple[int, ...], np.dtype]:
         raise ValueError(f"version {version}")
     shape, _, dtype = readers[version](file)
     return shape, dtype
-
-
-def _reason(fault: BaseException) -> str:
-    return getattr(fault, "strerror", None) or first_line(fault)[:200]

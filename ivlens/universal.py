@@ -87,17 +87,15 @@ class Universal:
                 settings=Settings.from_record(record["settings"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise IvlensError(
-                f"{path} is no complete file of universal heads ({error}); delete it and run again"
-            ) from error
+            raise IvlensError(f"{path} is no complete record of heads ({error}); delete it and run again") from error
         loaded._check(path)
         return loaded
 
     def _check(self, path: Path) -> None:
         if self.aie.dim() != 2 or self.vectors.dim() != 2 or len(self.vectors) != len(self.tasks):
             raise ShapeMismatch(
-                f"{path} holds AIE {tuple(self.aie.shape)} and vectors {tuple(self.vectors.shape)} of {len(self.tasks)} "
-                "tasks; needed are [layer, head] and [task, d_model]; delete it and run again"
+                f"{path} holds AIE {tuple(self.aie.shape)} and vectors {tuple(self.vectors.shape)} of "
+                f"{len(self.tasks)} tasks; needed are [layer, head] and [task, d_model]; delete it and run again"
             )
         for head in self.heads:
             check_head(head, tuple(self.aie.shape))

@@ -69,8 +69,8 @@ class InstructionVector:
         """
         if self.mean_z is None or self.settings is None:
             raise IvlensError(
-                f"the vector of {self.task} comes from another tool, without its heads' mean outputs or settings; build "
-                "it with ivlens.instruction_vector"
+                f"the vector of {self.task} comes from another tool, without its heads' mean outputs or settings; "
+                "build it with ivlens.instruction_vector"
             )
         return self.mean_z, self.settings
 
@@ -79,9 +79,7 @@ class InstructionVector:
         path = Path(path)
         held = {"vector": self.vector, "mean_z": self.mean_z, "aie": self.aie}
         # Copies, since safetensors refuses tensors that share memory.
-        known = {
-            name: tensor.detach().cpu().clone().contiguous() for name, tensor in held.items() if tensor is not None
-        }
+        known = {name: one.detach().cpu().clone().contiguous() for name, one in held.items() if one is not None}
         files.write_whole(path, save(known, metadata=self._metadata()))
         return path
 
@@ -143,15 +141,15 @@ class InstructionVector:
             tensors.as_floats(tensor, path, what)
             if tensor.dim() != axes or not tensor.numel():
                 raise ShapeMismatch(
-                    f"{path} holds {what} of shape {tuple(tensor.shape)}; needed are a vector [d_model], mean_z [layer, "
-                    "head, d_head] and AIE [layer, head]"
+                    f"{path} holds {what} of shape {tuple(tensor.shape)}; needed are a vector [d_model], mean_z "
+                    "[layer, head, d_head] and AIE [layer, head]"
                 )
         if self.aie is not None and grid not in (None, tuple(self.aie.shape)):
             raise ShapeMismatch(f"{path} holds an AIE grid of {tuple(self.aie.shape)} for heads {grid}; save it again")
         if self.layer is not None and type(self.layer) is not int:
             raise IvlensError(f"{path} is to be added at layer {self.layer!r}, which is no whole number; save it again")
         if grid is None and self.heads:
-            raise IvlensError(f"{path} names heads without their mean outputs; save it again")
+            raise IvlensError(f"{path} is no complete vector file (heads without mean_z); save the vector again")
         for head in self.heads:
             check_head(head, grid or ())
         if self.layer is not None:

@@ -23,16 +23,8 @@ FLOORS = (
     {"blocks", "errors", "lab", "lab.sequences", "measures", "progress"},
     {"architectures", "files", "points", "shapes", "style", "tasks"},
     {
-        "checkpoint",
-        "figures",
-        "frames",
-        "lab.sequences.facts",
-        "lab.vocabulary",
-        "panels",
-        "prompts",
-        "records",
-        "tensors",
-        "traces",
+        *("checkpoint", "figures", "frames", "lab.sequences.facts", "lab.vocabulary"),
+        *("panels", "prompts", "records", "tensors", "traces"),
     },
     {
         "activations",
