@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ivlens.audit import audit as audit
     from ivlens.compare import compare as compare
     from ivlens.comparison import Comparison as Comparison
+    from ivlens.convert import convert as convert
     from ivlens.effects import HeadEffects as HeadEffects
     from ivlens.effects import indirect_effects as indirect_effects
     from ivlens.errors import IvlensError as IvlensError
@@ -54,6 +55,7 @@ _HOME = {
     "Template": "prompts",
     "audit": "audit",
     "compare": "compare",
+    "convert": "convert",
     "indirect_effects": "effects",
     "instruction_vector": "steering",
     "load": "adapters",

@@ -121,9 +121,8 @@ class HeadEffects:
     @classmethod
     def from_frame(cls, frame: pd.DataFrame, **others: Any) -> HeadEffects:
         """What `to_frame` made; `others` are the fields that a table does not hold."""
-        frame = frame.sort_values(["prompt", "layer", "head"])
         cie = cie_of(frame)
-        per_prompt = frame[:: cie[0].numel()]
+        per_prompt = frame.sort_values(["prompt", "layer", "head"])[:: cie[0].numel()]
         return cls(
             cie=cie,
             baseline=torch.tensor(per_prompt["baseline"].to_numpy()),
@@ -133,19 +132,7 @@ class HeadEffects:
 
     def to_frame(self) -> pd.DataFrame:
         """One line per prompt and head: `prompt`, `query`, `layer`, `head`, `cie`, `baseline`."""
-        import pandas as pd
-
-        axes = np.indices(self.cie.shape).reshape(3, -1)
-        return pd.DataFrame(
-            {
-                "prompt": axes[0],
-                "query": self.queries.cpu().numpy()[axes[0]],
-                "layer": axes[1],
-                "head": axes[2],
-                "cie": self.cie.cpu().numpy().reshape(-1),
-                "baseline": self.baseline.cpu().numpy()[axes[0]],
-            }
-        )
+        return table_of(self.cie, self.queries, self.baseline)
 
     def figure(self, *, marked: Sequence[Head] = ()) -> go.Figure:
         """Heatmap of the AIE, layers down and heads across; `marked` heads are outlined."""
@@ -172,6 +159,23 @@ class HeadEffects:
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         """The figure where plotly has a renderer for notebooks, and one line of text everywhere."""
         return {"text/plain": repr(self), **self.figure()._repr_mimebundle_()}
+
+
+def table_of(cie: Cie, queries: Int[Tensor, " prompt"], baseline: Float[Tensor, " prompt"]) -> pd.DataFrame:
+    """Effects as a table of `EFFECTS`, one line per prompt and head."""
+    import pandas as pd
+
+    axes = np.indices(cie.shape).reshape(3, -1)
+    return pd.DataFrame(
+        {
+            "prompt": axes[0],
+            "query": queries.cpu().numpy()[axes[0]],
+            "layer": axes[1],
+            "head": axes[2],
+            "cie": cie.cpu().numpy().reshape(-1),
+            "baseline": baseline.cpu().numpy()[axes[0]],
+        }
+    )
 
 
 def cie_of(frame: pd.DataFrame) -> Cie:

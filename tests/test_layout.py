@@ -23,7 +23,7 @@ FLOORS = (
     {"blocks", "errors", "lab", "lab.sequences", "measures", "progress"},
     {"architectures", "files", "points", "shapes", "style", "tasks"},
     {
-        *("checkpoint", "figures", "frames", "lab.sequences.facts", "lab.vocabulary"),
+        *("checkpoint", "control_vectors", "figures", "frames", "lab.sequences.facts", "lab.vocabulary"),
         *("panels", "prompts", "records", "tensors", "traces"),
     },
     {
@@ -52,8 +52,8 @@ FLOORS = (
     {"comparison_plots", "interventions", "lab.roles", "layouts", "methods", "patching"},
     {"adapter_config", "effects", "finetune"},
     {"adapters", "drift", "plan", "vectors"},
-    {"controls", "examination", "forgetting", "steering"},
-    {"lab.evaluate", "probes", "study_figures", "trials", "universal"},
+    {"controls", "examination", "forgetting", "formats", "steering"},
+    {"convert", "lab.evaluate", "probes", "study_figures", "trials", "universal"},
     {"dependence", "lab.train", "tables"},
     {"audit", "cell", "comparison_tables", "study_tables"},
     {"comparison", "materials"},
