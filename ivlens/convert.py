@@ -83,8 +83,8 @@ def _built(source: Path, facts: Facts, effects: str | Path | None, heads: Sequen
     """The vector that heads with these mean outputs write, without `b_O`."""
     if not facts.model or not (effects or heads):
         raise IvlensError(
-            f"{source} holds mean head outputs; the vector that heads write needs the model (folder, hub id or lab) and "
-            "either their effects or the heads themselves"
+            f"{source} holds mean head outputs; the vector that heads write needs the model (folder, hub id or lab) "
+            "and either their effects or the heads themselves"
         )
     mean_z, left_out = formats.read_mean_activations(source)
     aie = None
@@ -93,8 +93,9 @@ def _built(source: Path, facts: Facts, effects: str | Path | None, heads: Sequen
         cie = cie_of(table)
         if cie.shape[1:] != mean_z.shape[:2]:
             raise IvlensError(f"{effects} is of heads {tuple(cie.shape[1:])}, {source} of {tuple(mean_z.shape[:2])}")
-        queries = table["query"].to_numpy()[:: cie[0].numel()]
-        aie, left_out = group_means(cie, torch.tensor(queries)).mean(0), (*left_out, *more)
+        per_prompt = table.sort_values(["prompt", "layer", "head"])[:: cie[0].numel()]
+        aie = group_means(cie, torch.tensor(per_prompt["query"].to_numpy())).mean(0)
+        left_out = (*left_out, *more)
         heads = heads or _top(aie, top)
     hooked = adapters.load(facts.model)
     if any(bool(block.attn.b_O.any()) for block in hooked.blocks):
@@ -143,9 +144,7 @@ def _convert_effects(source: Path, given: Form, target: Path, wanted: Form) -> t
     cie = cie_of(table)
     if wanted == "effects":
         files.write_whole(target, frames.to_bytes(table))
-        return (
-            *_left_out(left_out),
-            "queries and unpatched probabilities are not known: every prompt counts as a query",
-        )
+        unknown = "queries and unpatched probabilities are not known: every prompt counts as a query"
+        return (*_left_out(left_out), unknown)
     formats.write_indirect_effects(cie, target)
     return ("indirect-effect files have no place for queries and unpatched probabilities",)

@@ -10,7 +10,7 @@ import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import numpy as np
 import torch
@@ -63,6 +63,7 @@ class Found(NamedTuple):
     left_out: tuple[str, ...]
 
 
+@runtime_checkable
 class Steering(Protocol):
     """A `SteeringVector` of the package steering-vectors, or whatever has its two fields."""
 
