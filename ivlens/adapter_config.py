@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import pydantic
 
 from ivlens.errors import IvlensError
-from ivlens.files import first_line
+from ivlens.files import read_json, reason
 from ivlens.layouts import Linear
 
 CONFIG = "adapter_config.json"
@@ -86,8 +86,7 @@ def read_config(folder: Path) -> AdapterConfig:
     if not path.is_file():
         raise IvlensError(f"there is no {CONFIG} in {folder}; give a local folder that PEFT saved an adapter to")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        config = AdapterConfig.model_validate(content)
+        config = AdapterConfig.model_validate(read_json(path))
         for pattern in _patterns(config):
             re.compile(pattern)
     except pydantic.ValidationError as error:
@@ -95,7 +94,7 @@ def read_config(folder: Path) -> AdapterConfig:
     except re.error as error:
         raise IvlensError(f"{path}: {error.pattern!r} is not a regular expression ({error}); mend it") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise IvlensError(f"{path} is not readable JSON ({first_line(error)}); copy it again") from error
+        raise IvlensError(f"{path} is not readable JSON ({reason(error)}); copy it again") from error
     for key, value in (config.model_extra or {}).items():
         # Every option of PEFT is null, false or empty when it is not used.
         if value and key not in _WITHOUT_EFFECT:

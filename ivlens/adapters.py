@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ivlens import layouts, lora, models
+from ivlens import layouts, lora, models, tensors
 from ivlens.adapter_config import CONFIG, read_config, written_config
 from ivlens.errors import IvlensError, ShapeMismatch
-from ivlens.files import as_run_error, first_line, replacing, write_whole
+from ivlens.files import as_run_error, replacing, write_whole
 from ivlens.layouts import Linear
 from ivlens.lora import Adapter, Factors
 
@@ -101,25 +101,23 @@ def read_adapter(folder: str | Path, model: HookedTransformer) -> Adapter:
     """
     folder = Path(folder)
     config = read_config(folder)
-    tensors = _tensors(folder)
+    shapes = _shapes(folder)
     adapted = [linear for linear in layouts.linears(model) if config.adapts(linear)]
     if not adapted:
         raise IvlensError(
             f"{folder / CONFIG} targets {config.target_modules}, none of which {models.model_name(model)} has; "
             "give an adapter of this model"
         )
-    pairs = {
-        linear: Factors(*(tensors[name] for name in _tensor_names(linear)))
-        for linear in adapted
-        if tensors.keys() >= set(_tensor_names(linear))
-    }
-    # Before gaps: of an adapter of another model, shapes say most.
-    for linear, both in pairs.items():
-        _refuse_misfit(both, model, linear, config.rank(linear), folder)
-    _refuse_gaps(tensors, adapted, folder)
+    # Before gaps: of an adapter of another model, shapes say most. Before any tensor is read: it may be of any size.
+    for linear in adapted:
+        if shapes.keys() >= set(_tensor_names(linear)):
+            _refuse_misfit(shapes, model, linear, config.rank(linear), folder)
+    _refuse_gaps(shapes, adapted, folder)
+    held, _ = tensors.read(folder / WEIGHTS, remedy="copy it again", most=None)
     scale = config.scale(adapted[0])
     factors = {}
-    for linear, both in pairs.items():
+    for linear in adapted:
+        both = Factors(*(_floating(held[name], linear, folder) for name in _tensor_names(linear)))
         factors |= _split(_working(both, model, share=config.scale(linear) / scale), model, linear)
     adapter = Adapter(factors=factors, scale=scale)
     lora.check(model, adapter)
@@ -179,9 +177,7 @@ def _is_on(adapter: Adapter, linear: Linear) -> bool:
     return not adapter.factors.keys().isdisjoint(linear.weights)
 
 
-def _tensors(folder: Path) -> dict[str, Tensor]:
-    import safetensors.torch
-
+def _shapes(folder: Path) -> Mapping[str, tuple[int, ...]]:
     path = folder / WEIGHTS
     if not path.is_file():
         pickle = (folder / "adapter_model.bin").is_file()
@@ -191,25 +187,22 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
             if pickle
             else f"there is no {WEIGHTS} in {folder}; copy it again"
         )
-    try:
-        return safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise IvlensError(f"{path} is truncated or damaged ({first_line(error)}); copy it again") from error
+    return tensors.stored(path, remedy="copy it again").shapes
 
 
 def _tensor_names(linear: Linear) -> tuple[str, str]:
     return f"{_PREFIX}{linear.path}.lora_A.weight", f"{_PREFIX}{linear.path}.lora_B.weight"
 
 
-def _refuse_gaps(tensors: Mapping[str, Tensor], adapted: list[Linear], folder: Path) -> None:
+def _refuse_gaps(shapes: Mapping[str, object], adapted: list[Linear], folder: Path) -> None:
     wanted = {name for linear in adapted for name in _tensor_names(linear)}
-    missing = sorted(wanted - tensors.keys())
+    missing = sorted(wanted - shapes.keys())
     if missing:
         raise IvlensError(
             f"{folder / CONFIG} asks for {missing[0]}, which {WEIGHTS} does not have ({len(missing)} are missing); "
             "the two files are not of one adapter, or not of this model"
         )
-    unused = sorted(tensors.keys() - wanted)
+    unused = sorted(shapes.keys() - wanted)
     if unused:
         raise IvlensError(
             f"{folder / WEIGHTS} has {unused[0]}, which nothing uses ({len(unused)} such): {CONFIG} does not target it "
@@ -217,17 +210,23 @@ def _refuse_gaps(tensors: Mapping[str, Tensor], adapted: list[Linear], folder: P
         )
 
 
-def _refuse_misfit(both: Factors, model: HookedTransformer, linear: Linear, rank: int, folder: Path) -> None:
+def _refuse_misfit(
+    shapes: Mapping[str, tuple[int, ...]], model: HookedTransformer, linear: Linear, rank: int, folder: Path
+) -> None:
     d_in, d_out = layouts.shape(model, linear)
-    if both.A.shape != (rank, d_in) or both.B.shape != (d_out, rank):
+    a, b = (shapes[name] for name in _tensor_names(linear))
+    if (a, b) != ((rank, d_in), (d_out, rank)):
         raise ShapeMismatch(
-            f"the adapter in {folder} has A {tuple(both.A.shape)} and B {tuple(both.B.shape)} for {linear.path}, but "
+            f"the adapter in {folder} has A {a} and B {b} for {linear.path}, but "
             f"{models.model_name(model)} at rank {rank} needs {(rank, d_in)} and {(d_out, rank)}; "
             "give an adapter of this model"
         )
-    for factor in both:
-        if factor.dtype not in _DTYPES:
-            raise IvlensError(f"{linear.path} is stored as {factor.dtype} in {folder}; save the adapter in float32")
+
+
+def _floating(factor: Tensor, linear: Linear, folder: Path) -> Tensor:
+    if factor.dtype not in _DTYPES:
+        raise IvlensError(f"{linear.path} is stored as {factor.dtype} in {folder}; save the adapter in float32")
+    return factor
 
 
 def _working(both: Factors, model: HookedTransformer, *, share: float) -> Factors:

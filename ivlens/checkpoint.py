@@ -7,7 +7,6 @@ transformers fills in missing weights at random and goes on.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import torch
 
 from ivlens.architectures import ARCHITECTURES
 from ivlens.errors import ModelError
+from ivlens.files import read_json, reason
 
 if TYPE_CHECKING:
     from torch import nn
@@ -177,9 +177,9 @@ def _json(path: Path, folder: Path) -> dict[str, Any]:
             raise ModelError(f"{folder} is an adapter, not a model; load its base model and give the adapter with it")
         raise ModelError(f"{path.name} is missing from {folder}; give a folder that a Hugging Face model was saved to")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path.name} in {folder} is not readable JSON ({error}); copy it again") from error
+        content = read_json(path)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path.name} in {folder} is not readable JSON ({reason(error)}); copy it again") from error
     if not isinstance(content, dict):
         raise ModelError(f"{path.name} in {folder} is a JSON {type(content).__name__}, not an object; copy it again")
     return content
