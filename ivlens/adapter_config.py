@@ -30,6 +30,13 @@ _WITHOUT_EFFECT = {
     *("fan_in_fan_out", "inference_mode", "layers_pattern", "loftq_config", "lora_dropout", "lora_ga_config"),
     *("megatron_core", "peft_version", "qalora_group_size", "revision", "runtime_config", "velora_config"),
 }
+# Why an option cannot be had as low-rank updates; for others its name says enough.
+_REASONS = {
+    "use_dora": "DoRA rescales whole weights, which is no low-rank update",
+    "modules_to_save": "whole modules were trained beside the low-rank updates",
+    "bias": "biases were trained beside the low-rank updates",
+    "lora_bias": "biases were trained beside the low-rank updates",
+}
 _STARTS = (True, False, "gaussian", "orthogonal", "eva", "mica")
 
 _T = TypeVar("_T", int, float)
@@ -98,7 +105,8 @@ def read_config(folder: Path) -> AdapterConfig:
     for key, value in (config.model_extra or {}).items():
         # Every option of PEFT is null, false or empty when it is not used.
         if value and key not in _WITHOUT_EFFECT:
-            raise IvlensError(f"{path}: {key} = {json.dumps(value)[:60]} is not supported; {_MERGE}")
+            reason_why = f" ({_REASONS[key]})" if key in _REASONS else ""
+            raise IvlensError(f"{path}: {key} = {json.dumps(value)[:60]} is not supported{reason_why}; {_MERGE}")
     if config.init_lora_weights not in _STARTS:
         raise IvlensError(
             f"{path}: init_lora_weights = {config.init_lora_weights!r} changed the base model's weights before "
@@ -115,7 +123,8 @@ def _first_complaint(error: pydantic.ValidationError) -> str:
     if first["type"] == "missing":
         return f"{key} is missing"
     came = json.dumps(first["input"], default=str)[:60]
-    return f"{key} = {came} is not supported ({first['msg'][0].lower()}{first['msg'][1:]})"
+    why = _REASONS.get(key, f"{first['msg'][0].lower()}{first['msg'][1:]}")
+    return f"{key} = {came} is not supported ({why})"
 
 
 def _patterns(config: AdapterConfig) -> list[str]:

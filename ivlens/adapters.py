@@ -7,7 +7,7 @@ Hugging Face model's linear layers.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,20 +32,20 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def load(
     model: str | Path | HookedTransformer,
     *,
-    adapter: str | Path | None = None,
+    adapter: str | Path | Sequence[str | Path] | None = None,
     device: str = "auto",
     dtype: str = "auto",
     revision: str | None = None,
 ) -> HookedTransformer:
-    """Load a model, prove that it computes what transformers computes, and merge an adapter into its weights.
+    """Load a model, prove that it computes what transformers computes, and merge adapters into its weights.
 
     The proof runs in float32 on the CPU, on a short prompt of random tokens, and takes 4 bytes of memory a parameter.
 
     Args:
         model: `lab`, a local Hugging Face folder, a hub id, or a HookedTransformer, which is checked and returned as
             it is. Needs safetensors; pickles and code out of a checkpoint are never run.
-        adapter: A local folder that PEFT saved a LoRA adapter of this model to. The model keeps its name; its weight
-            digest becomes another one.
+        adapter: A local folder that PEFT saved a LoRA adapter of this model to, or several, merged from left to right.
+            The model keeps its name; its weight digest becomes another one.
         device: `auto` (CUDA if there is any, else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`.
         dtype: `float32`, `bfloat16`, `float64`, or `auto`: float32, but bfloat16 on CUDA for a checkpoint that is
             stored in 16 bits.
@@ -58,29 +58,37 @@ def load(
     Raises:
         ModelError: the model cannot be read, is not supported, or comes out different (see `models.load`).
         ShapeMismatch: the adapter is of another model.
-        IvlensError: the adapter cannot be read, asks for what ivlens does not compute, or changes nothing.
+        IvlensError: an adapter cannot be read, asks for what ivlens does not compute, or changes nothing.
     """
-    if adapter is None:
+    folders = [adapter] if isinstance(adapter, str | Path) else list(adapter or ())
+    if not folders:
         return models.load(model, device=device, dtype=dtype, revision=revision)
     if not isinstance(model, str | Path):
         raise IvlensError(
             "adapter was given with a HookedTransformer, which is taken as it is; give the model's folder or hub id, "
             "or attach what ivlens.adapters.read_adapter returns"
         )
-    read_config(Path(adapter))  # Before a large model is read.
+    for folder in folders:  # Before a large model is read.
+        read_config(Path(folder))
     loaded = models.load(model, device=device, dtype=dtype, revision=revision)
-    found = read_adapter(adapter, loaded)
-    before = _log_probs(loaded)
-    lora.merge(loaded, found)
-    after = _log_probs(loaded)
+    for folder in folders:
+        _merge(loaded, folder)
+    return loaded
+
+
+def _merge(model: HookedTransformer, folder: str | Path) -> None:
+    """Merge one adapter for good; raises IvlensError where that changes nothing, or makes outputs NaN."""
+    found = read_adapter(folder, model)
+    before = _log_probs(model)
+    lora.merge(model, found)
+    after = _log_probs(model)
     if not after.isfinite().all():
-        raise IvlensError(f"with the adapter in {adapter} the model's outputs are NaN or infinite; train it again")
+        raise IvlensError(f"with the adapter in {folder} the model's outputs are NaN or infinite; train it again")
     if torch.equal(before, after):
         raise IvlensError(
-            f"the adapter in {adapter} changes no output of {models.model_name(loaded)} in {loaded.cfg.dtype}; "
+            f"the adapter in {folder} changes no output of {models.model_name(model)} in {model.cfg.dtype}; "
             "load in float32, or give an adapter that was trained"
         )
-    return loaded
 
 
 def read_adapter(folder: str | Path, model: HookedTransformer) -> Adapter:
@@ -154,7 +162,7 @@ def write_adapter(
         strange = next((name for name in adapter.factors if name not in held), "no weight at all")
         raise IvlensError(f"the adapter is on {strange}, which PEFT has no place for; adapt weights inside blocks")
     fused = {linear: _fuse(adapter, model, linear) for linear in linears if _is_on(adapter, linear)}
-    tensors = {
+    held = {
         # Copies, since safetensors refuses tensors that share memory.
         name: factor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for linear, factors in fused.items()
@@ -169,7 +177,7 @@ def write_adapter(
         # Never a configuration beside another adapter's tensors.
         (folder / CONFIG).unlink(missing_ok=True)
     with replacing(folder / WEIGHTS) as temporary:
-        safetensors.torch.save_file(tensors, temporary, metadata={"format": "pt"})
+        safetensors.torch.save_file(held, temporary, metadata={"format": "pt"})
     write_whole(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
 
 

@@ -166,7 +166,8 @@ def audit(
     task: _TaskName,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/MODEL[-ADAPTER]-TASK unless given.")] = None,
     adapter: Annotated[
-        Path | None, typer.Option(metavar="PEFT_DIR", help="A LoRA adapter over MODEL, as PEFT saves it.")
+        list[Path] | None,
+        typer.Option(metavar="PEFT_DIR", help="A LoRA adapter over MODEL, as PEFT saves it; several: left to right."),
     ] = None,
     shots: _Shots = 10,
     clean_prompts: _CleanPrompts = 100,
@@ -192,7 +193,7 @@ def audit(
     # Before a large model is read, what can be refused without it.
     Settings(**settings)
     chosen.split(shots=shots, seed=seed)
-    names = [model, chosen.name] if adapter is None else [model, str(adapter), chosen.name]
+    names = [model, *map(str, adapter or ()), chosen.name]
     folder = out or Path("runs") / "-".join(map(_file_name, names))
     hooked = ivlens.load(model, adapter=adapter, device=device, dtype=dtype)
     found = ivlens.audit(hooked, chosen, out=folder, top=top, memory=budget, **settings)
@@ -204,7 +205,10 @@ def audit(
 @app.command()
 def compare(
     base: Annotated[str, typer.Argument(help="The model before fine-tuning: lab, a local folder, or a hub id.")],
-    tuned: Annotated[str, typer.Argument(help="The model after it: a checkpoint, or a PEFT adapter folder over BASE.")],
+    tuned: Annotated[
+        list[str],
+        typer.Argument(help="The model after it: a checkpoint, or PEFT adapter folders over BASE, which are added up."),
+    ],
     task: _TaskName,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/compare-BASE-TUNED-TASK unless given.")] = None,
     shots: _Shots = 10,
@@ -231,7 +235,7 @@ def compare(
     settings |= {"corruption": corruption.value, "source": source.value, "effect": effect.value}
     Settings(**settings)
     chosen.split(shots=shots, seed=seed)
-    folder = out or Path("runs") / "-".join(["compare", *map(_file_name, [base, tuned, chosen.name])])
+    folder = out or Path("runs") / "-".join(["compare", *map(_file_name, [base, *tuned, chosen.name])])
     hooked = ivlens.load(base, device=device, dtype=dtype)
     found = ivlens.compare(hooked, tuned, chosen, out=folder, queries=queries, top=top, memory=budget, **settings)
     comparison_tables.print_comparison(found)

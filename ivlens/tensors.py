@@ -82,7 +82,7 @@ def _opened(path: Path, device: str, remedy: str, error: type[IvlensError], most
         refuse_unusual(path, most)
         with safe_open(path, framework="pt", device=device) as file:
             yield file
-    except (OSError, SafetensorError) as fault:
+    except (OSError, RuntimeError, SafetensorError) as fault:  # torch's, where a file is too large to be mapped.
         raise error(f"{path} is no readable safetensors file ({reason(fault)}); {remedy}") from fault
 
 

@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from checkpoints import build
@@ -381,3 +383,115 @@ def test_a_mutated_checkpoint_is_loaded_or_refused_in_a_sentence_of_ours(checkpo
             (folder / path.name).write_bytes(path.read_bytes())
 
     fuzz(Reader(make, models.load), tmp_path / "files", 40)
+
+
+def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    for name, reader in READERS.items():
+        folder = tmp_path / name
+        for file in valid(reader, folder):
+            content = (folder / file).read_bytes()
+            (folder / file).unlink()
+            os.mkfifo(folder / file)
+            if name == "steps of a cell":  # As if there were none.
+                assert outcome(reader, folder) is None
+            else:
+                assert isinstance(outcome(reader, folder), IvlensError), (name, file)
+            (folder / file).unlink()
+            (folder / file).write_bytes(content)
+
+
+def archive(path: Path, pickled: bytes | None = None, *, packed: bool = False) -> Path:
+    """A tensor as torch saves it, but for its pickle, or packed."""
+    torch.save(torch.zeros(1, 2**22), path)
+    with zipfile.ZipFile(path) as source:
+        held = {entry.filename: source.read(entry) for entry in source.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED) as target:
+        for name, content in held.items():
+            target.writestr(name, pickled if pickled and name.endswith("data.pkl") else content)
+    return path
+
+
+def test_a_packed_archive_is_refused_unread(tmp_path: Path) -> None:
+    path = archive(tmp_path / "a.pt", packed=True)
+    assert path.stat().st_size < 2**16
+    with pytest.raises(IvlensError, match=r"is a packed archive, as torch never writes it"):
+        formats.read_vector(path)
+
+
+def test_a_pickle_that_asks_for_memory_alone_is_refused_unread(tmp_path: Path) -> None:
+    """`bytearray(10**11)` is on torch's own list of harmless calls."""
+    pickled = b"\x80\x02c__builtin__\nbytearray\n\x8a\x05" + (10**11).to_bytes(5, "little") + b"\x85R."
+    with pytest.raises(IvlensError, match=r"asks for \w+\.bytearray, which ivlens never runs"):
+        formats.read_vector(archive(tmp_path / "a.pt", pickled))
+
+
+def test_a_tensor_that_is_larger_than_its_file_is_refused(tmp_path: Path) -> None:
+    torch.save(torch.zeros(1).expand(1, 10**12), tmp_path / "a.pt")
+    with bounded(), pytest.raises(IvlensError, match=r"of shape \(1, 1000000000000\) without that many numbers"):
+        formats.read_vector(tmp_path / "a.pt")
+    np.save(tmp_path / "a.npy", np.zeros(4, np.float32))
+    content = (tmp_path / "a.npy").read_bytes()
+    (tmp_path / "a.npy").write_bytes(content.replace(b"(4,), }" + b" " * 10, b"(40000000000,), }"))
+    with bounded(), pytest.raises(IvlensError, match=r"it says \(40000000000,\) of float32, but holds 16 bytes"):
+        formats.read_vector(tmp_path / "a.npy")
+
+
+def test_a_list_without_end_in_a_gguf_file_is_not_followed(tmp_path: Path) -> None:
+    """Numbers behind the end of a file read as nothing in the gguf package, so that it goes on for ever."""
+    list_of_bytes = struct.pack("<Q1sIIQ", 1, b"x", 9, 0, 2**60)
+    (tmp_path / "a.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + list_of_bytes)
+    with bounded(), pytest.raises(IvlensError, match=r"a list of 1152921504606846976 values behind its end"):
+        formats.read_vector(tmp_path / "a.gguf")
+
+
+def test_gguf_files_of_other_things_are_refused(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
+    writer.add_tensor("direction.1", np.ones(4, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(IvlensError, match=r"is a GGUF file of 'llama', not of a control vector"):
+        formats.read_vector(tmp_path / "a.gguf")
+
+
+def test_a_small_table_that_unfolds_without_end_is_refused(tmp_path: Path) -> None:
+    """One text of 1 MiB in 2,048 lines, which the file holds once; and many equal numbers."""
+    longest = pa.DictionaryArray.from_arrays(pa.array([0] * 2048, pa.int32()), pa.array(["x" * 2**20]))
+    zeros = pa.array(np.zeros(2**27, np.int8))
+    for column, reason in ((longest, "its column a unfolds to 2,147,483,648 bytes"), (zeros, "it unfolds to")):
+        table = pa.table({"a": column})
+        pq.write_table(table, tmp_path / "a.parquet", store_schema=False)
+        assert (tmp_path / "a.parquet").stat().st_size < 2**22
+        with bounded(), pytest.raises(IvlensError, match=reason):
+            frames.read(tmp_path / "a.parquet", remedy="")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"hidden_size": 2**20, "num_attention_heads": 2**10}, "describes [0-9,]+ parameters but the weights hold"),
+        ({"vocab_size": 2**40}, "describes [0-9,]+ parameters but the weights hold"),
+        ({"num_hidden_layers": 10**9}, "says num_hidden_layers = 1000000000; at most 30 is"),
+        ({"max_position_embeddings": 10**10}, "says max_position_embeddings = 10000000000; at most 2,097,152 is"),
+    ],
+)
+def test_a_configuration_of_a_larger_model_is_refused_before_memory_is_taken(
+    change: dict[str, int], sentence: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    for path in checkpoint.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with bounded(), pytest.raises(IvlensError, match=sentence):
+        models.load(tmp_path)
+
+
+def test_shards_outside_of_the_folder_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    for path in checkpoint.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "model.safetensors").rename(tmp_path / "model-1.safetensors")
+    shards = dict.fromkeys(load_file(tmp_path / "model-1.safetensors"), "../elsewhere.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shards}))
+    with pytest.raises(IvlensError, match=r"names '../elsewhere.safetensors', which is not in that folder"):
+        models.load(tmp_path)
