@@ -7,6 +7,7 @@ transformers fills in missing weights at random and goes on.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -229,9 +230,7 @@ def _refuse_larger(folder: Path, config: PretrainedConfig) -> None:
     for name, most in (("num_hidden_layers", len(shapes)), ("max_position_embeddings", LONGEST)):
         value = getattr(config, name, 0)
         if type(value) is not int or not 0 <= value <= most:
-            raise ModelError(
-                f"config.json in {folder} says {name} = {value!r}, but {most:,} is the most; copy it again"
-            )
+            raise ModelError(f"config.json in {folder} says {name} = {value!r}; at most {most:,} is possible here")
     try:
         with torch.device("meta"):
             described = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())

@@ -13,6 +13,7 @@ import resource
 import signal
 import struct
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -29,6 +31,7 @@ import torch
 from checkpoints import build
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from small import small_examples, small_model, trained_adapter
 
 from ivlens import (
@@ -62,7 +65,6 @@ from ivlens.vectors import InstructionVector
 
 ASKED = int(os.environ.get("IVLENS_FUZZ", "0"))
 MODEL = small_model()
-SLOW = {"checkpoint"}
 MEMORY = 2**30
 CPU_SECONDS = 20
 
