@@ -3,13 +3,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check bench lab clean
+.PHONY: demo test fuzz check bench lab clean
 
 demo: .venv/installed
 	$(BIN)/ivlens audit lab --task antonym --out runs/demo
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest
+
+# 1,000 mutations of every kind of file, other ones each time.
+fuzz: .venv/installed-test
+	IVLENS_FUZZ=1000 $(BIN)/python -m pytest tests/test_untrusted.py
 
 check: .venv/installed-check
 	$(BIN)/ruff check .

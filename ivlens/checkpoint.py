@@ -169,7 +169,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
 def _architecture(folder: Path) -> str:
     config = _json(folder / "config.json", folder)
     names = config.get("architectures")
-    if not isinstance(names, list) or not names:
+    if not isinstance(names, list) or not names or not isinstance(names[0], str):
         raise ModelError(f'config.json in {folder} has no "architectures"; add e.g. ["LlamaForCausalLM"]')
     if config.get("quantization_config"):
         raise ModelError(f"{folder} holds quantised weights; give the checkpoint in float32, bfloat16 or float16")

@@ -177,7 +177,7 @@ def read(path: Path) -> Task:
 def _json(path: Path) -> object:
     try:
         if path.exists() and not path.is_file():  # A pipe would be waited for.
-            raise TaskError(f"{path} is no file; give the path of a JSON task file")
+            raise TaskError(f"{path} cannot be read (it is no file); give the path of a JSON task file")
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
             raise TaskError(f"{path} has {size:,} bytes; a task file may have {MAX_FILE_BYTES:,} at most")

@@ -22,9 +22,10 @@ PACKAGE = ROOT / "ivlens"
 FLOORS = (
     {"blocks", "errors", "lab", "lab.sequences", "measures", "progress"},
     {"architectures", "files", "points", "shapes", "style", "tasks"},
+    {"tensors"},
     {
         *("checkpoint", "control_vectors", "figures", "frames", "lab.sequences.facts", "lab.vocabulary"),
-        *("panels", "prompts", "records", "tensors", "traces"),
+        *("panels", "prompts", "records", "traces"),
     },
     {
         "activations",
