@@ -367,8 +367,8 @@ def test_several_adapters_are_audited_as_merged_one_after_the_other(
     ivlens: Ivlens, checkpoint: Path, adapter: Path, tmp_path: Path
 ) -> None:
     twice_over = ["--adapter", adapter] * 2
-    assert ivlens("audit", checkpoint, *twice_over, "--task", "antonym", *SMALL, "--out", tmp_path).status == 0
-    record = json.loads((tmp_path / "run.json").read_text())
+    assert ivlens("audit", checkpoint, *twice_over, "--task", "antonym", *SMALL, "--out", tmp_path / "run").status == 0
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
     twice = models.load(checkpoint)
     for _ in range(2):
         lora.merge(twice, read_adapter(adapter, twice))
