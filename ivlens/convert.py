@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ivlens import adapters, files, formats, frames, models
+from ivlens import adapters, files, formats, frames, function_vectors, models
 from ivlens.effects import EFFECTS, cie_of, table_of
 from ivlens.errors import IvlensError
 from ivlens.formats import Facts, Form, Found
@@ -86,7 +86,7 @@ def _built(source: Path, facts: Facts, effects: str | Path | None, heads: Sequen
             f"{source} holds mean head outputs; the vector that heads write needs the model (folder, hub id or lab) "
             "and either their effects or the heads themselves"
         )
-    mean_z, left_out = formats.read_mean_activations(source)
+    mean_z, left_out = function_vectors.read_mean_activations(source)
     aie = None
     if effects is not None:
         table, more = read_effects(effects)
@@ -133,7 +133,7 @@ def read_effects(path: str | Path, *, form: Form | None = None) -> tuple[pd.Data
     path = Path(path)
     if (form or formats.form_of(path, is_source=True)) == "effects":
         return frames.read(path, columns=EFFECTS, remedy="give a run's effects.parquet"), ()
-    cie, left_out = formats.read_indirect_effects(path)
+    cie, left_out = function_vectors.read_indirect_effects(path)
     return table_of(cie, torch.arange(len(cie)), torch.full((len(cie),), torch.nan)), left_out
 
 
@@ -146,5 +146,5 @@ def _convert_effects(source: Path, given: Form, target: Path, wanted: Form) -> t
         files.write_whole(target, frames.to_bytes(table))
         unknown = "queries and unpatched probabilities are not known: every prompt counts as a query"
         return (*_left_out(left_out), unknown)
-    formats.write_indirect_effects(cie, target)
+    function_vectors.write_indirect_effects(cie, target)
     return ("indirect-effect files have no place for queries and unpatched probabilities",)

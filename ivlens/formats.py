@@ -19,7 +19,7 @@ from torch import Tensor
 from ivlens import control_vectors, files, tensors
 from ivlens.control_vectors import ControlVector
 from ivlens.errors import IvlensError
-from ivlens.shapes import Cie, MeanZ, Residual
+from ivlens.shapes import Residual
 from ivlens.vectors import InstructionVector
 
 Form = Literal[
@@ -146,10 +146,12 @@ def write_vector(vector: InstructionVector, path: str | Path, *, form: Form | No
         control_vectors.write(path, ControlVector({vector.layer: kept.float()}, vector.model, vector.task))
     elif form == "npy":
         kept = kept.float() if kept.dtype == torch.bfloat16 else kept
-        files.write_whole(path, _saved(lambda file: np.save(file, kept.numpy(), allow_pickle=False)))
+        buffer = io.BytesIO()
+        np.save(buffer, kept.numpy(), allow_pickle=False)
+        files.write_whole(path, buffer.getvalue())
     elif form in ("function-vector", "steering-vector"):
         content = kept[None] if form == "function-vector" else steering_arguments(vector)
-        files.write_whole(path, _saved(lambda file: torch.save(content, file)))
+        files.write_whole(path, tensors.torch_bytes(content))
     else:
         raise IvlensError(f"a vector cannot be written as {form}; choose one of {', '.join(VECTORS)}")
     return tuple(_notices(vector, form))
@@ -172,19 +174,6 @@ def of_steering_vector(steering: Steering, *, facts: Facts) -> Found:
     return _chosen(_activations(steering, Path("the SteeringVector")), Path("the SteeringVector"), facts)
 
 
-def read_mean_activations(path: Path) -> tuple[MeanZ, tuple[str, ...]]:
-    """function_vectors' `*_mean_head_activations.pt`, [layer, head, token, d_head], at its last token.
-
-    Raises:
-        IvlensError: not such a file.
-    """
-    means = tensors.as_floats(_torch(path), path, "mean head activations")
-    if means.dim() != 4 or not means.numel():
-        raise IvlensError(f"{path} holds {tuple(means.shape)}, not [layer, head, token, d_head]; give another file")
-    others = means.shape[2] - 1
-    return means[:, :, -1].contiguous(), (f"means at {others} tokens before the last one",) if others else ()
-
-
 def write_mean_activations(vector: InstructionVector, path: Path) -> tuple[str, ...]:
     """Write `mean_z` as [layer, head, 1, d_head]: function_vectors reads the last token of it.
 
@@ -194,30 +183,10 @@ def write_mean_activations(vector: InstructionVector, path: Path) -> tuple[str, 
     if vector.mean_z is None:
         raise IvlensError(f"the vector of {vector.task} comes without its heads' mean outputs; give one of ivlens")
     means = vector.mean_z.detach().cpu()[:, :, None].contiguous()
-    files.write_whole(path, _saved(lambda file: torch.save(means, file)))
+    files.write_whole(path, tensors.torch_bytes(means))
     facts = {"the vector itself": True, **dict(_facts(vector))}
     facts.pop("the heads' mean outputs")
     return tuple(f"mean-activations files have no place for {fact}" for fact in facts)
-
-
-def read_indirect_effects(path: Path) -> tuple[Cie, tuple[str, ...]]:
-    """function_vectors' `*_indirect_effect.pt`: [prompt, layer, head], or by class of token, of which the last one.
-
-    Raises:
-        IvlensError: not such a file.
-    """
-    effects = tensors.as_floats(_torch(path), path, "indirect effects")
-    if effects.dim() not in (3, 4) or not effects.numel():
-        raise IvlensError(f"{path} holds {tuple(effects.shape)}, not [prompt, layer, head(, class)]; give another file")
-    if effects.dim() == 3:
-        return effects, ()
-    others = effects.shape[3] - 1
-    return effects[..., -1].contiguous(), (f"effects at {others} other classes of tokens",) if others else ()
-
-
-def write_indirect_effects(cie: Cie, path: Path) -> None:
-    """Write effects as [prompt, layer, head]."""
-    files.write_whole(path, _saved(lambda file: torch.save(cie.contiguous(), file)))
 
 
 class _StandIn:
@@ -299,9 +268,3 @@ def _notices(vector: InstructionVector, form: Form) -> Iterator[str]:
         yield "gguf control vectors are float32: the vector was rounded"
     if form in ("gguf", "steering-vector"):
         yield "tools that read it add the vector at every token; ivlens adds it at the last prompt token"
-
-
-def _saved(save: Any) -> bytes:
-    buffer = io.BytesIO()
-    save(buffer)
-    return buffer.getvalue()

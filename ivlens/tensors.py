@@ -6,6 +6,7 @@ read as a list, has shown to ask for nothing but plain tensors. No tensor is lar
 
 from __future__ import annotations
 
+import io
 import math
 import pickletools
 import struct
@@ -108,6 +109,13 @@ def read_torch(path: Path, stand_ins: Mapping[str, type] | None = None) -> Any:
         raise IvlensError(f"{path} is not of the form of torch.save since 1.6; load and save it again") from fault
     except _BROKEN as fault:
         raise IvlensError(f"{path} is truncated or damaged ({reason(fault)}); copy it again") from fault
+
+
+def torch_bytes(content: Any) -> bytes:
+    """What `torch.save` writes."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
 
 
 def read_numpy(path: Path) -> Tensor:

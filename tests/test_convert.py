@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import ivlens
-from ivlens import control_vectors, formats, frames
+from ivlens import control_vectors, formats, frames, function_vectors
 from ivlens.cli import main
 from ivlens.control_vectors import ControlVector
 from ivlens.convert import read_effects
@@ -314,7 +314,7 @@ def test_mean_activations_go_out_with_one_token_and_come_back(vector: Instructio
     notices = ivlens.convert(tmp_path / "a.safetensors", path)
     assert notices[0] == "mean-activations files have no place for the vector itself" and len(notices) == 7
     assert torch.load(path, weights_only=True).shape == (3, 4, 1, 8)
-    assert vector.mean_z is not None and same(formats.read_mean_activations(path)[0], vector.mean_z)
+    assert vector.mean_z is not None and same(function_vectors.read_mean_activations(path)[0], vector.mean_z)
     with pytest.raises(IvlensError, match=r"needs the model .* and either their effects or the heads themselves"):
         ivlens.convert(path, tmp_path / "b.safetensors", model="lab")
 

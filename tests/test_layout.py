@@ -24,8 +24,8 @@ FLOORS = (
     {"architectures", "files", "points", "shapes", "style", "tasks"},
     {"tensors"},
     {
-        *("checkpoint", "control_vectors", "figures", "frames", "lab.sequences.facts", "lab.vocabulary"),
-        *("panels", "prompts", "records", "traces"),
+        *("checkpoint", "control_vectors", "figures", "frames", "function_vectors", "lab.sequences.facts"),
+        *("lab.vocabulary", "panels", "prompts", "records", "traces"),
     },
     {
         "activations",

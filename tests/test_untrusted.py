@@ -43,6 +43,7 @@ from ivlens import (
     finetune,
     formats,
     frames,
+    function_vectors,
     lora,
     models,
     plan,
@@ -276,10 +277,10 @@ READERS = {
         lambda folder: formats.read_vector(folder / "a.pt"),
     ),
     "mean activations": Reader(
-        saved(torch.randn(2, 4, 3, 6)), lambda folder: formats.read_mean_activations(folder / "a.pt")
+        saved(torch.randn(2, 4, 3, 6)), lambda folder: function_vectors.read_mean_activations(folder / "a.pt")
     ),
     "indirect effects": Reader(
-        saved(torch.randn(3, 2, 4, 2)), lambda folder: formats.read_indirect_effects(folder / "a.pt")
+        saved(torch.randn(3, 2, 4, 2)), lambda folder: function_vectors.read_indirect_effects(folder / "a.pt")
     ),
     "gguf": Reader(
         lambda folder: control_vectors.write(
