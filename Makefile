@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-tl4 check bench figures notebooks lab clean
+.PHONY: demo test test-tl4 fuzz check bench figures notebooks lab clean
 
 demo: .venv/installed
 	$(BIN)/ivlens audit lab --task antonym --out runs/demo
@@ -14,6 +14,10 @@ test: .venv/installed-test
 # TransformerLens 4 has no HookedTransformer: the tests of its TransformerBridge alone, in an environment of their own.
 test-tl4: .venv-tl4/installed
 	.venv-tl4/bin/python -m pytest tests/test_bridge.py
+
+# 1,000 mutations of every kind of file, other ones each time.
+fuzz: .venv/installed-test
+	IVLENS_FUZZ=1000 $(BIN)/python -m pytest tests/test_untrusted.py
 
 check: .venv/installed-check
 	$(BIN)/ruff check .

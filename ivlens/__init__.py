@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ivlens.audit import audit as audit
     from ivlens.compare import compare as compare
     from ivlens.comparison import Comparison as Comparison
+    from ivlens.convert import convert as convert
     from ivlens.effects import HeadEffects as HeadEffects
     from ivlens.effects import indirect_effects as indirect_effects
     from ivlens.errors import IvlensError as IvlensError
@@ -61,6 +62,7 @@ _HOME = {
     "ask": "replies",
     "audit": "audit",
     "compare": "compare",
+    "convert": "convert",
     "indirect_effects": "effects",
     "instruction_vector": "steering",
     "load": "adapters",

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import pydantic
 
 from ivlens.errors import IvlensError
-from ivlens.files import first_line
+from ivlens.files import read_json, reason
 from ivlens.layouts import Linear
 
 CONFIG = "adapter_config.json"
@@ -29,6 +29,13 @@ _WITHOUT_EFFECT = {
     *("auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config"),
     *("fan_in_fan_out", "inference_mode", "layers_pattern", "loftq_config", "lora_dropout", "lora_ga_config"),
     *("megatron_core", "peft_version", "qalora_group_size", "revision", "runtime_config", "velora_config"),
+}
+# Why an option cannot be had as low-rank updates; for others its name says enough.
+_REASONS = {
+    "use_dora": "DoRA rescales whole weights, which is no low-rank update",
+    "modules_to_save": "whole modules were trained beside the low-rank updates",
+    "bias": "biases were trained beside the low-rank updates",
+    "lora_bias": "biases were trained beside the low-rank updates",
 }
 _STARTS = (True, False, "gaussian", "orthogonal", "eva", "mica")
 
@@ -86,8 +93,7 @@ def read_config(folder: Path) -> AdapterConfig:
     if not path.is_file():
         raise IvlensError(f"there is no {CONFIG} in {folder}; give a local folder that PEFT saved an adapter to")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        config = AdapterConfig.model_validate(content)
+        config = AdapterConfig.model_validate(read_json(path))
         for pattern in _patterns(config):
             re.compile(pattern)
     except pydantic.ValidationError as error:
@@ -95,11 +101,12 @@ def read_config(folder: Path) -> AdapterConfig:
     except re.error as error:
         raise IvlensError(f"{path}: {error.pattern!r} is not a regular expression ({error}); mend it") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise IvlensError(f"{path} is not readable JSON ({first_line(error)}); copy it again") from error
+        raise IvlensError(f"{path} is not readable JSON ({reason(error)}); copy it again") from error
     for key, value in (config.model_extra or {}).items():
         # Every option of PEFT is null, false or empty when it is not used.
         if value and key not in _WITHOUT_EFFECT:
-            raise IvlensError(f"{path}: {key} = {json.dumps(value)[:60]} is not supported; {_MERGE}")
+            reason_why = f" ({_REASONS[key]})" if key in _REASONS else ""
+            raise IvlensError(f"{path}: {key} = {json.dumps(value)[:60]} is not supported{reason_why}; {_MERGE}")
     if config.init_lora_weights not in _STARTS:
         raise IvlensError(
             f"{path}: init_lora_weights = {config.init_lora_weights!r} changed the base model's weights before "
@@ -116,7 +123,8 @@ def _first_complaint(error: pydantic.ValidationError) -> str:
     if first["type"] == "missing":
         return f"{key} is missing"
     came = json.dumps(first["input"], default=str)[:60]
-    return f"{key} = {came} is not supported ({first['msg'][0].lower()}{first['msg'][1:]})"
+    why = _REASONS.get(key, f"{first['msg'][0].lower()}{first['msg'][1:]}")
+    return f"{key} = {came} is not supported ({why})"
 
 
 def _patterns(config: AdapterConfig) -> list[str]:

@@ -7,17 +7,17 @@ Hugging Face model's linear layers.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ivlens import layouts, lora, models
+from ivlens import layouts, lora, models, tensors
 from ivlens.adapter_config import CONFIG, read_config, written_config
 from ivlens.errors import IvlensError, ShapeMismatch
-from ivlens.files import as_run_error, first_line, replacing, write_whole
+from ivlens.files import as_run_error, replacing, write_whole
 from ivlens.layouts import Linear
 from ivlens.lora import Adapter, Factors
 
@@ -32,20 +32,20 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def load(
     model: str | Path | HookedTransformer,
     *,
-    adapter: str | Path | None = None,
+    adapter: str | Path | Sequence[str | Path] | None = None,
     device: str = "auto",
     dtype: str = "auto",
     revision: str | None = None,
 ) -> HookedTransformer:
-    """Load a model, prove that it computes what transformers computes, and merge an adapter into its weights.
+    """Load a model, prove that it computes what transformers computes, and merge adapters into its weights.
 
     The proof runs in float32 on the CPU, on a short prompt of random tokens, and takes 4 bytes of memory a parameter.
 
     Args:
         model: `lab`, a local Hugging Face folder, a hub id, or a HookedTransformer or TransformerBridge, which
             is checked and returned as it is. Needs safetensors; pickles and code out of a checkpoint are never run.
-        adapter: A local folder that PEFT saved a LoRA adapter of this model to. The model keeps its name; its weight
-            digest becomes another one.
+        adapter: A local folder that PEFT saved a LoRA adapter of this model to, or several, merged from left to right.
+            The model keeps its name; its weight digest becomes another one.
         device: `auto` (CUDA if there is any, else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`.
         dtype: `float32`, `bfloat16`, `float16`, `float64`, or `auto`: float32, but bfloat16 on CUDA for a checkpoint
             that is stored in 16 bits.
@@ -58,29 +58,37 @@ def load(
     Raises:
         ModelError: the model cannot be read, is not supported, or comes out different (see `models.load`).
         ShapeMismatch: the adapter is of another model.
-        IvlensError: the adapter cannot be read, asks for what ivlens does not compute, or changes nothing.
+        IvlensError: an adapter cannot be read, asks for what ivlens does not compute, or changes nothing.
     """
-    if adapter is None:
+    folders = [adapter] if isinstance(adapter, str | Path) else list(adapter or ())
+    if not folders:
         return models.load(model, device=device, dtype=dtype, revision=revision)
     if not isinstance(model, str | Path):
         raise IvlensError(
             f"adapter was given with a {type(model).__name__}, which is taken as it is; give the model's folder or hub "
             "id, or attach what ivlens.adapters.read_adapter returns"
         )
-    read_config(Path(adapter))  # Before a large model is read.
+    for folder in folders:  # Before a large model is read.
+        read_config(Path(folder))
     loaded = models.load(model, device=device, dtype=dtype, revision=revision)
-    found = read_adapter(adapter, loaded)
-    before = _log_probs(loaded)
-    lora.merge(loaded, found)
-    after = _log_probs(loaded)
+    for folder in folders:
+        _merge(loaded, folder)
+    return loaded
+
+
+def _merge(model: HookedTransformer, folder: str | Path) -> None:
+    """Merge one adapter for good; raises IvlensError where that changes nothing, or makes outputs NaN."""
+    found = read_adapter(folder, model)
+    before = _log_probs(model)
+    lora.merge(model, found)
+    after = _log_probs(model)
     if not after.isfinite().all():
-        raise IvlensError(f"with the adapter in {adapter} the model's outputs are NaN or infinite; train it again")
+        raise IvlensError(f"with the adapter in {folder} the model's outputs are NaN or infinite; train it again")
     if torch.equal(before, after):
         raise IvlensError(
-            f"the adapter in {adapter} changes no output of {models.model_name(loaded)} in {loaded.cfg.dtype}; "
+            f"the adapter in {folder} changes no output of {models.model_name(model)} in {model.cfg.dtype}; "
             "load in float32, or give an adapter that was trained"
         )
-    return loaded
 
 
 def read_adapter(folder: str | Path, model: HookedTransformer) -> Adapter:
@@ -101,25 +109,23 @@ def read_adapter(folder: str | Path, model: HookedTransformer) -> Adapter:
     """
     folder = Path(folder)
     config = read_config(folder)
-    tensors = _tensors(folder)
+    shapes = _shapes(folder)
     adapted = [linear for linear in layouts.linears(model) if config.adapts(linear)]
     if not adapted:
         raise IvlensError(
             f"{folder / CONFIG} targets {config.target_modules}, none of which {models.model_name(model)} has; "
             "give an adapter of this model"
         )
-    pairs = {
-        linear: Factors(*(tensors[name] for name in _tensor_names(linear)))
-        for linear in adapted
-        if tensors.keys() >= set(_tensor_names(linear))
-    }
-    # Before gaps: of an adapter of another model, shapes say most.
-    for linear, both in pairs.items():
-        _refuse_misfit(both, model, linear, config.rank(linear), folder)
-    _refuse_gaps(tensors, adapted, folder)
+    # Before gaps: of an adapter of another model, shapes say most. Before any tensor is read: it may be of any size.
+    for linear in adapted:
+        if shapes.keys() >= set(_tensor_names(linear)):
+            _refuse_misfit(shapes, model, linear, config.rank(linear), folder)
+    _refuse_gaps(shapes, adapted, folder)
+    held, _ = tensors.read(folder / WEIGHTS, remedy="copy it again", most=None)
     scale = config.scale(adapted[0])
     factors = {}
-    for linear, both in pairs.items():
+    for linear in adapted:
+        both = Factors(*(_floating(held[name], linear, folder) for name in _tensor_names(linear)))
         factors |= _split(_working(both, model, share=config.scale(linear) / scale), model, linear)
     adapter = Adapter(factors=factors, scale=scale)
     lora.check(model, adapter)
@@ -156,7 +162,7 @@ def write_adapter(
         strange = next((name for name in adapter.factors if name not in held), "no weight at all")
         raise IvlensError(f"the adapter is on {strange}, which PEFT has no place for; adapt weights inside blocks")
     fused = {linear: _fuse(adapter, model, linear) for linear in linears if _is_on(adapter, linear)}
-    tensors = {
+    held = {
         # Copies, since safetensors refuses tensors that share memory.
         name: factor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for linear, factors in fused.items()
@@ -171,7 +177,7 @@ def write_adapter(
         # Never a configuration beside another adapter's tensors.
         (folder / CONFIG).unlink(missing_ok=True)
     with replacing(folder / WEIGHTS) as temporary:
-        safetensors.torch.save_file(tensors, temporary, metadata={"format": "pt"})
+        safetensors.torch.save_file(held, temporary, metadata={"format": "pt"})
     write_whole(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
 
 
@@ -179,9 +185,7 @@ def _is_on(adapter: Adapter, linear: Linear) -> bool:
     return not adapter.factors.keys().isdisjoint(linear.weights)
 
 
-def _tensors(folder: Path) -> dict[str, Tensor]:
-    import safetensors.torch
-
+def _shapes(folder: Path) -> Mapping[str, tuple[int, ...]]:
     path = folder / WEIGHTS
     if not path.is_file():
         pickle = (folder / "adapter_model.bin").is_file()
@@ -191,25 +195,22 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
             if pickle
             else f"there is no {WEIGHTS} in {folder}; copy it again"
         )
-    try:
-        return safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise IvlensError(f"{path} is truncated or damaged ({first_line(error)}); copy it again") from error
+    return tensors.stored(path, remedy="copy it again").shapes
 
 
 def _tensor_names(linear: Linear) -> tuple[str, str]:
     return f"{_PREFIX}{linear.path}.lora_A.weight", f"{_PREFIX}{linear.path}.lora_B.weight"
 
 
-def _refuse_gaps(tensors: Mapping[str, Tensor], adapted: list[Linear], folder: Path) -> None:
+def _refuse_gaps(shapes: Mapping[str, object], adapted: list[Linear], folder: Path) -> None:
     wanted = {name for linear in adapted for name in _tensor_names(linear)}
-    missing = sorted(wanted - tensors.keys())
+    missing = sorted(wanted - shapes.keys())
     if missing:
         raise IvlensError(
             f"{folder / CONFIG} asks for {missing[0]}, which {WEIGHTS} does not have ({len(missing)} are missing); "
             "the two files are not of one adapter, or not of this model"
         )
-    unused = sorted(tensors.keys() - wanted)
+    unused = sorted(shapes.keys() - wanted)
     if unused:
         raise IvlensError(
             f"{folder / WEIGHTS} has {unused[0]}, which nothing uses ({len(unused)} such): {CONFIG} does not target it "
@@ -217,17 +218,23 @@ def _refuse_gaps(tensors: Mapping[str, Tensor], adapted: list[Linear], folder: P
         )
 
 
-def _refuse_misfit(both: Factors, model: HookedTransformer, linear: Linear, rank: int, folder: Path) -> None:
+def _refuse_misfit(
+    shapes: Mapping[str, tuple[int, ...]], model: HookedTransformer, linear: Linear, rank: int, folder: Path
+) -> None:
     d_in, d_out = layouts.shape(model, linear)
-    if both.A.shape != (rank, d_in) or both.B.shape != (d_out, rank):
+    a, b = (shapes[name] for name in _tensor_names(linear))
+    if (a, b) != ((rank, d_in), (d_out, rank)):
         raise ShapeMismatch(
-            f"the adapter in {folder} has A {tuple(both.A.shape)} and B {tuple(both.B.shape)} for {linear.path}, but "
+            f"the adapter in {folder} has A {a} and B {b} for {linear.path}, but "
             f"{models.model_name(model)} at rank {rank} needs {(rank, d_in)} and {(d_out, rank)}; "
             "give an adapter of this model"
         )
-    for factor in both:
-        if factor.dtype not in _DTYPES:
-            raise IvlensError(f"{linear.path} is stored as {factor.dtype} in {folder}; save the adapter in float32")
+
+
+def _floating(factor: Tensor, linear: Linear, folder: Path) -> Tensor:
+    if factor.dtype not in _DTYPES:
+        raise IvlensError(f"{linear.path} is stored as {factor.dtype} in {folder}; save the adapter in float32")
+    return factor
 
 
 def _working(both: Factors, model: HookedTransformer, *, share: float) -> Factors:

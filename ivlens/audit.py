@@ -65,11 +65,13 @@ class Audit:
         if run.record.command != "audit":
             raise RunError(f"{folder} is of `ivlens {run.record.command}`, not of an audit; give an audit's folder")
         vector = InstructionVector.load(run.path("vector.safetensors"))
+        z, settings = vector.measured()
         return cls(
             effects=HeadEffects.from_frame(
                 run.read_table("effects", columns=EFFECTS),
-                mean_z=vector.mean_z,
-                **{key: getattr(vector, key) for key in ("settings", "task", "task_digest", "model", "model_digest")},
+                mean_z=z,
+                settings=settings,
+                **{key: getattr(vector, key) for key in ("task", "task_digest", "model", "model_digest")},
             ),
             vector=vector,
             measures=run.read_table("measures", columns=MEASURES),

@@ -6,7 +6,6 @@ every stage that is done; in the middle of a stage it goes on from a checkpoint.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -18,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
 
-from ivlens import adapters, dependence, effects, files, finetune, layouts, lora
+from ivlens import adapters, dependence, effects, files, finetune, frames, layouts, lora, tensors
 from ivlens.activations import mean_z
 from ivlens.controls import with_norm
 from ivlens.errors import TrainingError
@@ -163,18 +161,19 @@ def _lines(path: Path) -> dict[int, dict[str, Any]]:
     """Steps by number. One that went on from a checkpoint took some steps again, to the same numbers."""
     found = {}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
-        with suppress(json.JSONDecodeError):
-            one = json.loads(line)
-            found[one["step"]] = one
+        with suppress(ValueError):  # The last line of a process that was killed.
+            one = files.parse_json(line)
+            if isinstance(one, dict) and type(one.get("step")) is int:
+                found[one["step"]] = one
     return found
 
 
 def _keep_whole(cell: Cell, number: int) -> None:
     """A checkpoint is gone on from if every step before it has its line; else the stage is learned anew."""
     path, steps = cell.path(number, ".checkpoint"), 0
-    with suppress(OSError, SafetensorError), safe_open(path, framework="pt") as file:  # `finetune` says what is wrong.
-        steps = int((file.metadata() or {}).get("steps", 0))
-    if set(range(steps)) - _lines(cell.path(number, "-steps.jsonl")).keys():
+    with suppress(TrainingError, ValueError):  # `finetune` says what is wrong.
+        steps = int(tensors.stored(path, remedy="delete it", error=TrainingError).metadata.get("steps", "0"))
+    if set(range(min(steps, cell.plan.training.steps))) - _lines(cell.path(number, "-steps.jsonl")).keys():
         path.unlink()
 
 
@@ -255,6 +254,4 @@ def _grid(bench: Bench, name: str, task: Task) -> pd.DataFrame:
 
 
 def _write(path: Path, frame: Any) -> None:
-    buffer = io.BytesIO()
-    frame.to_parquet(buffer, index=False)
-    files.write_whole(path, buffer.getvalue())
+    files.write_whole(path, frames.to_bytes(frame))

@@ -7,7 +7,7 @@ transformers fills in missing weights at random and goes on.
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from ivlens import tensors
 from ivlens.architectures import ARCHITECTURES, why_not
 from ivlens.errors import ModelError
+from ivlens.files import read_json, reason
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,7 +28,14 @@ if TYPE_CHECKING:
 
 LAB = Path(__file__).parent / "lab" / "model"
 # What transformers raises for a missing shard, a value out of range, a field of the wrong type, an unknown name.
-BROKEN = (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError)
+BROKEN = (
+    *(OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError),
+    *(ArithmeticError, AssertionError, ImportError, MemoryError),
+)
+LONGEST = 2**21
+"""Positions. Tables of rotary models are as long."""
+SLACK = 2**26
+"""Parameters that may be lacking in any checkpoint before it is refused unread."""
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
@@ -83,6 +92,7 @@ def read(folder: Path, *, name: str) -> Checkpoint:
     with quiet_transformers():
         config = _config(folder)
         tokenizer = _tokenizer(folder)
+        _refuse_larger(folder, config)
         model = _weights(folder, config)
     if type(model).__name__ != architecture:
         raise ModelError(
@@ -159,7 +169,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
 def _architecture(folder: Path) -> str:
     config = _json(folder / "config.json", folder)
     names = config.get("architectures")
-    if not isinstance(names, list) or not names:
+    if not isinstance(names, list) or not names or not isinstance(names[0], str):
         raise ModelError(f'config.json in {folder} has no "architectures"; add e.g. ["LlamaForCausalLM"]')
     if config.get("quantization_config"):
         raise ModelError(f"{folder} holds quantised weights; give the checkpoint in float32, bfloat16 or float16")
@@ -177,9 +187,9 @@ def _json(path: Path, folder: Path) -> dict[str, Any]:
             raise ModelError(f"{folder} is an adapter, not a model; load its base model and give the adapter with it")
         raise ModelError(f"{path.name} is missing from {folder}; give a folder that a Hugging Face model was saved to")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path.name} in {folder} is not readable JSON ({error}); copy it again") from error
+        content = read_json(path)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path.name} in {folder} is not readable JSON ({reason(error)}); copy it again") from error
     if not isinstance(content, dict):
         raise ModelError(f"{path.name} in {folder} is a JSON {type(content).__name__}, not an object; copy it again")
     return content
@@ -205,6 +215,43 @@ def _config(folder: Path) -> PretrainedConfig:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (*BROKEN, StrictDataclassError) as error:
         raise ModelError(f"transformers cannot read config.json in {folder}: {_flat(error)}") from error
+
+
+def _refuse_larger(folder: Path, config: PretrainedConfig) -> None:
+    """Before memory is taken: raise a ModelError where config.json describes far more than the weights hold.
+
+    transformers fills in at random what the weights lack, however large it is.
+    """
+    from transformers import AutoModelForCausalLM
+
+    _refuse_elsewhere(folder)
+    stored = [tensors.stored(path, remedy="copy it again", error=ModelError) for path in folder.glob("*.safetensors")]
+    shapes = [shape for one in stored for shape in one.shapes.values()]
+    for name, most in (("num_hidden_layers", len(shapes)), ("max_position_embeddings", LONGEST)):
+        value = getattr(config, name, 0)
+        if type(value) is not int or not 0 <= value <= most:
+            raise ModelError(f"config.json in {folder} says {name} = {value!r}; at most {most:,} is possible here")
+    try:
+        with torch.device("meta"):
+            described = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
+    except BROKEN as error:
+        raise ModelError(f"transformers cannot read config.json in {folder}: {_flat(error)}") from error
+    held = sum(map(math.prod, shapes))
+    if described > 2 * held + SLACK:  # What is lacking of less is named, tensor by tensor, when it has been read.
+        raise ModelError(
+            f"config.json in {folder} describes {described:,} parameters but the weights hold {held:,}; they are not "
+            "of one model, or a file is missing"
+        )
+
+
+def _refuse_elsewhere(folder: Path) -> None:
+    """Raise a ModelError where the index of shards leads out of the folder."""
+    index = folder / "model.safetensors.index.json"
+    shards = _json(index, folder).get("weight_map") if index.is_file() else {}
+    names = set(map(str, shards.values())) if isinstance(shards, dict) else {"..."}
+    outside = sorted(name for name in names if Path(name).name != name)
+    if outside:
+        raise ModelError(f"{index.name} in {folder} names {outside[0]!r}, which is not in that folder; copy it again")
 
 
 def _weights(folder: Path, config: PretrainedConfig) -> PreTrainedModel:

@@ -167,7 +167,8 @@ def audit(
     task: _TaskName,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/MODEL[-ADAPTER]-TASK unless given.")] = None,
     adapter: Annotated[
-        Path | None, typer.Option(metavar="PEFT_DIR", help="A LoRA adapter over MODEL, as PEFT saves it.")
+        list[Path] | None,
+        typer.Option(metavar="PEFT_DIR", help="A LoRA adapter over MODEL, as PEFT saves it; several: left to right."),
     ] = None,
     shots: _Shots = 10,
     clean_prompts: _CleanPrompts = 100,
@@ -193,7 +194,7 @@ def audit(
     # Before a large model is read, what can be refused without it.
     Settings(**settings)
     chosen.split(shots=shots, seed=seed)
-    names = [model, chosen.name] if adapter is None else [model, str(adapter), chosen.name]
+    names = [model, *map(str, adapter or ()), chosen.name]
     folder = out or Path("runs") / "-".join(map(_file_name, names))
     hooked = ivlens.load(model, adapter=adapter, device=device, dtype=dtype)
     found = ivlens.audit(hooked, chosen, out=folder, top=top, memory=budget, **settings)
@@ -205,7 +206,10 @@ def audit(
 @app.command()
 def compare(
     base: Annotated[str, typer.Argument(help="The model before fine-tuning: lab, a local folder, or a hub id.")],
-    tuned: Annotated[str, typer.Argument(help="The model after it: a checkpoint, or a PEFT adapter folder over BASE.")],
+    tuned: Annotated[
+        list[str],
+        typer.Argument(help="The model after it: a checkpoint, or PEFT adapter folders over BASE, which are added up."),
+    ],
     task: _TaskName,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/compare-BASE-TUNED-TASK unless given.")] = None,
     shots: _Shots = 10,
@@ -232,7 +236,7 @@ def compare(
     settings |= {"corruption": corruption.value, "source": source.value, "effect": effect.value}
     Settings(**settings)
     chosen.split(shots=shots, seed=seed)
-    folder = out or Path("runs") / "-".join(["compare", *map(_file_name, [base, tuned, chosen.name])])
+    folder = out or Path("runs") / "-".join(["compare", *map(_file_name, [base, *tuned, chosen.name])])
     hooked = ivlens.load(base, device=device, dtype=dtype)
     found = ivlens.compare(hooked, tuned, chosen, out=folder, queries=queries, top=top, memory=budget, **settings)
     comparison_tables.print_comparison(found)
@@ -295,6 +299,63 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     from ivlens.tables import plain
 
     print(f"Written: {plain(str(ivlens.report(run)))}")
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="The file to read.")],
+    target: Annotated[Path, typer.Argument(help="The file to write.")],
+    source_form: Annotated[str | None, typer.Option("--from", metavar="FORM", help="What SOURCE is.")] = None,
+    target_form: Annotated[str | None, typer.Option("--to", metavar="FORM", help="What TARGET is to be.")] = None,
+    layer: Annotated[
+        int | None, _number("Which layer of SOURCE, or where to add its vector: after block N, from 0.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="The model's name; for mean-activations its folder, hub id, or lab.")] = "",
+    task: Annotated[str, typer.Option(help="The task's name; the file's unless given.")] = "",
+    effects: Annotated[
+        Path | None, typer.Option(help="For mean-activations: effects that rank the heads of the vector.")
+    ] = None,
+    heads: Annotated[str | None, typer.Option(metavar="LIST", help="In place of --effects: L9H6,L3H2")] = None,
+    top: Annotated[int, _number("Heads of the vector.")] = 10,
+) -> None:
+    """Turn a vector or effects into the file of another tool, or its file into one of ivlens.
+
+    Forms are told by the files' names and contents:
+
+    \b
+    vector            *.safetensors  ivlens: vector, heads, their means and AIE
+    gguf              *.gguf         control vector of llama.cpp and repeng
+    steering-vector   *.pt           SteeringVector of steering-vectors (--to)
+    npy               *.npy          one numpy array
+    function-vector   *.pt           function_vectors' vector, [1, d_model]
+    mean-activations  *_mean_head_activations.pt  of function_vectors
+    effects           *.parquet      the effects of a run of ivlens
+    indirect-effect   *_indirect_effect.pt        of function_vectors
+
+    What TARGET has no place for is said, line by line. No pickle is executed.
+    """
+    import ivlens
+    from ivlens import formats, tables
+    from ivlens.shapes import Head
+
+    for option, form in (("--from", source_form), ("--to", target_form)):
+        if form is not None and form not in formats.FORMS:
+            raise IvlensError(f"{option} is {form!r}; it must be one of {', '.join(formats.FORMS)}")
+    notices = ivlens.convert(
+        source,
+        target,
+        source_form=source_form,  # pyright: ignore[reportArgumentType]
+        target_form=target_form,  # pyright: ignore[reportArgumentType]
+        layer=layer,
+        model=model,
+        task=task,
+        effects=effects,
+        heads=[Head.parse(head) for head in _listed(heads)] if heads else (),
+        top=top,
+    )
+    for notice in notices:
+        _complain(notice)
+    print(f"Wrote {tables.plain(str(target))}.")
 
 
 @app.command("tasks")

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 def compare(
     base: HookedTransformer | str | Path,
-    tuned: HookedTransformer | Adapter | str | Path,
+    tuned: HookedTransformer | Adapter | str | Path | Sequence[str | Path],
     task: Task | str | Path,
     *,
     out: str | Path | None = None,
@@ -58,7 +58,8 @@ def compare(
     """AIE, vectors and dependence on them before and after fine-tuning, and the change with paired intervals.
 
     Args:
-        tuned: A model, a checkpoint (folder or hub id), a PEFT adapter folder over `base`, or an adapter.
+        tuned: A model, a checkpoint (folder or hub id), a PEFT adapter folder over `base`, or an adapter; or several
+            such folders, whose updates are added up.
         out: Run folder to write to, and to resume from; nothing is written without it.
         queries: Evaluation pairs on which dependence is measured; fewer where the task has fewer.
         top: How many heads make up a vector.
@@ -132,7 +133,12 @@ class _Other(NamedTuple):
     name: str
 
 
-def _other(base: HookedTransformer, tuned: HookedTransformer | Adapter | str | Path) -> _Other:
+def _other(base: HookedTransformer, tuned: HookedTransformer | Adapter | str | Path | Sequence[str | Path]) -> _Other:
+    if isinstance(tuned, Sequence) and not isinstance(tuned, str):
+        if len(tuned) != 1:
+            stacked = lora.stack([adapters.read_adapter(folder, base) for folder in tuned])
+            return _Other(stacked, " + ".join([models.model_name(base), *(Path(one).resolve().name for one in tuned)]))
+        tuned = tuned[0]
     if isinstance(tuned, Adapter):
         lora.check(base, tuned)
         return _Other(tuned, f"{models.model_name(base)} + adapter")

@@ -56,16 +56,14 @@ class Comparison:
             )
         vectors = {name: InstructionVector.load(run.path(f"{name}_vector.safetensors")) for name in ("base", "tuned")}
         effects = {
-            name: HeadEffects.from_frame(
-                run.read_table(f"{name}_effects", columns=EFFECTS), mean_z=vector.mean_z, **described(vector)
-            )
+            name: HeadEffects.from_frame(run.read_table(f"{name}_effects", columns=EFFECTS), **described(vector))
             for name, vector in vectors.items()
         }
         return cls(
             **effects,
             base_vector=vectors["base"],
             tuned_vector=vectors["tuned"],
-            tuned_name=run.record.sources["tuned"].name,
+            tuned_name=run.source("tuned").name,
             aie=run.read_table("aie", columns=AIE),
             measures=run.read_table("measures", columns=CHANGES),
             drift=run.read_table("drift", columns=DRIFT),
@@ -145,4 +143,6 @@ class Comparison:
 
 def described(vector: InstructionVector) -> dict[str, object]:
     """What a vector and the effects that it was built from have in common."""
-    return {key: getattr(vector, key) for key in ("settings", "task", "task_digest", "model", "model_digest")}
+    z, settings = vector.measured()
+    others = {key: getattr(vector, key) for key in ("task", "task_digest", "model", "model_digest")}
+    return {"mean_z": z, "settings": settings, **others}

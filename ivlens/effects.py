@@ -6,6 +6,8 @@ code of arXiv:2502.11019. Clean prompts and ranking prompts share no query pair.
 
 from __future__ import annotations
 
+import math
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -124,36 +126,18 @@ class HeadEffects:
     @classmethod
     def from_frame(cls, frame: pd.DataFrame, **others: Any) -> HeadEffects:
         """What `to_frame` made; `others` are the fields that a table does not hold."""
-        n_prompts, n_layers, n_heads = (int(frame[axis].to_numpy().max()) + 1 for axis in ("prompt", "layer", "head"))
-        frame = frame.sort_values(["prompt", "layer", "head"])
-        if len(frame) != n_prompts * n_layers * n_heads:
-            raise IvlensError(
-                f"the table of effects has {len(frame)} lines, but {n_prompts} prompts of {n_layers}x{n_heads} heads "
-                "need one each; run the audit again"
-            )
-        first = frame.groupby("prompt").first()
+        cie = cie_of(frame)
+        per_prompt = frame.sort_values(["prompt", "layer", "head"])[:: cie[0].numel()]
         return cls(
-            cie=torch.tensor(frame["cie"].to_numpy()).reshape(n_prompts, n_layers, n_heads),
-            baseline=torch.tensor(first["baseline"].to_numpy()),
-            queries=torch.tensor(first["query"].to_numpy()),
+            cie=cie,
+            baseline=torch.tensor(per_prompt["baseline"].to_numpy()),
+            queries=torch.tensor(per_prompt["query"].to_numpy()),
             **others,
         )
 
     def to_frame(self) -> pd.DataFrame:
         """One line per prompt and head: `prompt`, `query`, `layer`, `head`, `cie`, `baseline`."""
-        import pandas as pd
-
-        axes = np.indices(self.cie.shape).reshape(3, -1)
-        return pd.DataFrame(
-            {
-                "prompt": axes[0],
-                "query": self.queries.cpu().numpy()[axes[0]],
-                "layer": axes[1],
-                "head": axes[2],
-                "cie": self.cie.cpu().numpy().reshape(-1),
-                "baseline": self.baseline.cpu().numpy()[axes[0]],
-            }
-        )
+        return table_of(self.cie, self.queries, self.baseline)
 
     def figure(self, *, marked: Sequence[Head] = ()) -> go.Figure:
         """Heatmap of the AIE, layers down and heads across; `marked` heads are outlined."""
@@ -180,6 +164,45 @@ class HeadEffects:
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         """The figure where plotly has a renderer for notebooks, and one line of text everywhere."""
         return {"text/plain": repr(self), **self.figure()._repr_mimebundle_()}
+
+
+def table_of(cie: Cie, queries: Int[Tensor, " prompt"], baseline: Float[Tensor, " prompt"]) -> pd.DataFrame:
+    """Effects as a table of `EFFECTS`, one line per prompt and head."""
+    import pandas as pd
+
+    axes = np.indices(cie.shape).reshape(3, -1)
+    return pd.DataFrame(
+        {
+            "prompt": axes[0],
+            "query": queries.cpu().numpy()[axes[0]],
+            "layer": axes[1],
+            "head": axes[2],
+            "cie": cie.cpu().numpy().reshape(-1),
+            "baseline": baseline.cpu().numpy()[axes[0]],
+        }
+    )
+
+
+def cie_of(frame: pd.DataFrame) -> Cie:
+    """The effects in a table, in whichever order its lines are.
+
+    Raises:
+        IvlensError: it has not one line for every prompt and head, or columns of another kind than numbers.
+    """
+    axes = [frame[axis].to_numpy() for axis in ("prompt", "layer", "head")]
+    kinds = "".join(frame[name].dtype.kind for name in EFFECTS)
+    if not len(frame) or not re.fullmatch("i{4}ff", kinds):
+        raise IvlensError(f"the table of effects has {len(frame)} lines of kinds {kinds}; run the audit again")
+    shape = tuple(int(axis.max()) + 1 for axis in axes)
+    order = np.lexsort(axes[::-1])
+    # Sizes first: a number of a damaged file may be of any size.
+    if len(frame) != math.prod(shape) or not np.array_equal(np.stack(axes)[:, order], np.indices(shape).reshape(3, -1)):
+        n_prompts, n_layers, n_heads = shape
+        raise IvlensError(
+            f"the table of effects has {len(frame)} lines, but {n_prompts} prompts of {n_layers}x{n_heads} heads "
+            "need one each; run the audit again"
+        )
+    return torch.tensor(frame["cie"].to_numpy()[order]).reshape(shape)
 
 
 def indirect_effects(

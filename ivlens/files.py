@@ -7,12 +7,16 @@ writes into it.
 from __future__ import annotations
 
 import contextlib
+import errno
+import json
 import os
 import secrets
+import stat
 import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ivlens.errors import RunError
 
@@ -20,6 +24,36 @@ OURS = ".ivlens-"
 """What begins like this in a folder is ours, and no result."""
 LOCK = f"{OURS}lock"
 TEMPORARY = f"{OURS}tmp-"
+LARGEST_TEXT = 64 * 2**20
+"""Bytes of a JSON or TOML file that is still read."""
+
+
+def refuse_unusual(path: Path, most: int | None) -> None:
+    """Raise an OSError for what is no file (a pipe would be waited for), and for more than `most` bytes."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is no file", str(path))
+    if most is not None and status.st_size > most:
+        raise OSError(errno.EFBIG, f"it has {status.st_size:,} bytes, and may have {most:,}", str(path))
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file of usual size holds.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no JSON in UTF-8, or nested without end.
+    """
+    refuse_unusual(path, LARGEST_TEXT)
+    return parse_json(path.read_text(encoding="utf-8"))
+
+
+def parse_json(text: str) -> Any:
+    """What a JSON text says; raises ValueError where it is none, or nested without end."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -110,6 +144,11 @@ def as_run_error(path: Path) -> Iterator[None]:
             f"cannot write {path} ({error.strerror or first_line(error)}); nothing half-written was left. Mend that "
             "or choose another --out, then run the same command again"
         ) from error
+
+
+def reason(error: BaseException) -> str:
+    """Why something failed, in a few words."""
+    return getattr(error, "strerror", None) or first_line(error)[:200]
 
 
 def first_line(error: BaseException) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,11 +19,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ivlens import files
+from ivlens import files, tensors
 from ivlens.activations import AnswerLogits, differentiable_answer_logits
 from ivlens.errors import IvlensError, ShapeMismatch, TrainingError
 from ivlens.guidance import Guide
@@ -269,34 +269,37 @@ def _record(
 
 
 def _save(path: Path, factors: list[Tensor], optimizer: torch.optim.Optimizer, record: dict[str, str]) -> None:
-    tensors = {f"factor {i}": factor for i, factor in enumerate(factors)}
+    held = {f"factor {i}": factor for i, factor in enumerate(factors)}
     for i, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"{key} {i}": value for key, value in state.items()}
-    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    files.write_whole(path, save(tensors, metadata=record))
+        held |= {f"{key} {i}": value for key, value in state.items()}
+    held = {key: tensor.detach().cpu().contiguous() for key, tensor in held.items()}
+    files.write_whole(path, save(held, metadata=record))
 
 
 def _resume(path: Path | None, factors: list[Tensor], optimizer: torch.optim.Optimizer, record: dict[str, str]) -> int:
     """Fill in what a checkpoint holds; the number of steps it has seen. Nothing is unpickled."""
     if path is None or not path.exists():
         return 0
-    try:
-        with safe_open(path, framework="pt") as file:
-            found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            metadata = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise TrainingError(f"{path} is no readable checkpoint ({files.first_line(error)}); delete it") from error
+    shapes, metadata = tensors.stored(path, remedy="delete it", error=TrainingError)
     others = [key for key, value in record.items() if metadata.get(key) != value]
-    shapes = [found[key].shape if (key := f"factor {i}") in found else None for i in range(len(factors))]
-    if others or shapes != [factor.shape for factor in factors]:
+    moments = {"factor": None, "exp_avg": None, "exp_avg_sq": None, "step": ()}
+    wanted = {
+        f"{kind} {i}": tuple(factor.shape) if shape is None else shape
+        for kind, shape in moments.items()
+        for i, factor in enumerate(factors)
+    }
+    if others or shapes != wanted:
         raise TrainingError(
             f"{path} is a checkpoint of another training: it differs in {', '.join(others) or 'the adapter'}; train "
             "with the settings that it has, or delete it"
         )
+    found, _ = tensors.read(path, remedy="delete it", error=TrainingError, most=None)
+    steps = metadata.get("steps", "")
+    if not re.fullmatch("[0-9]{1,9}", steps) or not all(bool(tensor.isfinite().all()) for tensor in found.values()):
+        raise TrainingError(f"{path} is a damaged checkpoint ({steps!r} steps, or NaN in it); delete it")
     with torch.no_grad():
         for i, factor in enumerate(factors):
             factor.copy_(found[f"factor {i}"])
-    moments = ("step", "exp_avg", "exp_avg_sq")
-    state = {i: {key: found[f"{key} {i}"] for key in moments} for i in range(len(factors))}
+    state = {i: {key: found[f"{key} {i}"] for key in moments if key != "factor"} for i in range(len(factors))}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return int(metadata["steps"])
+    return int(steps)

@@ -18,11 +18,10 @@ import safetensors.torch
 import torch
 from einops import rearrange
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ivlens import bridges, files, models
+from ivlens import bridges, files, models, tensors
 from ivlens.errors import IvlensError, ShapeMismatch
 
 if TYPE_CHECKING:
@@ -294,14 +293,18 @@ def matrix_shape(model: HookedTransformer, name: str) -> tuple[int, int]:
 def check(model: HookedTransformer, adapter: Adapter) -> None:
     """Raises ShapeMismatch where the adapter does not fit, IvlensError where it is not finite."""
     for name, (a, b) in adapter.factors.items():
-        d_in, d_out = matrix_shape(model, name)
-        if a.shape[1] != d_in or b.shape[0] != d_out or len(a) != b.shape[1]:
-            raise ShapeMismatch(
-                f"the adapter has A {tuple(a.shape)} and B {tuple(b.shape)} for {name}, but {models.model_name(model)} "
-                f"needs (rank, {d_in}) and ({d_out}, rank); give an adapter of this model"
-            )
+        _check_shapes(model, name, tuple(a.shape), tuple(b.shape))
         if not bool(a.isfinite().all() and b.isfinite().all()):
             raise IvlensError(f"the adapter has NaN or infinity for {name}; train or save it again")
+
+
+def _check_shapes(model: HookedTransformer, name: str, a: tuple[int, ...], b: tuple[int, ...]) -> None:
+    d_in, d_out = matrix_shape(model, name)
+    if len(a) != 2 or len(b) != 2 or a[1] != d_in or b[0] != d_out or a[0] != b[1]:
+        raise ShapeMismatch(
+            f"the adapter has A {a} and B {b} for {name}, but {models.model_name(model)} needs (rank, {d_in}) and "
+            f"({d_out}, rank); give an adapter of this model"
+        )
 
 
 def _is_adapted(module: nn.Module, weight: str) -> bool:
@@ -314,12 +317,12 @@ def _updates(model: HookedTransformer) -> list[Update]:
 
 def save(adapter: Adapter, path: Path) -> None:
     """Write the factors as they are into one safetensors file; `adapters.write_adapter` writes PEFT's form."""
-    tensors = {
+    held = {
         f"{name}.{part}": getattr(factors, part).detach().cpu().contiguous()
         for name, factors in adapter.factors.items()
         for part in Factors._fields
     }
-    files.write_whole(path, safetensors.torch.save(tensors, metadata={"format": FORMAT, "scale": repr(adapter.scale)}))
+    files.write_whole(path, safetensors.torch.save(held, metadata={"format": FORMAT, "scale": repr(adapter.scale)}))
 
 
 def load(path: Path, model: HookedTransformer) -> Adapter:
@@ -329,21 +332,25 @@ def load(path: Path, model: HookedTransformer) -> Adapter:
         IvlensError: not such a file.
         ShapeMismatch: it is of another model.
     """
-    try:
-        with safe_open(path, framework="pt", device=str(model.cfg.device)) as file:
-            metadata = file.metadata() or {}
-            names = [name.removesuffix(".A") for name in file.keys() if name.endswith(".A")]  # noqa: SIM118
-            factors = {
-                name: Factors(*(file.get_tensor(f"{name}.{part}") for part in Factors._fields)) for name in names
-            }
-    except (OSError, SafetensorError) as error:
-        raise IvlensError(
-            f"{path} is no readable adapter ({error}); delete it and run the same command again"
-        ) from error
+    remedy = "delete it and run the same command again"
+    shapes, metadata = tensors.stored(path, remedy=remedy)
     if metadata.get("format") != FORMAT:
         raise IvlensError(
             f"{path} is of format {metadata.get('format')!r}, not {FORMAT!r}; give a file that save wrote"
         )
-    adapter = Adapter(factors=factors, scale=float(metadata["scale"]))
+    names = {name.rpartition(".")[0] for name in shapes}
+    if set(shapes) != {f"{name}.{part}" for name in names for part in Factors._fields}:
+        raise IvlensError(f"{path} has tensors that make no pairs of A and B; {remedy}")
+    for name in names:
+        _check_shapes(model, name, shapes[f"{name}.A"], shapes[f"{name}.B"])
+    try:
+        scale = float(metadata["scale"])
+    except (KeyError, ValueError) as error:
+        raise IvlensError(f"{path} does not say how strong its updates are; {remedy}") from error
+    if not math.isfinite(scale):
+        raise IvlensError(f"{path} says that its updates are {scale} times as strong; {remedy}")
+    held, _ = tensors.read(path, remedy=remedy, device=model.cfg.device or "cpu", most=None)
+    factors = {name: Factors(*(held[f"{name}.{part}"] for part in Factors._fields)) for name in sorted(names)}
+    adapter = Adapter(factors=factors, scale=scale)
     check(model, adapter)
     return adapter

@@ -17,6 +17,7 @@ from typing import Any, get_type_hints
 import pydantic
 
 from ivlens.errors import IvlensError, StudyError
+from ivlens.files import LARGEST_TEXT, refuse_unusual
 from ivlens.finetune import Training
 from ivlens.guidance import GUIDANCE, Guidance
 from ivlens.lab.sequences import SEQUENCES
@@ -151,13 +152,14 @@ def read(name: str | Path) -> Plan:
     built_in = BUILT_IN / f"{name}.toml"
     path = built_in if str(name) in studies() else Path(name)
     try:
+        refuse_unusual(path, LARGEST_TEXT)
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         known = ", ".join(studies())
         raise StudyError(
             f"there is no built-in study and no file {str(name)!r} ({error.strerror}); built-in are {known}"
         ) from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise StudyError(f"{path} is no TOML file ({error}); mend that place") from error
     try:
         plan = _plan({"name": path.stem, **content})

@@ -99,10 +99,10 @@ def prepare(
         raise IvlensError(f"the vector is of task {vector.task!r}, not of {task.name!r}; build it on this task")
     if vector.layer is None:
         raise IvlensError("the vector has no layer yet; take vector.at(layer)")
-    settings = vector.settings
+    z, settings = vector.measured()
     pairs = task.split(shots=settings.shots, seed=settings.seed).evaluation[:prompts]
     random = random_sets(vector, draws=draws)
-    written = torch.stack([write_vector(model, vector.mean_z, heads) for heads in random])
+    written = torch.stack([write_vector(model, z, heads) for heads in random])
     asked = instructed(task, pairs, template=settings.template) if task.instructions else []
     told = statements(task, pairs)
     return Probe(
@@ -121,11 +121,12 @@ def prepare(
 
 def random_sets(vector: InstructionVector, *, draws: int) -> tuple[tuple[Head, ...], ...]:
     """Sets of as many heads as the vector has, of heads that it has not; of all where too few others are left."""
-    n_layers, n_heads = vector.mean_z.shape[:2]
+    z, settings = vector.measured()
+    n_layers, n_heads = z.shape[:2]
     every = [Head(layer, head) for layer in range(n_layers) for head in range(n_heads)]
     others, k = [head for head in every if head not in vector.heads], len(vector.heads)
     pool = others if len(others) >= k else every
-    generator = np.random.default_rng([vector.settings.seed, 3])
+    generator = np.random.default_rng([settings.seed, 3])
     return tuple(tuple(pool[i] for i in generator.choice(len(pool), k, replace=False)) for _ in range(draws))
 
 

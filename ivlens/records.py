@@ -16,7 +16,7 @@ import pydantic
 import pydantic_core
 
 from ivlens.errors import RunError
-from ivlens.files import first_line, write_whole
+from ivlens.files import LARGEST_TEXT, reason, refuse_unusual, write_whole
 
 SCHEMA_VERSION = 1
 RECORD = "run.json"
@@ -73,7 +73,7 @@ def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     try:
         return json.loads(json.dumps(dict(settings), allow_nan=False))
     except (TypeError, ValueError) as error:
-        raise RunError(f"the settings cannot be recorded as JSON: {first_line(error)}") from error
+        raise RunError(f"the settings cannot be recorded as JSON: {reason(error)}") from error
 
 
 def write_record(folder: Path, record: RunRecord) -> None:
@@ -90,6 +90,7 @@ def read_record(folder: Path) -> RunRecord | None:
     path = folder / RECORD
     remedy = "choose another --out, or delete the folder"
     try:
+        refuse_unusual(path, LARGEST_TEXT)
         content = path.read_bytes()
         found = pydantic_core.from_json(content)
         version = found.get("schema_version") if isinstance(found, dict) else None
@@ -107,7 +108,7 @@ def read_record(folder: Path) -> RunRecord | None:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
         raise RunError(f"{path} is not the record of a run ({wrong}); {remedy}") from error
     except (OSError, ValueError) as error:
-        raise RunError(f"{path} cannot be read ({first_line(error)}); {remedy}") from error
+        raise RunError(f"{path} cannot be read ({reason(error)}); {remedy}") from error
 
 
 def refuse_another(folder: Path, asked: RunRecord, found: RunRecord) -> None:

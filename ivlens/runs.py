@@ -7,7 +7,6 @@ lie tables (parquet), tensors and figures. Every file is written whole or not at
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,12 +15,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from ivlens import typed
+from ivlens import frames, typed
 from ivlens.errors import RunError
-from ivlens.files import OURS, Lock, first_line, remove_leftovers, replacing
+from ivlens.files import OURS, Lock, remove_leftovers, replacing
 from ivlens.records import RECORD, RunRecord, plain, read_record, refuse_another, write_record
 from ivlens.records import Source as Source
 from ivlens.records import versions as versions
@@ -45,6 +42,12 @@ class Run:
     @property
     def is_complete(self) -> bool:
         return self.record.status == "complete"
+
+    def source(self, role: str) -> Source:
+        """What the run was computed from, by its role, such as `model`; raises RunError where it has none."""
+        if role not in self.record.sources:
+            raise RunError(f"{self.folder} does not say of which {role} it is; run again into a new --out")
+        return self.record.sources[role]
 
     def path(self, name: str) -> Path:
         """Where the file `name` (relative, with `/` between folders) lies or would lie.
@@ -87,24 +90,13 @@ class Run:
         """
         path = self.path(f"{name}.parquet")
         remedy = "delete it and run the same command again" if not self.is_complete else "run again into a new --out"
-        try:
-            # From bytes, not from the path: pyarrow would take a folder called `shots=5` for a column.
-            source = pa.BufferReader(path.read_bytes())
-            frame = pq.read_table(source, page_checksum_verification=True).to_pandas()
-        except FileNotFoundError:
-            raise RunError(f"{self.folder} has no {path.name}; {remedy}") from None
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise RunError(f"{path} cannot be read ({first_line(error)}); {remedy}") from error
-        _check_columns(frame, columns, path, remedy)
-        return frame
+        return frames.read(path, columns=columns, remedy=remedy)
 
     def write_table(self, name: str, frame: pd.DataFrame, *, columns: Sequence[str] = ()) -> Path:
         """Write `name.parquet`, without row labels."""
         path = self.path(f"{name}.parquet")
-        _check_columns(frame, columns, path, "this is a fault of ivlens")
-        sink = io.BytesIO()
-        pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), sink, write_page_checksum=True)
-        return self.write_bytes(path.relative_to(self.folder).as_posix(), sink.getvalue())
+        frames.check_columns(frame, columns, path, "this is a fault of ivlens")
+        return self.write_bytes(path.relative_to(self.folder).as_posix(), frames.to_bytes(frame))
 
     def write_json(self, name: str, value: Any) -> Path:
         """Write a JSON file. NaN has no form in JSON and is refused (ValueError); "not measured" is None."""
@@ -227,9 +219,3 @@ def _refuse_foreign(folder: Path) -> None:
         raise RunError(
             f"{folder} holds other files ({min(foreign)}, ...) and no {RECORD}; choose an empty or new folder for --out"
         )
-
-
-def _check_columns(frame: pd.DataFrame, columns: Sequence[str], path: Path, remedy: str) -> None:
-    missing = [column for column in columns if column not in frame.columns]
-    if missing:
-        raise RunError(f"{path} lacks the column {', '.join(missing)}; {remedy}")

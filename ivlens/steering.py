@@ -115,15 +115,17 @@ def _distributed_hooks(
 ) -> tuple[list[int], list[tuple[str, Any]]]:
     if scale != 1.0:
         raise IvlensError(f"site 'distributed' puts mean outputs back as they are; scale is {scale}, it must be 1")
-    cfg = model.cfg
-    if tuple(vector.mean_z.shape) != (cfg.n_layers, cfg.n_heads, cfg.d_head):
+    cfg, mean_z = model.cfg, vector.mean_z
+    if mean_z is None:
+        raise IvlensError(f"the vector of {vector.task} comes without its heads' mean outputs; take site='resid_post'")
+    if tuple(mean_z.shape) != (cfg.n_layers, cfg.n_heads, cfg.d_head):
         raise ShapeMismatch(
-            f"the vector of {vector.model} has mean_z {tuple(vector.mean_z.shape)}, but {models.model_name(model)} has "
+            f"the vector of {vector.model} has mean_z {tuple(mean_z.shape)}, but {models.model_name(model)} has "
             f"heads {(cfg.n_layers, cfg.n_heads, cfg.d_head)} as (layer, head, d_head); build the vector on this model"
         )
 
     layers = sorted({head.layer for head in vector.heads})
-    return layers, [reruns.head_set(head, vector.mean_z[head], position) for head in vector.heads]
+    return layers, [reruns.head_set(head, mean_z[head], position) for head in vector.heads]
 
 
 def steer_every_layer(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from ivlens import adapters, crew, forgetting, models, plan, runs
+from ivlens import adapters, crew, forgetting, frames, models, plan, runs
 from ivlens.cell import EVALUATIONS, GRIDS, STEPS
 from ivlens.errors import RunError, StudyError
 from ivlens.materials import general_tasks, sequence
@@ -64,7 +64,7 @@ class Study:
             evaluations=run.read_table("evaluations", columns=EVALUATIONS),
             steps=run.read_table("steps", columns=STEPS),
             grids=run.read_table("aie", columns=GRIDS),
-            plan=plan.from_record({**settings, "model": run.record.sources["model"].name}),
+            plan=plan.from_record({**settings, "model": run.source("model").name}),
             guided=Universal.load(run.path("universal.safetensors")).tasks,
             folder=Path(folder),
         )
@@ -163,5 +163,5 @@ def _collect(run: runs.Run, asked: Plan) -> None:
         ("aie", "-aie.parquet", GRIDS, [0, numbers[-1]]),
     ):
         paths = [path for one in cells for stage in which if (path := one.path(stage, suffix)).is_file()]
-        frames = [pd.read_parquet(path) for path in paths]
-        run.write_table(name, pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(columns)))
+        found = [frames.read(path, columns=columns, remedy="delete it and run again") for path in paths]
+        run.write_table(name, pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=list(columns)))

@@ -140,7 +140,7 @@ def sentence(found: Findings) -> str:
 def _measures(found: Findings) -> tuple[list[Line], list[Line]]:
     """Lines without and with a vector."""
     lines = found.measures.set_index("measure").to_dict("index")
-    shots = found.vector.settings.shots
+    shots = found.effects.settings.shots
     unsteered, steered = (
         [
             (label.format(shots=shots), *_interval(lines[name], "accuracy"), *_interval(lines[name], "probability", 3))

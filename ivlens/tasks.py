@@ -189,6 +189,8 @@ def read(path: Path) -> Task:
 
 def _json(path: Path) -> object:
     try:
+        if path.exists() and not path.is_file():  # A pipe would be waited for.
+            raise TaskError(f"{path} cannot be read (it is no file); give the path of a JSON task file")
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
             raise TaskError(f"{path} has {size:,} bytes; a task file may have {MAX_FILE_BYTES:,} at most")
@@ -201,6 +203,8 @@ def _json(path: Path) -> object:
         raise TaskError(
             f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}; mend that place"
         ) from error
+    except ValueError as error:  # A number of thousands of digits.
+        raise TaskError(f"{path} is not JSON: {error}; mend that place") from error
     except RecursionError as error:
         raise TaskError(f"{path} is nested too deeply for a task file; it needs a flat list of pairs") from error
 

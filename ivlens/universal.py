@@ -20,17 +20,17 @@ from jaxtyping import Float
 from safetensors.torch import save
 from torch import Tensor
 
-from ivlens import files
+from ivlens import files, tensors
 from ivlens.activations import answer_logits
 from ivlens.effects import Settings, measure_effects, task_mean_z
-from ivlens.errors import IvlensError, PromptError, TaskError
+from ivlens.errors import IvlensError, PromptError, ShapeMismatch, TaskError
 from ivlens.measures import greedy_match
 from ivlens.progress import track
 from ivlens.prompts import clean, tokenize, zero_shot
 from ivlens.shapes import GIB, Head, HeadGrid
 from ivlens.steering import steer_every_layer
 from ivlens.tasks import Task, TaskWarning
-from ivlens.vectors import read_safetensors, write_vector
+from ivlens.vectors import check_head, check_layer, write_vector
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -59,10 +59,10 @@ class Universal:
 
     def save(self, path: Path) -> None:
         """Write a safetensors file."""
-        tensors = {"aie": self.aie.cpu().contiguous(), "vectors": self.vectors.cpu().contiguous()}
+        held = {"aie": self.aie.cpu().contiguous(), "vectors": self.vectors.cpu().contiguous()}
         record = {"heads": [str(head) for head in self.heads], "layer": self.layer, "tasks": list(self.tasks)}
         metadata = {"format": FORMAT, "record": json.dumps({**record, "settings": asdict(self.settings)})}
-        files.write_whole(path, save(tensors, metadata=metadata))
+        files.write_whole(path, save(held, metadata=metadata))
 
     @classmethod
     def load(cls, path: Path) -> Universal:
@@ -71,20 +71,35 @@ class Universal:
         Raises:
             IvlensError: not such a file.
         """
-        tensors, metadata = read_safetensors(path)
+        found, metadata = tensors.read(path, remedy="delete it and run again")
         if metadata.get("format") != FORMAT:
             raise IvlensError(
                 f"{path} is of format {metadata.get('format')!r}, not {FORMAT!r}; delete it and run again"
             )
-        record = json.loads(metadata["record"])
-        return cls(
-            aie=tensors["aie"],
-            vectors=tensors["vectors"],
-            heads=tuple(Head.parse(head) for head in record["heads"]),
-            layer=record["layer"],
-            tasks=tuple(record["tasks"]),
-            settings=Settings.from_record(record["settings"]),
-        )
+        try:
+            record = files.parse_json(metadata["record"])
+            loaded = cls(
+                aie=tensors.as_floats(found["aie"], path, "an AIE grid"),
+                vectors=tensors.as_floats(found["vectors"], path, "vectors"),
+                heads=tuple(Head.parse(head) for head in record["heads"]),
+                layer=record["layer"],
+                tasks=tuple(map(str, record["tasks"])),
+                settings=Settings.from_record(record["settings"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise IvlensError(f"{path} is no complete record of heads ({error}); delete it and run again") from error
+        loaded._check(path)
+        return loaded
+
+    def _check(self, path: Path) -> None:
+        if self.aie.dim() != 2 or self.vectors.dim() != 2 or len(self.vectors) != len(self.tasks):
+            raise ShapeMismatch(
+                f"{path} holds AIE {tuple(self.aie.shape)} and vectors {tuple(self.vectors.shape)} of "
+                f"{len(self.tasks)} tasks; needed are [layer, head] and [task, d_model]; delete it and run again"
+            )
+        for head in self.heads:
+            check_head(head, tuple(self.aie.shape))
+        check_layer(self.layer, len(self.aie))
 
 
 def universal_heads(

@@ -18,11 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
 
-from ivlens import files, models, runs
+from ivlens import files, models, runs, tensors
 from ivlens.activations import path_to_residual, unembed
 from ivlens.effects import Settings
 from ivlens.errors import IvlensError, ShapeMismatch
@@ -42,14 +40,17 @@ class InstructionVector:
 
     vector: Residual
     heads: tuple[Head, ...]
-    """The heads that write it, the largest AIE first where they were ranked."""
+    """The heads that write it, the largest AIE first where they were ranked; none where another tool made it."""
     layer: int | None
     """Where to add it: to the residual stream after this block. None: not chosen yet."""
-    mean_z: MeanZ
+    mean_z: MeanZ | None
+    """None: not known, as of a vector that another tool made."""
     aie: HeadGrid | None = None
-    settings: Settings
+    settings: Settings | None
+    """None: not known."""
     task: str
     task_digest: str
+    """Empty where it is not known; so is the model's."""
     model: str
     model_digest: str
     versions: dict[str, str] = field(default_factory=runs.versions)
@@ -60,7 +61,10 @@ class InstructionVector:
         Raises:
             IvlensError: the model has no such layer.
         """
-        check_layer(layer, len(self.mean_z))
+        if self.mean_z is not None:
+            check_layer(layer, len(self.mean_z))
+        elif layer < 0:
+            raise IvlensError(f"there is no layer {layer}: layers are counted from 0")
         return replace(self, layer=layer)
 
     def __add__(self, other: InstructionVector) -> InstructionVector:
@@ -80,12 +84,13 @@ class InstructionVector:
         ):
             if ours != theirs:
                 raise IvlensError(f"the vectors of {self.task} and {other.task} are of two {name}; build both alike")
+        own, others = self._own_z(), other._own_z()
         return replace(
             self,
             vector=self.vector + other.vector,
             heads=tuple(dict.fromkeys(self.heads + other.heads)),
             layer=self.layer if self.layer == other.layer else None,
-            mean_z=self._own_z() + other._own_z(),
+            mean_z=None if own is None or others is None else own + others,
             aie=None,
             task=f"{self.task} + {other._term}",
             task_digest=hashlib.sha256(f"{self.task_digest} {other.task_digest}".encode()).hexdigest(),
@@ -99,8 +104,8 @@ class InstructionVector:
         """The vector, and what its heads write, times a number."""
         if not isinstance(factor, int | float):
             return NotImplemented
-        scaled = {"vector": factor * self.vector, "mean_z": factor * self.mean_z}
-        return replace(self, **scaled, task=f"{factor:g} {self._term}")
+        mean_z = None if self.mean_z is None else factor * self.mean_z
+        return replace(self, vector=factor * self.vector, mean_z=mean_z, task=f"{factor:g} {self._term}")
 
     __rmul__ = __mul__
 
@@ -109,8 +114,10 @@ class InstructionVector:
         """The task's name as part of a longer one."""
         return f"({self.task})" if {"+", "-"} & set(self.task.split()) else self.task
 
-    def _own_z(self) -> MeanZ:
+    def _own_z(self) -> MeanZ | None:
         """`mean_z` of the heads that write the vector; 0 for all others."""
+        if self.mean_z is None:
+            return None
         own = torch.zeros_like(self.mean_z)
         for head in self.heads:
             own[head] = self.mean_z[head]
@@ -150,14 +157,26 @@ class InstructionVector:
             }
         )
 
+    def measured(self) -> tuple[MeanZ, Settings]:
+        """Mean head outputs, and the settings that they were measured with.
+
+        Raises:
+            IvlensError: they are not known.
+        """
+        if self.mean_z is None or self.settings is None:
+            raise IvlensError(
+                f"the vector of {self.task} comes from another tool, without its heads' mean outputs or settings; "
+                "build it with ivlens.instruction_vector"
+            )
+        return self.mean_z, self.settings
+
     def save(self, path: str | Path) -> Path:
         """Write a safetensors file: tensors `vector`, `mean_z`, `aie`; everything else as metadata."""
         path = Path(path)
-        tensors = {"vector": self.vector, "mean_z": self.mean_z}
-        if self.aie is not None:
-            tensors["aie"] = self.aie
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        files.write_whole(path, save(tensors, metadata=self._metadata()))
+        held = {"vector": self.vector, "mean_z": self.mean_z, "aie": self.aie}
+        # Copies, since safetensors refuses tensors that share memory.
+        known = {name: one.detach().cpu().clone().contiguous() for name, one in held.items() if one is not None}
+        files.write_whole(path, save(known, metadata=self._metadata()))
         return path
 
     def _metadata(self) -> dict[str, str]:
@@ -173,7 +192,7 @@ class InstructionVector:
             "positions": "last prompt token",
             "heads": [str(head) for head in self.heads],
             "heads_aie": scores,
-            "settings": asdict(self.settings),
+            "settings": None if self.settings is None else asdict(self.settings),
             "versions": self.versions,
         }
         return {key: value if isinstance(value, str) else json.dumps(value) for key, value in record.items()}
@@ -185,43 +204,52 @@ class InstructionVector:
         Raises:
             IvlensError: not a safetensors file, of another format, or with tensors that do not belong together.
         """
-        tensors, metadata = read_safetensors(Path(path))
+        found, metadata = tensors.read(Path(path), remedy="give one that InstructionVector.save wrote")
         if metadata.get("format") != FORMAT:
             raise IvlensError(
                 f"{path} is of format {metadata.get('format')!r}, not {FORMAT!r}; give a file that "
-                "InstructionVector.save wrote"
+                "InstructionVector.save wrote, or bring it in with `ivlens convert`"
             )
         try:
+            written = {key: files.parse_json(metadata[key]) for key in ("heads", "layer", "settings", "versions")}
+            settings = written["settings"]
             loaded = cls(
-                vector=tensors["vector"],
-                heads=tuple(Head.parse(head) for head in json.loads(metadata["heads"])),
-                layer=json.loads(metadata["layer"]),
-                mean_z=tensors["mean_z"],
-                aie=tensors.get("aie"),
-                settings=Settings.from_record(json.loads(metadata["settings"])),
+                vector=found["vector"],
+                heads=tuple(Head.parse(head) for head in written["heads"]),
+                layer=written["layer"],
+                mean_z=found.get("mean_z"),
+                aie=found.get("aie"),
+                settings=None if settings is None else Settings.from_record(settings),
                 **{key: metadata[key] for key in ("task", "task_digest", "model", "model_digest")},
-                versions=json.loads(metadata["versions"]),
+                versions=dict(written["versions"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise IvlensError(f"{path} is no complete vector file ({error}); save the vector again") from error
-        loaded._check(path)
+        loaded._check(Path(path))
         return loaded
 
-    def _check(self, path: str | Path) -> None:
-        if self.vector.dim() != 1 or self.mean_z.dim() != 3:
-            raise ShapeMismatch(
-                f"{path} holds a vector of shape {tuple(self.vector.shape)} and mean_z {tuple(self.mean_z.shape)}; "
-                "needed are [d_model] and [layer, head, d_head]"
-            )
-        grid = tuple(self.mean_z.shape[:2])
-        if self.aie is not None and tuple(self.aie.shape) != grid:
+    def _check(self, path: Path) -> None:
+        grid = None if self.mean_z is None else tuple(self.mean_z.shape[:2])
+        shapes = {"a vector": (self.vector, 1), "mean_z": (self.mean_z, 3), "an AIE grid": (self.aie, 2)}
+        for what, (tensor, axes) in shapes.items():
+            if tensor is None:
+                continue
+            tensors.as_floats(tensor, path, what)
+            if tensor.dim() != axes or not tensor.numel():
+                raise ShapeMismatch(
+                    f"{path} holds {what} of shape {tuple(tensor.shape)}; needed are a vector [d_model], mean_z "
+                    "[layer, head, d_head] and AIE [layer, head]"
+                )
+        if self.aie is not None and grid not in (None, tuple(self.aie.shape)):
             raise ShapeMismatch(f"{path} holds an AIE grid of {tuple(self.aie.shape)} for heads {grid}; save it again")
-        if not bool(self.vector.isfinite().all()):
-            raise IvlensError(f"{path} holds a vector with NaN or infinity in it; compute it again")
+        if self.layer is not None and type(self.layer) is not int:
+            raise IvlensError(f"{path} is to be added at layer {self.layer!r}, which is no whole number; save it again")
+        if grid is None and self.heads:
+            raise IvlensError(f"{path} is no complete vector file (heads without mean_z); save the vector again")
         for head in self.heads:
-            check_head(head, grid)
+            check_head(head, grid or ())
         if self.layer is not None:
-            check_layer(self.layer, grid[0])
+            self.at(self.layer)
 
     def cosine(self, other: InstructionVector) -> float:
         """Cosine of the angle between two vectors, in [-1, 1]."""
@@ -244,7 +272,7 @@ class InstructionVector:
         where = "no layer chosen" if self.layer is None else f"to be added after block {self.layer}"
         more = f", {len(self.heads) - 10} more" if len(self.heads) > 10 else ""
         about = f"norm {float(self.vector.norm()):.3g}, {where}, {len(self.heads)} heads"
-        heads, unit = self.heads[:10], self.settings.unit
+        heads, unit = self.heads[:10], self.settings.unit if self.settings else "unit unknown"
         values = ["not measured" if self.aie is None else f"{float(self.aie[head]):+.3f}" for head in heads]
         table = html_table(("head", *heads), [(f"AIE ({unit})", *values)])
         return f"<p><b>{safe(self.task)} of {safe(self.model)}</b>: {about}{more}</p>{table}"
@@ -277,7 +305,7 @@ def overlap(vectors: Iterable[InstructionVector]) -> pd.DataFrame:
     """
 
     def shared(one: InstructionVector, other: InstructionVector) -> float:
-        grids = [tuple(vector.mean_z.shape[:2]) for vector in (one, other)]
+        grids = [tuple(vector.measured()[0].shape[:2]) for vector in (one, other)]
         if grids[0] != grids[1]:
             raise ShapeMismatch(
                 f"the vectors are of models with {grids[0]} and {grids[1]} heads as (layer, head); compare vectors of "
@@ -330,12 +358,3 @@ def check_layer(layer: int, n_layers: int) -> None:
     """Raises IvlensError when there is no such layer."""
     if not 0 <= layer < n_layers:
         raise IvlensError(f"there is no layer {layer}: the model has {n_layers} layers, counted from 0")
-
-
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a file; raises IvlensError where it is none."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise IvlensError(f"{path} is no readable safetensors file ({error}); give one that ivlens saved") from error

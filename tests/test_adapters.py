@@ -16,7 +16,7 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from ivlens import layouts, lora, models
+from ivlens import layouts, lora, models, tensors
 from ivlens.adapters import load, read_adapter, write_adapter
 from ivlens.architectures import ARCHITECTURES
 from ivlens.errors import IvlensError, ShapeMismatch
@@ -255,10 +255,16 @@ def test_in_a_float64_model_the_update_is_computed_in_float64(folders: Callable[
 
 
 CONFIGURATIONS: dict[str, tuple[dict[str, Any], str]] = {
-    "dora": ({"use_dora": True}, r"use_dora = true is not supported; merge the adapter with PEFT \(merge_and_unload"),
-    "bias": ({"bias": "lora_only"}, r'bias = "lora_only" is not supported'),
+    "dora": (
+        {"use_dora": True},
+        r"use_dora = true is not supported \(DoRA rescales .*; merge the adapter with PEFT",
+    ),
+    "bias": ({"bias": "lora_only"}, r'bias = "lora_only" is not supported \(biases were trained'),
     "lora-bias": ({"lora_bias": True}, r"lora_bias = true is not supported"),
-    "saved-modules": ({"modules_to_save": ["lm_head"]}, r'modules_to_save = \["lm_head"\] is not supported'),
+    "saved-modules": (
+        {"modules_to_save": ["lm_head"]},
+        r'modules_to_save = \["lm_head"\] .* \(whole modules',
+    ),
     "replication": ({"layer_replication": [[0, 2]]}, r"layer_replication = \[\[0, 2\]\] is not supported"),
     "parameters": ({"target_parameters": ["experts"]}, r"target_parameters .* is not supported"),
     "tokens": ({"trainable_token_indices": [1]}, r"trainable_token_indices .* is not supported"),
@@ -346,7 +352,7 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no-tensors": (lambda f: (f / "adapter_model.safetensors").unlink(), r"there is no adapter_model.safetensors in"),
     "torn-tensors": (
         lambda f: (f / "adapter_model.safetensors").write_bytes((f / "adapter_model.safetensors").read_bytes()[:-40]),
-        r"truncated or damaged .*; copy it again",
+        r"is no readable safetensors file .*; copy it again",
     ),
     "no-configuration": (lambda f: (f / "adapter_config.json").unlink(), r"there is no adapter_config.json in .* PEFT"),
     "no-json": (lambda f: (f / "adapter_config.json").write_text("{"), r"is not readable JSON .*; copy it again"),
@@ -418,6 +424,47 @@ def test_loading_with_an_adapter_merges_it_and_keeps_the_name(folders: Callable[
     lora.merge(base, read_adapter(tmp_path, base))
     assert models.weight_digest(adapted) == models.weight_digest(base)
     assert not any(weight.requires_grad for weight in adapted.parameters())
+
+
+def test_several_adapters_are_merged_from_left_to_right_as_peft_merges_them(
+    folders: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The second one was trained on the model with the first one in it."""
+    base, first, second = folders("llama-gqa"), tmp_path / "first", tmp_path / "second"
+    saved(base, first, target_modules=["q_proj", "down_proj"])
+    saved(base, second, target_modules="all-linear", r=3, use_rslora=True)
+    merged = peft.PeftModel.from_pretrained(transformers_model(base), first).merge_and_unload()
+    with torch.no_grad():
+        after_one = merged(TOKENS).logits.log_softmax(-1)
+        merged = peft.PeftModel.from_pretrained(merged, second).merge_and_unload().eval()
+        theirs = merged(TOKENS).logits.log_softmax(-1)
+    ours = load(base, adapter=[first, second])
+    # Two updates of large random weights, rounded to float32 after each.
+    assert difference(log_probs(ours), theirs) < 5e-4 < 1 < difference(after_one, theirs)
+    model, stacked = models.load(base), load(base, adapter=[first])
+    assert difference(log_probs(stacked), after_one) < 1e-4
+    both = lora.stack([read_adapter(folder, model) for folder in (first, second)])
+    assert difference(log_probs(model, both), theirs) < 5e-4
+
+
+def test_of_several_adapters_the_one_that_cannot_be_merged_is_named(
+    llama: HookedTransformer, folders: Callable[[str], Path], tmp_path: Path
+) -> None:
+    write_adapter(random_adapter(llama, "W_Q"), tmp_path / "good", llama)
+    write_adapter(random_adapter(llama, "W_Q"), tmp_path / "dora", llama)
+    configured(tmp_path / "dora", use_dora=True)
+    with pytest.raises(IvlensError, match=r"dora.adapter_config.json: use_dora = true"):
+        load(tmp_path / "no-such-model", adapter=[tmp_path / "good", tmp_path / "dora"])
+
+
+def test_an_adapter_is_refused_by_its_header_before_any_tensor_is_read(
+    llama: HookedTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_adapter(random_adapter(llama, "W_Q"), tmp_path, llama)
+    tampered(tmp_path, lambda held: held.update({f"{Q0}A.weight": torch.ones(2**20, 32)}))
+    monkeypatch.delattr(tensors, "read")
+    with pytest.raises(ShapeMismatch, match=r"has A \(1048576, 32\) and B \(24, 3\) for .*0.self_attn.q_proj"):
+        read_adapter(tmp_path, llama)
 
 
 def test_an_adapter_that_is_lost_in_rounding_is_refused(

@@ -23,8 +23,8 @@ from choreographer.browsers.chromium import Chromium
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ivlens import lora
-from ivlens.adapters import write_adapter
+from ivlens import lora, models
+from ivlens.adapters import read_adapter, write_adapter
 from ivlens.checkpoint import quiet_transformers
 from ivlens.cli import main, parse_bytes
 from ivlens.errors import IvlensError
@@ -361,6 +361,18 @@ def test_an_adapter_is_audited_in_a_folder_of_its_own(
         for folder in (finished, tmp_path / "runs" / "random-tuned-antonym")
     )
     assert base["name"] == tuned["name"] and base["digest"] != tuned["digest"]
+
+
+def test_several_adapters_are_audited_as_merged_one_after_the_other(
+    ivlens: Ivlens, checkpoint: Path, adapter: Path, tmp_path: Path
+) -> None:
+    twice_over = ["--adapter", adapter] * 2
+    assert ivlens("audit", checkpoint, *twice_over, "--task", "antonym", *SMALL, "--out", tmp_path / "run").status == 0
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    twice = models.load(checkpoint)
+    for _ in range(2):
+        lora.merge(twice, read_adapter(adapter, twice))
+    assert record["sources"]["model"]["digest"] == models.weight_digest(twice)
 
 
 def test_what_is_no_adapter_of_the_model_is_one_line(

@@ -254,6 +254,18 @@ def test_models_can_be_given_by_name(checkpoint: Path, adapter_folder: Path, wor
     assert "base → base + tuned" in repr(compare(str(checkpoint), adapter_folder, word_task, **few))
 
 
+def test_several_adapters_are_compared_as_their_sum(
+    checkpoint: Path, adapter_folder: Path, word_task: Task, tmp_path: Path
+) -> None:
+    few = SMALL | {"clean_prompts": 4, "prompts": 3, "queries": 2}
+    base = ivlens.load(checkpoint)
+    found = compare(base, [adapter_folder, str(adapter_folder)], word_task, **few)
+    assert found.tuned_name == "base + tuned + tuned"
+    twice = ivlens.load(checkpoint, adapter=[adapter_folder, adapter_folder])
+    again = compare(base, twice, word_task, **few)
+    pd.testing.assert_frame_equal(found.measures, again.measures, rtol=0, atol=1e-3)
+
+
 def test_the_same_model_twice_is_refused(
     base: HookedTransformer, checkpoint: Path, word_task: Task, tmp_path: Path
 ) -> None:

@@ -273,7 +273,7 @@ def test_a_damaged_checkpoint_is_refused_and_nothing_is_unpickled(model: HookedT
     for content in contents:
         path.write_bytes(content)
         adapter = fresh_adapter(model)
-        with pytest.raises(TrainingError, match=r"checkpoint is no readable checkpoint .*; delete it"):
+        with pytest.raises(TrainingError, match=r"checkpoint is no readable safetensors file .*; delete it"):
             train(model, adapter=adapter, checkpoint=path, every=2)
         assert_same(adapter.parameters(), fresh_adapter(model).parameters())
         assert path.read_bytes() == content and not trap.exists()

@@ -309,7 +309,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Path], str]] = {
     "larger tokenizer": (_many_words, r"goes up to id 119 but the model has 100 embeddings"),
     "no weights": (_remove("model.safetensors"), r"model\.safetensors is missing from .*tiny"),
     "a pickle": (_pickle, r"has its weights in pytorch_model\.bin, a pickle, which ivlens never opens"),
-    "cut weights": (_cut, r"the weights in .*tiny are truncated or damaged"),
+    "cut weights": (_cut, r"tiny.model\.safetensors is no readable safetensors file"),
     "a missing tensor": (_drop(LAYER), rf"the weights in .*tiny lack {LAYER}; config\.json and weights"),
     "missing tensors": (_set(num_hidden_layers=4), r"the weights in .*tiny lack model\.layers\.3.* and 8 more"),
     "a layer too many": (_set(num_hidden_layers=2), r"have what config\.json has no place for, model\.layers\.2"),

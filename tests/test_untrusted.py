@@ -1,0 +1,500 @@
+"""Whatever a file holds, reading it gives a value or our own sentence, within bounded time and memory.
+
+Valid files are mutated: bits flipped, cut, lengthened, numbers and texts exchanged, lengths of headers that lie. More
+mutations of each with `make fuzz`, or with the environment variable IVLENS_FUZZ (their number).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import signal
+import struct
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from checkpoints import build
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from small import small_examples, small_model, trained_adapter
+
+from ivlens import (
+    benchmarks,
+    cell,
+    comparison,
+    control_vectors,
+    drift,
+    finetune,
+    formats,
+    frames,
+    function_vectors,
+    lora,
+    models,
+    plan,
+    runs,
+)
+from ivlens.adapters import read_adapter, write_adapter
+from ivlens.audit import HEADS, MEASURES, STEERING, Audit
+from ivlens.convert import read_effects
+from ivlens.dependence import DEPENDENCE
+from ivlens.effects import Settings, table_of
+from ivlens.errors import IvlensError
+from ivlens.finetune import Training
+from ivlens.formats import Facts
+from ivlens.methods import Lora
+from ivlens.shapes import Head
+from ivlens.study import Study
+from ivlens.tasks import read as read_task
+from ivlens.universal import Universal
+from ivlens.vectors import InstructionVector
+
+ASKED = int(os.environ.get("IVLENS_FUZZ", "0"))
+MODEL = small_model()
+MEMORY = 2**30
+CPU_SECONDS = 20
+
+
+@dataclass
+class Reader:
+    """Makes valid files in a folder, and reads them."""
+
+    make: Callable[[Path], object]
+    read: Callable[[Path], object]
+
+
+class Stuck(BaseException):
+    """No reader catches it."""
+
+
+@contextmanager
+def bounded() -> Iterator[None]:
+    """A limit of processor time, and of memory above what the process has."""
+
+    def stop(*_: object) -> None:
+        raise Stuck(f"more than {CPU_SECONDS} s")
+
+    usual, before = signal.signal(signal.SIGPROF, stop), resource.getrlimit(resource.RLIMIT_AS)
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, before[1]))
+    signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        resource.setrlimit(resource.RLIMIT_AS, before)
+        signal.signal(signal.SIGPROF, usual)
+
+
+def outcome(reader: Reader, folder: Path) -> IvlensError | None:
+    with bounded():
+        try:
+            reader.read(folder)
+        except IvlensError as error:
+            return error
+    return None
+
+
+def vector() -> InstructionVector:
+    return InstructionVector(
+        vector=torch.randn(20),
+        heads=(Head(1, 1), Head(0, 3)),
+        layer=1,
+        mean_z=torch.randn(2, 4, 6),
+        aie=torch.randn(2, 4),
+        settings=Settings(),
+        task="antonym",
+        task_digest="77",
+        model="tiny",
+        model_digest="ab",
+    )
+
+
+def universal() -> Universal:
+    return Universal(
+        aie=torch.randn(2, 4),
+        heads=(Head(1, 1), Head(0, 3)),
+        layer=1,
+        tasks=("a", "b"),
+        vectors=torch.randn(2, 20),
+        settings=Settings(),
+    )
+
+
+def effects() -> pd.DataFrame:
+    return table_of(torch.randn(3, 2, 4), torch.arange(3), torch.rand(3))
+
+
+def table(columns: tuple[str, ...]) -> pd.DataFrame:
+    return pd.DataFrame({name: ["a", "b"] if number % 3 else [0.5, 1.5] for number, name in enumerate(columns)})
+
+
+def run_folder(folder: Path, command: str, chosen: dict[str, Any], tables: dict[str, pd.DataFrame]) -> runs.Run:
+    roles = {role: runs.Source(name="tiny", digest="ab") for role in ("model", "task", "base", "tuned")}
+    run = runs.open_run(folder, command=command, settings=chosen, sources=roles, seed=0)
+    for name, frame in tables.items():
+        run.write_table(name, frame)
+    return run
+
+
+def audit_folder(folder: Path) -> None:
+    tables = {"effects": effects(), "measures": table(MEASURES)}
+    tables |= {"steering": table(STEERING), "heads": table(HEADS)}
+    with run_folder(folder, "audit", {"shots": 10}, tables) as run:
+        run.write_with("vector.safetensors", vector().save)
+        run.complete()
+
+
+def comparison_folder(folder: Path) -> None:
+    tables = {"base_effects": effects(), "tuned_effects": effects(), "aie": table(drift.AIE)}
+    tables |= {"measures": table(comparison.CHANGES), "drift": table(drift.DRIFT), "recovery": table(DEPENDENCE)}
+    with run_folder(folder, "compare", {"shots": 10}, tables) as run:
+        for name in ("base", "tuned"):
+            run.write_with(f"{name}_vector.safetensors", vector().save)
+        run.complete()
+
+
+def study_folder(folder: Path) -> None:
+    asked = plan.Plan(name="mine", tasks=("antonym",))
+    tables = {"evaluations": table(cell.EVALUATIONS), "steps": table(cell.STEPS), "aie": table(cell.GRIDS)}
+    with run_folder(folder, "study", asked.record(), tables) as run:
+        run.write_with("universal.safetensors", universal().save)
+        run.complete()
+
+
+def text(name: str, content: object) -> Callable[[Path], object]:
+    written = content if isinstance(content, str) else json.dumps(content, indent=1)
+    return lambda folder: (folder / name).write_text(written)
+
+
+def texts(contents: dict[str, object]) -> Callable[[Path], object]:
+    return lambda folder: [text(name, content)(folder) for name, content in contents.items()]
+
+
+def saved(content: object) -> Callable[[Path], object]:
+    return lambda folder: torch.save(content, folder / "a.pt")
+
+
+def training(folder: Path) -> object:
+    """One step of a training that goes on from a checkpoint."""
+    adapter = trained_adapter(MODEL)
+    with lora.attached(MODEL, adapter):
+        steps = finetune.finetune(
+            MODEL,
+            adapter,
+            small_examples(),
+            Training(steps=3, batch=2),
+            method=Lora(),
+            checkpoint=folder / "a.checkpoint",
+            every=1,
+        )
+        return list(islice(steps, 1))
+
+
+PAIRS = [{"input": f"in{i}", "output": f"out{i}"} for i in range(24)]
+TRACE = [{"prompt": f"What is {i}?", "answer": f"it is {i}"} for i in range(12)]
+SENTENCES = [{"sentence": f"This is {i}.", "label": "good" if i % 2 else "bad"} for i in range(12)]
+INSTANCES = [{"id": str(i), "input": f"in{i}", "output": [f"out{i}"]} for i in range(24)]
+STUDY = """
+tasks = ["antonym", "a.json"]
+methods = ["lora", "lora+kl"]
+seeds = [0, 1]
+[lora]
+rank = 8
+targets = ["W_Q"]
+[training]
+steps = 50
+rate = 3e-4
+[guidance.kl]
+kl = 0.3
+"""
+READERS = {
+    "task list": Reader(text("a.json", PAIRS), lambda folder: read_task(folder / "a.json")),
+    "task object": Reader(
+        text("a.json", {"name": "a", "instructions": ["Do."], "statement": "{input} is", "pairs": PAIRS[:4]}),
+        lambda folder: read_task(folder / "a.json"),
+    ),
+    "TRACE": Reader(
+        texts({f"{part}.json": TRACE[i::3] for i, part in enumerate(("train", "eval", "test"))}),
+        lambda folder: benchmarks.stage(folder, seed=0),
+    ),
+    "O-LoRA": Reader(
+        texts(
+            {f"{part}.json": SENTENCES[i::3] for i, part in enumerate(("train", "dev", "test"))}
+            | {"labels.json": ["good", "bad"]}
+        ),
+        lambda folder: benchmarks.stage(folder, seed=0),
+    ),
+    "Super-NaturalInstructions": Reader(
+        text("a.json", {"Definition": ["Do."], "Instances": INSTANCES}),
+        lambda folder: benchmarks.stage(folder / "a.json", seed=0),
+    ),
+    "study plan": Reader(text("a.toml", STUDY), lambda folder: plan.read(folder / "a.toml")),
+    "audit": Reader(audit_folder, Audit.read),
+    "comparison": Reader(comparison_folder, comparison.Comparison.read),
+    "study": Reader(study_folder, Study.read),
+    "steps of a cell": Reader(
+        text("a.jsonl", "".join(f'{{"step": {i}, "loss": 0.5}}\n' for i in range(9))),
+        lambda folder: cell._lines(folder / "a.jsonl"),
+    ),
+    "table": Reader(
+        lambda folder: (folder / "a.parquet").write_bytes(frames.to_bytes(effects())),
+        lambda folder: read_effects(folder / "a.parquet"),
+    ),
+    "vector": Reader(
+        lambda folder: vector().save(folder / "a.safetensors"),
+        lambda folder: InstructionVector.load(folder / "a.safetensors"),
+    ),
+    "universal heads": Reader(
+        lambda folder: universal().save(folder / "a.safetensors"),
+        lambda folder: Universal.load(folder / "a.safetensors"),
+    ),
+    "adapter": Reader(
+        lambda folder: lora.save(trained_adapter(MODEL), folder / "a.safetensors"),
+        lambda folder: lora.load(folder / "a.safetensors", MODEL),
+    ),
+    "training checkpoint": Reader(training, training),
+    "function vector": Reader(saved(torch.randn(1, 20)), lambda folder: formats.read_vector(folder / "a.pt")),
+    "steering vector": Reader(
+        saved({"layer_activations": {3: torch.randn(20)}, "layer_type": "decoder_block"}),
+        lambda folder: formats.read_vector(folder / "a.pt"),
+    ),
+    "mean activations": Reader(
+        saved(torch.randn(2, 4, 3, 6)), lambda folder: function_vectors.read_mean_activations(folder / "a.pt")
+    ),
+    "indirect effects": Reader(
+        saved(torch.randn(3, 2, 4, 2)), lambda folder: function_vectors.read_indirect_effects(folder / "a.pt")
+    ),
+    "gguf": Reader(
+        lambda folder: control_vectors.write(
+            folder / "a.gguf", control_vectors.ControlVector({2: torch.randn(20), 5: torch.randn(20)}, "llama", "a")
+        ),
+        lambda folder: formats.read_vector(folder / "a.gguf", facts=Facts(layer=2)),
+    ),
+    "npy": Reader(
+        lambda folder: np.save(folder / "a.npy", np.ones(20, np.float32)),
+        lambda folder: formats.read_vector(folder / "a.npy"),
+    ),
+}
+WORDS = [b"null", b"true", b"[]", b"{}", b'""', b'"\\ud800"', b"1.5", b"-1", b"NaN", b"1e999", b"9" * 20, b"9" * 5000]
+LENGTHS = [0, 1, 2**31 - 1, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1]
+NESTS = [b"[" * 100_000, b'{"a":' * 100_000, b"[" * 500 + b"]" * 500]
+
+
+@st.composite
+def mutations(draw: st.DrawFn, content: bytes) -> bytes:
+    """One to three changes of a file's content."""
+    for _ in range(draw(st.integers(1, 3))):
+        place = draw(st.integers(0, len(content)))
+        kind = draw(st.sampled_from(("flip", "cut", "insert", "length", "head", "word", "word", "nest", "repeat")))
+        rest = content[place:]
+        if kind == "flip" and rest:
+            content = content[:place] + bytes([rest[0] ^ 1 << draw(st.integers(0, 7))]) + rest[1:]
+        elif kind == "cut":
+            content = content[:place]
+        elif kind == "insert":
+            content = content[:place] + draw(st.binary(max_size=16)) + rest
+        elif kind in ("length", "head"):
+            size = draw(st.sampled_from(("<Q", "<I")))
+            number = struct.pack(size, draw(st.sampled_from(LENGTHS)) % 2 ** (8 * struct.calcsize(size)))
+            place = 0 if kind == "head" else place
+            content = content[:place] + number + content[place + len(number) :]
+        elif kind == "word":
+            found = list(re.finditer(rb'"[^"]{0,40}"|\d+(?:\.\d+)?', content))
+            if found:
+                match = draw(st.sampled_from(found))
+                content = content[: match.start()] + draw(st.sampled_from(WORDS)) + content[match.end() :]
+        elif kind == "nest":
+            content = content[:place] + draw(st.sampled_from(NESTS)) + rest
+        else:
+            content = content[:place] + rest[: draw(st.integers(0, 64))] + rest
+    return content
+
+
+def valid(reader: Reader, folder: Path) -> dict[str, bytes]:
+    """The files of a reader, which it reads."""
+    folder.mkdir()
+    reader.make(folder)
+    assert outcome(reader, folder) is None, "the files are valid before they are mutated"
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if not path.name.startswith(".")}
+
+
+def fuzz(reader: Reader, folder: Path, examples: int) -> None:
+    contents = valid(reader, folder)
+
+    @settings(
+        max_examples=ASKED or examples,
+        derandomize=not ASKED,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.data())
+    def mutated(data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(contents)))
+        (folder / name).write_bytes(data.draw(mutations(contents[name])))
+        try:
+            outcome(reader, folder)
+        finally:
+            (folder / name).write_bytes(contents[name])
+
+    mutated()
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_mutated_file_is_read_or_refused_in_a_sentence_of_ours(name: str, tmp_path: Path) -> None:
+    fuzz(READERS[name], tmp_path / "files", 50)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("llama-gqa", tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+def peft_reader(checkpoint: Path) -> Reader:
+    model = models.load(checkpoint)
+    adapter = lora.fresh(model, lora.LoraConfig(rank=2), seed=1)
+    for factors in adapter.factors.values():
+        factors.B.data.normal_()
+    return Reader(lambda folder: write_adapter(adapter, folder, model), lambda folder: read_adapter(folder, model))
+
+
+def test_a_mutated_peft_folder_is_read_or_refused_in_a_sentence_of_ours(checkpoint: Path, tmp_path: Path) -> None:
+    fuzz(peft_reader(checkpoint), tmp_path / "files", 80)
+
+
+def test_a_mutated_checkpoint_is_loaded_or_refused_in_a_sentence_of_ours(checkpoint: Path, tmp_path: Path) -> None:
+    def make(folder: Path) -> None:
+        for path in checkpoint.iterdir():
+            (folder / path.name).write_bytes(path.read_bytes())
+
+    fuzz(Reader(make, models.load), tmp_path / "files", 40)
+
+
+def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    for name, reader in READERS.items():
+        folder = tmp_path / name
+        for file in valid(reader, folder):
+            content = (folder / file).read_bytes()
+            (folder / file).unlink()
+            os.mkfifo(folder / file)
+            if name == "steps of a cell":  # As if there were none.
+                assert outcome(reader, folder) is None
+            else:
+                assert isinstance(outcome(reader, folder), IvlensError), (name, file)
+            (folder / file).unlink()
+            (folder / file).write_bytes(content)
+
+
+def archive(path: Path, pickled: bytes | None = None, *, packed: bool = False) -> Path:
+    """A tensor as torch saves it, but for its pickle, or packed."""
+    torch.save(torch.zeros(1, 2**22), path)
+    with zipfile.ZipFile(path) as source:
+        held = {entry.filename: source.read(entry) for entry in source.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED) as target:
+        for name, content in held.items():
+            target.writestr(name, pickled if pickled and name.endswith("data.pkl") else content)
+    return path
+
+
+def test_a_packed_archive_is_refused_unread(tmp_path: Path) -> None:
+    path = archive(tmp_path / "a.pt", packed=True)
+    assert path.stat().st_size < 2**16
+    with pytest.raises(IvlensError, match=r"is a packed archive, as torch never writes it"):
+        formats.read_vector(path)
+
+
+def test_a_pickle_that_asks_for_memory_alone_is_refused_unread(tmp_path: Path) -> None:
+    """`bytearray(10**11)` is on torch's own list of harmless calls."""
+    pickled = b"\x80\x02c__builtin__\nbytearray\n\x8a\x05" + (10**11).to_bytes(5, "little") + b"\x85R."
+    with pytest.raises(IvlensError, match=r"asks for \w+\.bytearray, which ivlens never runs"):
+        formats.read_vector(archive(tmp_path / "a.pt", pickled))
+
+
+def test_a_tensor_that_is_larger_than_its_file_is_refused(tmp_path: Path) -> None:
+    torch.save(torch.zeros(1).expand(1, 10**12), tmp_path / "a.pt")
+    with bounded(), pytest.raises(IvlensError, match=r"of shape \(1, 1000000000000\) without that many numbers"):
+        formats.read_vector(tmp_path / "a.pt")
+    np.save(tmp_path / "a.npy", np.zeros(4, np.float32))
+    content = (tmp_path / "a.npy").read_bytes()
+    (tmp_path / "a.npy").write_bytes(content.replace(b"(4,), }" + b" " * 10, b"(40000000000,), }"))
+    with bounded(), pytest.raises(IvlensError, match=r"it says \(40000000000,\) of float32, but holds 16 bytes"):
+        formats.read_vector(tmp_path / "a.npy")
+
+
+def test_a_list_without_end_in_a_gguf_file_is_not_followed(tmp_path: Path) -> None:
+    """Numbers behind the end of a file read as nothing in the gguf package, so that it goes on for ever."""
+    list_of_bytes = struct.pack("<Q1sIIQ", 1, b"x", 9, 0, 2**60)
+    (tmp_path / "a.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + list_of_bytes)
+    with bounded(), pytest.raises(IvlensError, match=r"a list of 1152921504606846976 values behind its end"):
+        formats.read_vector(tmp_path / "a.gguf")
+
+
+def test_gguf_files_of_other_things_are_refused(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
+    writer.add_tensor("direction.1", np.ones(4, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(IvlensError, match=r"is a GGUF file of 'llama', not of a control vector"):
+        formats.read_vector(tmp_path / "a.gguf")
+
+
+def test_a_small_table_that_unfolds_without_end_is_refused(tmp_path: Path) -> None:
+    """One text of 1 MiB in 2,048 lines, which the file holds once; and many equal numbers."""
+    longest = pa.DictionaryArray.from_arrays(pa.array([0] * 2048, pa.int32()), pa.array(["x" * 2**20]))
+    zeros = pa.array(np.zeros(2**27, np.int8))
+    for column, reason in ((longest, "its column a unfolds to 2,147,483,648 bytes"), (zeros, "it unfolds to")):
+        table = pa.table({"a": column})
+        pq.write_table(table, tmp_path / "a.parquet", store_schema=False)
+        assert (tmp_path / "a.parquet").stat().st_size < 2**22
+        with bounded(), pytest.raises(IvlensError, match=reason):
+            frames.read(tmp_path / "a.parquet", remedy="")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"hidden_size": 2**20, "num_attention_heads": 2**10}, "describes [0-9,]+ parameters but the weights hold"),
+        ({"vocab_size": 2**40}, "describes [0-9,]+ parameters but the weights hold"),
+        ({"num_hidden_layers": 10**9}, "says num_hidden_layers = 1000000000; at most 30 is"),
+        ({"max_position_embeddings": 10**10}, "says max_position_embeddings = 10000000000; at most 2,097,152 is"),
+    ],
+)
+def test_a_configuration_of_a_larger_model_is_refused_before_memory_is_taken(
+    change: dict[str, int], sentence: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    for path in checkpoint.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with bounded(), pytest.raises(IvlensError, match=sentence):
+        models.load(tmp_path)
+
+
+def test_shards_outside_of_the_folder_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    for path in checkpoint.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "model.safetensors").rename(tmp_path / "model-1.safetensors")
+    shards = dict.fromkeys(load_file(tmp_path / "model-1.safetensors"), "../elsewhere.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shards}))
+    with pytest.raises(IvlensError, match=r"names '../elsewhere.safetensors', which is not in that folder"):
+        models.load(tmp_path)
