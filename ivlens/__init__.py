@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from ivlens.adapters import load as load
     from ivlens.audit import Audit as Audit
     from ivlens.audit import audit as audit
+    from ivlens.chat import template as template
     from ivlens.compare import compare as compare
     from ivlens.comparison import Comparison as Comparison
     from ivlens.effects import HeadEffects as HeadEffects
     from ivlens.effects import indirect_effects as indirect_effects
     from ivlens.errors import IvlensError as IvlensError
     from ivlens.plan import Plan as Plan
-    from ivlens.prompts import Template as Template
     from ivlens.shapes import Head as Head
     from ivlens.steering import instruction_vector as instruction_vector
     from ivlens.steering import steered as steered
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from ivlens.tasks import Task as Task
     from ivlens.tasks import task as task
     from ivlens.tasks import tasks as tasks
+    from ivlens.templates import Template as Template
     from ivlens.vectors import InstructionVector as InstructionVector
 
 _HOME = {
@@ -51,7 +52,7 @@ _HOME = {
     "Plan": "plan",
     "Study": "study",
     "Task": "tasks",
-    "Template": "prompts",
+    "Template": "templates",
     "audit": "audit",
     "compare": "compare",
     "indirect_effects": "effects",
@@ -61,6 +62,7 @@ _HOME = {
     "study": "study",
     "task": "tasks",
     "tasks": "tasks",
+    "template": "chat",
 }
 
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]

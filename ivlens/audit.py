@@ -19,10 +19,11 @@ import torch
 
 from ivlens import controls, models, plots, prompts, runs, tables, trials
 from ivlens.activations import answered
+from ivlens.chat import Layout
 from ivlens.effects import EFFECTS, HeadEffects, Settings, measure_effects, task_mean_z
 from ivlens.errors import IvlensError, RunError
 from ivlens.patching import Effect
-from ivlens.prompts import DEFAULT, Corruption, Prompt, Source, Template, tokenize
+from ivlens.prompts import DEFAULT, Corruption, Prompt, Source, tokenize
 from ivlens.shapes import GIB
 from ivlens.steering import instruction_vector
 from ivlens.tasks import Split, Task, tasks
@@ -139,7 +140,7 @@ def audit(
     other_tasks: int = 3,
     seed: int = 0,
     memory: int = 2 * GIB,
-    template: Template = DEFAULT,
+    template: Layout = DEFAULT,
 ) -> Audit:
     """Baselines, effects with intervals, the vector, steering by layer and by number of heads beside controls.
 

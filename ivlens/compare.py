@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 
 from ivlens import adapter_config, adapters, lora, models, probes, runs
+from ivlens.chat import Layout
 from ivlens.comparison import CHANGES
 from ivlens.comparison import Comparison as Comparison
 from ivlens.dependence import DEPENDENCE, Dependence, per_prompt, recovery
@@ -25,7 +26,7 @@ from ivlens.effects import EFFECTS, HeadEffects, Settings, measure_effects, task
 from ivlens.errors import IvlensError, ModelError, ShapeMismatch
 from ivlens.lora import Adapter
 from ivlens.patching import Effect
-from ivlens.prompts import DEFAULT, Corruption, Source, Template, tokenize, zero_shot
+from ivlens.prompts import DEFAULT, Corruption, Source, tokenize, zero_shot
 from ivlens.shapes import GIB
 from ivlens.steering import instruction_vector
 from ivlens.tasks import Task
@@ -53,7 +54,7 @@ def compare(
     draws: int = 5,
     seed: int = 0,
     memory: int = 2 * GIB,
-    template: Template = DEFAULT,
+    template: Layout = DEFAULT,
 ) -> Comparison:
     """AIE, vectors and dependence on them before and after fine-tuning, and the change with paired intervals.
 

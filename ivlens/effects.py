@@ -16,11 +16,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ivlens import models, patching
+from ivlens import chat, models, patching
 from ivlens.activations import mean_z
+from ivlens.chat import Layout
 from ivlens.errors import IvlensError
 from ivlens.measures import bootstrap, group_means
-from ivlens.prompts import DEFAULT, Corruption, Source, Template, Tokens, clean, corrupted, cycled, tokenize
+from ivlens.prompts import DEFAULT, Corruption, Source, Tokens, clean, corrupted, cycled, tokenize
 from ivlens.shapes import GIB, Cie, Head, HeadGrid, MeanZ
 from ivlens.tasks import Task, TaskWarning
 
@@ -48,12 +49,12 @@ class Settings:
     source: Source = "demonstrations"
     effect: patching.Effect = "prob"
     seed: int = 0
-    template: Template = DEFAULT
+    template: Layout = DEFAULT
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Settings:
         """What `dataclasses.asdict` made."""
-        return cls(**{**record, "template": Template(**record["template"])})
+        return cls(**{**record, "template": chat.from_record(record["template"])})
 
     def __post_init__(self) -> None:
         known = {"corruption": ("shuffled", "zero-shot"), "source": ("demonstrations", "instruction")}
@@ -189,7 +190,7 @@ def indirect_effects(
     effect: patching.Effect = "prob",
     seed: int = 0,
     memory: int = 2 * GIB,
-    template: Template = DEFAULT,
+    template: Layout = DEFAULT,
 ) -> HeadEffects:
     """Causal indirect effect of every attention head, exact, in one pass per prompt.
 

@@ -21,8 +21,14 @@ PACKAGE = ROOT / "ivlens"
 # public names are asked, is under the command line.
 FLOORS = (
     {"blocks", "errors", "lab", "lab.sequences", "measures", "progress"},
-    {"architectures", "files", "points", "shapes", "style", "tasks"},
-    {"checkpoint", "figures", "lab.sequences.facts", "lab.vocabulary", "panels", "prompts", "records", "traces"},
+    {"files", "json_files"},
+    {"benchmark_files", "csv_files"},
+    {"hub_tables"},
+    {"task_files"},
+    {"architectures", "points", "shapes", "style", "tasks"},
+    {"checkpoint", "figures", "lab.sequences.facts", "lab.vocabulary", "panels", "records", "templates", "traces"},
+    {"chat"},
+    {"prompts"},
     {
         "activations",
         "lab.curriculum",

@@ -24,6 +24,17 @@ def test_a_list_of_pairs_is_a_task_named_after_its_file(tmp_path: Path) -> None:
     assert found == Task(name="mine", pairs=(Pair("hot", "cold"), Pair("up", "down")))
 
 
+def test_of_a_list_of_accepted_texts_the_first_is_taken(tmp_path: Path) -> None:
+    content = [{"input": ["hot", "warm"], "output": [" cold", "cool"]}, {"input": "up", "output": ["down"]}]
+    assert read(written(tmp_path, content)).pairs == (Pair("hot", "cold"), Pair("up", "down"))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps([{"input": "a", "output": "b"}]), encoding="utf-8-sig")
+    assert read(path).pairs == (Pair("a", "b"),)
+
+
 def test_an_object_carries_instructions_and_a_statement(tmp_path: Path) -> None:
     content = {
         "name": "capitals",
@@ -51,6 +62,8 @@ def test_an_object_carries_instructions_and_a_statement(tmp_path: Path) -> None:
         ([{"input": "a", "output": "b"}, {"input": "c"}], "'output' of pair 2 is missing; add it"),
         ([{"input": "a", "output": 7}], "'output' of pair 1 is 7, but input should be a valid string"),
         ([{"input": "  ", "output": "b"}], "'input' of pair 1 is empty; fill it in"),
+        ([{"input": "a", "output": []}], r"'output' of pair 1 is \[\], but input should be a valid string"),
+        ([{"input": "a", "output": [" ", "b"]}], "'output' of pair 1 is empty; fill it in"),
         (["a"], "pair 1 is no JSON object"),
         ([{"input": "a", "output": "b"}, {"input": "a", "output": "c"}], "'a' is given the outputs 'b', 'c'; keep one"),
         ({"pairs": [{"input": "a", "output": "b"}], "statement": "is"}, "without {input}; write {input} where"),
