@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from ivlens.tasks import task as task
     from ivlens.tasks import tasks as tasks
     from ivlens.templates import Template as Template
+    from ivlens.universal import Universal as Universal
+    from ivlens.universal import universal_heads as universal_heads
     from ivlens.vectors import InstructionVector as InstructionVector
 
 _HOME = {
@@ -53,6 +55,7 @@ _HOME = {
     "Study": "study",
     "Task": "tasks",
     "Template": "templates",
+    "Universal": "universal",
     "audit": "audit",
     "compare": "compare",
     "indirect_effects": "effects",
@@ -63,6 +66,7 @@ _HOME = {
     "task": "tasks",
     "tasks": "tasks",
     "template": "chat",
+    "universal_heads": "universal",
 }
 
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -19,11 +19,11 @@ from torch import Tensor
 from ivlens import chat, models, patching
 from ivlens.activations import mean_z
 from ivlens.chat import Layout
-from ivlens.errors import IvlensError
+from ivlens.errors import IvlensError, PromptError
 from ivlens.measures import bootstrap, group_means
 from ivlens.prompts import DEFAULT, Corruption, Source, Tokens, clean, corrupted, cycled, tokenize
 from ivlens.shapes import GIB, Cie, Head, HeadGrid, MeanZ
-from ivlens.tasks import Task, TaskWarning
+from ivlens.tasks import Task, TaskWarning, listed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -289,8 +289,27 @@ def ranking_prompts(model: HookedTransformer, task: Task, settings: Settings) ->
         template=settings.template,
     )
     tokens = tokenize(model, prompts)
+    _refuse_unknown_answers(model, task, [prompt.query.output for prompt in prompts], tokens)
     _warn_of_equal_answers(task, tokens)
     return torch.arange(n, device=tokens.prompts.device) % len(split.rank), tokens
+
+
+def _refuse_unknown_answers(model: HookedTransformer, task: Task, answers: Sequence[str], tokens: Tokens) -> None:
+    """Warn of answers that the tokenizer has no tokens for; raise a PromptError where it has them for none."""
+    assert model.tokenizer is not None
+    unknown = ((tokens.answers == (model.tokenizer.unk_token_id or -1)) & tokens.answer_mask).any(1).tolist()
+    lost = sorted({answer for answer, is_unknown in zip(answers, unknown, strict=True) if is_unknown})
+    if not lost:
+        return
+    known = f"the tokenizer of {models.model_name(model)} has no tokens for"
+    if all(unknown):
+        raise PromptError(f"{known} any answer of task {task.name!r} ({listed(lost, 3)}); give a task in its words")
+    warnings.warn(
+        f"{known} {sum(unknown)} of {len(answers)} answers of task {task.name!r} ({listed(lost, 3)}): on these the "
+        "probability of an unknown token is measured; leave such pairs out",
+        TaskWarning,
+        stacklevel=3,
+    )
 
 
 def _warn_of_equal_answers(task: Task, tokens: Tokens) -> None:

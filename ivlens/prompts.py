@@ -212,13 +212,33 @@ def _token_ids(model: HookedTransformer, prompt: Prompt) -> tuple[list[int], lis
     encode = partial(tokenizer.encode, add_special_tokens=False)
     has_bos = model.cfg.default_prepend_bos and tokenizer.bos_token_id is not None
     bos = [tokenizer.bos_token_id] if has_bos and not isinstance(prompt, Conversation) else []
-    alone = encode(prompt.text)
     joined = encode(prompt.text + prompt.answer)
-    # Where the seam merges (a prompt that ends in a space, say), the prompt ends at the last token both share.
-    shared = next((i for i, (a, b) in enumerate(zip(alone, joined, strict=False)) if a != b), len(alone))
-    prompt_ids, answer = bos + joined[:shared], joined[shared:]
+    cut = _seam(tokenizer, prompt, encode(prompt.text), joined)
+    prompt_ids, answer = bos + joined[:cut], joined[cut:]
     if not answer:
         raise PromptError(f"the answer {prompt.answer!r} has no token of its own after {prompt.text[-30:]!r}")
     if not prompt_ids:
         raise PromptError(f"the prompt {prompt.text!r} has no tokens; the model needs at least one to read")
     return prompt_ids, answer
+
+
+def _seam(tokenizer: Any, prompt: Prompt, alone: list[int], joined: list[int]) -> int:
+    """How many tokens of the joined text are the prompt's.
+
+    Where a token spans the seam (a prompt that ends in a space, say), it is the answer's, and the prompt ends before.
+    """
+    shared = next((i for i, (a, b) in enumerate(zip(alone, joined, strict=False)) if a != b), len(alone))
+    if shared == len(alone) or not tokenizer.is_fast:
+        return shared
+    # Cut otherwise by what follows, the prompt may still have tokens of its own behind the last that both share.
+    text = prompt.text + prompt.answer
+    spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    ends = (_end(text, *spans[i], tokenizer.decode([joined[i]])) for i in range(shared, len(joined)))
+    return shared + next((i for i, end in enumerate(ends) if end > len(prompt.text)), len(joined) - shared)
+
+
+def _end(text: str, start: int, end: int, piece: str) -> int:
+    """Where a token ends; byte-level tokenizers leave the white space behind it out of its span."""
+    covered = text[start:end]
+    left_out = len(piece) - len(piece.rstrip()) if piece.strip() and covered == covered.rstrip() else 0
+    return end + left_out

@@ -187,12 +187,13 @@ def _consistent(pairs: Sequence[Pair], path: str | Path) -> tuple[Pair, ...]:
         if len(contradicting) > TOLERATED_CONTRADICTIONS * len(outputs):
             raise TaskError(f"{path} contradicts itself: {example}; keep one of them")
         warnings.warn(
-            f"{path} contradicts itself: {example}; left out {_listed(contradicting)}", TaskWarning, stacklevel=5
+            f"{path} contradicts itself: {example}; left out {listed(contradicting)}", TaskWarning, stacklevel=5
         )
     return tuple(dict.fromkeys(pair for pair in pairs if pair.input not in contradicting))
 
 
-def _listed(names: Iterable[str], most: int = 5) -> str:
+def listed(names: Iterable[str], most: int = 5) -> str:
+    """Names in quotes; of many the first, and how many there are more."""
     names = list(names)
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(repr, names[:most])) + rest
