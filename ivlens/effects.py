@@ -296,8 +296,8 @@ def ranking_prompts(model: HookedTransformer, task: Task, settings: Settings) ->
 
 def _refuse_unknown_answers(model: HookedTransformer, task: Task, answers: Sequence[str], tokens: Tokens) -> None:
     """Warn of answers that the tokenizer has no tokens for; raise a PromptError where it has them for none."""
-    assert model.tokenizer is not None
-    unknown = ((tokens.answers == (model.tokenizer.unk_token_id or -1)) & tokens.answer_mask).any(1).tolist()
+    sign = getattr(model.tokenizer, "unk_token_id", None)
+    unknown = [sign is not None and sign in row for row in tokens.answers.masked_fill(~tokens.answer_mask, -1).tolist()]
     lost = sorted({answer for answer, is_unknown in zip(answers, unknown, strict=True) if is_unknown})
     if not lost:
         return

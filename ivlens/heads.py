@@ -33,26 +33,36 @@ Chosen = tuple[Head, ...] | Literal["universal"] | None
 
 
 def asked(heads: Asked | None, model: HookedTransformer) -> Chosen:
+    """Which heads of a model are meant; see `named`.
+
+    Raises:
+        IvlensError: the model has no such head.
+    """
+    chosen = named(heads)
+    for head in chosen if isinstance(chosen, tuple) else ():
+        check_head(head, (model.cfg.n_layers, model.cfg.n_heads))
+    return chosen
+
+
+def named(heads: Asked | None) -> Chosen:
     """Which heads are meant.
 
     Args:
         heads: Heads, `L9H6,L3H2`, or a file: what `ivlens universal` wrote, a saved vector, or a JSON list of
-            `"L9H6"` or `[9, 6]`.
+            `"L9H6"` or `[9, 6]`; or `universal`.
 
     Raises:
-        IvlensError: no such file, no head, a head twice, or one that the model does not have.
+        IvlensError: no such file, no head, or a head twice.
     """
     if heads is None or heads == UNIVERSAL:
         return None if heads is None else UNIVERSAL
-    named = _named(heads) if isinstance(heads, str | Path) else tuple(Head(*head) for head in heads)
-    if not named:
+    found = _written(heads) if isinstance(heads, str | Path) else tuple(Head(*head) for head in heads)
+    if not found:
         raise IvlensError("heads is empty; give at least one, such as L9H6")
-    twice = next((head for head in named if named.count(head) > 1), None)
+    twice = next((head for head in found if found.count(head) > 1), None)
     if twice is not None:
         raise IvlensError(f"head {twice} is named twice; name each once")
-    for head in named:
-        check_head(head, (model.cfg.n_layers, model.cfg.n_heads))
-    return named
+    return found
 
 
 def pinned(
@@ -87,12 +97,12 @@ def pinned(
     return tuple(Head(int(layer), int(head)) for layer, head in zip(frame["layer"], frame["head"], strict=True))
 
 
-def _named(text: str | Path) -> tuple[Head, ...]:
+def _written(text: str | Path) -> tuple[Head, ...]:
     path = Path(text)
-    if exists(path):
+    if str(text).strip() and exists(path):
         return _read(path)
     parts = [part for part in re.split(r"[,\s]+", str(text)) if part]
-    if not any(re.fullmatch(r"L\d+H\d+", part) for part in parts):
+    if parts and not any(re.fullmatch(r"L\d+H\d+", part) for part in parts):
         raise IvlensError(
             f"there is no file {str(text)!r}, and no head in it; write L9H6,L3H2, a file's path or universal"
         )

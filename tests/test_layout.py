@@ -22,7 +22,7 @@ PACKAGE = ROOT / "ivlens"
 FLOORS = (
     {"blocks", "errors", "lab", "lab.sequences", "measures", "progress"},
     {"files", "json_files"},
-    {"benchmark_files", "csv_files"},
+    {"benchmark_files", "csv_files", "options"},
     {"hub_tables"},
     {"task_files"},
     {"architectures", "points", "shapes", "style", "tasks"},
