@@ -104,7 +104,7 @@ def _written(text: str | Path) -> tuple[Head, ...]:
     parts = [part for part in re.split(r"[,\s]+", str(text)) if part]
     if parts and not any(re.fullmatch(r"L\d+H\d+", part) for part in parts):
         raise IvlensError(
-            f"there is no file {str(text)!r}, and no head in it; write L9H6,L3H2, a file's path or universal"
+            f"there is no file {str(text)!r}; give the path of one, heads such as L9H6,L3H2, or universal"
         )
     return tuple(Head.parse(part) for part in parts)
 
