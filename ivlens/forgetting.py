@@ -17,6 +17,8 @@ from scipy import stats
 from ivlens.errors import IvlensError
 
 SUMMARY = ("method", "measure", "value", "low", "high", "n")
+COMPARED = ("AP", "F", "GP", "GP, unguided", "IP", "learned", "trained AP")
+"""Measures in which methods are compared."""
 PLAIN = "lora"
 _GENERAL = {
     "GP": "instruction accuracy",
@@ -108,21 +110,47 @@ def summary(evaluations: pd.DataFrame, *, guided: Sequence[str] = ()) -> pd.Data
         Columns `method`, `measure`, `value`, `low`, `high`, `n` (seeds).
     """
     found = cells(evaluations, guided=guided)
-    table = found.pivot(index="seed", columns=["method", "measure"], values="value")
+    table = _by_seed(found)
     lines = [(*key, *_interval(table[key].to_numpy())) for key in table.columns]
     methods = list(dict.fromkeys(found["method"]))
     for method in (one for one in methods if "+" in one):
         base = method.partition("+")[0]
         for other in (base, f"{base}+kl"):
             if other in methods and other != method:
-                for measure in ("AP", "F", "GP", "GP, unguided", "IP", "learned", "trained AP"):
-                    difference = (table[method, measure] - table[other, measure]).to_numpy()
-                    lines.append((method, f"{measure} over {other}", *_interval(difference)))
+                for measure, *found in _paired(table, method, other):
+                    lines.append((method, f"{measure} over {other}", *found))
         if base in methods:
             lost = -table[base, "GP change"].to_numpy()
             kept = (table[method, "GP"] - table[base, "GP"]).to_numpy() / np.where(lost > 0, lost, np.nan)
             lines.append((method, "GP kept", *_interval(kept)))
     return pd.DataFrame(lines, columns=list(SUMMARY))
+
+
+def difference(evaluations: pd.DataFrame, method: str, other: str, *, guided: Sequence[str] = ()) -> pd.DataFrame:
+    """How much one method has over another, paired by seed, with Student's 95 % interval.
+
+    Returns:
+        Columns `measure`, `value`, `low`, `high`, `n` (seeds).
+
+    Raises:
+        IvlensError: one of them is not in the table.
+    """
+    known = list(dict.fromkeys(evaluations["method"]))
+    for one in (method, other):
+        if one not in known:
+            raise IvlensError(f"there is no method {one!r} in this study; there are {', '.join(known)}")
+    table = _by_seed(cells(evaluations[evaluations["method"].isin([method, other])], guided=guided))
+    return pd.DataFrame(list(_paired(table, method, other)), columns=["measure", "value", "low", "high", "n"])
+
+
+def _by_seed(found: Any) -> Any:
+    """A row a seed, a column a method and measure."""
+    return found.pivot(index="seed", columns=["method", "measure"], values="value")
+
+
+def _paired(table: Any, method: str, other: str) -> Iterator[tuple[str, float, float, float, int]]:
+    for measure in COMPARED:
+        yield measure, *_interval((table[method, measure] - table[other, measure]).to_numpy())
 
 
 def over_seeds(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:

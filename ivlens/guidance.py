@@ -132,21 +132,21 @@ class Guide:
             The student's logits, of which the task's loss is computed, and what is added to that loss.
         """
         guidance, drawn = self.guidance, self._drawn(len(batch), generator)
-        scale = guidance.scale(progress) if guidance.student and not guidance.rehearsal else 0.0
-        with steer_answers(model, batch, scale * drawn, self.layer), kept_z(model, batch, self._watched) as z:
-            logits = differentiable_answer_logits(model, batch)
+        steered = (guidance.scale(progress) if guidance.student else 0.0) * drawn
+        rehearsed = (bare if guidance.bare else batch).first()
+        asked, vectors = batch, steered
+        if guidance.rehearsal:  # As rows of one run, which is quicker than two.
+            asked, vectors = batch.followed_by(rehearsed), torch.cat([torch.zeros_like(steered), steered])
+        with steer_answers(model, asked, vectors, self.layer), kept_z(model, asked, self._watched) as z:
+            logits, beside = differentiable_answer_logits(model, asked).tensor_split([len(batch)])
         penalty = torch.zeros((), device=logits.device)
         if guidance.kl > 0:
-            if guidance.rehearsal:
-                penalty = penalty + guidance.kl * self._rehearse(
-                    model, (bare if guidance.bare else batch).first(), drawn, progress
-                )
-            else:
-                penalty = penalty + guidance.kl * self._divergence(self._ask(model, batch, drawn), logits, batch)
+            compared, student = (rehearsed, beside[:, :1]) if guidance.rehearsal else (batch, logits)
+            penalty = penalty + guidance.kl * self._divergence(self._ask(model, compared, drawn), student, compared)
         if guidance.heads > 0:
             with torch.no_grad(), self.teacher(), kept_z(model, batch, self.heads) as wanted:
                 differentiable_answer_logits(model, batch)
-            distance = (torch.stack(z) - torch.stack(wanted)).square().sum(-1).mean(0)
+            distance = (torch.stack(z)[:, : len(batch)] - torch.stack(wanted)).square().sum(-1).mean(0)
             penalty = penalty + guidance.heads * _masked_mean(distance, batch)
         return logits, penalty
 
@@ -158,12 +158,6 @@ class Guide:
         """The teacher's logits, steered."""
         with torch.no_grad(), self.teacher(), steer_answers(model, tokens, drawn, self.layer):
             return differentiable_answer_logits(model, tokens)
-
-    def _rehearse(self, model: HookedTransformer, bare: Tokens, drawn: Vectors, progress: float) -> Float[Tensor, ""]:
-        scale = self.guidance.scale(progress) if self.guidance.student else 0.0
-        with steer_answers(model, bare, scale * drawn, self.layer):
-            logits = differentiable_answer_logits(model, bare)
-        return self._divergence(self._ask(model, bare, drawn), logits, bare)
 
     def _drawn(self, n: int, generator: torch.Generator) -> Vectors:
         if len(self.vectors) == 1:

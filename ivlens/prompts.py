@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ivlens.chat import Conversation, Layout
 from ivlens.errors import PromptError, TaskError
@@ -175,6 +176,19 @@ class Tokens:
         return Tokens(
             prompts=self.prompts, mask=self.mask, answers=self.answers[:, :1], answer_mask=self.answer_mask[:, :1]
         )
+
+    def followed_by(self, others: Tokens) -> Tokens:
+        """These prompts and then others, all of one width."""
+        width = max(self.prompts.shape[1], others.prompts.shape[1])
+        answer = max(self.answers.shape[1], others.answers.shape[1])
+
+        def widened(tokens: Tokens) -> list[Tensor]:
+            left, right = width - tokens.prompts.shape[1], answer - tokens.answers.shape[1]
+            prompts = [pad(part, (left, 0)) for part in (tokens.prompts, tokens.mask)]
+            return prompts + [pad(part, (0, right)) for part in (tokens.answers, tokens.answer_mask)]
+
+        prompts, mask, answers, answer_mask = map(torch.cat, zip(widened(self), widened(others), strict=True))
+        return Tokens(prompts=prompts, mask=mask, answers=answers, answer_mask=answer_mask)
 
 
 def tokenize(model: HookedTransformer, prompts: Sequence[Prompt]) -> Tokens:

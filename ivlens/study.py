@@ -74,6 +74,10 @@ class Study:
         """AP, F, GP, IP and their like per method, with intervals over seeds; see `forgetting.summary`."""
         return forgetting.summary(self.evaluations, guided=self.guided)
 
+    def difference(self, method: str, other: str) -> pd.DataFrame:
+        """What one method has over another, paired by seed; see `forgetting.difference`."""
+        return forgetting.difference(self.evaluations, method, other, guided=self.guided)
+
     def figures(self) -> dict[str, go.Figure]:
         """Every figure of the study by file name."""
         from ivlens import study_figures

@@ -217,19 +217,20 @@ def _trade_off(found: Findings, summary: Frame) -> go.Figure:
         parts.append(own.rename(columns={"value": name, "low": f"{name}_low", "high": f"{name}_high"}))
     table = pd.concat(parts, axis=1).reset_index()
     axes = ("accuracy on new tasks, each right after its stage", "accuracy on general tasks after the last stage (GP)")
-    title = _title(found, "Learned against kept (numbers: weight of the KL)")
+    title = _title(found, "Learned against kept (numbers: weight of the guidance)")
     forms = _forms(found.plan, list(table["method"]))
     return trade_off(table, forms, axes=axes, base=_base(found, _GENERAL["GP"]), title=title)
 
 
 def _forms(plan: Plan, methods: Sequence[str]) -> list[Form]:
-    """Methods whose guidance differs in nothing but the weight of its divergence are of one kind."""
+    """Methods whose guidance differs in nothing but its weight (that of the heads, if any) are of one kind."""
     kinds: dict[object, list[tuple[str, float]]] = {}
     for method in methods:
         name, guidance = plan.parts(method)
-        kind = (name, guidance and replace(guidance, kl=0.0))
-        kinds.setdefault(kind, []).append((method, guidance.kl if guidance else 0.0))
-    return [Form(method, _common(own), kl) for own in kinds.values() for method, kl in own]
+        weight = "heads" if guidance and guidance.heads > 0 else "kl"
+        kind = (name, guidance and replace(guidance, **{weight: 0.0}), weight)
+        kinds.setdefault(kind, []).append((method, getattr(guidance, weight, 0.0)))
+    return [Form(method, _common(own), strength) for own in kinds.values() for method, strength in own]
 
 
 def _common(own: Sequence[tuple[str, float]]) -> str:

@@ -184,6 +184,16 @@ def test_differences_are_paired_by_seed(method: str, other: str) -> None:
     assert of(found, f"F over {other}", method)["value"] == pytest.approx(forgotten.mean())
 
 
+def test_any_two_methods_differ_by_what_is_computed_seed_by_seed() -> None:
+    found = forgetting.difference(study(), "lora+kl", "lora+iv").set_index("measure")
+    difference = np.array(ENDS["lora+kl"]) - np.array(ENDS["lora+iv"])
+    low, high = stats.t.interval(0.95, 2, loc=difference.mean(), scale=stats.sem(difference))
+    assert tuple(found.loc["GP"]) == pytest.approx((difference.mean(), low, high, 3))
+    assert found.loc["AP", "value"] == pytest.approx(np.mean(np.subtract(SHIFTS["lora+kl"], SHIFTS["lora+iv"])))
+    with pytest.raises(IvlensError, match=r"^there is no method 'lora\+no' in this study; there are lora, "):
+        forgetting.difference(study(), "lora", "lora+no")
+
+
 def test_no_method_is_compared_with_itself_and_plain_ones_with_none() -> None:
     found = forgetting.summary(study())
     over = found[found["measure"].str.contains(" over ")]

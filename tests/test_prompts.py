@@ -6,12 +6,14 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from conftest import WORD_TEMPLATE
+import torch
+from conftest import WORD_TEMPLATE, random_tokens
 from hypothesis import given
 from hypothesis import strategies as st
 from transformer_lens import HookedTransformer
 
 from ivlens import prompts
+from ivlens.activations import answer_logits
 from ivlens.errors import PromptError, TaskError
 from ivlens.prompts import Prompt, Template, tokenize
 from ivlens.tasks import Pair, Task
@@ -107,6 +109,17 @@ def test_tokens_are_padded_on_the_left_and_answers_on_the_right(tiny: HookedTran
     alone = tokens[0:1]
     assert alone.prompts.tolist() == [[bos, ids["w1"], ids["w2"]]]
     assert alone.answers.tolist() == [[ids["w3"]]]
+
+
+def test_prompts_followed_by_others_keep_their_logits(tiny: HookedTransformer) -> None:
+    some = random_tokens(4, 9, 3, vocab=100)
+    for others in (random_tokens(3, 14, 1, vocab=100, seed=1), random_tokens(3, 5, 4, vocab=100, seed=2)):
+        for first, second in ((some, others), (others, some)):
+            logits = answer_logits(tiny, first.followed_by(second))
+            for tokens, own in ((first, logits[: len(first)]), (second, logits[len(first) :])):
+                wanted = answer_logits(tiny, tokens)[tokens.answer_mask]
+                found = own[:, : tokens.answers.shape[1]][tokens.answer_mask]
+                torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
 
 
 def test_the_answers_tokens_are_those_of_the_joined_text(lab: HookedTransformer) -> None:
