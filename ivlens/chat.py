@@ -92,9 +92,10 @@ class ChatTemplate:
         import jinja2
         from transformers.utils.chat_template_utils import render_jinja_template
 
+        special: dict[str, Any] = dict(self.special_tokens)
         try:
             (text,), _ = render_jinja_template(
-                conversations=[messages], chat_template=self.jinja, add_generation_prompt=opened, **self.special_tokens
+                conversations=[messages], chat_template=self.jinja, add_generation_prompt=opened, **special
             )
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
             raise PromptError(f"the chat template fails ({error}); choose another template") from error

@@ -289,7 +289,9 @@ def ranking_prompts(model: HookedTransformer, task: Task, settings: Settings) ->
         template=settings.template,
     )
     tokens = tokenize(model, prompts)
-    _refuse_unknown_answers(model, task, [prompt.query.output for prompt in prompts], tokens)
+    answers = [prompt.query.output for prompt in prompts]
+    _refuse_unknown_answers(model, task, answers, tokens)
+    _warn_of_spelled_answers(model, task, answers, tokens)
     _warn_of_equal_answers(task, tokens)
     return torch.arange(n, device=tokens.prompts.device) % len(split.rank), tokens
 
@@ -307,6 +309,26 @@ def _refuse_unknown_answers(model: HookedTransformer, task: Task, answers: Seque
     warnings.warn(
         f"{known} {sum(unknown)} of {len(answers)} answers of task {task.name!r} ({listed(lost, 3)}): on these the "
         "probability of an unknown token is measured; leave such pairs out",
+        TaskWarning,
+        stacklevel=3,
+    )
+
+
+def _warn_of_spelled_answers(model: HookedTransformer, task: Task, answers: Sequence[str], tokens: Tokens) -> None:
+    """Warn where most answers are taken letter by letter, as words are that a small vocabulary lacks."""
+    lengths = tokens.answer_mask.sum(1).tolist()
+    spelled = {
+        answer: length
+        for answer, length in zip(answers, lengths, strict=True)
+        if answer.isascii() and length >= len("".join(answer.split())) > 3
+    }
+    if 2 * sum(answer in spelled for answer in answers) <= len(answers):
+        return
+    answer, length = max(spelled.items(), key=lambda item: item[1])
+    warnings.warn(
+        f"the tokenizer of {models.model_name(model)} spells most answers of task {task.name!r} letter by letter "
+        f"({answer!r} in {length} tokens): it lacks these words, and the first token is a letter; measure with "
+        "effect='nll', or give a task in its words",
         TaskWarning,
         stacklevel=3,
     )

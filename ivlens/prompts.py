@@ -247,12 +247,12 @@ def _seam(tokenizer: Any, prompt: Prompt, alone: list[int], joined: list[int]) -
     # Cut otherwise by what follows, the prompt may still have tokens of its own behind the last that both share.
     text = prompt.text + prompt.answer
     spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    ends = (_end(text, *spans[i], tokenizer.decode([joined[i]])) for i in range(shared, len(joined)))
+    ends = (_end(text, spans[i], tokenizer.decode([joined[i]])) for i in range(shared, len(joined)))
     return shared + next((i for i, end in enumerate(ends) if end > len(prompt.text)), len(joined) - shared)
 
 
-def _end(text: str, start: int, end: int, piece: str) -> int:
+def _end(text: str, span: tuple[int, int], piece: str) -> int:
     """Where a token ends; byte-level tokenizers leave the white space behind it out of its span."""
-    covered = text[start:end]
+    covered = text[span[0] : span[1]]
     left_out = len(piece) - len(piece.rstrip()) if piece.strip() and covered == covered.rstrip() else 0
-    return end + left_out
+    return span[1] + left_out

@@ -87,7 +87,7 @@ def is_given(found: Findings) -> bool:
 def print_choices(found: Findings) -> None:
     """Which wording and which universal heads were chosen, and on what, where that was asked for."""
     if found.instructions is not None:
-        best = found.instructions[found.instructions["chosen"]].to_dict("records")[0]
+        best = found.instructions[found.instructions["chosen"]].iloc[0]
         print(
             f"\nInstruction: {plain(best['wording'])}\nThe best of {len(found.instructions)} on {best['prompts']} "
             f"validation pairs, of which it has {best['accuracy']:.2f} right."

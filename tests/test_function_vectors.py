@@ -24,6 +24,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*contradicts itself:ivlens.tasks.TaskWarning"),
     pytest.mark.filterwarnings("ignore:.*all begin with the same token:ivlens.tasks.TaskWarning"),
 ]
+SPELLED = pytest.mark.filterwarnings("ignore:.*letter by letter:ivlens.tasks.TaskWarning")
 needs_files = pytest.mark.skipif(not FILES, reason=f"the benchmark's files are not in {FOLDER}")
 
 
@@ -37,6 +38,7 @@ def bytewise(tmp_path_factory: pytest.TempPathFactory) -> HookedTransformer:
 
 
 @needs_files
+@SPELLED
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_file_is_read_and_audited(bytewise: HookedTransformer, path: Path) -> None:
     raw = json.loads(path.read_text(encoding="utf-8"))
@@ -59,6 +61,14 @@ def test_words_that_a_model_cannot_read_are_told(tiny: HookedTransformer) -> Non
         PromptError, match=r"has no tokens for any answer of task 'antonym' \(.* more\); give a task in"
     ):
         ivlens.indirect_effects(tiny, found, shots=2, prompts=5, clean_prompts=3)
+
+
+@needs_files
+def test_words_that_a_model_only_spells_are_warned_of(lab: HookedTransformer) -> None:
+    found = task(FOLDER / "singular-plural.json")
+    with pytest.warns(TaskWarning, match=r"of lab spells most answers of task 'singular-plural' letter by letter \('"):
+        ranking_prompts(lab, found, Settings(shots=2, prompts=8))
+    ranking_prompts(lab, task("singular-plural"), Settings(shots=2, prompts=8))
 
 
 def test_some_words_that_a_model_cannot_read_are_warned_of(tiny: HookedTransformer, word_task: Task) -> None:
