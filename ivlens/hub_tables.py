@@ -5,7 +5,9 @@ Only tables are read: no code of a data set is run.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -53,10 +55,11 @@ def read_hub(name: str, columns: Columns | None = None) -> list[tuple[str, str]]
     place, _, split = name.partition("@")
     repository, _, configuration = place.partition(":")
     try:
-        if not split:
-            known = datasets.get_dataset_split_names(repository, configuration or None)
-            split = next((one for one in SPLITS if one in known), known[0])
-        table = datasets.load_dataset(repository, configuration or None, split=split)
+        with _quiet():
+            if not split:
+                known = datasets.get_dataset_split_names(repository, configuration or None)
+                split = next((one for one in SPLITS if one in known), known[0])
+            table = datasets.load_dataset(repository, configuration or None, split=split)
     except (OSError, ValueError, KeyError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise TaskError(
             f"the data set {name!r} cannot be had ({_line(error)}); check the name, go online, or give a folder that "
@@ -71,6 +74,18 @@ def _package() -> Any:
     import datasets
 
     return datasets
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the hub's own lines about every attempt to reach it."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _pairs(table: Any, columns: Columns | None, where: str) -> list[tuple[str, str]]:

@@ -108,6 +108,11 @@ def test_columns_are_found_by_their_names(tmp_path: Path) -> None:
     assert task(path, columns=("country", "capital")).pairs == (Pair("France", "Paris"),)
 
 
+def test_of_delimiters_that_fit_the_one_of_two_columns_is_taken(tmp_path: Path) -> None:
+    path = table(tmp_path / "mine.csv", "hot;cold, cool, icy\nup;down, low, under\n")
+    assert task(path).pairs == (Pair("hot", "cold, cool, icy"), Pair("up", "down, low, under"))
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
