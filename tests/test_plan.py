@@ -227,7 +227,7 @@ def test_the_built_in_studies_can_be_read_and_their_tasks_exist(name: str) -> No
         assert [benchmarks.stage(task, seed=seed).name for task in asked.tasks] == list(asked.tasks)
     general = [task.name for task in general_tasks(asked)]
     assert not set(general) & set(asked.tasks) and set(asked.evaluation.probes) <= set(general)
-    assert (asked.evaluation.probes or name.endswith("-weights")) and asked.methods[0] == "lora"
+    assert (asked.evaluation.probes or name.endswith(("-weights", "-methods"))) and asked.methods[0] == "lora"
 
 
 def test_the_three_sequences_are_built_in() -> None:
