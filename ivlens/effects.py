@@ -6,7 +6,6 @@ code of arXiv:2502.11019. Clean prompts and ranking prompts share no query pair.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,14 +15,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ivlens import chat, models, patching
+from ivlens import answers, chat, models, patching
 from ivlens.activations import mean_z
 from ivlens.chat import Layout
-from ivlens.errors import IvlensError, PromptError
+from ivlens.errors import IvlensError
 from ivlens.measures import bootstrap, group_means
 from ivlens.prompts import DEFAULT, Corruption, Source, Tokens, clean, corrupted, cycled, tokenize
 from ivlens.shapes import GIB, Cie, Head, HeadGrid, MeanZ
-from ivlens.tasks import Task, TaskWarning, listed
+from ivlens.tasks import Task
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -289,58 +288,5 @@ def ranking_prompts(model: HookedTransformer, task: Task, settings: Settings) ->
         template=settings.template,
     )
     tokens = tokenize(model, prompts)
-    answers = [prompt.query.output for prompt in prompts]
-    _refuse_unknown_answers(model, task, answers, tokens)
-    _warn_of_spelled_answers(model, task, answers, tokens)
-    _warn_of_equal_answers(task, tokens)
+    answers.check(model, task, [prompt.query.output for prompt in prompts], tokens)
     return torch.arange(n, device=tokens.prompts.device) % len(split.rank), tokens
-
-
-def _refuse_unknown_answers(model: HookedTransformer, task: Task, answers: Sequence[str], tokens: Tokens) -> None:
-    """Warn of answers that the tokenizer has no tokens for; raise a PromptError where it has them for none."""
-    sign = getattr(model.tokenizer, "unk_token_id", None)
-    unknown = [sign is not None and sign in row for row in tokens.answers.masked_fill(~tokens.answer_mask, -1).tolist()]
-    lost = sorted({answer for answer, is_unknown in zip(answers, unknown, strict=True) if is_unknown})
-    if not lost:
-        return
-    known = f"the tokenizer of {models.model_name(model)} has no tokens for"
-    if all(unknown):
-        raise PromptError(f"{known} any answer of task {task.name!r} ({listed(lost, 3)}); give a task in its words")
-    warnings.warn(
-        f"{known} {sum(unknown)} of {len(answers)} answers of task {task.name!r} ({listed(lost, 3)}): on these the "
-        "probability of an unknown token is measured; leave such pairs out",
-        TaskWarning,
-        stacklevel=3,
-    )
-
-
-def _warn_of_spelled_answers(model: HookedTransformer, task: Task, answers: Sequence[str], tokens: Tokens) -> None:
-    """Warn where most answers are taken letter by letter, as words are that a small vocabulary lacks."""
-    lengths = tokens.answer_mask.sum(1).tolist()
-    spelled = {
-        answer: length
-        for answer, length in zip(answers, lengths, strict=True)
-        if answer.isascii() and length >= len("".join(answer.split())) > 3
-    }
-    if 2 * sum(answer in spelled for answer in answers) <= len(answers):
-        return
-    answer, length = max(spelled.items(), key=lambda item: item[1])
-    warnings.warn(
-        f"the tokenizer of {models.model_name(model)} spells most answers of task {task.name!r} letter by letter "
-        f"({answer!r} in {length} tokens): it lacks these words, and the first token is a letter; measure with "
-        "effect='nll', or give a task in its words",
-        TaskWarning,
-        stacklevel=3,
-    )
-
-
-def _warn_of_equal_answers(task: Task, tokens: Tokens) -> None:
-    outputs = sorted({pair.output for pair in task.pairs})
-    if len(outputs) > 1 and len(tokens) > 1 and len(tokens.answers[:, 0].unique()) == 1:
-        shown = ", ".join(map(repr, outputs[:3]))
-        warnings.warn(
-            f"the answers of task {task.name!r} ({shown}, ...) all begin with the same token: the probability of the "
-            "first token cannot tell them apart; measure with effect='nll'",
-            TaskWarning,
-            stacklevel=3,
-        )

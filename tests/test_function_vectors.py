@@ -63,12 +63,13 @@ def test_words_that_a_model_cannot_read_are_told(tiny: HookedTransformer) -> Non
         ivlens.indirect_effects(tiny, found, shots=2, prompts=5, clean_prompts=3)
 
 
-@needs_files
 def test_words_that_a_model_only_spells_are_warned_of(lab: HookedTransformer) -> None:
-    found = task(FOLDER / "singular-plural.json")
-    with pytest.warns(TaskWarning, match=r"of lab spells most answers of task 'singular-plural' letter by letter \('"):
-        ranking_prompts(lab, found, Settings(shots=2, prompts=8))
-    ranking_prompts(lab, task("singular-plural"), Settings(shots=2, prompts=8))
+    known = task("antonym")
+    backwards = tuple(Pair(pair.input, f"{pair.output[::-1]}zzz") for pair in known.pairs)
+    settings = Settings(shots=2, prompts=8)
+    with pytest.warns(TaskWarning, match=r"of lab spells most answers of task 'antonym' letter by letter \('\w+zzz'"):
+        ranking_prompts(lab, dataclasses.replace(known, pairs=backwards), settings)
+    ranking_prompts(lab, known, settings)
 
 
 def test_some_words_that_a_model_cannot_read_are_warned_of(tiny: HookedTransformer, word_task: Task) -> None:

@@ -43,6 +43,7 @@ FLOORS = (
         "stages",
     },
     {
+        "answers",
         "benchmarks",
         "guidance",
         "lab.abilities",
