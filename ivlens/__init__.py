@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ivlens.adapters import load as load
     from ivlens.audit import Audit as Audit
     from ivlens.audit import audit as audit
+    from ivlens.chat import template as template
     from ivlens.compare import compare as compare
     from ivlens.comparison import Comparison as Comparison
     from ivlens.convert import convert as convert
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from ivlens.effects import indirect_effects as indirect_effects
     from ivlens.errors import IvlensError as IvlensError
     from ivlens.plan import Plan as Plan
-    from ivlens.prompts import Template as Template
     from ivlens.replies import Replies as Replies
     from ivlens.replies import ask as ask
     from ivlens.report import report as report
@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from ivlens.tasks import Task as Task
     from ivlens.tasks import task as task
     from ivlens.tasks import tasks as tasks
+    from ivlens.templates import Template as Template
+    from ivlens.universal import Universal as Universal
+    from ivlens.universal import universal_heads as universal_heads
     from ivlens.vectors import InstructionVector as InstructionVector
 
 _HOME = {
@@ -58,8 +61,9 @@ _HOME = {
     "Replies": "replies",
     "Study": "study",
     "Task": "tasks",
-    "Template": "prompts",
     "ask": "replies",
+    "Template": "templates",
+    "Universal": "universal",
     "audit": "audit",
     "compare": "compare",
     "convert": "convert",
@@ -72,6 +76,8 @@ _HOME = {
     "study": "study",
     "task": "tasks",
     "tasks": "tasks",
+    "template": "chat",
+    "universal_heads": "universal",
 }
 
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,18 +17,23 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ivlens import controls, models, plots, prompts, runs, tables, trials
+from ivlens import controls, models, plots, prompts, runs, tables, trials, wordings
 from ivlens.activations import answered
+from ivlens.chat import Layout
 from ivlens.effects import EFFECTS, HeadEffects, Settings, example_prompts, measure_effects, task_mean_z
 from ivlens.errors import IvlensError, RunError
+from ivlens.heads import Asked, Chosen, asked, pinned
 from ivlens.patching import Effect
-from ivlens.prompts import DEFAULT, Corruption, Prompt, Source, Template, tokenize
-from ivlens.shapes import GIB
+from ivlens.prompts import DEFAULT, Corruption, Prompt, Source, tokenize
+from ivlens.runs import Table
+from ivlens.shapes import GIB, Head
 from ivlens.steering import instruction_vector
 from ivlens.tasks import Split, Task, tasks
 from ivlens.tasks import task as find_task
 from ivlens.trials import VALUES
+from ivlens.universal import Considered
 from ivlens.vectors import InstructionVector
+from ivlens.wordings import WORDINGS, Choice, unusual, worded
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -52,6 +57,10 @@ class Audit:
     """Zero-shot accuracy with the vector added at every layer, beside its controls."""
     heads: pd.DataFrame
     """The same at the layer that validation pairs chose, against the number of heads."""
+    instructions: pd.DataFrame | None = None
+    """What every wording did on validation pairs, where the best was asked for."""
+    universal: pd.DataFrame | None = None
+    """Which tasks universal heads were ranked on and why, where these were asked for."""
     folder: Path | None = None
 
     @classmethod
@@ -77,6 +86,8 @@ class Audit:
             measures=run.read_table("measures", columns=MEASURES),
             steering=run.read_table("steering", columns=STEERING),
             heads=run.read_table("heads", columns=HEADS),
+            instructions=_kept(run, "instructions", WORDINGS),
+            universal=_kept(run, "universal_tasks", Considered._fields),
             folder=Path(folder),
         )
 
@@ -134,20 +145,26 @@ def audit(
     clean_prompts: int = 100,
     prompts: int = 25,
     top: int = 10,
+    heads: Asked | None = None,
     corruption: Corruption = "shuffled",
     source: Source = "demonstrations",
+    instruction: Choice = "all",
     effect: Effect = "prob",
     draws: int = 5,
     other_tasks: int = 3,
     seed: int = 0,
     memory: int = 2 * GIB,
-    template: Template = DEFAULT,
+    template: Layout = DEFAULT,
 ) -> Audit:
     """Baselines, effects with intervals, the vector, steering by layer and by number of heads beside controls.
 
     Args:
         out: Run folder to write to, and to resume from; nothing is written without it.
-        top: How many heads make up the vector.
+        top: How many heads make up the vector; as many as there are where `heads` are given.
+        heads: In place of those of largest AIE: heads, `L9H6,L3H2`, a file of heads (see `ivlens.heads.asked`), or
+            `universal`, those that carry the other built-in tasks.
+        instruction: Wordings of the task's instruction: `all` in turn, the N-th (from 1), or the `best`, which is
+            chosen on validation pairs.
         draws: Sets of random and of bottom heads, each of which is a control.
         other_tasks: Built-in tasks whose vectors are controls.
         memory: Bytes that patching and steering may take beside the weights. Does not change the numbers.
@@ -160,6 +177,9 @@ def audit(
     """
     if not isinstance(task, Task):
         task = find_task(task)
+    wordings.check(task, instruction)
+    chosen_heads = asked(heads, model)
+    top = len(chosen_heads) if isinstance(chosen_heads, tuple) else top
     settings = Settings(
         shots=shots,
         clean_prompts=clean_prompts,
@@ -181,6 +201,8 @@ def audit(
         split=task.split(shots=shots, seed=seed),
         settings=settings,
         top=top,
+        heads=chosen_heads,
+        instruction=instruction,
         draws=draws,
         other_tasks=other_tasks,
         memory=memory,
@@ -188,6 +210,7 @@ def audit(
     if out is None:
         return work.all(lambda name, compute, columns: compute())
     chosen = {**asdict(settings), "top": top, "draws": draws, "other_tasks": other_tasks}
+    chosen |= unusual(chosen_heads, instruction)
     with runs.open_run(
         out,
         command="audit",
@@ -206,8 +229,8 @@ def audit(
     return Audit.read(out)
 
 
-# Name of a table, how to compute it, its columns.
-Table = Callable[[str, Callable[[], pd.DataFrame], Sequence[str]], pd.DataFrame]
+def _kept(run: runs.Run, name: str, columns: Sequence[str]) -> pd.DataFrame | None:
+    return run.read_table(name, columns=columns) if run.has(f"{name}.parquet") else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,6 +242,8 @@ class _Work:
     split: Split
     settings: Settings
     top: int
+    heads: Chosen
+    instruction: Choice
     draws: int
     other_tasks: int
     memory: int
@@ -228,16 +253,29 @@ class _Work:
         return models.weight_digest(self.model)
 
     def all(self, table: Table) -> Audit:
+        kept: dict[str, pd.DataFrame] = {}
+
+        def keep(name: str, compute: Callable[[], pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:
+            kept[name] = table(name, compute, columns)
+            return kept[name]
+
+        task = worded(self.model, self.task, self.instruction, self.settings, table=keep)
+        work = self if task is self.task else replace(self, task=task)
+        found = work.measured(keep)
+        return replace(found, instructions=kept.get("instructions"), universal=kept.get("universal_tasks"))
+
+    def measured(self, table: Table) -> Audit:
         effects = self.effects(table)
+        fixed = pinned(self.heads, self.model, self.task, self.settings, top=self.top, table=table, memory=self.memory)
         vector = instruction_vector(
             self.model,
             self.task,
             effects=effects,
-            heads=effects.top(self.top),
+            heads=effects.top(self.top) if fixed is None else fixed,
             memory=self.memory,
         )
         # Computed when the first table asks for it: a resumed run may have them all.
-        tried = lru_cache(partial(self.trials, effects))
+        tried = lru_cache(partial(self.trials, effects, fixed))
         seed = self.settings.seed
         return Audit(
             effects=effects,
@@ -264,16 +302,17 @@ class _Work:
             model_digest=self.digest,
         )
 
-    def trials(self, effects: HeadEffects) -> trials.Trials:
+    def trials(self, effects: HeadEffects, fixed: tuple[Head, ...] | None) -> trials.Trials:
         settings, zero_shot = self.settings, partial(prompts.zero_shot, template=self.settings.template)
         others = controls.draw_other_tasks(self.task, tasks(), draws=self.other_tasks, seed=settings.seed)
         candidates = trials.candidates(
             self.model,
             effects,
-            counts=[k for k in COUNTS if k <= len(effects.ranked())],
+            counts=[k for k in COUNTS if k <= len(fixed or effects.ranked())],
             top=self.top,
             draws=self.draws,
             others=[find_task(name) for name in others],
+            heads=fixed,
         )
         return trials.run(
             self.model,

@@ -12,14 +12,14 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from enum import StrEnum
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ivlens import options
 from ivlens.errors import IvlensError
+from ivlens.options import parse_bytes
 from ivlens.typed import typed
 
 if TYPE_CHECKING:
@@ -41,21 +41,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-
-class Corruption(StrEnum):
-    shuffled = "shuffled"
-    zero_shot = "zero-shot"
-
-
-class Source(StrEnum):
-    demonstrations = "demonstrations"
-    instruction = "instruction"
-
-
-class Effect(StrEnum):
-    prob = "prob"
-    nll = "nll"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -117,18 +102,6 @@ def _plain_warnings() -> Iterator[None]:
         yield
 
 
-def _whole(text: str | int) -> int:
-    """A whole number; typer's own complaint does not say what came."""
-    try:
-        return int(text)
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a whole number") from None
-
-
-def _number(words: str) -> Any:
-    return typer.Option(help=words, parser=_whole, metavar="N")
-
-
 def _print_version(wanted: bool) -> bool:
     if wanted:
         from importlib.metadata import version
@@ -147,56 +120,40 @@ def _common(
     pass
 
 
-_TaskName = Annotated[str, typer.Option("--task", help="A built-in task (see `ivlens tasks`) or a task file.")]
-_Shots = Annotated[int, _number("Demonstrations of a prompt.")]
-_CleanPrompts = Annotated[int, _number("Prompts that give the mean head outputs.")]
-_Prompts = Annotated[int, _number("Corrupted prompts that heads are patched on.")]
-_Top = Annotated[int, _number("Heads of the vector.")]
-_Corruption = Annotated[Corruption, typer.Option(help="How the task is taken out of a prompt.")]
-_Source = Annotated[Source, typer.Option(help="Where clean prompts show the task.")]
-_Effect = Annotated[Effect, typer.Option(help="Probability of the first answer token, or nats of all.")]
-_Seed = Annotated[int, _number("Decides splits, prompts and draws.")]
-_Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
-_Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16, float64.")]
-_Memory = Annotated[str, typer.Option(help="What patching may take beside the weights.")]
-
-
 @app.command()
 def audit(
     model: Annotated[str, typer.Argument(help="lab, a local Hugging Face folder, or a hub id.")],
-    task: _TaskName,
+    task: options.TaskName,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/MODEL[-ADAPTER]-TASK unless given.")] = None,
-    adapter: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="PEFT_DIR", help="A LoRA adapter over MODEL, as PEFT saves it; several: left to right."),
-    ] = None,
-    shots: _Shots = 10,
-    clean_prompts: _CleanPrompts = 100,
-    prompts: _Prompts = 25,
-    top: _Top = 10,
-    corruption: _Corruption = Corruption.shuffled,
-    source: _Source = Source.demonstrations,
-    effect: _Effect = Effect.prob,
-    seed: _Seed = 0,
-    device: _Device = "auto",
-    dtype: _Dtype = "auto",
-    memory: _Memory = "2GiB",
+    adapter: options.Adapter = None,
+    columns: options.Columns = None,
+    template: options.LayoutName = "qa",
+    shots: options.Shots = 10,
+    clean_prompts: options.CleanPrompts = 100,
+    prompts: options.Prompts = 25,
+    top: options.Top = 10,
+    heads: options.Heads = None,
+    corruption: options.CorruptionOption = options.Corruption.shuffled,
+    source: options.SourceOption = options.Source.demonstrations,
+    instruction: options.Wording = "all",
+    effect: options.EffectOption = options.Effect.prob,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    memory: options.Memory = "2GiB",
 ) -> None:
     """Find the heads that carry a task, build their vector, and measure what it does beside controls."""
     budget = parse_bytes(memory)
     import ivlens
     from ivlens import tables
-    from ivlens.effects import Settings
 
-    chosen = ivlens.task(task)
-    settings: dict[str, Any] = {"shots": shots, "clean_prompts": clean_prompts, "prompts": prompts, "seed": seed}
-    settings |= {"corruption": corruption.value, "source": source.value, "effect": effect.value}
-    # Before a large model is read, what can be refused without it.
-    Settings(**settings)
-    chosen.split(shots=shots, seed=seed)
+    chosen = ivlens.task(task, columns=options.columns_of(columns))
+    settings = _settings(shots, clean_prompts, prompts, corruption, source, effect, seed)
+    others = _early(chosen, settings, template=template, heads=heads, instruction=instruction)
     names = [model, *map(str, adapter or ()), chosen.name]
     folder = out or Path("runs") / "-".join(map(_file_name, names))
     hooked = ivlens.load(model, adapter=adapter, device=device, dtype=dtype)
+    settings |= {**others, "template": ivlens.template(template, hooked)}
     found = ivlens.audit(hooked, chosen, out=folder, top=top, memory=budget, **settings)
     tables.print_audit(found)
     _draw_missing(found.figures(), folder)
@@ -210,38 +167,118 @@ def compare(
         list[str],
         typer.Argument(help="The model after it: a checkpoint, or PEFT adapter folders over BASE, which are added up."),
     ],
-    task: _TaskName,
+    task: options.TaskName,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/compare-BASE-TUNED-TASK unless given.")] = None,
-    shots: _Shots = 10,
-    clean_prompts: _CleanPrompts = 100,
-    prompts: _Prompts = 25,
-    queries: Annotated[int, _number("Evaluation pairs that dependence on the vector is measured on.")] = 50,
-    top: _Top = 10,
-    corruption: _Corruption = Corruption.shuffled,
-    source: _Source = Source.demonstrations,
-    effect: _Effect = Effect.prob,
-    seed: _Seed = 0,
-    device: _Device = "auto",
-    dtype: _Dtype = "auto",
-    memory: _Memory = "2GiB",
+    columns: options.Columns = None,
+    template: options.LayoutName = "qa",
+    shots: options.Shots = 10,
+    clean_prompts: options.CleanPrompts = 100,
+    prompts: options.Prompts = 25,
+    queries: Annotated[int, options.number("Evaluation pairs that dependence on the vector is measured on.")] = 50,
+    top: options.Top = 10,
+    heads: options.Heads = None,
+    corruption: options.CorruptionOption = options.Corruption.shuffled,
+    source: options.SourceOption = options.Source.demonstrations,
+    instruction: options.Wording = "all",
+    effect: options.EffectOption = options.Effect.prob,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    memory: options.Memory = "2GiB",
 ) -> None:
     """Measure what fine-tuning did to a task's heads, to their vector and to what depends on it."""
     budget = parse_bytes(memory)
     import ivlens
     from ivlens import comparison_tables, tables
-    from ivlens.effects import Settings
 
-    chosen = ivlens.task(task)
-    settings: dict[str, Any] = {"shots": shots, "clean_prompts": clean_prompts, "prompts": prompts, "seed": seed}
-    settings |= {"corruption": corruption.value, "source": source.value, "effect": effect.value}
-    Settings(**settings)
-    chosen.split(shots=shots, seed=seed)
+    chosen = ivlens.task(task, columns=options.columns_of(columns))
+    settings = _settings(shots, clean_prompts, prompts, corruption, source, effect, seed)
+    others = _early(chosen, settings, template=template, heads=heads, instruction=instruction)
     folder = out or Path("runs") / "-".join(["compare", *map(_file_name, [base, *tuned, chosen.name])])
     hooked = ivlens.load(base, device=device, dtype=dtype)
+    settings |= {**others, "template": ivlens.template(template, hooked)}
     found = ivlens.compare(hooked, tuned, chosen, out=folder, queries=queries, top=top, memory=budget, **settings)
     comparison_tables.print_comparison(found)
     _draw_missing(found.figures(), folder)
     print(f"In {tables.plain(str(folder))}: run.json, tables, both vectors and figures/.")
+
+
+@app.command()
+def universal(
+    model: Annotated[str, typer.Argument(help="lab, a local Hugging Face folder, or a hub id.")],
+    out: Annotated[Path, typer.Option(help="File for the heads: .json, or .safetensors with vectors.")],
+    tasks: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Tasks that heads are ranked on, with commas; all built-in ones.")
+    ] = None,
+    adapter: options.Adapter = None,
+    template: options.LayoutName = "qa",
+    shots: options.Shots = 10,
+    clean_prompts: options.CleanPrompts = 100,
+    prompts: options.Prompts = 25,
+    top: options.Top = 10,
+    corruption: options.CorruptionOption = options.Corruption.shuffled,
+    source: options.SourceOption = options.Source.demonstrations,
+    effect: options.EffectOption = options.Effect.prob,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    memory: options.Memory = "2GiB",
+) -> None:
+    """Rank heads over many tasks, and say which tasks entered and why."""
+    budget = parse_bytes(memory)
+    if out.suffix.lower() not in (".json", ".safetensors"):
+        raise IvlensError(f"out is {str(out)!r}; give a name that ends in .json or .safetensors")
+    import ivlens
+    from ivlens import tables
+    from ivlens.effects import Settings
+
+    chosen = [ivlens.task(name) for name in (ivlens.tasks() if tasks is None else options.listed(tasks))]
+    settings = _settings(shots, clean_prompts, prompts, corruption, source, effect, seed)
+    _early(None, settings, template=template)
+    hooked = ivlens.load(model, adapter=adapter, device=device, dtype=dtype)
+    asked = Settings(**settings, template=ivlens.template(template, hooked))
+    found = ivlens.universal_heads(hooked, chosen, asked, top=top, memory=budget)
+    found.save(out)
+    tables.print_universal(found)
+    print(f"In {tables.plain(str(out))}; give it to --heads.")
+
+
+def _settings(
+    shots: int,
+    clean_prompts: int,
+    prompts: int,
+    corruption: options.Corruption,
+    source: options.Source,
+    effect: options.Effect,
+    seed: int,
+) -> dict[str, Any]:
+    numbers = {"shots": shots, "clean_prompts": clean_prompts, "prompts": prompts, "seed": seed}
+    return {**numbers, "corruption": corruption.value, "source": source.value, "effect": effect.value}
+
+
+def _early(
+    task: Task | None,
+    settings: dict[str, Any],
+    *,
+    template: str,
+    heads: str | None = None,
+    instruction: str = "all",
+) -> dict[str, Any]:
+    """Heads and wordings as they are meant. Refuses, before a large model is read, what can be refused without it."""
+    from ivlens.chat import CHAT
+    from ivlens.effects import Settings
+    from ivlens.heads import named
+    from ivlens.templates import named as template_named
+    from ivlens.wordings import check
+
+    Settings(**settings)
+    if template != CHAT:
+        template_named(template)
+    wording = options.wording_of(instruction)
+    if task is not None:
+        task.split(shots=settings["shots"], seed=settings["seed"])
+        check(task, wording)
+    return {"heads": named(heads), "instruction": wording}
 
 
 @app.command()
@@ -252,10 +289,10 @@ def study(
     out: Annotated[Path, typer.Option(help="Run folder, which the same command goes on with.")],
     methods: Annotated[str | None, typer.Option(metavar="LIST", help="In place of the study's: lora,lora+iv")] = None,
     seeds: Annotated[str | None, typer.Option(metavar="LIST", help="In place of the study's: 0,1,2")] = None,
-    steps: Annotated[int | None, _number("Steps of every stage, in place of the study's.")] = None,
-    workers: Annotated[int | None, _number("Cells side by side; one a core on the CPU, one on a GPU.")] = None,
-    device: _Device = "auto",
-    dtype: _Dtype = "auto",
+    steps: Annotated[int | None, options.number("Steps of every stage, in place of the study's.")] = None,
+    workers: Annotated[int | None, options.number("Cells side by side; one a core on the CPU, one on a GPU.")] = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
 ) -> None:
     """Learn a sequence of tasks with several methods, and measure what each one forgets."""
     import dataclasses
@@ -264,8 +301,8 @@ def study(
     from ivlens import plan, study_tables, tables
 
     asked = plan.read(name).with_changes(
-        methods=None if methods is None else tuple(_listed(methods)),
-        seeds=None if seeds is None else tuple(map(_whole, _listed(seeds))),
+        methods=None if methods is None else tuple(options.listed(methods)),
+        seeds=None if seeds is None else tuple(map(options.whole, options.listed(seeds))),
     )
     if steps is not None:
         asked = asked.with_changes(training=dataclasses.replace(asked.training, steps=steps))
@@ -361,6 +398,7 @@ def convert(
 @app.command("tasks")
 def list_tasks(
     file: Annotated[str | None, typer.Argument(help="A task file to check, or a built-in task to show.")] = None,
+    columns: options.Columns = None,
 ) -> None:
     """List the built-in tasks, or check a task file."""
     from ivlens import tables
@@ -369,7 +407,7 @@ def list_tasks(
     if file is None:
         tables.print_tasks([task(name) for name in tasks()])
         return
-    found = task(file)
+    found = task(file, columns=options.columns_of(columns))
     _refuse_short(found)
     tables.print_task(found)
 
@@ -382,26 +420,8 @@ def _refuse_short(task: Task) -> None:
         )
 
 
-def parse_bytes(text: str) -> int:
-    """Bytes of a size such as `2GiB`, `500 MB` or `1048576`.
-
-    Raises:
-        IvlensError: not a size, or not above 0.
-    """
-    units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", text)
-    size = 0 if match is None or match[2].upper() not in units else int(Fraction(match[1]) * units[match[2].upper()])
-    if size < 1:
-        raise IvlensError(f"memory is {text!r}; write a size above 0 such as 2GiB, 500MB or 1048576")
-    return size
-
-
 def _file_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(name).name)[:80].strip(".-") or "run"
-
-
-def _listed(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",")]
 
 
 def _draw_missing(drawn: dict[str, Figure], folder: Path) -> None:

@@ -16,21 +16,24 @@ from typing import TYPE_CHECKING, NamedTuple
 import pandas as pd
 import torch
 
-from ivlens import adapter_config, adapters, lora, models, probes, runs
+from ivlens import adapter_config, adapters, lora, models, probes, runs, wordings
+from ivlens.chat import Layout
 from ivlens.comparison import CHANGES
 from ivlens.comparison import Comparison as Comparison
 from ivlens.dependence import DEPENDENCE, Dependence, per_prompt, recovery
 from ivlens.drift import AIE, DRIFT, Written, aie_table, head_drift, vector_drift, written
 from ivlens.effects import EFFECTS, HeadEffects, Settings, example_prompts, measure_effects, task_mean_z
 from ivlens.errors import IvlensError, ModelError, ShapeMismatch
+from ivlens.heads import Asked, Chosen, asked, pinned
 from ivlens.lora import Adapter
 from ivlens.patching import Effect
-from ivlens.prompts import DEFAULT, Corruption, Source, Template, tokenize, zero_shot
+from ivlens.prompts import DEFAULT, Corruption, Source, tokenize, zero_shot
 from ivlens.shapes import GIB
 from ivlens.steering import instruction_vector
 from ivlens.tasks import Task
 from ivlens.tasks import task as find_task
 from ivlens.vectors import InstructionVector
+from ivlens.wordings import Choice, unusual, worded
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -47,13 +50,15 @@ def compare(
     prompts: int = 25,
     queries: int = 50,
     top: int = 10,
+    heads: Asked | None = None,
     corruption: Corruption = "shuffled",
     source: Source = "demonstrations",
+    instruction: Choice = "all",
     effect: Effect = "prob",
     draws: int = 5,
     seed: int = 0,
     memory: int = 2 * GIB,
-    template: Template = DEFAULT,
+    template: Layout = DEFAULT,
 ) -> Comparison:
     """AIE, vectors and dependence on them before and after fine-tuning, and the change with paired intervals.
 
@@ -63,6 +68,8 @@ def compare(
         out: Run folder to write to, and to resume from; nothing is written without it.
         queries: Evaluation pairs on which dependence is measured; fewer where the task has fewer.
         top: How many heads make up a vector.
+        heads: In place of each model's own of largest AIE, as in `audit`; `universal` ones are the base model's.
+        instruction: Wordings of the task's instruction, as in `audit`; the `best` is the base model's.
         draws: Sets of random heads, each of which is a control.
         memory: Bytes that patching and steering may take beside the weights. Does not change the numbers.
 
@@ -75,6 +82,7 @@ def compare(
         RunError: `out` is of another configuration (the differences are named), or cannot be written.
     """
     task = task if isinstance(task, Task) else find_task(task)
+    wordings.check(task, instruction)
     settings = Settings(
         shots=shots,
         clean_prompts=clean_prompts,
@@ -90,6 +98,8 @@ def compare(
             raise IvlensError(f"{name} is {value}; it must be 1 or more")
     task.split(shots=shots, seed=seed)
     base = models.load(base) if isinstance(base, str | Path) else base
+    chosen_heads = asked(heads, base)
+    top = len(chosen_heads) if isinstance(chosen_heads, tuple) else top
     n_heads = base.cfg.n_layers * base.cfg.n_heads
     if top > n_heads:
         raise IvlensError(f"top is {top}, but the model has {n_heads} heads; take fewer")
@@ -99,6 +109,8 @@ def compare(
         task=task,
         settings=settings,
         top=top,
+        heads=chosen_heads,
+        instruction=instruction,
         draws=draws,
         queries=queries,
         memory=memory,
@@ -106,6 +118,7 @@ def compare(
     if out is None:
         return work.all(_Shelf(None))
     chosen = {**asdict(settings), "top": top, "draws": draws, "queries": queries}
+    chosen |= unusual(chosen_heads, instruction)
     with runs.open_run(
         out,
         command="compare",
@@ -189,6 +202,8 @@ class _Work:
     task: Task
     settings: Settings
     top: int
+    heads: Chosen
+    instruction: Choice
     draws: int
     queries: int
     memory: int
@@ -220,8 +235,14 @@ class _Work:
         return base, tuned
 
     def all(self, shelf: _Shelf) -> Comparison:
+        """Fix wordings and heads on the base model, then measure both."""
+        task = worded(self.base, self.task, self.instruction, self.settings, table=shelf.table)
+        fixed = pinned(self.heads, self.base, task, self.settings, top=self.top, table=shelf.table, memory=self.memory)
+        return replace(self, task=task, heads=fixed).measured(self.digests, shelf)
+
+    def measured(self, digests: tuple[str, str], shelf: _Shelf) -> Comparison:
         # What needs both models is measured of the base model before an adapter is merged into it.
-        base_digest, tuned_digest = self.digests
+        base_digest, tuned_digest = digests
         before = self.side(self.base, "base", base_digest, shelf)
         sets = [before.vector.heads, *probes.random_sets(before.vector, draws=self.draws)]
         is_asked = not (shelf.has("measures") and shelf.has("recovery"))
@@ -261,7 +282,7 @@ class _Work:
             model=models.model_name(model) if name == "base" else self.pair.name,
             model_digest=digest,
         )
-        heads = effects.top(self.top)
+        heads = self.heads if isinstance(self.heads, tuple) else effects.top(self.top)
         vector = instruction_vector(model, self.task, effects=effects, heads=heads, memory=self.memory)
         return _Side(effects, replace(vector, model=effects.model))
 

@@ -29,26 +29,46 @@ Vectors = Float[Tensor, "draw d_model"]
 
 
 def random_heads(
-    effects: HeadEffects, k: int, *, draws: int, seed: int = 0, among: Literal["others", "all"] = "others"
+    effects: HeadEffects,
+    k: int,
+    *,
+    draws: int,
+    seed: int = 0,
+    among: Literal["others", "all"] = "others",
+    chosen: Sequence[Head] | None = None,
 ) -> list[list[Head]]:
     """`draws` sets of k heads.
 
     Args:
-        among: `others`: heads that are not among the k of largest AIE, since a control that shares heads with what
+        chosen: The k heads that these are held against; those of largest AIE unless given.
+        among: `others`: heads that are not among the chosen, since a control that shares heads with what
             it is held against understates the contrast, in a small model by much (all heads where fewer than k are
             left). `all`: all heads, the chosen ones included.
     """
     ranked, generator = effects.ranked(), np.random.default_rng([seed, 3])
-    heads = sorted(ranked[k:] if among == "others" and len(ranked) >= 2 * k else ranked)
+    others = _without(ranked, ranked[:k] if chosen is None else chosen)
+    heads = sorted(others if among == "others" and len(others) >= k else ranked)
     return [[heads[i] for i in generator.choice(len(heads), k, replace=False)] for _ in range(draws)]
 
 
-def bottom_heads(effects: HeadEffects, k: int, *, draws: int, seed: int = 0) -> list[list[Head]]:
-    """`draws` sets of k heads of low AIE: the k lowest first, then draws from the lower half (at least k heads)."""
+def bottom_heads(
+    effects: HeadEffects, k: int, *, draws: int, seed: int = 0, chosen: Sequence[Head] = ()
+) -> list[list[Head]]:
+    """`draws` sets of k heads of low AIE: the k lowest first, then draws from the lower half (at least k heads).
+
+    Args:
+        chosen: Heads to leave out, where k others are left.
+    """
     lowest, generator = effects.ranked()[::-1], np.random.default_rng([seed, 4])
+    others = _without(lowest, chosen)
+    lowest = others if len(others) >= k else lowest
     half = lowest[: max(k, len(lowest) // 2)]
     others = [[half[i] for i in generator.choice(len(half), k, replace=False)] for _ in range(draws - 1)]
     return [lowest[:k], *others]
+
+
+def _without(heads: Sequence[Head], some: Sequence[Head]) -> list[Head]:
+    return [head for head in heads if head not in some]
 
 
 def with_norm(vectors: Vectors, norm: float) -> Vectors:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,13 +17,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ivlens import models, patching
+from ivlens import answers, chat, models, patching
 from ivlens.activations import mean_z
+from ivlens.chat import Layout
 from ivlens.errors import IvlensError
 from ivlens.measures import bootstrap, group_means
-from ivlens.prompts import DEFAULT, Corruption, Prompt, Source, Template, Tokens, clean, corrupted, cycled, tokenize
+from ivlens.prompts import DEFAULT, Corruption, Prompt, Source, Tokens, clean, corrupted, cycled, tokenize
 from ivlens.shapes import GIB, Cie, Head, HeadGrid, MeanZ
-from ivlens.tasks import Split, Task, TaskWarning
+from ivlens.tasks import Split, Task
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,7 +50,7 @@ class Settings:
     source: Source = "demonstrations"
     effect: patching.Effect = "prob"
     seed: int = 0
-    template: Template = DEFAULT
+    template: Layout = DEFAULT
 
     @property
     def unit(self) -> str:
@@ -60,7 +60,7 @@ class Settings:
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Settings:
         """What `dataclasses.asdict` made."""
-        return cls(**{**record, "template": Template(**record["template"])})
+        return cls(**{**record, "template": chat.from_record(record["template"])})
 
     def __post_init__(self) -> None:
         known = {"corruption": ("shuffled", "zero-shot"), "source": ("demonstrations", "instruction")}
@@ -217,7 +217,7 @@ def indirect_effects(
     effect: patching.Effect = "prob",
     seed: int = 0,
     memory: int = 2 * GIB,
-    template: Template = DEFAULT,
+    template: Layout = DEFAULT,
 ) -> HeadEffects:
     """Causal indirect effect of every attention head, exact, in one pass per prompt.
 
@@ -321,8 +321,9 @@ def ranking_prompts(model: HookedTransformer, task: Task, settings: Settings) ->
     n = settings.prompts
     if settings.corruption == "zero-shot":
         n = min(n, len(split.rank))
-    tokens = tokenize(model, _corrupted(split, settings, n))
-    _warn_of_equal_answers(task, tokens)
+    prompts = _corrupted(split, settings, n)
+    tokens = tokenize(model, prompts)
+    answers.check(model, task, [prompt.query.output for prompt in prompts], tokens)
     return torch.arange(n, device=tokens.prompts.device) % len(split.rank), tokens
 
 
@@ -335,15 +336,3 @@ def _corrupted(split: Split, settings: Settings, n: int) -> list[Prompt]:
         generator=np.random.default_rng([settings.seed, 2]),
         template=settings.template,
     )
-
-
-def _warn_of_equal_answers(task: Task, tokens: Tokens) -> None:
-    outputs = sorted({pair.output for pair in task.pairs})
-    if len(outputs) > 1 and len(tokens) > 1 and len(tokens.answers[:, 0].unique()) == 1:
-        shown = ", ".join(map(repr, outputs[:3]))
-        warnings.warn(
-            f"the answers of task {task.name!r} ({shown}, ...) all begin with the same token: the probability of the "
-            "first token cannot tell them apart; measure with effect='nll'",
-            TaskWarning,
-            stacklevel=3,
-        )

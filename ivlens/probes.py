@@ -18,8 +18,9 @@ from torch import Tensor
 
 from ivlens import controls
 from ivlens.activations import mean_z
+from ivlens.chat import Layout
 from ivlens.errors import IvlensError, PromptError, TaskError
-from ivlens.prompts import Prompt, Template, Tokens, cycled, instructed, statements, tokenize, zero_shot
+from ivlens.prompts import Prompt, Tokens, cycled, instructed, statements, tokenize, zero_shot
 from ivlens.shapes import Head, MeanZ
 from ivlens.tasks import Task, TaskWarning, tasks
 from ivlens.tasks import task as find_task
@@ -131,7 +132,7 @@ def random_sets(vector: InstructionVector, *, draws: int) -> tuple[tuple[Head, .
 
 
 def other_mean_z(
-    model: HookedTransformer, task: Task, others: Sequence[Task] | None, *, template: Template, seed: int
+    model: HookedTransformer, task: Task, others: Sequence[Task] | None, *, template: Layout, seed: int
 ) -> MeanZ:
     """Mean head output at the last token of instructed prompts of other tasks, each with the same share of prompts.
 

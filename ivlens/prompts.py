@@ -1,8 +1,7 @@
 """What does the model read? Clean, corrupted, zero-shot and instructed prompts, and their tokens.
 
 A prompt ends where the answer begins. Clean prompts let the task be read off demonstrations or an instruction;
-corrupted prompts ask the same query with the task removed. Layout of demonstrations: Todd et al. 2024,
-arXiv:2310.15213 (`Q: ...`, `A: ...`, a blank line between).
+corrupted prompts ask the same query with the task removed.
 """
 
 from __future__ import annotations
@@ -20,8 +19,12 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ivlens.chat import Conversation, Layout
 from ivlens.errors import PromptError, TaskError
 from ivlens.tasks import Pair, Task
+from ivlens.templates import DEFAULT as DEFAULT
+from ivlens.templates import Prompt as Prompt
+from ivlens.templates import Template as Template
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -30,53 +33,7 @@ Source = Literal["demonstrations", "instruction"]
 Corruption = Literal["shuffled", "zero-shot"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Template:
-    """How a query, its demonstrations and an instruction are written down.
-
-    `{input}`, `{output}` and `{instruction}` are filled in as they are: braces inside them stay text.
-    """
-
-    demonstration: str = "Q: {input}\nA: {output}\n\n"
-    query: str = "Q: {input}\nA:"
-    instruction: str = "{instruction}\n"
-    answer: str = " {output}"
-    """The answer as the model continues the query, leading space included."""
-
-    def __post_init__(self) -> None:
-        needed = {"demonstration": "input output", "query": "input", "instruction": "instruction", "answer": "output"}
-        for field, names in needed.items():
-            text = getattr(self, field)
-            missing = [f"{{{name}}}" for name in names.split() if f"{{{name}}}" not in text]
-            if missing:
-                raise PromptError(f"the template's {field} is {text!r}, without {' and '.join(missing)}; add it")
-
-    def render(self, query: Pair, *, demonstrations: Sequence[Pair] = (), instruction: str | None = None) -> Prompt:
-        """Write instruction, demonstrations and query, in this order."""
-        head = "" if instruction is None else self.instruction.replace("{instruction}", instruction)
-        shown = "".join(_fill(self.demonstration, pair) for pair in demonstrations)
-        return Prompt(text=head + shown + _fill(self.query, query), answer=_fill(self.answer, query), query=query)
-
-
-def _fill(text: str, pair: Pair) -> str:
-    # Split first: an input that contains "{output}" must not be filled in again.
-    parts = [part.replace("{output}", pair.output) for part in text.split("{input}")]
-    return pair.input.join(parts)
-
-
-DEFAULT = Template()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prompt:
-    """Text up to where the answer begins, and the answer."""
-
-    text: str
-    answer: str
-    query: Pair
-
-
-def instructed(task: Task, pairs: Sequence[Pair], *, template: Template = DEFAULT) -> list[Prompt]:
+def instructed(task: Task, pairs: Sequence[Pair], *, template: Layout = DEFAULT) -> list[Prompt]:
     """One prompt a pair: a written instruction (wordings in turn) and no demonstrations.
 
     Raises:
@@ -91,7 +48,7 @@ def instructed(task: Task, pairs: Sequence[Pair], *, template: Template = DEFAUL
     return [template.render(pair, instruction=next(wordings)) for pair in pairs]
 
 
-def zero_shot(pairs: Sequence[Pair], *, template: Template = DEFAULT) -> list[Prompt]:
+def zero_shot(pairs: Sequence[Pair], *, template: Layout = DEFAULT) -> list[Prompt]:
     """One prompt a pair: the query alone, with neither instruction nor demonstrations."""
     return [template.render(pair) for pair in pairs]
 
@@ -103,7 +60,7 @@ def few_shot(
     shots: int,
     generator: np.random.Generator,
     shuffled: bool = False,
-    template: Template = DEFAULT,
+    template: Layout = DEFAULT,
 ) -> list[Prompt]:
     """One prompt a pair, with `shots` demonstrations drawn from `pool` without the query.
 
@@ -160,7 +117,7 @@ def clean(
     source: Source = "demonstrations",
     shots: int = 10,
     generator: np.random.Generator,
-    template: Template = DEFAULT,
+    template: Layout = DEFAULT,
 ) -> list[Prompt]:
     """Prompts off which the task can be read, from demonstrations or from the written instruction."""
     if source == "instruction":
@@ -177,7 +134,7 @@ def corrupted(
     corruption: Corruption = "shuffled",
     shots: int = 10,
     generator: np.random.Generator,
-    template: Template = DEFAULT,
+    template: Layout = DEFAULT,
 ) -> list[Prompt]:
     """The same queries with the task removed: outputs of the demonstrations permuted, or nothing but the query."""
     if corruption == "zero-shot":
@@ -267,14 +224,35 @@ def tokenize(model: HookedTransformer, prompts: Sequence[Prompt]) -> Tokens:
 def _token_ids(model: HookedTransformer, prompt: Prompt) -> tuple[list[int], list[int]]:
     tokenizer: Any = model.tokenizer
     encode = partial(tokenizer.encode, add_special_tokens=False)
-    bos = [tokenizer.bos_token_id] if model.cfg.default_prepend_bos and tokenizer.bos_token_id is not None else []
-    alone = encode(prompt.text)
+    has_bos = model.cfg.default_prepend_bos and tokenizer.bos_token_id is not None
+    bos = [tokenizer.bos_token_id] if has_bos and not isinstance(prompt, Conversation) else []
     joined = encode(prompt.text + prompt.answer)
-    # Where the seam merges (a prompt that ends in a space, say), the prompt ends at the last token both share.
-    shared = next((i for i, (a, b) in enumerate(zip(alone, joined, strict=False)) if a != b), len(alone))
-    prompt_ids, answer = bos + joined[:shared], joined[shared:]
+    cut = _seam(tokenizer, prompt, encode(prompt.text), joined)
+    prompt_ids, answer = bos + joined[:cut], joined[cut:]
     if not answer:
         raise PromptError(f"the answer {prompt.answer!r} has no token of its own after {prompt.text[-30:]!r}")
     if not prompt_ids:
         raise PromptError(f"the prompt {prompt.text!r} has no tokens; the model needs at least one to read")
     return prompt_ids, answer
+
+
+def _seam(tokenizer: Any, prompt: Prompt, alone: list[int], joined: list[int]) -> int:
+    """How many tokens of the joined text are the prompt's.
+
+    Where a token spans the seam (a prompt that ends in a space, say), it is the answer's, and the prompt ends before.
+    """
+    shared = next((i for i, (a, b) in enumerate(zip(alone, joined, strict=False)) if a != b), len(alone))
+    if shared == len(alone) or not tokenizer.is_fast:
+        return shared
+    # Cut otherwise by what follows, the prompt may still have tokens of its own behind the last that both share.
+    text = prompt.text + prompt.answer
+    spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    ends = (_end(text, spans[i], tokenizer.decode([joined[i]])) for i in range(shared, len(joined)))
+    return shared + next((i for i, end in enumerate(ends) if end > len(prompt.text)), len(joined) - shared)
+
+
+def _end(text: str, span: tuple[int, int], piece: str) -> int:
+    """Where a token ends; byte-level tokenizers leave the white space behind it out of its span."""
+    covered = text[span[0] : span[1]]
+    left_out = len(piece) - len(piece.rstrip()) if piece.strip() and covered == covered.rstrip() else 0
+    return span[1] + left_out

@@ -23,6 +23,9 @@ from ivlens.records import RECORD, RunRecord, plain, read_record, refuse_another
 from ivlens.records import Source as Source
 from ivlens.records import versions as versions
 
+Table = Callable[[str, Callable[[], pd.DataFrame], Sequence[str]], pd.DataFrame]
+"""Keeps a table: its name, how to compute it, its columns. Without a run, what only computes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:

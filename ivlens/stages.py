@@ -11,8 +11,9 @@ from itertools import pairwise
 
 import numpy as np
 
+from ivlens.chat import Layout
 from ivlens.errors import TaskError
-from ivlens.prompts import DEFAULT, Prompt, Template, instructed, zero_shot
+from ivlens.prompts import DEFAULT, Prompt, instructed, zero_shot
 from ivlens.tasks import Pair, Task
 
 TRAIN_SHARE, VALIDATION_SHARE = 0.60, 0.15
@@ -55,7 +56,7 @@ class Stage:
             )
 
     @classmethod
-    def of_task(cls, task: Task, *, seed: int, template: Template = DEFAULT) -> Stage:
+    def of_task(cls, task: Task, *, seed: int, template: Layout = DEFAULT) -> Stage:
         """Part a task's pairs at random and ask for them as the general tasks are asked for.
 
         Of the pairs 60 % are trained on, 15 % validate and 25 % test. Every part takes the wordings in turn.

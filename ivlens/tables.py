@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from ivlens.effects import HeadEffects
     from ivlens.tasks import Task
+    from ivlens.universal import Universal
     from ivlens.vectors import InstructionVector
 
 UNMEASURED = "not measured"
@@ -63,6 +64,10 @@ class Findings(Protocol):
     def measures(self) -> pd.DataFrame: ...
     @property
     def heads(self) -> pd.DataFrame: ...
+    @property
+    def instructions(self) -> pd.DataFrame | None: ...
+    @property
+    def universal(self) -> pd.DataFrame | None: ...
 
 
 def print_audit(found: Findings) -> None:
@@ -75,7 +80,51 @@ def print_audit(found: Findings) -> None:
     print_table(by_number)
     print()
     print_table(heads)
+    print_choices(found)
     print(f"\n{heads.note}\n")
+
+
+def is_given(found: Findings) -> bool:
+    """Whether the heads are others than those of largest AIE."""
+    return list(found.vector.heads) != found.effects.top(len(found.vector.heads))
+
+
+def _which(found: Findings) -> str:
+    return "which did not choose the heads." if is_given(found) else "that chose the heads: expect less on others."
+
+
+def print_choices(found: Findings) -> None:
+    """Which wording and which universal heads were chosen, and on what, where that was asked for."""
+    if found.instructions is not None:
+        best = found.instructions[found.instructions["chosen"]].iloc[0]
+        print(
+            f"\nInstruction: {plain(best['wording'])}\nThe best of {len(found.instructions)} on {best['prompts']} "
+            f"validation pairs, of which it has {best['accuracy']:.2f} right."
+        )
+    if found.universal is not None:
+        entered = found.universal["entered"]
+        print(
+            f"\nHeads are universal: ranked on {entered.sum()} of {len(entered)} other tasks (universal_tasks.parquet)."
+        )
+
+
+def print_universal(found: Universal) -> None:
+    """Every task that was tried, and the heads with their mean AIE over those that entered."""
+    print(f"{len(found.tasks)} of {len(found.considered)} tasks entered on {plain(found.model)}:\n")
+    lines = [
+        (
+            one.task,
+            UNMEASURED if one.accuracy is None else f"{one.accuracy:.2f}",
+            f"{one.majority:.2f}",
+            "entered" if one.entered else f"left out: {one.reason}" if one.accuracy is None else "left out",
+        )
+        for one in found.considered
+    ]
+    print_table(Table("", ("task", "accuracy", "majority answer", ""), (lines,)))
+    print("\nA task enters if the model is right more often than its most frequent answer would be.\n")
+    heads = [(str(head), f"{float(found.aie[head]):+.4f}") for head in found.heads[:MOST_HEADS]]
+    print_table(Table("", ("universal head", f"mean AIE ({found.settings.unit})"), (heads,)))
+    print(f"\nVectors of these {len(found.heads)} heads are added best at layer {found.layer}.\n")
 
 
 def audit_html(found: Findings) -> str:
@@ -105,7 +154,7 @@ def audit_tables(found: Findings) -> list[Table]:
             ("head of the vector", f"AIE ({found.effects.unit})", "95 % interval"),
             (_heads(found),),
             (f"{more} more are in effects.parquet. " if more > 0 else "")
-            + f"AIE on the {len(found.effects.cie)} prompts that chose the heads: expect less on others.",
+            + f"AIE on the {len(found.effects.cie)} prompts {_which(found)}",
         ),
     ]
 

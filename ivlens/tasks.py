@@ -19,13 +19,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ivlens import task_files
+from ivlens.csv_files import Columns
 from ivlens.errors import TaskError
+from ivlens.hub_tables import HUB
 from ivlens.markup import html_table
+from ivlens.task_files import Content
 
 BUILT_IN = Path(__file__).parent / "lab" / "tasks"
-MAX_FILE_BYTES = 64 * 2**20
 TOLERATED_CONTRADICTIONS = 0.01
 
 
@@ -134,8 +136,14 @@ def tasks() -> list[str]:
     return sorted(path.stem for path in BUILT_IN.glob("*.json"))
 
 
-def task(name: str | Path) -> Task:
-    """A built-in task by name, or a task file by path.
+def task(name: str | Path, *, columns: Columns | None = None) -> Task:
+    """A built-in task by name, a task file or folder by path, or a data set of the hub by `hf:NAME`.
+
+    Args:
+        name: A file may be ours, function_vectors', TRACE's, O-LoRA's or Super-NaturalInstructions' JSON, or CSV; a
+            folder one of TRACE, of O-LoRA, or what `save_to_disk` of Hugging Face's `datasets` wrote. In full, `hf:` is
+            `hf:NAME[:CONFIGURATION][@SPLIT]`.
+        columns: Which columns of a CSV file or data set are input and output, where they have no common names.
 
     Raises:
         TaskError: there is no such task or file, or it cannot be used.
@@ -143,93 +151,42 @@ def task(name: str | Path) -> Task:
     built_in = BUILT_IN / f"{name}.json"
     if str(name) in tasks():
         return read(built_in)
+    if str(name).startswith(HUB):
+        return _of(task_files.read_hub(str(name), columns), name)
     path = Path(name)
-    with suppress(OSError):  # A name too long for the file system is no file.
-        if path.exists():
-            return read(path)
+    if exists(path):
+        return read(path, columns=columns)
     close = difflib.get_close_matches(str(name), tasks(), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}?" if close else "`ivlens tasks` lists the built-in ones."
     raise TaskError(f"there is no built-in task and no file {str(name)!r}; {hint}")
 
 
-class _PairEntry(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, str_strip_whitespace=True)
-
-    input: str = Field(min_length=1)
-    output: str = Field(min_length=1)
-
-
-class _TaskFile(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    name: str | None = None
-    instructions: list[str] = []
-    statement: str | None = None
-    pairs: list[_PairEntry] = Field(min_length=1)
+def exists(path: Path) -> bool:
+    """Whether there is such a file or folder."""
+    with suppress(OSError, ValueError):  # A name too long for the file system, or with a null in it, is no file.
+        return path.exists()
+    return False
 
 
-def read(path: Path) -> Task:
-    """Read a task file: a list of `{"input", "output"}` or an object `{"name", "instructions", "statement", "pairs"}`.
+def read(path: Path, *, columns: Columns | None = None) -> Task:
+    """A task file or folder in whichever of the known formats it is; see `task`.
 
     Raises:
-        TaskError: not readable, not JSON, unknown or missing keys, empty, or with contradicting duplicates.
+        TaskError: not readable, of no known format, unknown or missing keys, empty, or with contradicting duplicates.
     """
-    content = _json(path)
-    try:
-        entry = _TaskFile.model_validate({"pairs": content} if isinstance(content, list) else content)
-    except ValidationError as error:
-        raise TaskError(f"{path}: {_first_complaint(error)}") from error
+    return _of(task_files.read(path, columns), path)
+
+
+def _of(content: Content, where: str | Path) -> Task:
     return Task(
-        name=entry.name if entry.name is not None else path.stem,
-        pairs=_consistent([Pair(pair.input, pair.output) for pair in entry.pairs], path),
-        instructions=tuple(entry.instructions),
-        statement=entry.statement,
+        name=content.name,
+        pairs=_consistent([Pair(*pair) for pair in content.pairs], where),
+        instructions=content.instructions,
+        statement=content.statement,
     )
 
 
-def _json(path: Path) -> object:
-    try:
-        if path.exists() and not path.is_file():  # A pipe would be waited for.
-            raise TaskError(f"{path} cannot be read (it is no file); give the path of a JSON task file")
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise TaskError(f"{path} has {size:,} bytes; a task file may have {MAX_FILE_BYTES:,} at most")
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TaskError(f"{path} cannot be read ({error.strerror}); give the path of a JSON task file") from error
-    except UnicodeDecodeError as error:
-        raise TaskError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8 JSON") from error
-    except json.JSONDecodeError as error:
-        raise TaskError(
-            f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}; mend that place"
-        ) from error
-    except ValueError as error:  # A number of thousands of digits.
-        raise TaskError(f"{path} is not JSON: {error}; mend that place") from error
-    except RecursionError as error:
-        raise TaskError(f"{path} is nested too deeply for a task file; it needs a flat list of pairs") from error
-
-
-def _first_complaint(error: ValidationError) -> str:
-    """What is wrong in a task file, in its writer's words: pairs are counted from 1."""
-    first = min(error.errors(), key=lambda complaint: complaint["type"] != "extra_forbidden")
-    place = [f"pair {part + 1}" if isinstance(part, int) else repr(part) for part in first["loc"]]
-    where = " of ".join(reversed([part for part in place if part != "'pairs'" or len(place) == 1]))
-    match first["type"]:
-        case "extra_forbidden":
-            return f"unknown key {where}; known are name, instructions, statement and pairs of input and output"
-        case "missing":
-            return f"{where} is missing; add it"
-        case "model_type":
-            return f"{where or 'the content'} is no JSON object; write an object, or a list of input/output pairs"
-        case "too_short" | "string_too_short":
-            return f"{where} is empty; fill it in"
-        case _:
-            came = json.dumps(first["input"], ensure_ascii=False, default=str)
-            came = came if len(came) <= 60 else came[:57] + "..."
-            return f"{where or 'the file'} is {came}, but {first['msg'][0].lower()}{first['msg'][1:]}"
-
-
-def _consistent(pairs: Sequence[Pair], path: Path) -> tuple[Pair, ...]:
+def _consistent(pairs: Sequence[Pair], path: str | Path) -> tuple[Pair, ...]:
     """Drop repeated pairs; refuse inputs with two outputs, or leave them out where they are very few."""
     outputs = defaultdict(set)
     for pair in pairs:
@@ -243,12 +200,13 @@ def _consistent(pairs: Sequence[Pair], path: Path) -> tuple[Pair, ...]:
         if len(contradicting) > TOLERATED_CONTRADICTIONS * len(outputs):
             raise TaskError(f"{path} contradicts itself: {example}; keep one of them")
         warnings.warn(
-            f"{path} contradicts itself: {example}; left out {_listed(contradicting)}", TaskWarning, stacklevel=4
+            f"{path} contradicts itself: {example}; left out {listed(contradicting)}", TaskWarning, stacklevel=5
         )
     return tuple(dict.fromkeys(pair for pair in pairs if pair.input not in contradicting))
 
 
-def _listed(names: Iterable[str], most: int = 5) -> str:
+def listed(names: Iterable[str], most: int = 5) -> str:
+    """Names in quotes; of many the first, and how many there are more."""
     names = list(names)
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(repr, names[:most])) + rest

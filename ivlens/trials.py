@@ -21,7 +21,7 @@ from ivlens import controls
 from ivlens.effects import HeadEffects
 from ivlens.measures import interval
 from ivlens.prompts import Tokens
-from ivlens.shapes import GIB, Residual
+from ivlens.shapes import GIB, Head, Residual
 from ivlens.steering import steer_every_layer
 from ivlens.tasks import Task
 from ivlens.vectors import write_vector
@@ -104,24 +104,29 @@ def candidates(
     top: int,
     draws: int,
     others: Sequence[Task],
+    heads: Sequence[Head] | None = None,
 ) -> list[Candidate]:
     """The vectors of the first 1, 2, 5 ... heads beside random ones, and for `top` heads all other controls.
 
     Controls have the norm of the vector of as many chosen heads.
+
+    Args:
+        heads: At least `top`, the first ones first; ranked by AIE unless given.
     """
+    ranked = effects.ranked() if heads is None else list(heads)
     seed, found = effects.settings.seed, []
     for k in sorted({*counts, top}):
-        vector = write_vector(model, effects.mean_z, effects.top(k))
+        vector = write_vector(model, effects.mean_z, ranked[:k])
         norm = float(vector.norm())
-        beside = {"random": controls.random_heads(effects, k, draws=draws, seed=seed)}
+        beside = {"random": controls.random_heads(effects, k, draws=draws, seed=seed, chosen=ranked[:k])}
         if k == top:
-            beside["bottom"] = controls.bottom_heads(effects, k, draws=draws, seed=seed)
+            beside["bottom"] = controls.bottom_heads(effects, k, draws=draws, seed=seed, chosen=heads or ())
         found.append(Candidate(kind="chosen", n_heads=k, vector=vector))
         for kind, sets in beside.items():
             vectors = controls.written_by(model, effects, sets, norm=norm)
             found += [Candidate(kind=kind, n_heads=k, vector=control) for control in vectors]
         if k == top:
-            elsewhere = controls.other_task_vectors(model, effects.top(k), others, effects.settings, norm=norm)
+            elsewhere = controls.other_task_vectors(model, ranked[:k], others, effects.settings, norm=norm)
             found += [Candidate(kind="other-task", n_heads=k, vector=control) for control in elsewhere.values()]
     return found
 

@@ -11,8 +11,9 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,16 +21,16 @@ from jaxtyping import Float
 from safetensors.torch import save
 from torch import Tensor
 
-from ivlens import files, tensors
-from ivlens.activations import answer_logits
+from ivlens import files, models, tensors
+from ivlens.activations import answered
 from ivlens.effects import Settings, measure_effects, task_mean_z
 from ivlens.errors import IvlensError, PromptError, ShapeMismatch, TaskError
-from ivlens.measures import greedy_match
 from ivlens.progress import track
 from ivlens.prompts import clean, tokenize, zero_shot
 from ivlens.shapes import GIB, Head, HeadGrid
 from ivlens.steering import steer_every_layer
-from ivlens.tasks import Task, TaskWarning
+from ivlens.tasks import Task, TaskWarning, task
+from ivlens.tasks import tasks as built_in
 from ivlens.vectors import check_head, check_layer, write_vector
 
 if TYPE_CHECKING:
@@ -38,8 +39,17 @@ if TYPE_CHECKING:
 FORMAT = "ivlens.universal/1"
 
 
-# Columns of a grid of AIE as a table.
-AIE = ("layer", "head", "aie")
+class Considered(NamedTuple):
+    """A task, and whether heads were ranked on it."""
+
+    task: str
+    digest: str
+    accuracy: float | None
+    """On clean prompts of its ranking part; None where it could not be asked."""
+    majority: float
+    """Share of the most frequent answer among all of its pairs."""
+    entered: bool
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +66,34 @@ class Universal:
     vectors: Float[Tensor, "task d_model"]
     """What `heads` write on each of `tasks`."""
     settings: Settings
+    considered: tuple[Considered, ...] = ()
+    """Every task that was tried, and why it entered or not."""
+    model: str = ""
 
-    def save(self, path: Path) -> None:
-        """Write a safetensors file."""
-        held = {"aie": self.aie.cpu().contiguous(), "vectors": self.vectors.cpu().contiguous()}
-        record = {"heads": [str(head) for head in self.heads], "layer": self.layer, "tasks": list(self.tasks)}
-        metadata = {"format": FORMAT, "record": json.dumps({**record, "settings": asdict(self.settings)})}
-        files.write_whole(path, save(held, metadata=metadata))
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file, or, where the name ends in `.json`, the same record without tensors."""
+        path, held = Path(path), {"aie": self.aie.cpu().contiguous(), "vectors": self.vectors.cpu().contiguous()}
+        if path.suffix.lower() == ".json":
+            aie = {"heads_aie": [float(self.aie[head]) for head in self.heads]}
+            content = json.dumps({**self._record(), **aie}, indent=2, ensure_ascii=False) + "\n"
+            files.write_whole(path, content.encode())
+        else:
+            metadata = {"format": FORMAT, "record": json.dumps(self._record())}
+            files.write_whole(path, save(held, metadata=metadata))
+
+    def _record(self) -> dict[str, Any]:
+        return {
+            "heads": [str(head) for head in self.heads],
+            "layer": self.layer,
+            "tasks": list(self.tasks),
+            "settings": asdict(self.settings),
+            "considered": [one._asdict() for one in self.considered],
+            "model": self.model,
+        }
+
+    def __repr__(self) -> str:
+        heads = " ".join(map(str, self.heads[:10])) + (" ..." if len(self.heads) > 10 else "")
+        return f"Universal({self.model}: {heads}, ranked on {len(self.tasks)} of {len(self.considered)} tasks)"
 
     @classmethod
     def load(cls, path: Path) -> Universal:
@@ -85,6 +116,9 @@ class Universal:
                 layer=record["layer"],
                 tasks=tuple(map(str, record["tasks"])),
                 settings=Settings.from_record(record["settings"]),
+                # Files of before have neither.
+                considered=tuple(Considered(**one) for one in record.get("considered", ())),
+                model=str(record.get("model", "")),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise IvlensError(f"{path} is no complete record of heads ({error}); delete it and run again") from error
@@ -104,31 +138,38 @@ class Universal:
 
 def universal_heads(
     model: HookedTransformer,
-    tasks: Sequence[Task],
-    settings: Settings,
+    tasks: Sequence[Task | str | Path] | None = None,
+    settings: Settings | None = None,
     *,
     top: int = 10,
     memory: int = 2 * GIB,
 ) -> Universal:
     """Rank heads over tasks, and choose a layer for all of their vectors.
 
+    A task enters if the model is right on its clean prompts more often than the most frequent answer would be.
+
     Args:
+        tasks: Tasks, names or paths; all built-in ones unless given.
+        settings: How effects are measured; its defaults are those of `indirect_effects`.
         top: How many heads.
 
     Raises:
         IvlensError: the model can do none of the tasks, or has fewer heads.
     """
+    settings = settings or Settings()
+    tasks = [one if isinstance(one, Task) else task(one) for one in (built_in() if tasks is None else tasks)]
     total = model.cfg.n_layers * model.cfg.n_heads
     if not 1 <= top <= total:
         raise IvlensError(f"top is {top}, but the model has {total} heads; take 1 to {total}")
-    done, grids, outputs = [], [], []
-    for task in track(tasks, "universal heads", total=len(tasks)):
-        if not _can_do(model, task, settings):
+    considered, done, grids, outputs = [], [], [], []
+    for one in track(tasks, "universal heads", total=len(tasks)):
+        considered.append(_considered(model, one, settings))
+        if not considered[-1].entered:
             continue
-        z = task_mean_z(model, task, settings)
-        grids.append(measure_effects(model, task, z, settings, memory=memory, model_digest="").aie)
+        z = task_mean_z(model, one, settings)
+        grids.append(measure_effects(model, one, z, settings, memory=memory, model_digest="").aie)
         outputs.append(z)
-        done.append(task)
+        done.append(one)
     if not done:
         raise IvlensError(
             f"the model can do none of the {len(tasks)} general tasks better than by their most frequent answer; "
@@ -142,14 +183,18 @@ def universal_heads(
         aie=aie,
         heads=heads,
         layer=_best_layer(model, done, vectors, settings, memory=memory),
-        tasks=tuple(task.name for task in done),
+        tasks=tuple(one.name for one in done),
         vectors=vectors,
         settings=settings,
+        considered=tuple(considered),
+        model=models.model_name(model),
     )
 
 
-def _can_do(model: HookedTransformer, task: Task, settings: Settings) -> bool:
+def _considered(model: HookedTransformer, task: Task, settings: Settings) -> Considered:
     """Is the model right on clean prompts more often than the most frequent answer would be?"""
+    majority = max(Counter(pair.output for pair in task.pairs).values()) / len(task.pairs)
+    tried = partial(Considered, task=task.name, digest=task.digest, majority=majority)
     try:
         split = task.split(shots=settings.shots, seed=settings.seed)
         prompts = clean(
@@ -164,10 +209,11 @@ def _can_do(model: HookedTransformer, task: Task, settings: Settings) -> bool:
         tokens = tokenize(model, prompts)
     except (TaskError, PromptError) as error:
         warnings.warn(f"left out of the universal heads: {error}", TaskWarning, stacklevel=3)
-        return False
-    right = greedy_match(answer_logits(model, tokens), tokens.answers, tokens.answer_mask).double().mean()
-    majority = max(Counter(pair.output for pair in task.pairs).values()) / len(task.pairs)
-    return float(right) > majority
+        return tried(accuracy=None, entered=False, reason=str(error))
+    right = float(answered(model, tokens)[0].double().mean())
+    above = "above" if right > majority else "not above"
+    reason = f"accuracy {right:.2f}, {above} the most frequent answer's share {majority:.2f}"
+    return tried(accuracy=right, entered=right > majority, reason=reason)
 
 
 def _best_layer(
@@ -175,8 +221,8 @@ def _best_layer(
 ) -> int:
     """The layer at which a task's vector makes most zero-shot prompts right, on average over tasks."""
     found = []
-    for task, vector in zip(tasks, vectors, strict=True):
-        pairs = task.split(shots=settings.shots, seed=settings.seed).validation
+    for one, vector in zip(tasks, vectors, strict=True):
+        pairs = one.split(shots=settings.shots, seed=settings.seed).validation
         tokens = tokenize(model, zero_shot(pairs, template=settings.template))
         found.append(steer_every_layer(model, tokens, vector[None], memory=memory).match[:, 1:].double().mean(0))
     return int(torch.stack(found).mean(0).argmax())

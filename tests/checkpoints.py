@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ivlens.checkpoint import quiet_transformers
@@ -123,6 +123,18 @@ def write_tokenizer(folder: Path, family: str = "llama") -> None:
     if not family.startswith("qwen"):
         special["bos_token"] = "<bos>"
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 128, **special}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def write_byte_tokenizer(folder: Path) -> None:
+    """A tokenizer that spells any text in bytes; put it over the one of a `build` with a `vocab_size` of 257."""
+    letters = ["<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    special = {"bos_token": "<eos>", "eos_token": "<eos>"}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", **special}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 

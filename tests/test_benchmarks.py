@@ -262,7 +262,7 @@ def test_bytes_that_are_no_text_and_files_without_end_are_refused(tmp_path: Path
     with pytest.raises(TaskError, match="is not UTF-8 text"):
         stage(path, seed=0)
     write(path, instructions())
-    monkeypatch.setattr("ivlens.benchmarks.MAX_FILE_BYTES", 100)
+    monkeypatch.setattr("ivlens.json_files.MAX_FILE_BYTES", 100)
     with pytest.raises(TaskError, match="bytes; a task file may have 100 at most"):
         stage(path, seed=0)
 

@@ -170,7 +170,7 @@ def test_the_version_is_that_of_the_package(ivlens: Ivlens) -> None:
     assert ivlens("--version") == (0, f"ivlens {metadata.version('ivlens')}\n", "")
 
 
-@pytest.mark.parametrize("command", ["audit", "compare", "figures", "tasks"])
+@pytest.mark.parametrize("command", ["audit", "compare", "figures", "tasks", "universal"])
 def test_every_command_explains_itself(ivlens: Ivlens, command: str) -> None:
     found = ivlens(command, "--help")
     assert found.status == 0 and f"Usage: ivlens {command}" in found.out
@@ -191,6 +191,17 @@ def test_every_command_explains_itself(ivlens: Ivlens, command: str) -> None:
         ("audit lab --task antonym --source x", "'x' is not one of 'demonstrations', 'instruction'"),
         ("audit lab --task antonym --effect x", "'x' is not one of 'prob', 'nll'"),
         ("audit lab --task antonym --layers 3", "No such option: --layers"),
+        ("audit lab --task antonym --template arow", "no template and no file 'arow'; did you mean arrow?"),
+        ("audit lab --task antonym --template chat", "the tokenizer of lab has no chat template; choose another"),
+        ("audit lab --task antonym --heads L9", "there is no file 'L9'; give the path of one, heads such as L9H6"),
+        ("audit lab --task antonym --heads L3H1,L3H1", "head L3H1 is named twice"),
+        ("audit lab --task antonym --heads L9H6", "there is no head L9H6: the model has 6 layers of 8 heads, from 0"),
+        ("audit lab --task antonym --instruction worst", "instruction is 'worst'; it must be all, best or the number"),
+        ("audit lab --task antonym --instruction 99", "instruction is 99, but task 'antonym' has"),
+        ("audit lab --task antonym --columns a", "columns is 'a'; write the input's and the output's, such as"),
+        ("universal lab", "Missing option '--out'; see ivlens universal --help"),
+        ("universal lab --out heads.txt", "out is 'heads.txt'; give a name that ends in .json or .safetensors"),
+        ("universal lab --out h.json --tasks antonym,nothing", "no built-in task and no file 'nothing'"),
         ("audits lab", "No such command 'audits'"),
         ("audit lab --task antonym extra", "unexpected extra argument"),
         ("figures", "Missing argument 'run'; see ivlens figures --help"),
@@ -293,6 +304,14 @@ def test_names_from_files_are_only_text(ivlens: Ivlens, tmp_path: Path, checkpoi
 def test_text_is_made_printable_and_nothing_else() -> None:
     assert plain("naïve → [x] 日本") == "naïve → [x] 日本"
     assert plain("a\tb\r\n\x00\udc80") == "a\\tb\\r\\n\\x00\\udc80"
+
+
+def test_a_table_is_shown_by_its_columns(ivlens: Ivlens, tmp_path: Path) -> None:
+    lines = ["id,country,capital", *(f"{i},c{i},p{i}" for i in range(12))]
+    path = written(tmp_path, "\n".join(lines), "mine.csv")
+    assert "say which two to take, such as --columns question,answer" in ivlens("tasks", path).complaint()
+    found = ivlens("tasks", path, "--columns", "country, capital")
+    assert found.status == 0 and "c0 → p0" in found.out and "12: enough for up to 2 shots" in found.out
 
 
 # Models
@@ -592,6 +611,40 @@ def test_a_fault_of_ours_keeps_its_traceback(checkpoint: Path, tmp_path: Path) -
     process = shell("tasks", code="import ivlens.tables\nivlens.tables.print_tasks = lambda tasks: 1 / 0")
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1 and "Traceback" in err and "ZeroDivisionError" in err
+
+
+# Heads, templates, wordings
+
+
+def test_universal_heads_are_printed_written_and_taken(ivlens: Ivlens, tmp_path: Path) -> None:
+    path = tmp_path / "heads.json"
+    line = ["universal", "lab", "--tasks", "antonym,first-letter", "--out", path, *SMALL]
+    found = ivlens(*line)
+    assert found.status == 0 and found.out.startswith("2 of 2 tasks entered on lab:\n")
+    assert re.search(r"antonym +\d\.\d\d +0\.\d\d +entered", found.out)
+    content = json.loads(path.read_text())
+    heads = [row.split()[0] for row in found.out.splitlines() if re.match(r"L\d+H\d+ ", row)]
+    assert heads == content["heads"] and len(heads) == 3
+    assert found.out.endswith(f"In {path}; give it to --heads.\n")
+    audited = ivlens("audit", "lab", "--task", "synonym", "--heads", path, "--out", tmp_path / "run", *SMALL)
+    assert audited.status == 0
+    assert [row.split()[0] for row in audited.out.splitlines() if re.match(r"L\d+H\d+ ", row)] == heads
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["settings"]["heads"] == heads and record["settings"]["top"] == 3
+
+
+def test_template_and_wording_are_recorded_and_said(ivlens: Ivlens, checkpoint: Path, tmp_path: Path) -> None:
+    layout = written(tmp_path, {"prefixes": {"input": "W:"}}, "layout.json")
+    line = ["audit", checkpoint, "--task", "antonym", "--out", tmp_path / "run", *SMALL]
+    found = ivlens(*line, "--template", layout, "--instruction", "best", "--source", "instruction")
+    assert found.status == 0
+    assert re.search(
+        r"\nInstruction: .+\nThe best of \d on \d+ validation pairs, of which it has 0\.\d\d right", found.out
+    )
+    settings = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
+    assert settings["template"]["query"] == "W: {input}\nA:" and settings["instruction"] == "best"
+    assert len(pd.read_parquet(tmp_path / "run" / "instructions.parquet")) > 1
+    assert "instruction is not set here" in ivlens(*line, "--template", layout, "--source", "instruction").complaint()
 
 
 # Figures

@@ -21,12 +21,17 @@ PACKAGE = ROOT / "ivlens"
 # public names are asked, is under the command line.
 FLOORS = (
     {"blocks", "errors", "lab", "lab.sequences", "markup", "measures", "notebook", "progress", "typed"},
-    {"architectures", "files", "points", "shapes", "style", "tasks"},
-    {"tensors"},
+    {"files", "json_files"},
+    {"benchmark_files", "csv_files", "options", "tensors"},
+    {"hub_tables"},
+    {"task_files"},
+    {"architectures", "points", "shapes", "style", "tasks"},
     {
         *("bridges", "checkpoint", "control_vectors", "figures", "frames", "function_vectors", "lab.sequences.facts"),
-        *("lab.vocabulary", "panels", "prompts", "records", "traces"),
+        *("lab.vocabulary", "panels", "records", "templates", "traces"),
     },
+    {"chat"},
+    {"prompts"},
     {
         "activations",
         "head_plots",
@@ -43,6 +48,7 @@ FLOORS = (
         "task_heatmaps",
     },
     {
+        "answers",
         "benchmarks",
         "guidance",
         "lab.abilities",
@@ -59,7 +65,8 @@ FLOORS = (
     {"adapters", "drift", "plan", "vectors"},
     {"controls", "examination", "forgetting", "formats", "steering"},
     {"convert", "lab.evaluate", "probes", "study_figures", "trials", "universal"},
-    {"dependence", "lab.train", "tables"},
+    {"dependence", "heads", "lab.train", "tables"},
+    {"wordings"},
     {"audit", "cell", "comparison_tables", "study_tables"},
     {"comparison", "materials"},
     {"compare", "crew"},

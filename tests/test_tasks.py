@@ -10,8 +10,6 @@ import pytest
 from ivlens.errors import TaskError
 from ivlens.tasks import Pair, Task, TaskWarning, read, task, tasks
 
-REAL = Path(__file__).parents[2] / "shared" / "data" / "function_vectors"
-
 
 def written(tmp_path: Path, content: object) -> Path:
     path = tmp_path / "mine.json"
@@ -22,6 +20,17 @@ def written(tmp_path: Path, content: object) -> Path:
 def test_a_list_of_pairs_is_a_task_named_after_its_file(tmp_path: Path) -> None:
     found = read(written(tmp_path, [{"input": " hot ", "output": "cold"}, {"input": "up", "output": "down"}]))
     assert found == Task(name="mine", pairs=(Pair("hot", "cold"), Pair("up", "down")))
+
+
+def test_of_a_list_of_accepted_texts_the_first_is_taken(tmp_path: Path) -> None:
+    content = [{"input": ["hot", "warm"], "output": [" cold", "cool"]}, {"input": "up", "output": ["down"]}]
+    assert read(written(tmp_path, content)).pairs == (Pair("hot", "cold"), Pair("up", "down"))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps([{"input": "a", "output": "b"}]), encoding="utf-8-sig")
+    assert read(path).pairs == (Pair("a", "b"),)
 
 
 def test_an_object_carries_instructions_and_a_statement(tmp_path: Path) -> None:
@@ -51,6 +60,8 @@ def test_an_object_carries_instructions_and_a_statement(tmp_path: Path) -> None:
         ([{"input": "a", "output": "b"}, {"input": "c"}], "'output' of pair 2 is missing; add it"),
         ([{"input": "a", "output": 7}], "'output' of pair 1 is 7, but input should be a valid string"),
         ([{"input": "  ", "output": "b"}], "'input' of pair 1 is empty; fill it in"),
+        ([{"input": "a", "output": []}], r"'output' of pair 1 is \[\], but input should be a valid string"),
+        ([{"input": "a", "output": [" ", "b"]}], "'output' of pair 1 is empty; fill it in"),
         (["a"], "pair 1 is no JSON object"),
         ([{"input": "a", "output": "b"}, {"input": "a", "output": "c"}], "'a' is given the outputs 'b', 'c'; keep one"),
         ({"pairs": [{"input": "a", "output": "b"}], "statement": "is"}, "without {input}; write {input} where"),
@@ -126,14 +137,3 @@ def test_every_built_in_task_can_be_audited() -> None:
         found = task(name)
         assert found.name == name
         found.split(shots=10)
-
-
-@pytest.mark.skipif(not REAL.is_dir(), reason=f"the benchmark's files are not in {REAL}")
-@pytest.mark.filterwarnings("ignore:.*contradicts itself:ivlens.tasks.TaskWarning")
-def test_files_of_the_function_vectors_benchmark_are_read_as_they_are() -> None:
-    for path in sorted(REAL.glob("*.json")):
-        raw = json.loads(path.read_text())
-        given = {(entry["input"], entry["output"]) for entry in raw}
-        found = read(path)
-        assert set(found.pairs) <= given
-        assert len(found.pairs) >= 0.99 * len(given)
