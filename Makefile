@@ -22,7 +22,7 @@ fuzz: .venv/installed-test
 check: .venv/installed-check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: .venv/installed
 	$(BIN)/python -m ivlens.bench

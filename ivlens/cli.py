@@ -345,7 +345,7 @@ def convert(
     source_form: Annotated[str | None, typer.Option("--from", metavar="FORM", help="What SOURCE is.")] = None,
     target_form: Annotated[str | None, typer.Option("--to", metavar="FORM", help="What TARGET is to be.")] = None,
     layer: Annotated[
-        int | None, _number("Which layer of SOURCE, or where to add its vector: after block N, from 0.")
+        int | None, options.number("Which layer of SOURCE, or where to add its vector: after block N, from 0.")
     ] = None,
     model: Annotated[str, typer.Option(help="The model's name; for mean-activations its folder, hub id, or lab.")] = "",
     task: Annotated[str, typer.Option(help="The task's name; the file's unless given.")] = "",
@@ -353,7 +353,7 @@ def convert(
         Path | None, typer.Option(help="For mean-activations: effects that rank the heads of the vector.")
     ] = None,
     heads: Annotated[str | None, typer.Option(metavar="LIST", help="In place of --effects: L9H6,L3H2")] = None,
-    top: Annotated[int, _number("Heads of the vector.")] = 10,
+    top: Annotated[int, options.number("Heads of the vector.")] = 10,
 ) -> None:
     """Turn a vector or effects into the file of another tool, or its file into one of ivlens.
 
@@ -387,7 +387,7 @@ def convert(
         model=model,
         task=task,
         effects=effects,
-        heads=[Head.parse(head) for head in _listed(heads)] if heads else (),
+        heads=[Head.parse(head) for head in options.listed(heads)] if heads else (),
         top=top,
     )
     for notice in notices:
