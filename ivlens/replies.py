@@ -92,4 +92,4 @@ def _texts(model: HookedTransformer, best: Tensor, tokens: Tokens) -> Iterator[s
     for written, answer, mask in zip(best, tokens.answers, tokens.answer_mask, strict=True):
         wrong = ((written != answer) & mask).nonzero()
         end = int(wrong[0]) + 1 if len(wrong) else int(mask.sum())
-        yield model.to_string(written[:end]).strip()
+        yield str(model.to_string(written[:end])).strip()
