@@ -103,7 +103,7 @@ def aie_scatter(
     figure.add_trace(go.Scatter(x=ends, y=ends, mode="lines", line=stroke, showlegend=False, hoverinfo="skip"))
     figure.update_xaxes(title_text=f"AIE before ({safe(unit, 24)})", range=ends)
     figure.update_yaxes(title_text=f"AIE after ({safe(unit, 24)})", range=ends)
-    height, names = 220 if width == "column" else 300, [str(trace.name) for trace in figure.data]
+    height, names = 220 if width == "column" else 300, [str(trace.name) for trace in figure.select_traces()]
     lay_out(figure, title, width, height=height, below=legend_height(names, width))
     return figure
 
@@ -209,7 +209,7 @@ def _check_heads(frame: pd.DataFrame, shape: tuple[int, int]) -> None:
     if missing:
         raise FigureError(f"the table has no column {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}")
     for model in MODELS:
-        found = int((frame["model"] == model).sum())
+        found = list(frame["model"]).count(model)
         if found != shape[0] * shape[1]:
             raise FigureError(f"the table has {found} heads of {model!r}, but {shape[0]}x{shape[1]} are needed")
 
