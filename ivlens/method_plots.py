@@ -63,7 +63,7 @@ def method_dots(
         raise FigureError(f"the table has no column {', '.join(sorted(missing))}; it has {', '.join(frame.columns)}")
     methods, names = list(dict.fromkeys(frame["method"])), list(dict.fromkeys(frame["panel"]))
     kinds = _kinds(frame, looks or {})
-    left = round(min(150, max(map(len, methods), default=0) * _NAME + 16))
+    left = round(min(170, max(map(len, methods), default=0) * _NAME + 16))
     high = max(22, 8 * len(kinds) + 8) * len(methods)
     panels = arrange(names, width=width, height=max(high, 70), across=len(names), gap=(18, 0), left=left)
     for place, name in zip(panels.places, names, strict=True):
@@ -79,7 +79,7 @@ def method_dots(
         low, top = axis_range([*points, Point("", "", base, base, base)], zero=zero)
         panels.figure.update_xaxes(range=[low, top], title_text=safe(units.get(name, ""), 34), row=1, col=place[1])
     figure = panels.figure.update_yaxes(range=[len(methods) - 0.5, -0.5], showticklabels=False, ticks="")
-    shown = {"tickvals": list(range(len(methods))), "ticktext": [safe(method, 22) for method in methods]}
+    shown = {"tickvals": list(range(len(methods))), "ticktext": [safe(method, 26) for method in methods]}
     figure.update_yaxes(**shown).update_yaxes(showticklabels=True, col=1)
     figure.update_xaxes(nticks=5, zeroline=True, zerolinecolor=GREY, zerolinewidth=1)
     return finish(panels, title)

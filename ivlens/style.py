@@ -97,7 +97,10 @@ def tick_step(count: int, width: Width) -> int:
 
 
 def safe(text: object, limit: int = 60) -> str:
-    """As plotly shows it unchanged: it reads tags and entities, and in notebooks TeX between dollars."""
-    shown = " ".join(str(text).split())
-    shown = shown if len(shown) <= limit else f"{shown[: limit - 1]}…"
+    """As plotly shows it unchanged: it reads tags and entities, and in notebooks TeX between dollars.
+
+    Of a text longer than `limit` the middle is left out: names of methods and tasks often differ at their ends.
+    """
+    shown, end = " ".join(str(text).split()), (limit - 1) // 3
+    shown = shown if len(shown) <= limit else f"{shown[: limit - 1 - end]}…{shown[len(shown) - end :]}"
     return html.escape(shown, quote=False).replace("$", "&#36;")
