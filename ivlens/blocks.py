@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from transformer_lens.components.abstract_attention import AbstractAttention as Attention
-    from transformer_lens.components.rms_norm import RMSNorm
     from transformer_lens.components.transformer_block import TransformerBlock as Block
 
 Rows = Float[Tensor, "prompt row tail d_model"]
@@ -78,7 +77,7 @@ def write(block: Block, rows: Rows, z: RowsZ) -> Rows:
     return rearrange(out, "p (r t) d -> p r t d", r=rows.shape[1])
 
 
-def output_norm(block: Block) -> RMSNorm | None:
+def output_norm(block: Block) -> nn.Module | None:
     """The norm that what the heads write passes before the residual stream, if any: Gemma 2 and OLMo 2 have one."""
     if block.cfg.use_normalization_before_and_after:
         return block.ln1_post

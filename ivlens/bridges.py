@@ -19,6 +19,7 @@ from ivlens.errors import ModelError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
+    from typing_extensions import TypeIs
 
 # Of the known architectures, those where attention's output passes a norm before the residual stream.
 OUTPUT_NORMS = {"Gemma2ForCausalLM": "ln1_post", "Olmo2ForCausalLM": "ln1"}
@@ -26,7 +27,7 @@ CLOSE, CLOSE_IN_16_BITS = 1e-3, 0.1
 """Of the largest logit: rounding is below it, a forgotten mask above."""
 
 
-def is_bridge(model: object) -> bool:
+def is_bridge(model: object) -> TypeIs[TransformerBridge]:
     """Is it a TransformerBridge, of whichever version of TransformerLens?"""
     return any(kind.__name__ == "TransformerBridge" for kind in type(model).__mro__)
 

@@ -93,9 +93,9 @@ def aie_scatter(
     values = both[["aie_base", "aie_tuned"]].to_numpy(float)
     largest = np.sort(np.nan_to_num(np.abs(values).max(1)))[::-1]
     figure = Figure()
-    for name, lines in _by_rank(both, marked or {}).items():
-        if lines:
-            figure.add_trace(_head_points(name, lines, named=largest[: _NAMED // (1 + (width == "column"))][-1]))
+    groups = {name: lines for name, lines in _by_rank(both, marked or {}).items() if lines}
+    for name, lines in groups.items():
+        figure.add_trace(_head_points(name, lines, named=largest[: _NAMED // (1 + (width == "column"))][-1]))
     low, high = float(np.nanmin(values, initial=0)), float(np.nanmax(values, initial=0))
     room = 0.06 * (high - low or 1.0)
     ends = [low - room, high + room]
@@ -103,8 +103,8 @@ def aie_scatter(
     figure.add_trace(go.Scatter(x=ends, y=ends, mode="lines", line=stroke, showlegend=False, hoverinfo="skip"))
     figure.update_xaxes(title_text=f"AIE before ({safe(unit, 24)})", range=ends)
     figure.update_yaxes(title_text=f"AIE after ({safe(unit, 24)})", range=ends)
-    height, names = 220 if width == "column" else 300, [str(trace.name) for trace in figure.data]
-    lay_out(figure, title, width, height=height, below=legend_height(names, width))
+    height = 220 if width == "column" else 300
+    lay_out(figure, title, width, height=height, below=legend_height(list(groups), width))
     return figure
 
 
@@ -209,7 +209,7 @@ def _check_heads(frame: pd.DataFrame, shape: tuple[int, int]) -> None:
     if missing:
         raise FigureError(f"the table has no column {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}")
     for model in MODELS:
-        found = int((frame["model"] == model).sum())
+        found = list(frame["model"]).count(model)
         if found != shape[0] * shape[1]:
             raise FigureError(f"the table has {found} heads of {model!r}, but {shape[0]}x{shape[1]} are needed")
 

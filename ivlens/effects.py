@@ -130,8 +130,8 @@ class HeadEffects:
         per_prompt = frame.sort_values(["prompt", "layer", "head"])[:: cie[0].numel()]
         return cls(
             cie=cie,
-            baseline=torch.tensor(per_prompt["baseline"].to_numpy()),
-            queries=torch.tensor(per_prompt["query"].to_numpy()),
+            baseline=torch.tensor(np.asarray(per_prompt["baseline"])),
+            queries=torch.tensor(np.asarray(per_prompt["query"])),
             **others,
         )
 

@@ -111,7 +111,7 @@ def summary(evaluations: pd.DataFrame, *, guided: Sequence[str] = ()) -> pd.Data
     """
     found = cells(evaluations, guided=guided)
     table = _by_seed(found)
-    lines = [(*key, *_interval(table[key].to_numpy())) for key in table.columns]
+    lines: list[tuple[Any, ...]] = [(*key, *_interval(table[key].to_numpy())) for key in table.columns]
     methods = list(dict.fromkeys(found["method"]))
     for method in (one for one in methods if "+" in one):
         base = method.partition("+")[0]
@@ -139,7 +139,8 @@ def difference(evaluations: pd.DataFrame, method: str, other: str, *, guided: Se
     for one in (method, other):
         if one not in known:
             raise IvlensError(f"there is no method {one!r} in this study; there are {', '.join(known)}")
-    table = _by_seed(cells(evaluations[evaluations["method"].isin([method, other])], guided=guided))
+    both: Any = evaluations[evaluations["method"].isin([method, other])]
+    table = _by_seed(cells(both, guided=guided))
     return pd.DataFrame(list(_paired(table, method, other)), columns=["measure", "value", "low", "high", "n"])
 
 

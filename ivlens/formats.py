@@ -77,7 +77,7 @@ def form_of(path: Path, *, is_source: bool) -> Form:
     Raises:
         IvlensError: it cannot be told.
     """
-    form = next((form for ending, form in _ENDINGS.items() if path.name.lower().endswith(ending)), None)
+    form: Form | None = next((form for ending, form in _ENDINGS.items() if path.name.lower().endswith(ending)), None)
     if form is None:
         raise IvlensError(
             f"the form of {path} cannot be told by its name; end it in {', '.join(_ENDINGS)}, or name one of "

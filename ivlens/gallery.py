@@ -18,17 +18,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
-import plotly.io
 
-from ivlens import figures, plots, runs
+from ivlens import figures, pages, plots, runs
 from ivlens.audit import Audit
 from ivlens.comparison import Comparison
 from ivlens.drift import chance_jaccard
 from ivlens.errors import RunError
 from ivlens.files import write_whole
+from ivlens.likeness import overlap, similarity
+from ivlens.notebook import figure_json
 from ivlens.records import RECORD
 from ivlens.study import Study
-from ivlens.vectors import InstructionVector, overlap, similarity
+from ivlens.vectors import InstructionVector
 
 
 class Drawn(NamedTuple):
@@ -73,7 +74,7 @@ def draw(folder: Path | str) -> dict[str, Drawn]:
 
 def data(figure: go.Figure) -> bytes:
     """What is drawn and how, as text."""
-    return plotly.io.to_json(figure, validate=False).encode()
+    return figure_json(figure).encode()
 
 
 def digest(content: bytes) -> str:
@@ -83,7 +84,7 @@ def digest(content: bytes) -> str:
 
 def _of_run(path: Path) -> Iterator[tuple[str, Drawn]]:
     record = runs.read_run(path).record
-    found = {"compare": Comparison, "study": Study}.get(record.command, Audit).read(path)
+    found = pages.read(path)
     origin = record.model_dump(mode="json", include={"command", "settings", "sources", "seed", "versions", "finished"})
     of_study = f" {record.settings['name']}" if record.command == "study" else ""
     origin = {**origin, "command": f"ivlens {record.command}{of_study}", "n": _counts(found)}
@@ -91,14 +92,14 @@ def _of_run(path: Path) -> Iterator[tuple[str, Drawn]]:
         yield name, Drawn(figure, origin)
 
 
-def _counts(found: Audit | Comparison | Study) -> dict[str, int]:
+def _counts(found: pages.Found) -> dict[str, int]:
     match found:
         case Study():
-            return {"seeds": found.evaluations["seed"].nunique(), "stages": len(found.plan.tasks)}
+            return {"seeds": len(set(found.evaluations["seed"])), "stages": len(found.plan.tasks)}
         case Comparison():
-            return {"ranking prompts": len(found.base.cie), "queries": int(found.measures["n"].max())}
+            return {"ranking prompts": len(found.base.cie), "queries": int(found.measures["n"].to_numpy().max())}
         case Audit():
-            return {"ranking prompts": len(found.effects.cie), "queries": int(found.measures["prompts"].max())}
+            return {"ranking prompts": len(found.effects.cie), "queries": int(found.measures["prompts"].to_numpy().max())}
 
 
 def _of_vectors(path: Path) -> Iterator[tuple[str, Drawn]]:
@@ -106,18 +107,19 @@ def _of_vectors(path: Path) -> Iterator[tuple[str, Drawn]]:
     if len({vector.model_digest for vector in vectors}) != 1:
         raise RunError(f"{path} holds vectors of several models, or none; put the vectors of one model there")
     first = vectors[0]
+    z, settings = first.measured()
     origin = {
         "command": "ivlens.instruction_vector",
-        "settings": asdict(first.settings),
+        "settings": asdict(settings),
         "sources": {
             "model": {"name": first.model, "digest": first.model_digest},
             **{f"task {one.task}": {"name": one.task, "digest": one.task_digest} for one in vectors},
         },
-        "seed": first.settings.seed,
+        "seed": settings.seed,
         "versions": first.versions,
-        "n": {"tasks": len(vectors), "clean prompts": first.settings.clean_prompts, "heads": len(first.heads)},
+        "n": {"tasks": len(vectors), "clean prompts": settings.clean_prompts, "heads": len(first.heads)},
     }
-    k, n_heads = len(first.heads), first.mean_z.shape[0] * first.mean_z.shape[1]
+    k, n_heads = len(first.heads), len(z) * z.shape[1]
     title = f"Top {k} heads that tasks share, by chance {chance_jaccard(n_heads, k):.2f}: {first.model}"
     yield "overlap", Drawn(plots.overlap_heatmap(overlap(vectors), title=title), origin)
     title = f"Cosine of the instruction vectors of {len(vectors)} tasks: {first.model}"

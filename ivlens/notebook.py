@@ -81,11 +81,18 @@ def figure_html(figure: Figure, *, library: bool) -> str:
     Args:
         library: Bring plotly.js along; once is enough for a page.
     """
-    data = plotly.io.to_json(figure, validate=False)  # In which `<` is written as an escape.
+    data = figure_json(figure)
     packed = f'<script type="text/plain" id="ivlens-plotly">{_packed()}</script>' if library else ""
     size = f"width:{figure.layout.width}px;height:{figure.layout.height}px"
     fallback = html.escape(figure._text)
     return f'{packed}<div style="{size}">{fallback}</div><script>{_DRAW % (data, _FETCHED)}</script>'
+
+
+def figure_json(figure: go.Figure) -> str:
+    """What is drawn and how, as JSON in which `<` is written as an escape."""
+    written = plotly.io.to_json(figure, validate=False)
+    assert written is not None  # As plotly's signature allows for engines that it no longer has.
+    return written
 
 
 @cache

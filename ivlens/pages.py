@@ -278,10 +278,9 @@ _STUDY_WORDS = {
 def _study_controls(summary: pd.DataFrame) -> Iterator[str]:
     """Which guided methods differ in GP from the unguided one and from plain distillation."""
     for other in dict.fromkeys(summary["method"]):
-        own = summary[summary["measure"] == f"GP over {other}"]
-        if own["low"].notna().any():
-            clear = own[(own["low"] > 0) | (own["high"] < 0)]["method"]
-            names = ", ".join(clear) or "no method"
+        own = summary.query(f"measure == {f'GP over {other}'!r}")
+        if not all(own["low"].isna()):
+            names = ", ".join(own.query("low > 0 or high < 0")["method"]) or "no method"
             yield f"In GP, the interval of the difference from {other} is clear of 0 for {names}."
 
 

@@ -23,6 +23,7 @@ from plotly.offline import get_plotlyjs, get_plotlyjs_version
 from ivlens import pages, runs
 from ivlens.errors import RunError
 from ivlens.files import write_whole
+from ivlens.notebook import figure_json
 from ivlens.records import RunRecord, flat
 from ivlens.tables import plain
 
@@ -104,7 +105,7 @@ def _data(page: pages.Page) -> dict[str, Any]:
     """What the page's script draws and offers for download; the template escapes it."""
     return {
         "title": page.title,
-        "figures": {name: json.loads(figure.to_json()) for name, figure in page.figures.items()},
+        "figures": {name: json.loads(figure_json(figure)) for name, figure in page.figures.items()},
         "tables": {name: frame.to_csv(index=False) for name, frame in page.data.items()},
     }
 

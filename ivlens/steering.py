@@ -103,7 +103,7 @@ def _resid_hooks(
     check_layer(layer, model.cfg.n_layers)
     if len(vector.vector) != model.cfg.d_model:
         raise ShapeMismatch(
-            f"the vector of {vector.model} has width {len(vector.vector)}, but {models.model_name(model)} has d_model "
+            f"the vector of {vector.model or vector.task} has width {len(vector.vector)}, but {models.model_name(model)} has d_model "
             f"{model.cfg.d_model}; build the vector on this model"
         )
     added = (scale * vector.vector).to(model.cfg.device, model.cfg.dtype)

@@ -31,7 +31,7 @@ def similarity_heatmap(frame: pd.DataFrame, *, title: str | None = None, width: 
     """Cosine of the instruction vectors of every two tasks; red: alike, blue: opposed, white: at right angles.
 
     Args:
-        frame: A row and a column for each task, as `vectors.similarity` makes it.
+        frame: A row and a column for each task, as `likeness.similarity` makes it.
 
     Raises:
         FigureError: rows and columns are not the same tasks, or a value is infinite or outside [-1, 1].
@@ -43,7 +43,7 @@ def overlap_heatmap(frame: pd.DataFrame, *, title: str | None = None, width: Wid
     """Jaccard overlap of the top heads of every two tasks: shared ones over all of both.
 
     Args:
-        frame: A row and a column for each task, as `vectors.overlap` makes it.
+        frame: A row and a column for each task, as `likeness.overlap` makes it.
 
     Raises:
         FigureError: rows and columns are not the same tasks, or a value is infinite or outside [0, 1].

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,12 +73,13 @@ class InstructionVector:
         for all others.
 
         Raises:
-            IvlensError: the vectors are of two models, or were built with other settings.
+            IvlensError: the vectors are of two models or widths, or were built with other settings.
         """
         if not isinstance(other, InstructionVector):
             return NotImplemented
         for name, ours, theirs in (
-            ("models", self.model_digest, other.model_digest),
+            ("models", self.model_digest or self.model, other.model_digest or other.model),
+            ("widths", len(self.vector), len(other.vector)),
             ("settings", self.settings, other.settings),
         ):
             if ours != theirs:
@@ -140,7 +140,7 @@ class InstructionVector:
 
         if len(self.vector) != model.cfg.d_model:
             raise ShapeMismatch(
-                f"the vector of {self.model} has width {len(self.vector)}, but {models.model_name(model)} has d_model "
+                f"the vector of {self.model or self.task} has width {len(self.vector)}, but {models.model_name(model)} has d_model "
                 f"{model.cfg.d_model}; give the model that it was built on"
             )
         if not 1 <= k <= model.cfg.d_vocab_out:
@@ -261,76 +261,26 @@ class InstructionVector:
 
     def __repr__(self) -> str:
         where = "no layer chosen" if self.layer is None else f"layer {self.layer}"
-        heads = " ".join(map(str, self.heads[:10])) + (" ..." if len(self.heads) > 10 else "")
-        return (
-            f"InstructionVector({self.task} of {self.model}: norm {float(self.vector.norm()):.3g}, {where}, "
-            f"{len(self.heads)} heads {heads})"
-        )
+        heads = " ".join([self._n_heads, *map(str, self.heads[:10])]) + (" ..." if len(self.heads) > 10 else "")
+        return f"InstructionVector({self._name}: norm {float(self.vector.norm()):.3g}, {where}, {heads})"
 
     def _repr_html_(self) -> str:
         """Its heads with their AIE, the first ten."""
         where = "no layer chosen" if self.layer is None else f"to be added after block {self.layer}"
         more = f", {len(self.heads) - 10} more" if len(self.heads) > 10 else ""
-        about = f"norm {float(self.vector.norm()):.3g}, {where}, {len(self.heads)} heads"
+        about = f"norm {float(self.vector.norm()):.3g}, {where}, {self._n_heads}"
         heads, unit = self.heads[:10], self.settings.unit if self.settings else "unit unknown"
         values = ["not measured" if self.aie is None else f"{float(self.aie[head]):+.3f}" for head in heads]
-        table = html_table(("head", *heads), [(f"AIE ({unit})", *values)])
-        return f"<p><b>{safe(self.task)} of {safe(self.model)}</b>: {about}{more}</p>{table}"
+        table = html_table(("head", *heads), [(f"AIE ({unit})", *values)]) if heads else ""
+        return f"<p><b>{safe(self._name)}</b>: {about}{more}</p>{table}"
 
+    @property
+    def _name(self) -> str:
+        return f"{self.task} of {self.model or 'a model not named'}"
 
-def similarity(vectors: Iterable[InstructionVector]) -> pd.DataFrame:
-    """Cosine of every two vectors, in [-1, 1]: a row and a column for each task, in their order.
-
-    NaN where a vector is 0 and has no direction. `plots.similarity_heatmap` draws it.
-
-    Raises:
-        ShapeMismatch: the vectors differ in width.
-        IvlensError: no vector, or two of one task.
-    """
-
-    def cosine(one: InstructionVector, other: InstructionVector) -> float:
-        return one.cosine(other) if one.vector.any() and other.vector.any() else math.nan
-
-    return _of_pairs(vectors, cosine)
-
-
-def overlap(vectors: Iterable[InstructionVector]) -> pd.DataFrame:
-    """Jaccard overlap of the heads of every two vectors, in [0, 1]: shared ones over all of both.
-
-    What as many heads drawn at random share on average: `drift.chance_jaccard`. `plots.overlap_heatmap` draws it.
-
-    Raises:
-        ShapeMismatch: the vectors are of models with other heads.
-        IvlensError: no vector, or two of one task.
-    """
-
-    def shared(one: InstructionVector, other: InstructionVector) -> float:
-        grids = [tuple(vector.measured()[0].shape[:2]) for vector in (one, other)]
-        if grids[0] != grids[1]:
-            raise ShapeMismatch(
-                f"the vectors are of models with {grids[0]} and {grids[1]} heads as (layer, head); compare vectors of "
-                "one model"
-            )
-        heads = set(one.heads), set(other.heads)
-        return len(heads[0] & heads[1]) / len(heads[0] | heads[1])
-
-    return _of_pairs(vectors, shared)
-
-
-def _of_pairs(
-    vectors: Iterable[InstructionVector], alike: Callable[[InstructionVector, InstructionVector], float]
-) -> pd.DataFrame:
-    import pandas as pd
-
-    by_task: dict[str, InstructionVector] = {}
-    for vector in vectors:
-        if vector.task in by_task:
-            raise IvlensError(f"two vectors are of the task {vector.task!r}; give one a task")
-        by_task[vector.task] = vector
-    if not by_task:
-        raise IvlensError("there is no vector to compare; give at least one")
-    rows = [[alike(one, other) for other in by_task.values()] for one in by_task.values()]
-    return pd.DataFrame(rows, index=pd.Index(by_task, name="task"), columns=list(by_task))
+    @property
+    def _n_heads(self) -> str:
+        return f"{len(self.heads)} heads" if self.heads else "heads not known"
 
 
 def write_vector(model: HookedTransformer, mean_z: MeanZ, heads: Sequence[Head]) -> Residual:

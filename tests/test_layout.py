@@ -63,7 +63,7 @@ FLOORS = (
     {"comparison_plots", "interventions", "lab.roles", "layouts", "methods", "patching"},
     {"adapter_config", "effects", "finetune", "plots"},
     {"adapters", "drift", "plan", "vectors"},
-    {"controls", "examination", "forgetting", "formats", "steering"},
+    {"controls", "examination", "forgetting", "formats", "likeness", "steering"},
     {"convert", "lab.evaluate", "probes", "study_figures", "trials", "universal"},
     {"dependence", "heads", "lab.train", "tables"},
     {"wordings"},

@@ -10,7 +10,8 @@ from ivlens import plots
 from ivlens.effects import Settings
 from ivlens.errors import FigureError, IvlensError, ShapeMismatch
 from ivlens.shapes import Head
-from ivlens.vectors import InstructionVector, overlap, similarity
+from ivlens.likeness import overlap, similarity
+from ivlens.vectors import InstructionVector
 
 
 def vectors(n: int = 4, *, seed: int = 0, width: int = 6, layers: int = 3) -> list[InstructionVector]:
