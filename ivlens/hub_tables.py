@@ -149,8 +149,8 @@ def _check(column: pa.ChunkedArray, name: str, where: str) -> None:
         raise TaskError(f"{where}: {name!r} is of type {str(kind)[:60]}, no text; take another column")
     if column.nbytes > MAX_FILE_BYTES:
         raise TaskError(
-            f"{where}: {name!r} has {column.nbytes:,} bytes of text; a task may have {MAX_FILE_BYTES:,} at most: save a "
-            "part of it"
+            f"{where}: {name!r} has {column.nbytes:,} bytes of text; a task may have {MAX_FILE_BYTES:,} at most: save "
+            "a part of it"
         )
 
 
