@@ -111,7 +111,8 @@ def _serve() -> None:
         except Exception as error:  # Somebody else's program may fail in any way.
             reply = {"reason": (str(error).splitlines() or [type(error).__name__])[0][:200]}
         faulthandler.cancel_dump_traceback_later()
-        print(json.dumps(reply), flush=True)
+        sys.stdout.write(f"{json.dumps(reply)}\n")
+        sys.stdout.flush()
 
 
 def _checked(text: str) -> dict[str, str]:
