@@ -99,7 +99,10 @@ def _counts(found: pages.Found) -> dict[str, int]:
         case Comparison():
             return {"ranking prompts": len(found.base.cie), "queries": int(found.measures["n"].to_numpy().max())}
         case Audit():
-            return {"ranking prompts": len(found.effects.cie), "queries": int(found.measures["prompts"].to_numpy().max())}
+            return {
+                "ranking prompts": len(found.effects.cie),
+                "queries": int(found.measures["prompts"].to_numpy().max()),
+            }
 
 
 def _of_vectors(path: Path) -> Iterator[tuple[str, Drawn]]:

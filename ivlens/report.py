@@ -22,10 +22,10 @@ from plotly.offline import get_plotlyjs, get_plotlyjs_version
 
 from ivlens import pages, runs
 from ivlens.errors import RunError
-from ivlens.files import write_whole
+from ivlens.files import read_json, write_whole
+from ivlens.markup import plain
 from ivlens.notebook import figure_json
 from ivlens.records import RunRecord, flat
-from ivlens.tables import plain
 
 NAME = "report.html"
 
@@ -123,7 +123,7 @@ def _prompts(run: runs.Run) -> dict[str, dict[str, str]]:
         return {}
     path = run.path("prompts.json")
     try:
-        found = json.loads(path.read_bytes())
+        found = read_json(path)
         return {kind: {key: str(one[key]) for key in ("text", "answer")} for kind, one in found.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise RunError(f"{path} cannot be read ({error}); delete it to have a page without prompts") from error

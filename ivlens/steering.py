@@ -103,8 +103,8 @@ def _resid_hooks(
     check_layer(layer, model.cfg.n_layers)
     if len(vector.vector) != model.cfg.d_model:
         raise ShapeMismatch(
-            f"the vector of {vector.model or vector.task} has width {len(vector.vector)}, but {models.model_name(model)} has d_model "
-            f"{model.cfg.d_model}; build the vector on this model"
+            f"the vector of {vector.model or vector.task} has width {len(vector.vector)}, but "
+            f"{models.model_name(model)} has d_model {model.cfg.d_model}; build the vector on this model"
         )
     added = (scale * vector.vector).to(model.cfg.device, model.cfg.dtype)
     return [layer], [reruns.residual_added(layer, added, position)]

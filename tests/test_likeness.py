@@ -9,8 +9,8 @@ import torch
 from ivlens import plots
 from ivlens.effects import Settings
 from ivlens.errors import FigureError, IvlensError, ShapeMismatch
-from ivlens.shapes import Head
 from ivlens.likeness import overlap, similarity
+from ivlens.shapes import Head
 from ivlens.vectors import InstructionVector
 
 
