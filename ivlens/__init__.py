@@ -1,16 +1,23 @@
 """ivlens: which attention heads carry an instruction, what vector do they write, and what did fine-tuning do to it?
 
-    model   = ivlens.load("lab")
-    task    = ivlens.task("antonym")
-    effects = ivlens.indirect_effects(model, task)
+    model   = ivlens.load("lab")                         # a folder, a hub id; adapter="my-adapter" on top
+    task    = ivlens.task("antonym")                     # a name out of ivlens.tasks(), a task file
+    effects = ivlens.indirect_effects(model, task)       # what every head carries, prompt by prompt
     vector  = ivlens.instruction_vector(model, task, heads=effects.top(10))
-    with ivlens.steered(model, vector):
-        ...
-    audit   = ivlens.audit(model, task, out="runs/antonym")
-    change  = ivlens.compare(model, "my-adapter", task)
-    study   = ivlens.study("lab-func", out="runs/lab-func")
-    page    = ivlens.report("runs/antonym")
+    with ivlens.steered(model, vector):                  # while it is added:
+        replies = ivlens.ask(model, prompts)             # what does the model say?
 
+    audit   = ivlens.audit(model, task, out="runs/antonym")
+    change  = ivlens.compare(model, "my-adapter", task)  # before and after fine-tuning
+    study   = ivlens.study("lab-func", out="runs/lab-func")  # what each method of fine-tuning forgets
+    page    = ivlens.report("runs/antonym")              # one HTML file about a run
+
+    shared  = ivlens.universal_heads(model)              # heads that carry many tasks
+    layout  = ivlens.template("chat", model)             # how prompts are written: template=layout
+    ivlens.convert("vector.gguf", "vector.safetensors")  # other tools' vectors, there and back
+    ivlens.plots.head_heatmap(effects.aie)               # figures, also of one's own numbers
+
+Prompts are made by `ivlens.prompts`, such as `zero_shot(task.pairs)`. Whatever is wrong with what was given is an `ivlens.IvlensError` of one sentence.
 Public names are imported when they are first used: importing ivlens itself costs nothing.
 """
 
@@ -61,9 +68,9 @@ _HOME = {
     "Replies": "replies",
     "Study": "study",
     "Task": "tasks",
-    "ask": "replies",
     "Template": "templates",
     "Universal": "universal",
+    "ask": "replies",
     "audit": "audit",
     "compare": "compare",
     "convert": "convert",

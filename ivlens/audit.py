@@ -156,7 +156,7 @@ def audit(
     memory: int = 2 * GIB,
     template: Layout = DEFAULT,
 ) -> Audit:
-    """Baselines, effects with intervals, the vector, steering by layer and by number of heads beside controls.
+    """Audit a model on a task: which heads carry it, what vector do they write, and what does that do beside controls?
 
     Args:
         out: Run folder to write to, and to resume from; nothing is written without it.

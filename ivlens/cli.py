@@ -19,6 +19,7 @@ import typer
 
 from ivlens import options
 from ivlens.errors import IvlensError
+from ivlens.markup import plain
 from ivlens.options import parse_bytes
 from ivlens.typed import typed
 
@@ -72,8 +73,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(message: str) -> int:
-    from ivlens.tables import plain
-
     print(f"ivlens: {plain(message)}", file=sys.stderr)
     return 2
 
@@ -157,7 +156,7 @@ def audit(
     found = ivlens.audit(hooked, chosen, out=folder, top=top, memory=budget, **settings)
     tables.print_audit(found)
     _draw_missing(found.figures(), folder)
-    print(f"In {tables.plain(str(folder))}: run.json, tables, vector.safetensors and figures/.")
+    print(f"In {plain(str(folder))}: run.json, tables, vector.safetensors and figures/.")
 
 
 @app.command()
@@ -189,7 +188,7 @@ def compare(
     """Measure what fine-tuning did to a task's heads, to their vector and to what depends on it."""
     budget = parse_bytes(memory)
     import ivlens
-    from ivlens import comparison_tables, tables
+    from ivlens import comparison_tables
 
     chosen = ivlens.task(task, columns=options.columns_of(columns))
     settings = _settings(shots, clean_prompts, prompts, corruption, source, effect, seed)
@@ -200,7 +199,7 @@ def compare(
     found = ivlens.compare(hooked, tuned, chosen, out=folder, queries=queries, top=top, memory=budget, **settings)
     comparison_tables.print_comparison(found)
     _draw_missing(found.figures(), folder)
-    print(f"In {tables.plain(str(folder))}: run.json, tables, both vectors and figures/.")
+    print(f"In {plain(str(folder))}: run.json, tables, both vectors and figures/.")
 
 
 @app.command()
@@ -240,7 +239,7 @@ def universal(
     found = ivlens.universal_heads(hooked, chosen, asked, top=top, memory=budget)
     found.save(out)
     tables.print_universal(found)
-    print(f"In {tables.plain(str(out))}; give it to --heads.")
+    print(f"In {plain(str(out))}; give it to --heads.")
 
 
 def _settings(
@@ -298,7 +297,7 @@ def study(
     import dataclasses
 
     import ivlens
-    from ivlens import plan, study_tables, tables
+    from ivlens import plan, study_tables
 
     asked = plan.read(name).with_changes(
         methods=None if methods is None else tuple(options.listed(methods)),
@@ -309,7 +308,7 @@ def study(
     found = ivlens.study(asked, out=out, workers=workers, device=device, dtype=dtype)
     study_tables.print_study(found)
     _draw_missing(found.figures(), out)
-    print(f"In {tables.plain(str(out))}: run.json, tables, every stage's adapters and figures/.")
+    print(f"In {plain(str(out))}: run.json, tables, every stage's adapters and figures/.")
 
 
 @app.command("figures")
@@ -319,7 +318,6 @@ def redraw(
 ) -> None:
     """Draw every figure again from saved numbers, without the model."""
     from ivlens import figures, pages
-    from ivlens.tables import plain
 
     formats = tuple(name.strip() for name in format.split(","))
     exported = figures.export(pages.read(run).figures(), run / "figures", formats=formats)
@@ -333,7 +331,6 @@ def redraw(
 def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     """Write one page with everything that a run found, from saved numbers, without the model."""
     import ivlens
-    from ivlens.tables import plain
 
     print(f"Written: {plain(str(ivlens.report(run)))}")
 
@@ -372,7 +369,7 @@ def convert(
     What TARGET has no place for is said, line by line. No pickle is executed.
     """
     import ivlens
-    from ivlens import formats, tables
+    from ivlens import formats
     from ivlens.shapes import Head
 
     for option, form in (("--from", source_form), ("--to", target_form)):
@@ -392,7 +389,7 @@ def convert(
     )
     for notice in notices:
         _complain(notice)
-    print(f"Wrote {tables.plain(str(target))}.")
+    print(f"Wrote {plain(str(target))}.")
 
 
 @app.command("tasks")

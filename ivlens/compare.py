@@ -60,7 +60,7 @@ def compare(
     memory: int = 2 * GIB,
     template: Layout = DEFAULT,
 ) -> Comparison:
-    """AIE, vectors and dependence on them before and after fine-tuning, and the change with paired intervals.
+    """Compare a model before and after fine-tuning: AIE, vectors, dependence on them; changes have paired intervals.
 
     Args:
         tuned: A model, a checkpoint (folder or hub id), a PEFT adapter folder over `base`, or an adapter; or several

@@ -6,11 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from ivlens import adapters, files, formats, frames, function_vectors, models
-from ivlens.effects import EFFECTS, cie_of, table_of
+from ivlens.effects import EFFECTS, cie_of, of_prompts, table_of
 from ivlens.errors import IvlensError
 from ivlens.formats import Facts, Form, Found
 from ivlens.measures import group_means
@@ -94,8 +93,7 @@ def _built(source: Path, facts: Facts, effects: str | Path | None, heads: Sequen
         cie = cie_of(table)
         if cie.shape[1:] != mean_z.shape[:2]:
             raise IvlensError(f"{effects} is of heads {tuple(cie.shape[1:])}, {source} of {tuple(mean_z.shape[:2])}")
-        per_prompt = table.sort_values(["prompt", "layer", "head"])[:: cie[0].numel()]
-        aie = group_means(cie, torch.tensor(np.asarray(per_prompt["query"]))).mean(0)
+        aie = group_means(cie, of_prompts(table, "query")).mean(0)
         left_out = (*left_out, *more)
         heads = heads or _top(aie, top)
     hooked = adapters.load(facts.model)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from ivlens import answers, chat, models, patching
@@ -127,13 +127,7 @@ class HeadEffects:
     def from_frame(cls, frame: pd.DataFrame, **others: Any) -> HeadEffects:
         """What `to_frame` made; `others` are the fields that a table does not hold."""
         cie = cie_of(frame)
-        per_prompt = frame.sort_values(["prompt", "layer", "head"])[:: cie[0].numel()]
-        return cls(
-            cie=cie,
-            baseline=torch.tensor(np.asarray(per_prompt["baseline"])),
-            queries=torch.tensor(np.asarray(per_prompt["query"])),
-            **others,
-        )
+        return cls(cie=cie, baseline=of_prompts(frame, "baseline"), queries=of_prompts(frame, "query"), **others)
 
     def to_frame(self) -> pd.DataFrame:
         """One line per prompt and head: `prompt`, `query`, `layer`, `head`, `cie`, `baseline`."""
@@ -203,6 +197,12 @@ def cie_of(frame: pd.DataFrame) -> Cie:
             "need one each; run the audit again"
         )
     return torch.tensor(frame["cie"].to_numpy()[order]).reshape(shape)
+
+
+def of_prompts(frame: pd.DataFrame, column: str) -> Shaped[Tensor, " prompt"]:
+    """What every prompt of a table of effects has but once: its `query`, its `baseline`."""
+    per_prompt = frame.sort_values(["prompt", "layer", "head"]).drop_duplicates("prompt")
+    return torch.tensor(np.asarray(per_prompt[column]))
 
 
 def indirect_effects(

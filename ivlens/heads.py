@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ import pandas as pd
 from ivlens import tensors
 from ivlens.effects import Settings
 from ivlens.errors import IvlensError
+from ivlens.files import parse_json
 from ivlens.json_files import read_json
 from ivlens.runs import Table
 from ivlens.shapes import GIB, Head
@@ -120,8 +120,8 @@ def _read(path: Path) -> tuple[Head, ...]:
         metadata = tensors.stored(path, remedy="save it again").metadata
         listed = metadata.get("heads", metadata.get("record", "{}"))
         try:
-            content = json.loads(listed)
-        except (ValueError, RecursionError) as error:
+            content = parse_json(listed)
+        except ValueError as error:
             raise IvlensError(f"{path} has no readable list of heads ({error}); save it again") from error
     else:
         content = read_json(path, wanted="give a file of heads")

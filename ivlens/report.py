@@ -23,9 +23,9 @@ from plotly.offline import get_plotlyjs, get_plotlyjs_version
 from ivlens import pages, runs
 from ivlens.errors import RunError
 from ivlens.files import read_json, write_whole
+from ivlens.markup import plain
 from ivlens.notebook import figure_json
 from ivlens.records import RunRecord, flat
-from ivlens.tables import plain
 
 NAME = "report.html"
 

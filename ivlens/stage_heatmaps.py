@@ -44,9 +44,8 @@ def accuracy_heatmaps(frame: pd.DataFrame, *, title: str | None = None, width: W
         cells = _accuracies(own, tasks, rows)
         panels.figure.add_trace(cells, row=place[0], col=place[1])
         if panels.size[0] / len(tasks) >= 28 and panels.size[1] / rows >= 13:
-            panels.figure.add_trace(
-                traces.cell_numbers(np.asarray(cells.z), size=8.5, first=1), row=place[0], col=place[1]
-            )
+            numbers = traces.cell_numbers(np.asarray(cells.z), size=8.5, first=1)
+            panels.figure.add_trace(numbers, row=place[0], col=place[1])
         for number in range(1, min(rows, len(tasks) + 1)):
             box = {"x0": number - 0.5, "x1": number + 0.5, "y0": number - 0.5, "y1": number + 0.5}
             line = {"color": BLACK, "width": 1}

@@ -9,8 +9,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from ivlens.markup import safe
-from ivlens.tables import UNMEASURED, Line, Table, plain, print_table, table_html
+from ivlens.markup import plain, safe
+from ivlens.tables import UNMEASURED, Line, Table, print_table, table_html
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,8 +9,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
-from ivlens.markup import html_table, safe
-from ivlens.markup import plain as plain
+from ivlens.markup import html_table, plain, safe
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -140,8 +140,8 @@ class InstructionVector:
 
         if len(self.vector) != model.cfg.d_model:
             raise ShapeMismatch(
-                f"the vector of {self.model or self.task} has width {len(self.vector)}, but {models.model_name(model)} "
-                f"has d_model {model.cfg.d_model}; give the model that it was built on"
+                f"the vector of {self.model or self.task} has width {len(self.vector)}, but "
+                f"{models.model_name(model)} has d_model {model.cfg.d_model}; give the model that it was built on"
             )
         if not 1 <= k <= model.cfg.d_vocab_out:
             raise IvlensError(f"k is {k}; the vocabulary has {model.cfg.d_vocab_out} tokens, take 1 or more of them")

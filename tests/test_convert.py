@@ -18,13 +18,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import ivlens
-from ivlens import control_vectors, formats, frames, function_vectors
+from ivlens import control_vectors, formats, frames, function_vectors, gallery, probes
 from ivlens.cli import main
 from ivlens.control_vectors import ControlVector
 from ivlens.convert import read_effects
 from ivlens.effects import HeadEffects, Settings, table_of
-from ivlens.errors import IvlensError
+from ivlens.errors import IvlensError, ShapeMismatch
 from ivlens.formats import Facts, Form
+from ivlens.likeness import overlap, similarity
 from ivlens.shapes import Head
 from ivlens.vectors import InstructionVector
 
@@ -259,6 +260,52 @@ def test_a_vector_without_heads_steers_but_cannot_patch_them(checkpoint: Callabl
     foreign = formats.read_vector(tmp_path / "a.npy", facts=Facts(layer=1)).vector
     with pytest.raises(IvlensError, match=r"comes without its heads' mean outputs; take site='resid_post'"):
         ivlens.steered(model, foreign, site="distributed").__enter__()
+
+
+DIRECTION = torch.arange(32.0)
+
+
+def foreign(path: Path) -> InstructionVector:
+    """A vector of which another tool says nothing but its numbers."""
+    np.save(path, DIRECTION.numpy())
+    return formats.read_vector(path, facts=Facts(layer=1)).vector
+
+
+def test_a_vector_of_another_tool_is_shown_added_up_and_compared_so_far_as_it_is_known(tmp_path: Path) -> None:
+    one, other = foreign(tmp_path / "a.npy"), foreign(tmp_path / "b.npy")
+    assert repr(one).endswith("layer 1, heads not known)") and "a of a model not named" in repr(one)
+    shown = one._repr_html_()
+    assert "heads not known" in shown and "<table>" not in shown
+    assert similarity([one, other]).to_numpy() == pytest.approx(1)
+    assert same((one + other).vector, 2 * DIRECTION) and (one + other).mean_z is None
+    with pytest.raises(IvlensError, match="the vector of a comes without the heads that write it; build it with"):
+        overlap([one, other])
+    with pytest.raises(IvlensError, match="are of two widths; build both alike"):
+        one + replace(other, vector=DIRECTION[:4])
+    with pytest.raises(IvlensError, match="are of two models; build both alike"):
+        one + replace(other, model="tiny")
+
+
+def test_what_needs_measured_heads_refuses_a_vector_of_another_tool_in_a_sentence(
+    checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    (tmp_path / "numbers" / "foreign").mkdir(parents=True)
+    vector = foreign(tmp_path / "a.npy")
+    vector.save(tmp_path / "numbers" / "foreign" / "a.safetensors")
+    needed = "the vector of a comes from another tool, without its heads' mean outputs or settings; build it with"
+    with pytest.raises(IvlensError, match=needed):
+        gallery.draw(tmp_path)
+    with pytest.raises(IvlensError, match=needed):
+        probes.random_sets(vector, draws=1)
+    model = ivlens.load(checkpoint("llama"))
+    assert len(vector.top_tokens(model, k=3)) == 3
+    with pytest.raises(ShapeMismatch, match="the vector of a has width 4, but"):
+        replace(vector, vector=DIRECTION[:4]).top_tokens(model)
+
+
+def test_heads_of_a_vector_are_compared_also_where_its_settings_are_not_known(vector: InstructionVector) -> None:
+    other = replace(vector, task="other", heads=(Head(2, 1),), settings=None)
+    assert overlap([vector, other]).to_numpy() == pytest.approx(np.array([[1, 0.5], [0.5, 1]]))
 
 
 def function_vectors_sum(folder: Path, mean_z: Tensor, heads: list[Head]) -> Tensor:
