@@ -100,8 +100,9 @@ def sentences(path: Path, labels: Sequence[str]) -> list[Sentence]:
         TaskError: it cannot be read, is of another form, or has a label that is not listed.
     """
     found = entries(Sentence, read_json(path, wanted=FORMATS), str(path))
+    known = set(labels)
     for number, one in enumerate(found, start=1):
-        if one.label not in labels:
+        if one.label not in known:
             raise TaskError(
                 f"{path}: the label of entry {number} is {one.label[:60]!r}, which is not in labels.json "
                 f"({', '.join(labels)[:200]}); mend one of them"

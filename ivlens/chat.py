@@ -1,8 +1,8 @@
 """How does a conversation ask for a task, in the layout that a chat model was trained on?
 
 The layout is the tokenizer's own chat template: demonstrations are turns of user and assistant, an instruction is the
-system's message where the template has a place for one. The template is a program out of the checkpoint; transformers
-runs it in a sandbox, and nothing else does.
+system's message where the template has a place for one. The template is a program out of the checkpoint: it runs in
+transformers' sandbox, in a process of its own (`sandbox`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ivlens import sandbox
 from ivlens.errors import PromptError
 from ivlens.tasks import Pair
 from ivlens.templates import Prompt, Template, named
@@ -89,17 +90,7 @@ class ChatTemplate:
         return Conversation(text=text, answer=_continued(text, whole, query.output), query=query)
 
     def _written(self, messages: list[Message], *, opened: bool) -> str:
-        import jinja2
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        special: dict[str, Any] = dict(self.special_tokens)
-        try:
-            (text,), _ = render_jinja_template(
-                conversations=[messages], chat_template=self.jinja, add_generation_prompt=opened, **special
-            )
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
-            raise PromptError(f"the chat template fails ({error}); choose another template") from error
-        return text
+        return sandbox.written(self.jinja, messages, self.special_tokens, opened=opened)
 
 
 Layout = Template | ChatTemplate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 UNIVERSAL: Literal["universal"] = "universal"
 RANKED = ("layer", "head", "aie")
 
-Asked = Sequence[Head] | str | Path
+Asked = Sequence[Head | str] | str | Path
 Chosen = tuple[Head, ...] | Literal["universal"] | None
 """Heads in their order, or how they are to be found: as universal ones, or (None) by AIE."""
 
@@ -57,11 +58,11 @@ def named(heads: Asked | None) -> Chosen:
     """
     if heads is None or heads == UNIVERSAL:
         return None if heads is None else UNIVERSAL
-    found = _written(heads) if isinstance(heads, str | Path) else tuple(Head(*head) for head in heads)
+    found = _written(heads) if isinstance(heads, str | Path) else tuple(map(_given, heads))
     if not found:
         raise IvlensError("heads is empty; give at least one, such as L9H6")
-    twice = next((head for head in found if found.count(head) > 1), None)
-    if twice is not None:
+    twice, times = Counter(found).most_common(1)[0]
+    if times > 1:
         raise IvlensError(f"head {twice} is named twice; name each once")
     return found
 
@@ -96,6 +97,10 @@ def pinned(
     table("universal_tasks", lambda: pd.DataFrame(ranked().considered), Considered._fields)
     frame = table("universal", heads, RANKED)
     return tuple(Head(int(layer), int(head)) for layer, head in zip(frame["layer"], frame["head"], strict=True))
+
+
+def _given(head: Head | str) -> Head:
+    return Head.parse(head) if isinstance(head, str) else Head(*head)
 
 
 def _written(text: str | Path) -> tuple[Head, ...]:

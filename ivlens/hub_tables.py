@@ -6,19 +6,26 @@ Only tables are read: no code of a data set is run.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
+from ivlens import arrow_streams, files
 from ivlens.csv_files import Columns, columns_of
 from ivlens.errors import TaskError
+from ivlens.json_files import MAX_FILE_BYTES
 
 HUB = "hf:"
 MAX_ROWS = 100_000
 SPLITS = ("test", "validation", "train")
 """Which part is taken where none is named: the first of these that is there."""
+
+Classes = Mapping[str, Any]
+"""By column: the names of the classes that its numbers stand for."""
 
 
 def is_saved(folder: Path) -> bool:
@@ -29,20 +36,27 @@ def is_saved(folder: Path) -> bool:
 def read_saved(folder: Path, columns: Columns | None = None) -> list[tuple[str, str]]:
     """Pairs of a folder that `save_to_disk` wrote; of several splits, `test` before `validation` and `train`.
 
+    Read by pyarrow alone, so that the package `datasets` is not needed.
+
     Raises:
-        TaskError: the package is missing, the folder is damaged, or has no such columns.
+        TaskError: the folder is damaged, or has no such columns.
     """
-    datasets = _package()
     if (folder / "dataset_dict.json").is_file():
         found = next((folder / name for name in SPLITS if (folder / name).is_dir()), None)
         if found is None:
             raise TaskError(f"{folder} has no split {' or '.join(SPLITS)}; give the folder of one split")
         folder = found
     try:
-        table = datasets.load_from_disk(str(folder), keep_in_memory=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        state, info = (files.read_json(folder / name) for name in ("state.json", "dataset_info.json"))
+        if state.get("_indices_files") or state.get("_indices_data_files"):
+            raise ValueError("its rows are in another order than its files have them")
+        names = dict.fromkeys(one["filename"] for one in state["_data_files"])
+        table = pa.concat_tables([arrow_streams.read(folder, name) for name in names])
+        classes = _classes(info["features"] or {})
+    # Arrow raises the last one for what is damaged in ways of its own.
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
         raise TaskError(f"{folder} is no data set that save_to_disk wrote ({_line(error)}); save it again") from error
-    return _pairs(table, columns, str(folder))
+    return _pairs(table, classes, columns, str(folder))
 
 
 def read_hub(name: str, columns: Columns | None = None) -> list[tuple[str, str]]:
@@ -65,7 +79,15 @@ def read_hub(name: str, columns: Columns | None = None) -> list[tuple[str, str]]
             f"the data set {name!r} cannot be had ({_line(error)}); check the name, go online, or give a folder that "
             "save_to_disk wrote"
         ) from error
-    return _pairs(table, columns, f"{HUB}{name} (split {split})")
+    classes = {name: kind.names for name, kind in table.features.items() if hasattr(kind, "names")}
+    return _pairs(table.with_format("arrow")[:], classes, columns, f"{HUB}{name} (split {split})")
+
+
+def _classes(features: Mapping[str, Any]) -> Classes:
+    found = {name: kind["names"] for name, kind in features.items() if "names" in kind}
+    if not all(isinstance(name, str) for names in found.values() for name in names):
+        raise ValueError("it has classes whose names are no text")
+    return found
 
 
 def _package() -> Any:
@@ -88,31 +110,56 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _pairs(table: Any, columns: Columns | None, where: str) -> list[tuple[str, str]]:
+def _pairs(table: pa.Table, classes: Classes, columns: Columns | None, where: str) -> list[tuple[str, str]]:
     if len(table) > MAX_ROWS:
         raise TaskError(
             f"{where} has {len(table):,} rows; a task may have {MAX_ROWS:,} at most: save a part of it with "
             "table.select(range(1000)).save_to_disk(...)"
         )
-    names = list(table.column_names)
+    names = table.column_names
     at = columns_of(names, columns, where)
-    sides = [list(_texts(table, names[place], where)) for place in at]
+    sides = [list(_texts(table.column(place), classes.get(names[place]), names[place], where)) for place in at]
     return list(zip(*sides, strict=True))
 
 
-def _texts(table: Any, name: str, where: str) -> Iterator[str]:
+def _texts(column: pa.ChunkedArray, classes: Any, name: str, where: str) -> Iterator[str]:
     """A column as text: classes by their names, whole numbers as written, of a list the first."""
-    classes = getattr(table.features[name], "names", None)
-    for number, cell in enumerate(table[name], start=1):
-        if isinstance(cell, Sequence) and not isinstance(cell, str) and cell:
+    _check(column, name, where)
+    for number, scalar in enumerate(column, start=1):
+        cell = scalar.as_py()
+        if isinstance(cell, list) and cell:
             cell = cell[0]
-        if classes is not None and isinstance(cell, int):
+        if isinstance(classes, list) and isinstance(cell, int):
             cell = classes[cell] if 0 <= cell < len(classes) else None
-        if isinstance(cell, bool) or not isinstance(cell, str | int) or not str(cell).strip():
+        if not isinstance(cell, str | int) or not str(cell).strip():
             raise TaskError(
                 f"{where}: {name!r} of row {number} is {str(cell)[:60]!r}, no text; take another column or split"
             )
         yield str(cell).strip()
+
+
+def _check(column: pa.ChunkedArray, name: str, where: str) -> None:
+    """Before a value of a column is looked at: what Arrow finds wrong with it would end the process."""
+    try:
+        column.validate(full=True)
+    except pa.ArrowException as error:
+        raise TaskError(f"{where}: {name!r} is damaged ({_line(error)}); save it again") from error
+    kind = column.type
+    if not (_is_text(kind) or pa.types.is_integer(kind) or (_is_list(kind) and _is_text(kind.value_type))):
+        raise TaskError(f"{where}: {name!r} is of type {str(kind)[:60]}, no text; take another column")
+    if column.nbytes > MAX_FILE_BYTES:
+        raise TaskError(
+            f"{where}: {name!r} has {column.nbytes:,} bytes of text; a task may have {MAX_FILE_BYTES:,} at most: save "
+            "a part of it"
+        )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
 def _line(error: BaseException) -> str:

@@ -46,7 +46,12 @@ def report(folder: str | Path) -> Path:
     """
     run = runs.read_run(folder)
     path = run.path(NAME)
-    write_whole(path, _render(pages.page(pages.read(folder)), run).encode())
+    page = pages.page(pages.read(folder))
+    try:
+        content = _render(page, run)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{folder} does not record how it was made ({error}); run again into a new --out") from error
+    write_whole(path, content.encode(errors="replace"))
     return path
 
 
@@ -153,7 +158,11 @@ def _again(record: RunRecord) -> str:
         f"ivlens.load({names['model']!r})" if record.command == "audit" else f"{names['base']!r}, {names['tuned']!r}"
     )
     settings: dict[str, Any] = {**record.settings, "seed": record.seed}
-    template = ", ".join(f"{key}={text!r}" for key, text in settings.pop("template").items())
+    layout = settings.pop("template")
+    template = ", ".join(f"{key}={value!r}" for key, value in layout.items())
+    is_chat = "jinja" in layout
+    kind = "ChatTemplate" if is_chat else "ivlens.Template"
+    more = "from ivlens.chat import ChatTemplate\n" if is_chat else ""
     lines = [f"{first}, {names['task']!r}", "out='run'", *(f"{key}={value!r}" for key, value in settings.items())]
-    lines.append(f"template=ivlens.Template({template})")
-    return f"import ivlens\n\nivlens.{record.command}(\n" + "".join(f"    {line},\n" for line in lines) + ")"
+    lines.append(f"template={kind}({template})")
+    return f"import ivlens\n{more}\nivlens.{record.command}(\n" + "".join(f"    {line},\n" for line in lines) + ")"

@@ -11,7 +11,7 @@ import pytest
 from transformer_lens import HookedTransformer
 
 import ivlens
-from ivlens import chat, prompts
+from ivlens import chat, prompts, sandbox
 from ivlens.chat import ChatTemplate
 from ivlens.effects import Settings
 from ivlens.errors import PromptError
@@ -106,12 +106,30 @@ def test_a_tokenizer_without_a_chat_template_is_refused(lab: HookedTransformer) 
         ("{{ 1 / 0 }}", "the chat template fails"),
         ("{{ messages + 1 }}", "the chat template fails"),
         ("{{ ().__class__.__base__.__subclasses__() }}", "the chat template fails .*unsafe"),
+        ("{{ 'x' * 10 ** 10 }}", r"fails \(MemoryError\)"),
+        ("{{ 'x' * 10 ** 7 }}", r"fails \(it writes 10,000,000 characters; 1,048,576 at most are read\)"),
+        ("{{ '\\ud800' }}", "fails .*surrogates not allowed"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "fails .*recursion"),
+        ("{% include 'config.json' %}", "fails .*no loader"),
         ("no query", "leaves out the query 'w5'; choose another template"),
     ],
 )
 def test_a_template_that_fails_is_refused_in_a_sentence(talking: HookedTransformer, jinja: str, sentence: str) -> None:
     with pytest.raises(PromptError, match=sentence):
         with_template(talking, jinja).render(QUERY)
+
+
+LOOPS = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
+
+
+@pytest.mark.parametrize("endless", [LOOPS, "{{ (10 ** 4000) ** (10 ** 6) }}"])
+def test_a_template_without_end_is_ended_and_the_next_one_runs(
+    talking: HookedTransformer, endless: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandbox, "SECONDS", 1)
+    with pytest.raises(PromptError, match=r"fails \(it takes more than 1 s, or more memory"):
+        with_template(talking, endless + TAGGED).render(QUERY)
+    assert with_template(talking, TAGGED).render(QUERY).query == QUERY
 
 
 def test_the_date_stands_still(talking: HookedTransformer) -> None:

@@ -21,8 +21,8 @@ PACKAGE = ROOT / "ivlens"
 # public names are asked, is under the command line.
 FLOORS = (
     {"blocks", "errors", "lab", "lab.sequences", "markup", "measures", "notebook", "progress", "typed"},
-    {"files", "json_files"},
-    {"benchmark_files", "csv_files", "options", "tensors"},
+    {"files", "json_files", "sandbox"},
+    {"arrow_streams", "benchmark_files", "csv_files", "options", "tensors"},
     {"hub_tables"},
     {"task_files"},
     {"architectures", "points", "shapes", "style", "tasks"},

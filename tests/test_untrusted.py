@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from checkpoints import build
+from datasets import ClassLabel, Dataset, Features, Value
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -51,18 +52,23 @@ from ivlens import (
 )
 from ivlens.adapters import read_adapter, write_adapter
 from ivlens.audit import HEADS, MEASURES, STEERING, Audit
+from ivlens.chat import ChatTemplate
 from ivlens.convert import read_effects
 from ivlens.dependence import DEPENDENCE
 from ivlens.effects import Settings, table_of
 from ivlens.errors import IvlensError
 from ivlens.finetune import Training
 from ivlens.formats import Facts
+from ivlens.heads import named as read_heads
 from ivlens.methods import Lora
 from ivlens.shapes import Head
 from ivlens.study import Study
+from ivlens.tasks import Pair
 from ivlens.tasks import read as read_task
-from ivlens.universal import Universal
+from ivlens.templates import named as read_template
+from ivlens.universal import Considered, Universal
 from ivlens.vectors import InstructionVector
+from ivlens.wordings import WORDINGS
 
 ASKED = int(os.environ.get("IVLENS_FUZZ", "0"))
 MODEL = small_model()
@@ -157,6 +163,7 @@ def run_folder(folder: Path, command: str, chosen: dict[str, Any], tables: dict[
 def audit_folder(folder: Path) -> None:
     tables = {"effects": effects(), "measures": table(MEASURES)}
     tables |= {"steering": table(STEERING), "heads": table(HEADS)}
+    tables |= {"instructions": table(WORDINGS), "universal_tasks": table(Considered._fields)}
     with run_folder(folder, "audit", {"shots": 10}, tables) as run:
         run.write_with("vector.safetensors", vector().save)
         run.complete()
@@ -208,10 +215,36 @@ def training(folder: Path) -> object:
         return list(islice(steps, 1))
 
 
+def data_set(folder: Path) -> None:
+    """Texts, lists of texts and classes in two files, as `datasets` saves them."""
+    features = Features({"input": Value("string"), "more": [Value("string")], "label": ClassLabel(names=["x", "y"])})
+    lines = {
+        "input": [f"in{i}" for i in range(24)],
+        "more": [[f"out{i}", "z"] for i in range(24)],
+        "label": [0, 1] * 12,
+    }
+    Dataset.from_dict(lines, features=features).save_to_disk(folder, num_shards=2)
+
+
+def read_data_set(folder: Path) -> None:
+    for column in ("more", "label"):
+        read_task(folder, columns=("input", column))
+
+
+def converse(folder: Path) -> None:
+    """Write conversations by the template in a file."""
+    jinja = (folder / "a.jinja").read_text(errors="replace")
+    template = ChatTemplate(jinja=jinja, special_tokens={"bos_token": "<s>", "eos_token": "</s>"}, system=True)
+    template.render(Pair("hot", "cold"), demonstrations=[Pair("up", "down")], instruction="Do.")
+
+
 PAIRS = [{"input": f"in{i}", "output": f"out{i}"} for i in range(24)]
 TRACE = [{"prompt": f"What is {i}?", "answer": f"it is {i}"} for i in range(12)]
 SENTENCES = [{"sentence": f"This is {i}.", "label": "good" if i % 2 else "bad"} for i in range(12)]
 INSTANCES = [{"id": str(i), "input": f"in{i}", "output": [f"out{i}"]} for i in range(24)]
+CHAT = """{{ bos_token }}{% for m in messages %}{% if loop.index0 > 8 %}{{ raise_exception('too long') }}{% endif %}
+<|{{ m['role'] }}|> {{ m['content'] | trim }}{{ eos_token }}
+{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"""
 STUDY = """
 tasks = ["antonym", "a.json"]
 methods = ["lora", "lora+kl"]
@@ -245,6 +278,40 @@ READERS = {
     "Super-NaturalInstructions": Reader(
         text("a.json", {"Definition": ["Do."], "Instances": INSTANCES}),
         lambda folder: benchmarks.stage(folder / "a.json", seed=0),
+    ),
+    "task of TRACE": Reader(text("test.json", TRACE), read_task),
+    "task of O-LoRA": Reader(texts({"test.json": SENTENCES, "labels.json": ["good", "bad"]}), read_task),
+    "task of Super-NaturalInstructions": Reader(
+        text("a.json", {"Definition": ["Do."], "Instances": INSTANCES}), lambda folder: read_task(folder / "a.json")
+    ),
+    "CSV": Reader(
+        text("a.csv", "id;input;output\n" + "".join(f'{i};"in, {i}";"out ""{i}"""\r\n' for i in range(24))),
+        lambda folder: read_task(folder / "a.csv"),
+    ),
+    "TSV": Reader(
+        text("a.tsv", "".join(f"in{i}\tout{i}\n" for i in range(24))), lambda folder: read_task(folder / "a.tsv")
+    ),
+    "data set": Reader(data_set, read_data_set),
+    "template": Reader(
+        text(
+            "a.json", {"demonstration": "{input} -> {output}\n", "query": "{input} ->", "instruction": "{instruction}"}
+        ),
+        lambda folder: read_template(folder / "a.json"),
+    ),
+    "template of function_vectors": Reader(
+        text("a.json", {"prefixes": {"input": "Q:", "output": "A:"}, "separators": {"input": "\n"}}),
+        lambda folder: read_template(folder / "a.json"),
+    ),
+    "chat template": Reader(text("a.jinja", CHAT), converse),
+    "list of heads": Reader(text("a.json", ["L9H6", [3, 2]]), lambda folder: read_heads(folder / "a.json")),
+    "universal heads as JSON": Reader(
+        lambda folder: universal().save(folder / "a.json"), lambda folder: read_heads(folder / "a.json")
+    ),
+    "heads of universal ones": Reader(
+        lambda folder: universal().save(folder / "a.safetensors"), lambda folder: read_heads(folder / "a.safetensors")
+    ),
+    "heads of a vector": Reader(
+        lambda folder: vector().save(folder / "a.safetensors"), lambda folder: read_heads(folder / "a.safetensors")
     ),
     "study plan": Reader(text("a.toml", STUDY), lambda folder: plan.read(folder / "a.toml")),
     "audit": Reader(audit_folder, Audit.read),
