@@ -17,7 +17,9 @@
     ivlens.convert("vector.gguf", "vector.safetensors")  # other tools' vectors, there and back
     ivlens.plots.head_heatmap(effects.aie)               # figures, also of one's own numbers
 
-Prompts are made by `ivlens.prompts`, such as `zero_shot(task.pairs)`. Whatever is wrong with what was given is an `ivlens.IvlensError` of one sentence.
+Prompts are made by `ivlens.prompts`, such as `zero_shot(task.pairs)`. Whatever is wrong with what was given is said in
+one sentence, by an `ivlens.IvlensError`.
+
 Public names are imported when they are first used: importing ivlens itself costs nothing.
 """
 

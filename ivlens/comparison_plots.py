@@ -13,7 +13,7 @@ from plotly.subplots import make_subplots
 from ivlens import traces
 from ivlens.errors import FigureError
 from ivlens.notebook import Figure
-from ivlens.panels import legend_height
+from ivlens.panels import legend_height, raise_panels
 from ivlens.points import read_points
 from ivlens.stage_heatmaps import aie_heatmaps
 from ivlens.style import BLACK, BLUE, GREY, Width, lay_out, safe
@@ -223,8 +223,4 @@ def _lay_out_panels(
 ) -> None:
     """As `lay_out`, with room for the panels' own titles above."""
     lay_out(figure, title, width, height=height, below=below)
-    room = 18
-    figure.update_layout(height=figure.layout.height + room, margin={"t": figure.layout.margin.t + room, "r": right})
-    if title:
-        figure.update_layout(title_y=1 - 18 / figure.layout.height)
-    figure.update_annotations(selector={"yanchor": "bottom"}, font_size=10.67)
+    raise_panels(figure, title, r=right)

@@ -71,7 +71,7 @@ class Figure(go.Figure):
 
     @property
     def _text(self) -> str:
-        title = str(self.layout.title.text or "figure")
+        title = str(_layout(self).title.text or "figure")
         return f"[{html.unescape(title.replace('<br>', ' '))}]"
 
 
@@ -83,7 +83,8 @@ def figure_html(figure: Figure, *, library: bool) -> str:
     """
     data = figure_json(figure)
     packed = f'<script type="text/plain" id="ivlens-plotly">{_packed()}</script>' if library else ""
-    size = f"width:{figure.layout.width}px;height:{figure.layout.height}px"
+    layout = _layout(figure)
+    size = f"width:{layout.width}px;height:{layout.height}px"
     fallback = html.escape(figure._text)
     return f'{packed}<div style="{size}">{fallback}</div><script>{_DRAW % (data, _FETCHED)}</script>'
 
@@ -93,6 +94,11 @@ def figure_json(figure: go.Figure) -> str:
     written = plotly.io.to_json(figure, validate=False)
     assert written is not None  # As plotly's signature allows for engines that it no longer has.
     return written
+
+
+def _layout(figure: go.Figure) -> Any:
+    """What plotly's property is, its types do not say."""
+    return figure.layout
 
 
 @cache

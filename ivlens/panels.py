@@ -87,12 +87,18 @@ def finish(panels: Panels, title: str | None, *, below: int = 0) -> go.Figure:
     entries: Any = figure.select_traces(lambda trace: trace.showlegend is not False and trace.type != "heatmap")
     names = [str(trace.name) for trace in entries]
     lay_out(figure, title, panels.width, height=panels.height, below=below + legend_height(names, panels.width))
-    height, margin = figure.layout.height + _TITLE, figure.layout.margin
-    figure.update_layout(height=height, margin={"t": margin.t + _TITLE, "l": panels.left, "r": panels.right})
+    raise_panels(figure, title, l=panels.left, r=panels.right)
+    return figure
+
+
+def raise_panels(figure: go.Figure, title: str | None, **sides: int) -> None:
+    """Room for the panels' own titles above a figure that `lay_out` has sized; `sides` are its other margins."""
+    layout: Any = figure.layout  # What plotly's property is, its types do not say.
+    height = layout.height + _TITLE
+    figure.update_layout(height=height, margin={"t": layout.margin.t + _TITLE, **sides})
     if title:
         figure.update_layout(title_y=1 - 18 / height)
     figure.update_annotations(selector={"yanchor": "bottom"}, font_size=FONT)
-    return figure
 
 
 def legend_height(names: Sequence[str], width: Width) -> int:
