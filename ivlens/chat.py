@@ -45,10 +45,10 @@ class ChatTemplate:
 
     @classmethod
     def of(cls, tokenizer: Any, *, name: str = "the model") -> ChatTemplate:
-        """The template of a tokenizer, after a try whether it takes a system message.
+        """The template of a tokenizer, after a try whether it runs and takes a system message.
 
         Raises:
-            PromptError: it has none, or one that does not run.
+            PromptError: it has none, or one that fails or leaves the query out.
         """
         try:
             jinja = tokenizer.get_chat_template()
@@ -60,6 +60,7 @@ class ChatTemplate:
         jinja = UNDATED + jinja if "strftime_now" in jinja else jinja
         found = cls(jinja=jinja, special_tokens=special, system=True)
         probe = "Write any word."
+        found.render(Pair(probe, "x"))
         try:
             has_place = probe in found._written([_said("system", probe), _said("user", "x")], opened=True)
         except PromptError:  # Raised by templates that refuse the role.

@@ -20,7 +20,7 @@ import torch
 from ivlens import tensors
 from ivlens.architectures import ARCHITECTURES, why_not
 from ivlens.errors import ModelError
-from ivlens.files import read_json, reason
+from ivlens.files import LARGEST_TEXT, read_json, reason, refuse_unusual
 
 if TYPE_CHECKING:
     from torch import nn
@@ -89,6 +89,7 @@ def read(folder: Path, *, name: str) -> Checkpoint:
     """
     architecture = _architecture(folder)
     _refuse_pickles(folder)
+    _refuse_unusual(folder)
     with quiet_transformers():
         config = _config(folder)
         tokenizer = _tokenizer(folder)
@@ -205,6 +206,16 @@ def _refuse_pickles(folder: Path) -> None:
             "convert it to safetensors (save_pretrained of transformers 5 writes it)"
         )
     raise ModelError(f"model.safetensors is missing from {folder}; copy it again")
+
+
+def _refuse_unusual(folder: Path) -> None:
+    """Before transformers opens them: a pipe would be waited for, and texts are read whole."""
+    for path in folder.iterdir():
+        if path.suffix in {".json", ".jinja", ".model", ".txt"} and not path.is_dir():
+            try:
+                refuse_unusual(path, LARGEST_TEXT)
+            except OSError as error:
+                raise ModelError(f"{path.name} in {folder} cannot be read ({reason(error)}); copy it again") from error
 
 
 def _config(folder: Path) -> PretrainedConfig:

@@ -150,7 +150,7 @@ def task(name: str | Path, *, columns: Columns | None = None) -> Task:
     """
     built_in = BUILT_IN / f"{name}.json"
     if str(name) in tasks():
-        return read(built_in)
+        return read(built_in, columns=columns)  # Which refuses columns.
     if str(name).startswith(HUB):
         return _of(task_files.read_hub(str(name), columns), name)
     path = Path(name)

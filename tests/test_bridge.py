@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from checkpoints import FAMILIES
@@ -151,6 +152,39 @@ def test_all_that_is_done_on_a_hooked_transformer_is_done_on_a_bridge(
     ]
     numbers = [torch.tensor(frame.select_dtypes("number").to_numpy()) for frame in measured]
     torch.testing.assert_close(*numbers, rtol=0, atol=NEAR, equal_nan=True)
+
+
+def numbers(frame: pd.DataFrame) -> torch.Tensor:
+    return torch.tensor(frame.select_dtypes("number").to_numpy(float))
+
+
+@needs_hooked
+def test_a_bridge_is_audited_with_the_numbers_of_a_hooked_transformer(
+    folders: Folders, word_task: Task, tmp_path: Path
+) -> None:
+    found = [
+        ivlens.audit(model, word_task, out=tmp_path / name, **SMALL, top=2, draws=1, other_tasks=0)
+        for name, model in zip(("bridge", "hooked"), pair(folders("llama-gqa")), strict=True)
+    ]
+    torch.testing.assert_close(found[0].effects.aie, found[1].effects.aie, rtol=0, atol=NEAR)
+    assert found[0].vector.heads == found[1].vector.heads
+    for name in ("measures", "steering", "heads"):
+        ours, theirs = (numbers(getattr(one, name)) for one in found)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=NEAR, equal_nan=True)
+
+
+@needs_hooked
+def test_two_bridges_are_compared_with_the_numbers_of_hooked_transformers(folders: Folders, word_task: Task) -> None:
+    bases, others = pair(folders("llama-gqa")), pair(folders("llama-gqa"))
+    with torch.no_grad():
+        for weight in (others[0].original_model.model.norm.weight, others[1].ln_final.w):
+            weight *= 1.5
+    small = {**SMALL, "top": 2, "draws": 1, "queries": 2}
+    found = [ivlens.compare(base, tuned, word_task, **small) for base, tuned in zip(bases, others, strict=True)]
+    assert float((found[1].tuned.aie - found[1].base.aie).abs().max()) > NEAR
+    for name in ("aie", "measures", "recovery"):
+        ours, theirs = (numbers(getattr(one, name)) for one in found)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=NEAR, equal_nan=True)
 
 
 def test_changes_together_equal_one_run_for_each(folders: Folders) -> None:

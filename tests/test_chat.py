@@ -111,7 +111,7 @@ def test_a_tokenizer_without_a_chat_template_is_refused(lab: HookedTransformer) 
         ("{{ '\\ud800' }}", "fails .*surrogates not allowed"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "fails .*recursion"),
         ("{% include 'config.json' %}", "fails .*no loader"),
-        ("no query", "leaves out the query 'w5'; choose another template"),
+        ("no query", "leaves out the query 'Write any word.'; choose another template"),
     ],
 )
 def test_a_template_that_fails_is_refused_in_a_sentence(talking: HookedTransformer, jinja: str, sentence: str) -> None:

@@ -647,6 +647,32 @@ def test_template_and_wording_are_recorded_and_said(ivlens: Ivlens, checkpoint: 
     assert "instruction is not set here" in ivlens(*line, "--template", layout, "--source", "instruction").complaint()
 
 
+CHAT = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+def test_the_checkpoints_own_chat_template_is_taken_by_name(ivlens: Ivlens, checkpoint: Path, tmp_path: Path) -> None:
+    talking, line = tmp_path / "talking", ["--task", "antonym", "--out", tmp_path / "run", "--template", "chat", *SMALL]
+    shutil.copytree(checkpoint, talking)
+    assert "the tokenizer of talking has no chat template" in ivlens("audit", talking, *line).complaint()
+    (talking / "chat_template.jinja").write_text(CHAT)
+    assert ivlens("audit", talking, *line).status == 0
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["settings"]["template"]["jinja"] == CHAT
+    shown = json.loads((tmp_path / "run" / "prompts.json").read_text())
+    assert all(one["text"].endswith("assistant: ") for one in shown.values())
+    for jinja, reason in (
+        ("{% if %}", "Expected an expression"),
+        ("{{ x.y.z }}", "'x' is undefined"),
+        ("hi", "leaves out"),
+    ):
+        (talking / "chat_template.jinja").write_text(jinja)
+        line[3] = tmp_path / "other"
+        assert reason in ivlens("audit", talking, *line).complaint()
+
+
 # Figures
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import ivlens
 from ivlens import controls, heads, lora
 from ivlens.audit import Audit
 from ivlens.errors import IvlensError, RunError
+from ivlens.heads import named
 from ivlens.lora import LoraConfig
 from ivlens.shapes import Head
 from ivlens.tasks import Pair, Task, TaskWarning, task
@@ -184,3 +186,16 @@ def test_public_universal_heads_say_why_a_task_is_left_out(lab: HookedTransforme
     content = json.loads((tmp_path / "heads.json").read_text())
     assert [Considered(**one) for one in content["considered"]] == list(found.considered)
     assert content["heads"] == [str(head) for head in found.heads] and len(content["heads_aie"]) == 2
+
+
+def test_heads_may_be_named_in_a_list() -> None:
+    assert named(["L9H6", Head(3, 2)]) == (Head(9, 6), Head(3, 2))
+    with pytest.raises(IvlensError, match="head L3H2 is named twice; name each once"):
+        named(["L3H2", Head(3, 2)])
+
+
+def test_a_long_list_of_heads_is_read_in_a_moment(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps([[i, i] for i in range(100_000)]))
+    started = time.process_time()
+    assert len(named(tmp_path / "a.json") or ()) == 100_000
+    assert time.process_time() - started < 10

@@ -25,10 +25,13 @@ from transformer_lens import HookedTransformer
 
 import ivlens
 from ivlens import lora, pages, plan
+from ivlens.chat import ChatTemplate
 from ivlens.cli import main
 from ivlens.errors import RunError
 from ivlens.lora import LoraConfig
 from ivlens.prompts import Template
+from ivlens.records import read_record
+from ivlens.report import _again, report
 from ivlens.runs import open_run
 from ivlens.tasks import Pair, Task
 from ivlens.typed import typed
@@ -223,6 +226,29 @@ def test_prompts_that_cannot_be_read_are_named(folders: dict[str, Path], tmp_pat
 
 
 # What a browser makes of it
+
+
+def test_a_record_that_does_not_say_how_the_run_was_made_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    record = json.loads((folders["audit"] / "run.json").read_text())
+    for number, change in enumerate(({"settings": {}}, {"settings": {"template": []}}, {"sources": {}})):
+        folder = tmp_path / str(number)
+        shutil.copytree(folders["audit"], folder)
+        (folder / "run.json").write_text(json.dumps({**record, "typed": [], **change}))
+        with pytest.raises(RunError, match=r"does not (record how it was made|say of which)"):
+            report(folder)
+
+
+def test_the_call_that_is_shown_has_the_runs_chat_template(folders: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(folders["audit"], tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    template = {"jinja": "{{ messages }}", "special_tokens": {"bos_token": "<s>"}, "system": True}
+    record |= {"typed": [], "settings": {**record["settings"], "template": template}}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    found = read_record(tmp_path / "run")
+    call = _again(found) if found else ""
+    written = call[call.index("template=") + len("template=") :].removesuffix(",\n)")
+    assert eval(written, {"ChatTemplate": ChatTemplate}) == ChatTemplate(**template)
+    assert "\nfrom ivlens.chat import ChatTemplate\n" in call
 
 
 @pytest.fixture(scope="module")

@@ -172,6 +172,11 @@ def task_or_sentence(path: Path) -> None:
             assert str(error)
 
 
+def test_a_built_in_task_has_no_columns_to_choose() -> None:
+    with pytest.raises(TaskError, match=r"antonym.json is JSON, which has no columns to choose; leave --columns out"):
+        task("antonym", columns=("a", "b"))
+
+
 # Hugging Face data sets
 
 

@@ -565,3 +565,38 @@ def test_shards_outside_of_the_folder_are_refused(checkpoint: Path, tmp_path: Pa
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shards}))
     with pytest.raises(IvlensError, match=r"names '../elsewhere.safetensors', which is not in that folder"):
         models.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json", "generation_config.json"])
+def test_a_pipe_in_a_checkpoint_is_refused_and_not_waited_for(name: str, checkpoint: Path, tmp_path: Path) -> None:
+    for path in checkpoint.iterdir():
+        if path.name != name:
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(IvlensError, match=f"{name} in .* cannot be read"):
+        models.load(tmp_path)
+
+
+def test_a_packed_data_set_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    """256 MiB of zeros in a file of some kilobytes."""
+    data_set(tmp_path)
+    path = tmp_path / "data-00000-of-00002.arrow"
+    zeros = pa.table({"input": pa.array(["x"]), "zeros": pa.array([bytes(2**28)])})
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, zeros.schema, options=options) as writer:
+        writer.write_table(zeros)
+    assert path.stat().st_size < 2**16
+    with pytest.raises(IvlensError, match=f"{path.name} is packed, as save_to_disk never writes it"):
+        read_data_set(tmp_path)
+
+
+def test_a_data_set_reads_no_file_out_of_its_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    data_set(folder)
+    (folder / "data-00000-of-00002.arrow").rename(tmp_path / "a.arrow")
+    state = json.loads((folder / "state.json").read_text())
+    state["_data_files"][0]["filename"] = "../a.arrow"
+    (folder / "state.json").write_text(json.dumps(state))
+    with pytest.raises(IvlensError, match="is not in that folder"):
+        read_data_set(folder)
