@@ -457,12 +457,15 @@ def test_a_mutated_checkpoint_is_loaded_or_refused_in_a_sentence_of_ours(checkpo
 
 def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     for name, reader in READERS.items():
+        if reader.read is converse:  # It is the test itself that opens the file.
+            continue
         folder = tmp_path / name
         for file in valid(reader, folder):
             content = (folder / file).read_bytes()
             (folder / file).unlink()
             os.mkfifo(folder / file)
-            if name == "steps of a cell":  # As if there were none.
+            if name == "steps of a cell" or file in ("instructions.parquet", "universal_tasks.parquet"):
+                # As if there were none: not every run has them.
                 assert outcome(reader, folder) is None
             else:
                 assert isinstance(outcome(reader, folder), IvlensError), (name, file)
