@@ -14,9 +14,7 @@ from ivlens.errors import RunError
 from ivlens.figures import FORMATS, Exported
 
 FOLDER = Path(__file__).parents[1] / "figures"
-# Drawn before this folder had numbers; the runs that they are of are being computed again.
-BY_HAND = {"lab-func-instruction-knowledge", "lab-func-recovery", "lab-func-trade-off", "lab-trace-trade-off"}
-NAMES = sorted({path.stem for path in FOLDER.glob("*.json")} - BY_HAND)
+NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 NUMBER = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
 
 
@@ -63,7 +61,7 @@ def assert_alike(one: object, other: object) -> None:
 
 def test_every_figure_of_the_numbers_is_there_and_no_other(drawn):
     assert sorted(drawn) == NAMES
-    there = {path.name for path in FOLDER.iterdir() if path.suffix[1:] in FORMATS and path.stem not in BY_HAND}
+    there = {path.name for path in FOLDER.iterdir() if path.suffix[1:] in FORMATS}
     assert there == {f"{name}.{suffix}" for name in drawn for suffix in FORMATS}
     assert (FOLDER / "plotly.min.js").is_file()
 
