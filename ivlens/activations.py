@@ -6,7 +6,7 @@ Every run takes an explicit mask: TransformerLens gives pads no position and no 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -72,14 +72,30 @@ def differentiable_answer_logits(model: HookedTransformer, tokens: Tokens) -> An
     return unembed(model, resid[:, -tokens.answers.shape[1] :])
 
 
-def answered(model: HookedTransformer, tokens: Tokens) -> tuple[Bool[Tensor, " prompt"], Float[Tensor, " prompt"]]:
-    """Is each answer what greedy decoding writes, and how probable is its first token? On the CPU."""
-    right, first = [], []
+class Replied(NamedTuple):
+    """What a model makes of a batch of prompts; on the CPU but for `best`."""
+
+    right: Bool[Tensor, " prompt"]
+    """Is the answer what greedy decoding writes?"""
+    first: Float[Tensor, " prompt"]
+    """Probability of the answer's first token."""
+    best: Int[Tensor, "prompt answer"]
+    """The most probable token at each place of the answer, which is teacher-forced up to there."""
+    batch: Tokens
+
+
+def replied(model: HookedTransformer, tokens: Tokens) -> Iterator[Replied]:
+    """Ask all prompts, batch by batch."""
     for batch in batches(tokens):
         logits = answer_logits(model, batch)
-        right.append(greedy_match(logits, batch.answers, batch.answer_mask))
-        first.append(first_token_probability(logits, batch.answers))
-    return torch.cat(right).cpu(), torch.cat(first).cpu()
+        right = greedy_match(logits, batch.answers, batch.answer_mask).cpu()
+        yield Replied(right, first_token_probability(logits, batch.answers).cpu(), logits.argmax(-1), batch)
+
+
+def answered(model: HookedTransformer, tokens: Tokens) -> tuple[Bool[Tensor, " prompt"], Float[Tensor, " prompt"]]:
+    """Is each answer what greedy decoding writes, and how probable is its first token? On the CPU."""
+    found = list(replied(model, tokens))
+    return torch.cat([part.right for part in found]), torch.cat([part.first for part in found])
 
 
 @torch.no_grad()

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ivlens.activations import answer_logits, batches
+from ivlens.activations import replied
 from ivlens.markup import html_table, safe
-from ivlens.measures import Interval, first_token_probability, greedy_match, interval
+from ivlens.measures import Interval, interval
 from ivlens.points import interval_text
 from ivlens.prompts import Prompt, Tokens, tokenize
 
@@ -71,20 +71,19 @@ class Replies:
         return f"<p>{safe(repr(self))}</p>{html_table((*shown.columns[:4], 'P(answer)'), lines)}"
 
 
-@torch.no_grad()
 def ask(model: HookedTransformer, prompts: Sequence[Prompt]) -> Replies:
     """Put prompts to a model, such as those of `ivlens.prompts.zero_shot(pairs)`.
 
     Raises:
         PromptError: no prompts, or one that the model cannot read.
     """
-    said, right, first = [], [], []
-    for batch in batches(tokenize(model, prompts)):
-        logits = answer_logits(model, batch)
-        right.append(greedy_match(logits, batch.answers, batch.answer_mask))
-        first.append(first_token_probability(logits, batch.answers))
-        said += _texts(model, logits.argmax(-1), batch)
-    return Replies(prompts=tuple(prompts), said=tuple(said), right=torch.cat(right).cpu(), first=torch.cat(first).cpu())
+    found = list(replied(model, tokenize(model, prompts)))
+    return Replies(
+        prompts=tuple(prompts),
+        said=tuple(text for part in found for text in _texts(model, part.best, part.batch)),
+        right=torch.cat([part.right for part in found]),
+        first=torch.cat([part.first for part in found]),
+    )
 
 
 def _texts(model: HookedTransformer, best: Tensor, tokens: Tokens) -> Iterator[str]:
