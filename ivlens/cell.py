@@ -215,7 +215,7 @@ def _guide(
     return Guide(
         guidance=guidance,
         vectors=vectors,
-        layer=universal.layer,
+        layer=universal.layer if guidance.layer is None else guidance.layer,
         heads=universal.heads,
         teacher=partial(lora.silenced, model, *([adapter] if guidance.teacher == "previous" else [])),
     )

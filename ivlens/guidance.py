@@ -41,6 +41,8 @@ class Guidance:
     vector: Vector = "task"
     """`task`: of the task being learned; `zero`: none, plain distillation; `random`: of equal norm; `other`: another
     task's; `general`: a general task's, drawn for every prompt anew; `general-random`: of equal norms."""
+    layer: int | None = None
+    """Block behind which the vectors are added; None: where those of the universal heads are right most often."""
     student: bool = True
     """Is the student steered, too?"""
     schedule: Schedule = "linear"
@@ -71,6 +73,8 @@ class Guidance:
             raise IvlensError(f"the guidance's temperature is {self.temperature}; it must be above 0")
         if self.bare and not self.rehearsal:
             raise IvlensError("the guidance is bare without rehearsal; only what is rehearsed on can be bare")
+        if self.rehearsal and self.kl == 0:
+            raise IvlensError("the guidance rehearses, but its kl is 0; give it a weight, or leave out rehearsal")
         choices = {"vector": get_args(Vector), "schedule": get_args(Schedule), "teacher": get_args(Teacher)}
         for name, known in choices.items():
             if getattr(self, name) not in known:

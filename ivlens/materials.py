@@ -77,6 +77,17 @@ def sequence(asked: Plan, seed: int, general: Sequence[Task]) -> list[Stage]:
     return found
 
 
+def refuse_unfit_guidance(asked: Plan, base: HookedTransformer) -> None:
+    """Raises StudyError where a form of guidance names a layer that the model does not have."""
+    for method in asked.methods:
+        guidance = asked.parts(method)[1]
+        if guidance is not None and guidance.layer is not None and not 0 <= guidance.layer < base.cfg.n_layers:
+            raise StudyError(
+                f"the guidance of {method} is at layer {guidance.layer}, but the model has {base.cfg.n_layers} layers, "
+                "counted from 0; name one of them"
+            )
+
+
 def bench_of(asked: Plan, base: HookedTransformer, general: Sequence[Task], run: runs.Run) -> Bench:
     """Universal heads, their vectors and the probes, of the base model; the heads are kept in the run folder."""
     path = run.path("universal.safetensors")

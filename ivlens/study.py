@@ -18,7 +18,7 @@ import pandas as pd
 from ivlens import adapters, crew, forgetting, frames, models, plan, runs
 from ivlens.cell import EVALUATIONS, GRIDS, STEPS
 from ivlens.errors import RunError, StudyError
-from ivlens.materials import general_tasks, sequence
+from ivlens.materials import general_tasks, refuse_unfit_guidance, sequence
 from ivlens.plan import Plan
 from ivlens.progress import track
 from ivlens.stages import Stage
@@ -125,6 +125,7 @@ def study(
     general = general_tasks(asked)
     sequences = {seed: sequence(asked, seed, general) for seed in asked.seeds}
     base = adapters.load(model or asked.model, device="auto" if model else device, dtype="auto" if model else dtype)
+    refuse_unfit_guidance(asked, base)
     asked = asked.with_changes(model=model and models.model_name(model))
     sources = _sources(asked, base, general, sequences)
     with runs.open_run(

@@ -380,6 +380,7 @@ def test_a_form_differs_from_the_published_one_only_where_its_name_says_so() -> 
         ({"temperature": 0.0}, r"the guidance's temperature is 0\.0; it must be above 0"),
         ({"temperature": math.inf}, "the guidance's temperature is inf"),
         ({"bare": True}, "the guidance is bare without rehearsal"),
+        ({"rehearsal": True, "kl": 0.0}, "the guidance rehearses, but its kl is 0; give it a weight"),
         ({"vector": "tsak"}, "the guidance's vector is 'tsak'; choose of task, zero, random, other, general"),
         ({"schedule": "cosine"}, "the guidance's schedule is 'cosine'; choose of linear, steps, constant"),
         ({"teacher": "last"}, "the guidance's teacher is 'last'; choose of base, previous"),

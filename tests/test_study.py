@@ -34,6 +34,7 @@ from ivlens.plan import Evaluation, Plan
 from ivlens.prompts import tokenize
 from ivlens.study import Study
 from ivlens.tasks import task
+from ivlens.universal import Universal
 
 TABLES = ("evaluations", "steps", "aie")
 PLAN = Plan(
@@ -374,6 +375,32 @@ def test_every_method_runs_with_guidance_and_each_trains_in_a_way_of_its_own(
     assert len({str(one) for one in second.values()}) == len(methods)
     first = {method: steps_of(found, method, 1)["loss"].tolist() for method in methods}
     assert first["lora+previous"] == first["lora+base"], "before the first stage both teachers are the base model"
+
+
+def test_guidance_is_at_the_universal_heads_layer_unless_another_is_named(
+    lab: HookedTransformer, found: Study, tmp_path: Path
+) -> None:
+    best = Universal.load(found.folder / "universal.safetensors").layer
+    forms = {
+        name: Guidance(kl=1.0, layer=layer) for name, layer in {"own": None, "best": best, "next": best + 1}.items()
+    }
+    asked = PLAN.with_changes(
+        tasks=PLAN.tasks[:1],
+        methods=tuple(f"lora+{name}" for name in forms),
+        training=Training(steps=2, batch=4),
+        guidance=forms,
+    )
+    guided = ivlens.study(asked, out=tmp_path / "run", model=lab)
+    own, same, other = (steps_of(guided, method, 1).drop(columns="method") for method in asked.methods)
+    pd.testing.assert_frame_equal(own, same, check_exact=True)
+    assert not own["penalty"].equals(other["penalty"])
+
+
+def test_guidance_at_a_layer_that_the_model_does_not_have_is_refused(lab: HookedTransformer, tmp_path: Path) -> None:
+    asked = smaller(methods=("lora", "lora+deep"), guidance={"deep": Guidance(layer=6)})
+    with pytest.raises(StudyError, match=r"guidance of lora\+deep is at layer 6, but the model has 6 layers"):
+        ivlens.study(asked, out=tmp_path / "run", model=lab)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_previous_teacher_is_the_model_before_this_stage(
