@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,10 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors.torch import save
 from torch import Tensor
 
-from ivlens import files, tensors
+from ivlens import snapshots
 from ivlens.activations import AnswerLogits, differentiable_answer_logits
 from ivlens.errors import IvlensError, ShapeMismatch, TrainingError
 from ivlens.guidance import Guide
@@ -34,7 +32,6 @@ from ivlens.prompts import Tokens
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
-FORMAT = "ivlens.training/1"
 Schedule = Literal["cosine", "linear", "constant"]
 Precision = Literal["float32", "bfloat16"]
 
@@ -166,7 +163,9 @@ def finetune(
     factors = adapter.requires_grad_().parameters()
     optimizer = torch.optim.AdamW(factors, lr=training.rate, weight_decay=training.weight_decay)
     record = _record(examples, training, method, guide, seed=seed, name=name)
-    start = _resume(checkpoint, factors, optimizer, record)
+    start = 0
+    if checkpoint is not None and checkpoint.exists():
+        start = snapshots.resume(checkpoint, factors, optimizer, record)
     for number in range(start, training.steps):
         for group in optimizer.param_groups:
             group["lr"] = training.rate_at(number)
@@ -180,7 +179,7 @@ def finetune(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if checkpoint is not None and (number + 1) % every == 0:
-            _save(checkpoint, factors, optimizer, record | {"steps": str(number + 1)})
+            snapshots.write(checkpoint, factors, optimizer, record, steps=number + 1)
         yield Step(number, loss, penalty, training.rate_at(number), norm)
 
 
@@ -258,7 +257,6 @@ def _record(
     for tensor in (examples.prompts.prompts, examples.prompts.answers):
         digest.update(tensor.cpu().numpy().tobytes())
     return {
-        "format": FORMAT,
         "task": name,
         "seed": str(seed),
         "prompts": f"{examples.new} new, {examples.replayed} replayed, {digest.hexdigest()[:16]}",
@@ -266,40 +264,3 @@ def _record(
         "method": repr(method),
         "guidance": repr(guide and guide.guidance),
     }
-
-
-def _save(path: Path, factors: list[Tensor], optimizer: torch.optim.Optimizer, record: dict[str, str]) -> None:
-    held = {f"factor {i}": factor for i, factor in enumerate(factors)}
-    for i, state in optimizer.state_dict()["state"].items():
-        held |= {f"{key} {i}": value for key, value in state.items()}
-    held = {key: tensor.detach().cpu().contiguous() for key, tensor in held.items()}
-    files.write_whole(path, save(held, metadata=record))
-
-
-def _resume(path: Path | None, factors: list[Tensor], optimizer: torch.optim.Optimizer, record: dict[str, str]) -> int:
-    """Fill in what a checkpoint holds; the number of steps it has seen. Nothing is unpickled."""
-    if path is None or not path.exists():
-        return 0
-    shapes, metadata = tensors.stored(path, remedy="delete it", error=TrainingError)
-    others = [key for key, value in record.items() if metadata.get(key) != value]
-    moments = {"factor": None, "exp_avg": None, "exp_avg_sq": None, "step": ()}
-    wanted = {
-        f"{kind} {i}": tuple(factor.shape) if shape is None else shape
-        for kind, shape in moments.items()
-        for i, factor in enumerate(factors)
-    }
-    if others or shapes != wanted:
-        raise TrainingError(
-            f"{path} is a checkpoint of another training: it differs in {', '.join(others) or 'the adapter'}; train "
-            "with the settings that it has, or delete it"
-        )
-    found, _ = tensors.read(path, remedy="delete it", error=TrainingError, most=None)
-    steps = metadata.get("steps", "")
-    if not re.fullmatch("[0-9]{1,9}", steps) or not all(bool(tensor.isfinite().all()) for tensor in found.values()):
-        raise TrainingError(f"{path} is a damaged checkpoint ({steps!r} steps, or NaN in it); delete it")
-    with torch.no_grad():
-        for i, factor in enumerate(factors):
-            factor.copy_(found[f"factor {i}"])
-    state = {i: {key: found[f"{key} {i}"] for key in moments if key != "factor"} for i in range(len(factors))}
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return int(steps)

@@ -14,9 +14,9 @@ from einops import rearrange
 from jaxtyping import Int
 from torch import Tensor
 
-from ivlens import bridges, lora, models
+from ivlens import bridges, models, weights
 from ivlens.errors import IvlensError
-from ivlens.lora import Target
+from ivlens.weights import Target
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -148,7 +148,7 @@ def linears(model: HookedTransformer) -> list[Linear]:
         Linear(
             f"{blocks}.{layer}.{part}",
             layer,
-            tuple(lora.weight_name(layer, target) for target in targets),
+            tuple(weights.weight_name(layer, target) for target in targets),
             part == by_head,
         )
         for layer in range(model.cfg.n_layers)
@@ -158,13 +158,13 @@ def linears(model: HookedTransformer) -> list[Linear]:
 
 def shape(model: HookedTransformer, linear: Linear) -> tuple[int, int]:
     """Inputs and outputs of a linear layer."""
-    shapes = [lora.matrix_shape(model, name) for name in linear.weights]
+    shapes = [weights.matrix_shape(model, name) for name in linear.weights]
     return shapes[0][0], sum(d_out for _, d_out in shapes)
 
 
 def outputs(model: HookedTransformer, linear: Linear) -> list[Int[Tensor, " d_out"]]:
     """Which outputs of a linear layer are those of each of its weights."""
-    sizes = [lora.matrix_shape(model, name)[1] for name in linear.weights]
+    sizes = [weights.matrix_shape(model, name)[1] for name in linear.weights]
     if not linear.by_head:
         return list(torch.arange(sum(sizes)).split(sizes))
     by_head = rearrange(

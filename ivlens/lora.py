@@ -12,23 +12,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, NamedTuple
 
 import safetensors.torch
 import torch
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ivlens import bridges, files, models, tensors
+from ivlens import files, models, tensors
 from ivlens.errors import IvlensError, ShapeMismatch
+from ivlens.weights import TARGETS, Target, as_weight, is_adapted, locate, matrix_shape, weight_name
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
-Target = Literal["W_Q", "W_K", "W_V", "W_O", "W_in", "W_gate", "W_out"]
-TARGETS: tuple[Target, ...] = get_args(Target)
 FORMAT = "ivlens.adapter/1"
 
 
@@ -163,7 +161,7 @@ def detach(model: HookedTransformer, adapter: Adapter) -> None:
     """Take an adapter off; others stay."""
     for name in adapter.factors:
         module, weight = locate(model, name)
-        chain: list[Update] = list(getattr(module.parametrizations, weight)) if _is_adapted(module, weight) else []
+        chain: list[Update] = list(getattr(module.parametrizations, weight)) if is_adapted(module, weight) else []
         kept = [update for update in chain if update.adapter is not adapter]
         if len(kept) == len(chain):
             continue
@@ -199,7 +197,7 @@ def merge(model: HookedTransformer, adapter: Adapter) -> None:
     check(model, adapter)
     places = {name: locate(model, name) for name in adapter.factors}
     for name, (module, weight) in places.items():
-        if _is_adapted(module, weight):
+        if is_adapted(module, weight):
             raise IvlensError(f"{name} has an adapter attached; detach it before merging")
     with torch.no_grad():
         for name, (module, weight) in places.items():
@@ -243,53 +241,6 @@ def update_matrix(factors: Factors, scale: float) -> Float[Tensor, "d_in d_out"]
     return scale * (factors.A.T @ factors.B.T)
 
 
-def as_weight(matrix: Float[Tensor, "d_in d_out"], weight: Tensor) -> Tensor:
-    """A matrix in the shape of the weight: by head for attention."""
-    if weight.dim() == 2:
-        return matrix
-    n_heads, rows, columns = weight.shape
-    if len(matrix) == rows:
-        return rearrange(matrix, "d_model (head d_head) -> head d_model d_head", head=n_heads)
-    assert matrix.shape == (n_heads * rows, columns)
-    return rearrange(matrix, "(head d_head) d_model -> head d_head d_model", head=n_heads)
-
-
-def weight_name(layer: int, target: str) -> str:
-    return f"blocks.{layer}.{'attn' if target in ('W_Q', 'W_K', 'W_V', 'W_O') else 'mlp'}.{target}"
-
-
-def locate(model: HookedTransformer, name: str) -> tuple[nn.Module, str]:
-    """The module and the parameter's own name: under grouped-query attention keys and values are `_W_K`, `_W_V`.
-
-    Raises:
-        IvlensError: the model has no such weight, or is a TransformerBridge.
-    """
-    bridges.refuse_adapters(model)
-    path, weight = name.rsplit(".", 1)
-    try:
-        module = model.get_submodule(path)
-    except AttributeError:
-        module = nn.Module()
-    for own in (f"_{weight}", weight):
-        if own in module._parameters or _is_adapted(module, own):
-            return module, own
-    raise IvlensError(
-        f"{models.model_name(model)} has no weight {name!r}; choose targets that it has "
-        "(W_gate is in gated models only)"
-    )
-
-
-def matrix_shape(model: HookedTransformer, name: str) -> tuple[int, int]:
-    """Inputs and outputs of a weight seen as one matrix."""
-    module, weight = locate(model, name)
-    shape = getattr(module, weight).shape
-    if len(shape) == 2:
-        return shape[0], shape[1]
-    if weight.endswith("W_O"):
-        return shape[0] * shape[1], shape[2]
-    return shape[1], shape[0] * shape[2]
-
-
 def check(model: HookedTransformer, adapter: Adapter) -> None:
     """Raises ShapeMismatch where the adapter does not fit, IvlensError where it is not finite."""
     for name, (a, b) in adapter.factors.items():
@@ -305,10 +256,6 @@ def _check_shapes(model: HookedTransformer, name: str, a: tuple[int, ...], b: tu
             f"the adapter has A {a} and B {b} for {name}, but {models.model_name(model)} needs (rank, {d_in}) and "
             f"({d_out}, rank); give an adapter of this model"
         )
-
-
-def _is_adapted(module: nn.Module, weight: str) -> bool:
-    return parametrize.is_parametrized(module, weight)
 
 
 def _updates(model: HookedTransformer) -> list[Update]:

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from ivlens.activations import AnswerLogits, differentiable_answer_logits
 from ivlens.errors import IvlensError
-from ivlens.lora import Adapter, as_weight, locate, merged, silenced, stack, update_matrix
+from ivlens.lora import Adapter, merged, silenced, stack, update_matrix
 from ivlens.measures import kl_divergence, token_log_probs
 from ivlens.prompts import Prompt, Tokens
+from ivlens.weights import as_weight, locate
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer

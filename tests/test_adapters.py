@@ -20,7 +20,8 @@ from ivlens import layouts, lora, models, tensors
 from ivlens.adapters import load, read_adapter, write_adapter
 from ivlens.architectures import ARCHITECTURES
 from ivlens.errors import IvlensError, ShapeMismatch
-from ivlens.lora import TARGETS, Adapter, Factors, LoraConfig
+from ivlens.lora import Adapter, Factors, LoraConfig
+from ivlens.weights import TARGETS, Target
 
 TOKENS = torch.randint(4, 120, (2, 40), generator=torch.Generator().manual_seed(1))
 # PEFT corrects fan_in_fan_out and says so, and asks transformers by an old name.
@@ -71,13 +72,13 @@ def difference(one: Tensor, other: Tensor) -> float:
     return (one - other).abs().max().item()
 
 
-def random_adapter(model: HookedTransformer, *targets: lora.Target, rank: int = 3) -> Adapter:
+def random_adapter(model: HookedTransformer, *targets: Target, rank: int = 3) -> Adapter:
     adapter = lora.fresh(model, LoraConfig(rank=rank, alpha=4.5, targets=targets), seed=2)
     randomise((name, both.B) for name, both in adapter.factors.items())
     return adapter
 
 
-def targets_of(model: HookedTransformer) -> list[lora.Target]:
+def targets_of(model: HookedTransformer) -> list[Target]:
     return [target for target in TARGETS if target != "W_gate" or model.cfg.gated_mlp]
 
 

@@ -14,8 +14,9 @@ from transformer_lens import HookedTransformer
 
 from ivlens import lora, patching
 from ivlens.errors import IvlensError, ShapeMismatch
-from ivlens.lora import TARGETS, Adapter, Factors, LoraConfig, Target
+from ivlens.lora import Adapter, Factors, LoraConfig
 from ivlens.models import weight_digest
+from ivlens.weights import TARGETS, Target, locate
 
 TOKENS = torch.randint(4, 120, (3, 12), generator=torch.Generator().manual_seed(0))
 # No two widths alike, so that a transposed or misplaced update cannot fit by chance.
@@ -155,7 +156,7 @@ def test_gradients_are_those_of_the_weights_carried_to_the_factors(kind: str) ->
     merged.requires_grad_(True)
     loss(merged).backward()
     for name, (a, b) in adapter.factors.items():
-        module, own = lora.locate(merged, name)
+        module, own = locate(merged, name)
         by_weight = as_matrix(getattr(module, own).grad, name)
         assert_close(a.grad, adapter.scale * (by_weight @ b).T, 1e-9)
         assert_close(b.grad, adapter.scale * by_weight.T @ a.T, 1e-9)

@@ -22,7 +22,7 @@ from small import (
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
-from ivlens import lora
+from ivlens import lora, weights
 from ivlens.activations import differentiable_answer_logits
 from ivlens.errors import IvlensError
 from ivlens.finetune import Examples, Step, Training, finetune
@@ -120,7 +120,7 @@ def test_fisher_is_the_mean_squared_gradient_of_one_answer_at_a_time(kind: str) 
     generator = torch.Generator().manual_seed(0)
     assert found.keys() == adapter.factors.keys()
     for name, information in found.items():
-        module, own = lora.locate(merged, name)
+        module, own = weights.locate(merged, name)
         flat = getattr(module, own).data.flatten()
         assert information.numel() == len(flat) and bool((information >= 0).all())
         for entry in torch.randint(len(flat), (4,), generator=generator).tolist():
@@ -162,7 +162,7 @@ def test_fishers_of_all_stages_are_summed_whether_seen_one_by_one_or_at_once(
     lora.merge(moved, adapter)
     expected = 0.0
     for name in adapter.factors:
-        (module, own), (other, _) = lora.locate(latest, name), lora.locate(moved, name)
+        (module, own), (other, _) = weights.locate(latest, name), weights.locate(moved, name)
         change = getattr(other, own) - getattr(module, own)
         expected += 3.0 / 2 * float(((first[name] + second[name]) * change**2).sum())
     assert found.item() == pytest.approx(expected, rel=1e-10)
