@@ -17,7 +17,7 @@ import pyarrow as pa
 from ivlens import arrow_streams, files
 from ivlens.csv_files import Columns, columns_of
 from ivlens.errors import TaskError
-from ivlens.json_files import MAX_FILE_BYTES
+from ivlens.files import LARGEST_TEXT
 
 HUB = "hf:"
 MAX_ROWS = 100_000
@@ -147,9 +147,9 @@ def _check(column: pa.ChunkedArray, name: str, where: str) -> None:
     kind = column.type
     if not (_is_text(kind) or pa.types.is_integer(kind) or (_is_list(kind) and _is_text(kind.value_type))):
         raise TaskError(f"{where}: {name!r} is of type {str(kind)[:60]}, no text; take another column")
-    if column.nbytes > MAX_FILE_BYTES:
+    if column.nbytes > LARGEST_TEXT:
         raise TaskError(
-            f"{where}: {name!r} has {column.nbytes:,} bytes of text; a task may have {MAX_FILE_BYTES:,} at most: save "
+            f"{where}: {name!r} has {column.nbytes:,} bytes of text; a task may have {LARGEST_TEXT:,} at most: save "
             "a part of it"
         )
 

@@ -12,14 +12,13 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ivlens.errors import TaskError
-
-MAX_FILE_BYTES = 64 * 2**20
+from ivlens.files import LARGEST_TEXT, refuse_unusual
 
 Entry = TypeVar("Entry", bound=BaseModel)
 
 
 def read_text(path: Path, *, kind: str = "JSON", wanted: str = "give the path of a task file") -> str:
-    """The text of a file of at most `MAX_FILE_BYTES`; a byte order mark is dropped.
+    """The text of a file of at most `files.LARGEST_TEXT` bytes; a byte order mark is dropped.
 
     Args:
         kind: What the file should be, for the complaint.
@@ -29,11 +28,7 @@ def read_text(path: Path, *, kind: str = "JSON", wanted: str = "give the path of
         TaskError: no file, too large, or no UTF-8.
     """
     try:
-        if path.exists() and not path.is_file() and not path.is_dir():  # A pipe would be waited for.
-            raise TaskError(f"{path} is no file; give a {kind} file there")
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise TaskError(f"{path} has {size:,} bytes; a task file may have {MAX_FILE_BYTES:,} at most")
+        refuse_unusual(path, LARGEST_TEXT)
         # Bytes first: line ends stay as they are.
         return path.read_bytes().decode("utf-8-sig")
     except OSError as error:

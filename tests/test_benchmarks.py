@@ -250,9 +250,9 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path):
     folder = trace(tmp_path / "x")
     (folder / "eval.json").unlink()
     os.mkfifo(folder / "eval.json")
-    with pytest.raises(TaskError, match=r"eval\.json is no file"):
+    with pytest.raises(TaskError, match=r"eval\.json cannot be read \(it is no file\)"):
         stage(folder, seed=0)
-    with pytest.raises(TaskError, match=r"eval\.json is no file"):
+    with pytest.raises(TaskError, match=r"eval\.json cannot be read \(it is no file\)"):
         stage(folder / "eval.json", seed=0)
 
 
@@ -262,8 +262,8 @@ def test_bytes_that_are_no_text_and_files_without_end_are_refused(tmp_path: Path
     with pytest.raises(TaskError, match="is not UTF-8 text"):
         stage(path, seed=0)
     write(path, instructions())
-    monkeypatch.setattr("ivlens.json_files.MAX_FILE_BYTES", 100)
-    with pytest.raises(TaskError, match="bytes; a task file may have 100 at most"):
+    monkeypatch.setattr("ivlens.json_files.LARGEST_TEXT", 100)
+    with pytest.raises(TaskError, match="bytes, and may have 100"):
         stage(path, seed=0)
 
 

@@ -21,9 +21,10 @@ PACKAGE = ROOT / "ivlens"
 # public names are asked, is under the command line.
 FLOORS = (
     {"blocks", "errors", "lab", "lab.sequences", "markup", "measures", "notebook", "progress", "typed"},
-    {"files", "json_files", "sandbox"},
-    {"arrow_streams", "benchmark_files", "csv_files", "options", "tensors"},
-    {"hub_tables", "snapshots"},
+    {"files", "sandbox"},
+    {"arrow_streams", "json_files", "options", "tensors"},
+    {"benchmark_files", "csv_files", "snapshots"},
+    {"hub_tables"},
     {"task_files"},
     {"architectures", "points", "shapes", "style", "tasks"},
     {
