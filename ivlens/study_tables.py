@@ -17,20 +17,21 @@ if TYPE_CHECKING:
 
     from ivlens.plan import Plan
 
-AFTER = ("AP", "F", "GP", "IP")
-CHANGED = {
-    "GP": "GP change",
-    "IP": "IP change",
-    "P(instruction)": "instruction probability change",
-    "P(knowledge)": "knowledge probability change",
+SEQUENCE = ("learned", "AP", "F")
+GENERAL = {
+    "GP": "GP",
+    "IP": "IP",
+    "P(instruction)": "instruction probability",
+    "P(knowledge)": "knowledge probability",
 }
 OVER = ("AP", "GP", "IP")
 MOST_METHODS = 8
 """That the sentence names."""
-_NOTE = """AP: accuracy on all learned tasks after the last stage; F: how far those before
-the last have fallen from their best; GP, IP: accuracy on general tasks, which
-are never trained on, with their instruction and with demonstrations; unguided:
-those that the guidance has seen nothing of."""
+_NOTE = """learned: accuracy on each new task right after its stage; AP: on all of them after
+the last stage; F: how far those before the last have fallen from their best;
+GP, IP: accuracy on general tasks, which are never trained on, with their
+instruction and with demonstrations; unguided: those that the guidance has seen
+nothing of."""
 
 
 @runtime_checkable
@@ -44,7 +45,7 @@ class Findings(Protocol):
 
 
 def print_study(found: Findings) -> None:
-    """AP, F, GP, IP; the change from the base model; and what each guidance has over the plain method and over +kl."""
+    """Measures of the sequence and of the general tasks, and what each guidance has over plain method and +kl."""
     print(f"{plain(where(found))}\n")
     for table in study_tables(found):
         print(f"{plain(table.heading)}:\n")
@@ -69,8 +70,10 @@ def study_tables(found: Findings) -> Iterator[Table]:
     def lines(chosen: Sequence[str], measures: Sequence[str], *, signed: bool) -> list[Line]:
         return [(one, *(_number(values[one, measure], signed=signed) for measure in measures)) for one in chosen]
 
-    yield _table("After the last stage", AFTER, lines(methods, AFTER, signed=False))
-    yield _table("Change from the base model", tuple(CHANGED), lines(methods, list(CHANGED.values()), signed=True))
+    changes = [f"{measure} change" for measure in GENERAL.values()]
+    yield _table("New tasks", SEQUENCE, lines(methods, SEQUENCE, signed=False))
+    yield _table("General tasks after the last stage", [*GENERAL], lines(methods, [*GENERAL.values()], signed=False))
+    yield _table("General tasks, change from the base model", [*GENERAL], lines(methods, changes, signed=True))
     for other in methods:
         beside = [one for one in methods if "+" in one and (one, f"AP over {other}") in values]
         if not beside:

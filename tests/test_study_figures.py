@@ -380,8 +380,9 @@ def printed(capsys, found) -> dict[str, dict[str, list[str]]]:
 def test_the_printed_table_has_the_numbers_of_the_summary(capsys, found):
     tables = printed(capsys, found)
     assert list(tables) == [
-        "After the last stage",
-        "Change from the base model",
+        "New tasks",
+        "General tasks after the last stage",
+        "General tasks, change from the base model",
         "Difference from lora",
         "Difference from lora+kl",
     ]
@@ -395,10 +396,12 @@ def test_the_printed_table_has_the_numbers_of_the_summary(capsys, found):
         return " ".join(tables[table][method])
 
     for method in METHODS:
-        wanted = [told(method, name) for name in ("AP", "F", "GP", "IP")]
-        assert shown("After the last stage", method) == " ".join(wanted)
+        wanted = [told(method, name) for name in ("learned", "AP", "F")]
+        assert shown("New tasks", method) == " ".join(wanted)
+        wanted = [told(method, name) for name in ("GP", "IP", "instruction probability", "knowledge probability")]
+        assert shown("General tasks after the last stage", method) == " ".join(wanted)
         wanted = [told(method, f"{name} change", signed=True) for name in ("GP", "IP")]
-        assert shown("Change from the base model", method).startswith(" ".join(wanted))
+        assert shown("General tasks, change from the base model", method).startswith(" ".join(wanted))
     assert list(tables["Difference from lora"]) == list(METHODS[1:])
     wanted = [told("lora+iv", f"{name} over lora+kl", signed=True) for name in ("AP", "GP", "IP", "GP, unguided")]
     assert shown("Difference from lora+kl", "lora+iv") == " ".join(wanted)
