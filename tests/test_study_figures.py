@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from ivlens import forgetting, method_plots, panels, stage_heatmaps, stage_plots, study_figures, study_tables
 from ivlens.cell import EVALUATIONS, GRIDS
 from ivlens.errors import FigureError
-from ivlens.guidance import Guidance
+from ivlens.guidance import GUIDANCE, Guidance
 from ivlens.plan import Plan
 
 NAN = math.nan
@@ -273,6 +274,16 @@ def test_the_trade_off_joins_forms_that_differ_in_their_weight_only(found, drawn
     assert list(joined.text) == ["0.05", "1"] and "lines" in joined.mode and "lines" not in figure.data[0].mode
     assert list(joined.x) == [summary["learned", "lora+kl"], summary["learned", "lora+kl-1"]]
     assert list(joined.y) == [summary["GP", "lora+kl"], summary["GP", "lora+kl-1"]]
+
+
+@pytest.mark.parametrize("name", GUIDANCE)
+def test_every_form_of_guidance_is_joined_with_the_same_form_of_another_weight(name):
+    form = GUIDANCE[name]
+    other = replace(form, heads=3.0) if form.heads else replace(form, kl=3.0)
+    plan = Plan(name="x", tasks=("a",), methods=(f"lora+{name}", "lora+other-3"), guidance={"other-3": other})
+    joined = study_figures._forms(plan, plan.methods)
+    assert len({one.kind for one in joined}) == 1
+    assert [one.strength for one in joined] == [form.heads or form.kl, 3.0]
 
 
 def test_a_line_of_forms_without_the_bare_name_is_called_by_what_they_share():
