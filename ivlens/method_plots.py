@@ -134,7 +134,7 @@ def axis_range(points: Sequence[Point], *, zero: bool = False) -> list[float]:
     ends = values + [end for point in points for end in point[2:] if not math.isnan(end)]
     low, high = min(values, default=0.0), max(values, default=1.0)
     span = max(high - low, 0.2 * max(abs(low), abs(high))) or 1.0
-    low, high = max(min(ends, default=low), low - 0.5 * span), min(max(ends, default=high), high + 0.5 * span)
+    low, high = max(min(ends, default=low), low - span), min(max(ends, default=high), high + span)
     return [low - 0.08 * span, high + 0.08 * span]
 
 
