@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -24,13 +24,14 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 import ivlens
 from ivlens import lora, patching, prompts
-from ivlens.finetune import Examples, Training, finetune
+from ivlens.finetune import Examples, Step, Training, finetune
 from ivlens.guidance import GUIDANCE, Guidance, Guide
 from ivlens.methods import Lora
 from ivlens.prompts import Tokens
 from ivlens.shapes import Head, MeanZ
 
 REPEATS = 3
+STEPS = 60
 PROMPTS = 8
 
 
@@ -182,8 +183,8 @@ def print_sweep(console: Console) -> None:
     console.print(table)
 
 
-def step_seconds(model: HookedTransformer, guidance: Guidance | None, steps: int = 20) -> float:
-    """Seconds of a training step of 16 prompts with a LoRA adapter of default size."""
+def training(model: HookedTransformer, guidance: Guidance | None) -> tuple[lora.Adapter, Iterator[Step]]:
+    """Steps of 16 prompts with a LoRA adapter of default size, which is to be attached for each."""
     task = ivlens.task("english-french")
     asked = [
         prompts.tokenize(model, form(task.pairs)) for form in (partial(prompts.instructed, task), prompts.zero_shot)
@@ -195,29 +196,32 @@ def step_seconds(model: HookedTransformer, guidance: Guidance | None, steps: int
         guidance=guidance, vectors=vectors, layer=model.cfg.n_layers // 2, heads=heads, teacher=teacher
     )
     adapter = lora.fresh(model, lora.LoraConfig())
-    with lora.attached(model, adapter):
-        taken = finetune(
-            model,
-            adapter,
-            Examples(prompts=asked[0], bare=asked[1], new=len(task.pairs)),
-            Training(steps=(REPEATS + 1) * steps),
-            method=Lora(),
-            guide=guide,
-        )
-        return timed(lambda: [next(taken) for _ in range(steps)]) / steps
+    examples = Examples(prompts=asked[0], bare=asked[1], new=len(task.pairs))
+    return adapter, finetune(model, adapter, examples, Training(steps=STEPS), method=Lora(), guide=guide)
+
+
+def step_seconds(model: HookedTransformer, forms: Mapping[str, Guidance | None]) -> dict[str, list[float]]:
+    """Seconds of every step but the first, by form. Forms take turns, so that a slow second slows all of them."""
+    trainings = {name: training(model, guidance) for name, guidance in forms.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in forms}
+    for _ in range(STEPS):
+        for name, (adapter, taken) in trainings.items():
+            with lora.attached(model, adapter):
+                start = time.perf_counter()
+                next(taken)
+                seconds[name].append(time.perf_counter() - start)
+    return {name: taken[1:] for name, taken in seconds.items()}
 
 
 def print_steps(console: Console) -> None:
     """A training step under each form of guidance, against the plain one."""
-    model = ivlens.load("lab")
-    plain = step_seconds(model, None)
+    plain, *guided = step_seconds(ivlens.load("lab"), {"none": None, **GUIDANCE}).items()
     table = Table(title="Milliseconds of a training step on the lab model, 16 prompts")
     for column in ("guidance", "milliseconds", "of a plain step"):
         table.add_column(column, justify="left" if column == "guidance" else "right")
-    table.add_row("none", f"{1000 * plain:.1f}", "1.00")
-    for name, guidance in GUIDANCE.items():
-        guided = step_seconds(model, guidance)
-        table.add_row(f"+{name}", f"{1000 * guided:.1f}", f"{guided / plain:.2f}")
+    for name, seconds in (plain, *guided):
+        ratio = median(one / other for one, other in zip(seconds, plain[1], strict=True))
+        table.add_row(name if name == "none" else f"+{name}", f"{1000 * median(seconds):.1f}", f"{ratio:.2f}")
     console.print(table)
 
 
