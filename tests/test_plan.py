@@ -32,8 +32,8 @@ def again(asked: Plan) -> Plan:
         ("training.stpes", "steps, batch, rate"),
         ("lora.rnak", "rank, alpha, targets"),
         ("evaluation.quieres", "queries, few_shot_queries"),
-        ("guidance.iv.lambda", "vector, student, schedule, kl"),
-        ("guidance.mine.lambda", "vector, student, schedule, kl"),
+        ("guidance.iv.lambda", "vector, layer, student, schedule, kl"),
+        ("guidance.mine.lambda", "vector, layer, student, schedule, kl"),
         ("settings.ewc.lambda", "weight, samples"),
         ("settings.ewc._seen", "weight, samples"),
         ("settings.lora.weight", "none"),
@@ -227,7 +227,9 @@ def test_the_built_in_studies_can_be_read_and_their_tasks_exist(name: str) -> No
         assert [benchmarks.stage(task, seed=seed).name for task in asked.tasks] == list(asked.tasks)
     general = [task.name for task in general_tasks(asked)]
     assert not set(general) & set(asked.tasks) and set(asked.evaluation.probes) <= set(general)
-    assert (asked.evaluation.probes or name.endswith(("-weights", "-methods"))) and asked.methods[0] == "lora"
+    assert asked.evaluation.probes or name.endswith(("-weights", "-methods", "-variants"))
+    # The variants are held against forms of lab-func-weights.
+    assert asked.methods[0] == "lora" or name == "lab-func-variants"
 
 
 def test_the_three_sequences_are_built_in() -> None:
