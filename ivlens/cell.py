@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ivlens import adapters, dependence, effects, files, finetune, frames, layouts, lora, tensors
+from ivlens import adapters, dependence, effects, files, finetune, frames, layouts, lora, snapshots
 from ivlens.activations import mean_z
 from ivlens.controls import with_norm
 from ivlens.errors import TrainingError
@@ -170,10 +170,9 @@ def _lines(path: Path) -> dict[int, dict[str, Any]]:
 
 def _keep_whole(cell: Cell, number: int) -> None:
     """A checkpoint is gone on from if every step before it has its line; else the stage is learned anew."""
-    path, steps = cell.path(number, ".checkpoint"), 0
-    with suppress(TrainingError, ValueError):  # `finetune` says what is wrong.
-        steps = int(tensors.stored(path, remedy="delete it", error=TrainingError).metadata.get("steps", "0"))
-    if set(range(min(steps, cell.plan.training.steps))) - _lines(cell.path(number, "-steps.jsonl")).keys():
+    path = cell.path(number, ".checkpoint")
+    steps = min(snapshots.steps_of(path), cell.plan.training.steps)
+    if set(range(steps)) - _lines(cell.path(number, "-steps.jsonl")).keys():
         path.unlink()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -29,6 +30,13 @@ def write(
         held |= {f"{key} {i}": value for key, value in state.items()}
     held = {key: tensor.detach().cpu().contiguous() for key, tensor in held.items()}
     files.write_whole(path, to_bytes(held, metadata={"format": FORMAT, **record, "steps": str(steps)}))
+
+
+def steps_of(path: Path) -> int:
+    """Steps that a snapshot has seen; 0 where it is missing or damaged, of which `resume` says what is wrong."""
+    with suppress(TrainingError, ValueError):
+        return int(tensors.stored(path, remedy="delete it", error=TrainingError).metadata.get("steps", "0"))
+    return 0
 
 
 def resume(path: Path, factors: list[Tensor], optimizer: torch.optim.Optimizer, record: Mapping[str, str]) -> int:

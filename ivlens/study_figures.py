@@ -228,6 +228,7 @@ def _forms(plan: Plan, methods: Sequence[str]) -> list[Form]:
     for method in methods:
         name, guidance = plan.parts(method)
         weight = "heads" if guidance and guidance.heads > 0 else "kl"
+        # All at one weight; not 0, which rehearsal refuses.
         kind = (name, guidance and replace(guidance, **{weight: 1.0}), weight)
         kinds.setdefault(kind, []).append((method, getattr(guidance, weight, 0.0)))
     return [Form(method, _common(own), strength) for own in kinds.values() for method, strength in own]
