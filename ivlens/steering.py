@@ -24,7 +24,7 @@ from ivlens.prompts import Tokens, tokenize, zero_shot
 from ivlens.shapes import GIB, Head
 from ivlens.tails import Answers, Junction
 from ivlens.tasks import Task
-from ivlens.vectors import InstructionVector, check_layer, write_vector
+from ivlens.vectors import InstructionVector, check_layer, check_width, write_vector
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -101,11 +101,7 @@ def _resid_hooks(
     if layer is None:
         raise IvlensError("the vector has no layer yet; pass layer=..., or take vector.at(layer)")
     check_layer(layer, model.cfg.n_layers)
-    if len(vector.vector) != model.cfg.d_model:
-        raise ShapeMismatch(
-            f"the vector of {vector.model or vector.task} has width {len(vector.vector)}, but "
-            f"{models.model_name(model)} has d_model {model.cfg.d_model}; build the vector on this model"
-        )
+    check_width(vector, model, remedy="build the vector on this model")
     added = (scale * vector.vector).to(model.cfg.device, model.cfg.dtype)
     return [layer], [reruns.residual_added(layer, added, position)]
 

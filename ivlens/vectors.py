@@ -138,11 +138,7 @@ class InstructionVector:
         """
         import pandas as pd
 
-        if len(self.vector) != model.cfg.d_model:
-            raise ShapeMismatch(
-                f"the vector of {self.model or self.task} has width {len(self.vector)}, but "
-                f"{models.model_name(model)} has d_model {model.cfg.d_model}; give the model that it was built on"
-            )
+        check_width(self, model, remedy="give the model that it was built on")
         if not 1 <= k <= model.cfg.d_vocab_out:
             raise IvlensError(f"k is {k}; the vocabulary has {model.cfg.d_vocab_out} tokens, take 1 or more of them")
         with torch.no_grad():
@@ -308,3 +304,12 @@ def check_layer(layer: int, n_layers: int) -> None:
     """Raises IvlensError when there is no such layer."""
     if not 0 <= layer < n_layers:
         raise IvlensError(f"there is no layer {layer}: the model has {n_layers} layers, counted from 0")
+
+
+def check_width(vector: InstructionVector, model: HookedTransformer, *, remedy: str) -> None:
+    """Raises ShapeMismatch when the vector is not as wide as the model's residual stream."""
+    if len(vector.vector) != model.cfg.d_model:
+        raise ShapeMismatch(
+            f"the vector of {vector.model or vector.task} has width {len(vector.vector)}, but "
+            f"{models.model_name(model)} has d_model {model.cfg.d_model}; {remedy}"
+        )
