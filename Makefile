@@ -13,7 +13,7 @@ test: .venv/installed-test
 
 # TransformerLens 4 has no HookedTransformer: the tests of its TransformerBridge alone, in an environment of their own.
 test-tl4: .venv-tl4/installed
-	.venv-tl4/bin/python -m pytest tests/test_bridge.py
+	.venv-tl4/bin/python -m pytest tests/models/test_bridge.py
 
 # 1,000 mutations of every kind of file, other ones each time.
 fuzz: .venv/installed-test
@@ -28,7 +28,7 @@ bench: .venv/installed
 	$(BIN)/python -m ivlens.bench
 
 figures: .venv/installed
-	$(BIN)/python -m ivlens.gallery figures
+	$(BIN)/python -m ivlens.reports.gallery figures
 
 # Figures are kept as data, for Jupyter, and as images, for pages: a Chrome or Chromium draws them. No progress bars.
 notebooks: .venv/installed-notebook

@@ -32,61 +32,62 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ivlens import plots as plots
-    from ivlens.adapters import load as load
-    from ivlens.audit import Audit as Audit
-    from ivlens.audit import audit as audit
-    from ivlens.chat import template as template
-    from ivlens.compare import compare as compare
-    from ivlens.comparison import Comparison as Comparison
-    from ivlens.convert import convert as convert
-    from ivlens.effects import HeadEffects as HeadEffects
-    from ivlens.effects import indirect_effects as indirect_effects
+    from ivlens.analysis.comparison import Comparison as Comparison
+    from ivlens.analysis.run_audit import Audit as Audit
+    from ivlens.analysis.run_audit import audit as audit
+    from ivlens.analysis.run_comparison import compare as compare
+    from ivlens.datasets.task import Task as Task
+    from ivlens.datasets.task import task as task
+    from ivlens.datasets.task import tasks as tasks
     from ivlens.errors import IvlensError as IvlensError
-    from ivlens.plan import Plan as Plan
-    from ivlens.replies import Replies as Replies
-    from ivlens.replies import ask as ask
-    from ivlens.report import report as report
+    from ivlens.forgetting.plan import Plan as Plan
+    from ivlens.forgetting.run_study import Study as Study
+    from ivlens.forgetting.run_study import study as study
+    from ivlens.models.peft import load as load
+    from ivlens.patching.effects import HeadEffects as HeadEffects
+    from ivlens.patching.effects import indirect_effects as indirect_effects
+    from ivlens.patching.replies import Replies as Replies
+    from ivlens.patching.replies import ask as ask
+    from ivlens.prompts.chat import template as template
+    from ivlens.prompts.template import Template as Template
+    from ivlens.reports.html import report as report
     from ivlens.shapes import Head as Head
-    from ivlens.steering import instruction_vector as instruction_vector
-    from ivlens.steering import steered as steered
-    from ivlens.study import Study as Study
-    from ivlens.study import study as study
-    from ivlens.tasks import Task as Task
-    from ivlens.tasks import task as task
-    from ivlens.tasks import tasks as tasks
-    from ivlens.templates import Template as Template
-    from ivlens.universal import Universal as Universal
-    from ivlens.universal import universal_heads as universal_heads
-    from ivlens.vectors import InstructionVector as InstructionVector
+    from ivlens.vectors.convert import convert as convert
+    from ivlens.vectors.instruction_vector import InstructionVector as InstructionVector
+    from ivlens.vectors.steering import instruction_vector as instruction_vector
+    from ivlens.vectors.steering import steered as steered
+    from ivlens.vectors.universal_heads import Universal as Universal
+    from ivlens.vectors.universal_heads import universal_heads as universal_heads
 
 _HOME = {
-    "Audit": "audit",
-    "Comparison": "comparison",
+    "Audit": "analysis.run_audit",
+    "Comparison": "analysis.comparison",
     "Head": "shapes",
-    "HeadEffects": "effects",
-    "InstructionVector": "vectors",
+    "HeadEffects": "patching.effects",
+    "InstructionVector": "vectors.instruction_vector",
     "IvlensError": "errors",
-    "Plan": "plan",
-    "Replies": "replies",
-    "Study": "study",
-    "Task": "tasks",
-    "Template": "templates",
-    "Universal": "universal",
-    "ask": "replies",
-    "audit": "audit",
-    "compare": "compare",
-    "convert": "convert",
-    "indirect_effects": "effects",
-    "instruction_vector": "steering",
-    "load": "adapters",
+    "Plan": "forgetting.plan",
+    "Replies": "patching.replies",
+    "Study": "forgetting.run_study",
+    "Task": "datasets.task",
+    "Template": "prompts.template",
+    "Universal": "vectors.universal_heads",
+    "ask": "patching.replies",
+    "audit": "analysis.run_audit",
+    "compare": "analysis.run_comparison",
+    "convert": "vectors.convert",
+    "indirect_effects": "patching.effects",
+    "instruction_vector": "vectors.steering",
+    "lora": "models.lora",
+    "load": "models.peft",
     "plots": "plots",
-    "report": "report",
-    "steered": "steering",
-    "study": "study",
-    "task": "tasks",
-    "tasks": "tasks",
-    "template": "chat",
-    "universal_heads": "universal",
+    "report": "reports.html",
+    "steered": "vectors.steering",
+    "study": "forgetting.run_study",
+    "task": "datasets.task",
+    "tasks": "datasets.task",
+    "template": "prompts.chat",
+    "universal_heads": "vectors.universal_heads",
 }
 
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]

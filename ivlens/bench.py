@@ -23,12 +23,14 @@ from rich.table import Table
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 import ivlens
-from ivlens import lora, patching, prompts
-from ivlens.finetune import Examples, Step, Training, finetune
-from ivlens.guidance import GUIDANCE, Guidance, Guide
-from ivlens.methods import Lora
-from ivlens.prompts import Tokens
+from ivlens import prompts
+from ivlens.models import lora
+from ivlens.patching import sweep as patching
+from ivlens.prompts.builders import Tokens
 from ivlens.shapes import Head, MeanZ
+from ivlens.training.guidance import GUIDANCE, Guidance, Guide
+from ivlens.training.loop import Examples, Step, Training, finetune
+from ivlens.training.methods import Lora
 
 REPEATS = 3
 STEPS = 60

@@ -20,16 +20,17 @@ from conftest import WORD_TEMPLATE, random_tokens
 from transformers import AutoModelForCausalLM
 
 import ivlens
-from ivlens import lora, patching
-from ivlens.activations import answer_logits, last_z
-from ivlens.adapters import read_adapter
-from ivlens.checkpoint import quiet_transformers
-from ivlens.effects import Settings
+from ivlens.datasets.task import Pair, Task
 from ivlens.measures import answer_log_prob
+from ivlens.models import lora
+from ivlens.models.checkpoint import quiet_transformers
+from ivlens.models.peft import read_adapter
+from ivlens.patching import sweep
+from ivlens.patching.activations import answer_logits, last_z
+from ivlens.patching.effects import Settings
 from ivlens.shapes import Head
-from ivlens.steering import steer_every_layer, steered
-from ivlens.tasks import Pair, Task
-from ivlens.vectors import InstructionVector, write_vector
+from ivlens.vectors.instruction_vector import InstructionVector, write_vector
+from ivlens.vectors.steering import steer_every_layer, steered
 
 RECORD = Path(__file__).with_suffix(".json")
 README = Path(__file__).parents[1] / "README.md"
@@ -79,7 +80,7 @@ def measure(family: str, folder: Path) -> dict[str, float | bool]:
     audit = ivlens.audit(model, WORDS, other_tasks=0, **SMALL)
     found["audit"] = bool(audit.effects.aie.any()) and bool(audit.vector.vector.isfinite().all())
     # The words of built-in tasks are not in the vocabulary, and Qwen's tokenizer drops what is not.
-    with mock.patch("ivlens.probes.find_task", lambda name: OTHER):
+    with mock.patch("ivlens.analysis.probes.find_task", lambda name: OTHER):
         change = ivlens.compare(model, adapter, WORDS, queries=3, **SMALL)
     found["compare"] = not torch.equal(change.base.aie, change.tuned.aie)
     return found
@@ -116,7 +117,7 @@ def save_adapter(folder: Path) -> torch.Tensor:
 
 def sweep_gap(model: Any) -> float:
     tokens, z = random_tokens(), last_z(model, random_tokens(seed=1)).mean(0)
-    (_, fast), (_, slow) = (how(model, tokens, z, effect="nll") for how in (patching.sweep, patching.loop))
+    (_, fast), (_, slow) = (how(model, tokens, z, effect="nll") for how in (sweep.sweep, sweep.loop))
     assert slow.abs().max() > 1e-3, "heads that do nothing"
     return gap(fast, slow)
 

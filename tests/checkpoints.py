@@ -15,7 +15,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ivlens.checkpoint import quiet_transformers
+from ivlens.models.checkpoint import quiet_transformers
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer

@@ -12,8 +12,8 @@ import torch
 from checkpoints import build
 
 import ivlens
-from ivlens.prompts import Template, Tokens
-from ivlens.tasks import Pair, Task
+from ivlens.datasets.task import Pair, Task
+from ivlens.prompts.builders import Template, Tokens
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from checkpoints import random_hooked
 
-from ivlens import patching
-from ivlens.prompts import Tokens
+from ivlens.patching import sweep
+from ivlens.prompts.builders import Tokens
 
 warnings.simplefilter("ignore")
 torch.set_num_threads(1)  # Each thread of the matrix library would keep buffers of its own.
@@ -35,7 +35,7 @@ def peak() -> float:
 
 model = random_hooked("llama", dtype=torch.float32, **SIZES)
 z = torch.randn(6, 8, 32)
-patching.sweep(model, random_prompts(1, 4), z, effect="nll")  # Loads libraries and their buffers.
+sweep.sweep(model, random_prompts(1, 4), z, effect="nll")  # Loads libraries and their buffers.
 before = peak()
-patching.sweep(model, random_prompts(48, 120), z, effect="nll", memory=int(sys.argv[1]) * 2**20)
+sweep.sweep(model, random_prompts(48, 120), z, effect="nll", memory=int(sys.argv[1]) * 2**20)
 print(peak() - before)

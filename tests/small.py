@@ -1,6 +1,8 @@
-"""Adapters and examples for tests of training: a random model of two layers in float64, a handful of prompts."""
+"""Adapters, examples and plans for tests of training: a random model of two layers in float64, a handful of prompts."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from checkpoints import random_hooked
@@ -8,10 +10,11 @@ from conftest import random_tokens
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
-from ivlens import lora
-from ivlens.finetune import Examples
-from ivlens.lora import Adapter, Factors, LoraConfig
-from ivlens.prompts import Tokens
+from ivlens.forgetting.plan import Evaluation, Plan
+from ivlens.models import lora
+from ivlens.models.lora import Adapter, Factors, LoraConfig
+from ivlens.prompts.builders import Tokens
+from ivlens.training.loop import Examples, Training
 
 VOCAB = 40
 WIDTH = 20
@@ -62,3 +65,32 @@ def logits_alone(model: HookedTransformer, tokens: Tokens, row: int) -> Tensor:
     """Logits that predict the answer of one prompt, which is run alone and unpadded."""
     prompt, answer = alone(tokens, row)
     return model(torch.cat([prompt, answer[:-1]])[None])[0, len(prompt) - 1 :]
+
+
+PLAN = Plan(
+    name="small",
+    tasks=("class-letter", "continent-letter"),
+    general=("antonym", "country-capital", "english-french"),
+    guides=("antonym", "english-french"),
+    methods=("lora", "lora+iv"),
+    seeds=(0,),
+    train_prompts=8,
+    lora=LoraConfig(rank=2),
+    training=Training(steps=8, batch=4, warmup=1),
+    evaluation=Evaluation(
+        queries=3, few_shot_queries=2, shots=3, probes=("antonym",), probe_prompts=3, clean_prompts=4, top=3
+    ),
+)
+
+
+def small_plan(**changes: Any) -> Plan:
+    """One task, one general task beside the guide, no probes."""
+    least = {
+        "tasks": ("class-letter",),
+        "general": ("antonym", "country-capital"),
+        "guides": ("antonym",),
+        "methods": ("lora",),
+        "training": Training(steps=3, batch=4, warmup=1),
+        "evaluation": Evaluation(queries=2, few_shot_queries=2, shots=3, probe_prompts=2, clean_prompts=2, top=3),
+    }
+    return PLAN.with_changes(**least | changes)

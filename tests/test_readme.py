@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ivlens.plan import read
+from ivlens.forgetting.plan import read
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -35,40 +35,33 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from small import small_examples, small_model, trained_adapter
 
-from ivlens import (
-    benchmarks,
-    cell,
-    comparison,
-    control_vectors,
-    drift,
-    finetune,
-    formats,
-    frames,
-    function_vectors,
-    lora,
-    models,
-    plan,
-    runs,
-)
-from ivlens.adapters import read_adapter, write_adapter
-from ivlens.audit import HEADS, MEASURES, STEERING, Audit
-from ivlens.chat import ChatTemplate
-from ivlens.convert import read_effects
-from ivlens.dependence import DEPENDENCE
-from ivlens.effects import Settings, table_of
+from ivlens.analysis import comparison, drift
+from ivlens.analysis.dependence import DEPENDENCE
+from ivlens.analysis.run_audit import HEADS, MEASURES, STEERING, Audit
+from ivlens.analysis.wordings import WORDINGS
+from ivlens.datasets.task import Pair
+from ivlens.datasets.task import read as read_task
 from ivlens.errors import IvlensError
-from ivlens.finetune import Training
-from ivlens.formats import Facts
-from ivlens.heads import named as read_heads
-from ivlens.methods import Lora
+from ivlens.forgetting import cell, plan
+from ivlens.forgetting.run_study import Study
+from ivlens.models import hooked, lora
+from ivlens.models.peft import read_adapter, write_adapter
+from ivlens.patching.effects import Settings, table_of
+from ivlens.prompts.chat import ChatTemplate
+from ivlens.prompts.template import named as read_template
 from ivlens.shapes import Head
-from ivlens.study import Study
-from ivlens.tasks import Pair
-from ivlens.tasks import read as read_task
-from ivlens.templates import named as read_template
-from ivlens.universal import Considered, Universal
-from ivlens.vectors import InstructionVector
-from ivlens.wordings import WORDINGS
+from ivlens.storage import parquet
+from ivlens.storage import run_folder as runs
+from ivlens.training import benchmark_stages, loop
+from ivlens.training.loop import Training
+from ivlens.training.methods import Lora
+from ivlens.vectors import function_vectors, vector_formats
+from ivlens.vectors import gguf as control_vectors
+from ivlens.vectors.convert import read_effects
+from ivlens.vectors.head_choice import named as read_heads
+from ivlens.vectors.instruction_vector import InstructionVector
+from ivlens.vectors.universal_heads import Considered, Universal
+from ivlens.vectors.vector_formats import Facts
 
 ASKED = int(os.environ.get("IVLENS_FUZZ", "0"))
 MODEL = small_model()
@@ -203,7 +196,7 @@ def training(folder: Path) -> object:
     """One step of a training that goes on from a checkpoint."""
     adapter = trained_adapter(MODEL)
     with lora.attached(MODEL, adapter):
-        steps = finetune.finetune(
+        steps = loop.finetune(
             MODEL,
             adapter,
             small_examples(),
@@ -266,18 +259,18 @@ READERS = {
     ),
     "TRACE": Reader(
         texts({f"{part}.json": TRACE[i::3] for i, part in enumerate(("train", "eval", "test"))}),
-        lambda folder: benchmarks.stage(folder, seed=0),
+        lambda folder: benchmark_stages.stage(folder, seed=0),
     ),
     "O-LoRA": Reader(
         texts(
             {f"{part}.json": SENTENCES[i::3] for i, part in enumerate(("train", "dev", "test"))}
             | {"labels.json": ["good", "bad"]}
         ),
-        lambda folder: benchmarks.stage(folder, seed=0),
+        lambda folder: benchmark_stages.stage(folder, seed=0),
     ),
     "Super-NaturalInstructions": Reader(
         text("a.json", {"Definition": ["Do."], "Instances": INSTANCES}),
-        lambda folder: benchmarks.stage(folder / "a.json", seed=0),
+        lambda folder: benchmark_stages.stage(folder / "a.json", seed=0),
     ),
     "task of TRACE": Reader(text("test.json", TRACE), read_task),
     "task of O-LoRA": Reader(texts({"test.json": SENTENCES, "labels.json": ["good", "bad"]}), read_task),
@@ -322,7 +315,7 @@ READERS = {
         lambda folder: cell._lines(folder / "a.jsonl"),
     ),
     "table": Reader(
-        lambda folder: (folder / "a.parquet").write_bytes(frames.to_bytes(effects())),
+        lambda folder: (folder / "a.parquet").write_bytes(parquet.to_bytes(effects())),
         lambda folder: read_effects(folder / "a.parquet"),
     ),
     "vector": Reader(
@@ -338,10 +331,10 @@ READERS = {
         lambda folder: lora.load(folder / "a.safetensors", MODEL),
     ),
     "training checkpoint": Reader(training, training),
-    "function vector": Reader(saved(torch.randn(1, 20)), lambda folder: formats.read_vector(folder / "a.pt")),
+    "function vector": Reader(saved(torch.randn(1, 20)), lambda folder: vector_formats.read_vector(folder / "a.pt")),
     "steering vector": Reader(
         saved({"layer_activations": {3: torch.randn(20)}, "layer_type": "decoder_block"}),
-        lambda folder: formats.read_vector(folder / "a.pt"),
+        lambda folder: vector_formats.read_vector(folder / "a.pt"),
     ),
     "mean activations": Reader(
         saved(torch.randn(2, 4, 3, 6)), lambda folder: function_vectors.read_mean_activations(folder / "a.pt")
@@ -353,11 +346,11 @@ READERS = {
         lambda folder: control_vectors.write(
             folder / "a.gguf", control_vectors.ControlVector({2: torch.randn(20), 5: torch.randn(20)}, "llama", "a")
         ),
-        lambda folder: formats.read_vector(folder / "a.gguf", facts=Facts(layer=2)),
+        lambda folder: vector_formats.read_vector(folder / "a.gguf", facts=Facts(layer=2)),
     ),
     "npy": Reader(
         lambda folder: np.save(folder / "a.npy", np.ones(20, np.float32)),
-        lambda folder: formats.read_vector(folder / "a.npy"),
+        lambda folder: vector_formats.read_vector(folder / "a.npy"),
     ),
 }
 WORDS = [b"null", b"true", b"[]", b"{}", b'""', b'"\\ud800"', b"1.5", b"-1", b"NaN", b"1e999", b"9" * 20, b"9" * 5000]
@@ -436,7 +429,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def peft_reader(checkpoint: Path) -> Reader:
-    model = models.load(checkpoint)
+    model = hooked.load(checkpoint)
     adapter = lora.fresh(model, lora.LoraConfig(rank=2), seed=1)
     for factors in adapter.factors.values():
         factors.B.data.normal_()
@@ -452,7 +445,7 @@ def test_a_mutated_checkpoint_is_loaded_or_refused_in_a_sentence_of_ours(checkpo
         for path in checkpoint.iterdir():
             (folder / path.name).write_bytes(path.read_bytes())
 
-    fuzz(Reader(make, models.load), tmp_path / "files", 40)
+    fuzz(Reader(make, hooked.load), tmp_path / "files", 40)
 
 
 def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
@@ -488,25 +481,25 @@ def test_a_packed_archive_is_refused_unread(tmp_path: Path) -> None:
     path = archive(tmp_path / "a.pt", packed=True)
     assert path.stat().st_size < 2**16
     with pytest.raises(IvlensError, match=r"is a packed archive, as torch never writes it"):
-        formats.read_vector(path)
+        vector_formats.read_vector(path)
 
 
 def test_a_pickle_that_asks_for_memory_alone_is_refused_unread(tmp_path: Path) -> None:
     """`bytearray(10**11)` is on torch's own list of harmless calls."""
     pickled = b"\x80\x02c__builtin__\nbytearray\n\x8a\x05" + (10**11).to_bytes(5, "little") + b"\x85R."
     with pytest.raises(IvlensError, match=r"asks for \w+\.bytearray, which ivlens never runs"):
-        formats.read_vector(archive(tmp_path / "a.pt", pickled))
+        vector_formats.read_vector(archive(tmp_path / "a.pt", pickled))
 
 
 def test_a_tensor_that_is_larger_than_its_file_is_refused(tmp_path: Path) -> None:
     torch.save(torch.zeros(1).expand(1, 10**12), tmp_path / "a.pt")
     with bounded(), pytest.raises(IvlensError, match=r"of shape \(1, 1000000000000\) without that many numbers"):
-        formats.read_vector(tmp_path / "a.pt")
+        vector_formats.read_vector(tmp_path / "a.pt")
     np.save(tmp_path / "a.npy", np.zeros(4, np.float32))
     content = (tmp_path / "a.npy").read_bytes()
     (tmp_path / "a.npy").write_bytes(content.replace(b"(4,), }" + b" " * 10, b"(40000000000,), }"))
     with bounded(), pytest.raises(IvlensError, match=r"it says \(40000000000,\) of float32, but holds 16 bytes"):
-        formats.read_vector(tmp_path / "a.npy")
+        vector_formats.read_vector(tmp_path / "a.npy")
 
 
 def test_a_list_without_end_in_a_gguf_file_is_not_followed(tmp_path: Path) -> None:
@@ -514,7 +507,7 @@ def test_a_list_without_end_in_a_gguf_file_is_not_followed(tmp_path: Path) -> No
     list_of_bytes = struct.pack("<Q1sIIQ", 1, b"x", 9, 0, 2**60)
     (tmp_path / "a.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + list_of_bytes)
     with bounded(), pytest.raises(IvlensError, match=r"a list of 1152921504606846976 values behind its end"):
-        formats.read_vector(tmp_path / "a.gguf")
+        vector_formats.read_vector(tmp_path / "a.gguf")
 
 
 def test_gguf_files_of_other_things_are_refused(tmp_path: Path) -> None:
@@ -525,7 +518,7 @@ def test_gguf_files_of_other_things_are_refused(tmp_path: Path) -> None:
     writer.write_tensors_to_file()
     writer.close()
     with pytest.raises(IvlensError, match=r"is a GGUF file of 'llama', not of a control vector"):
-        formats.read_vector(tmp_path / "a.gguf")
+        vector_formats.read_vector(tmp_path / "a.gguf")
 
 
 def test_a_small_table_that_unfolds_without_end_is_refused(tmp_path: Path) -> None:
@@ -537,7 +530,7 @@ def test_a_small_table_that_unfolds_without_end_is_refused(tmp_path: Path) -> No
         pq.write_table(table, tmp_path / "a.parquet", store_schema=False)
         assert (tmp_path / "a.parquet").stat().st_size < 2**22
         with bounded(), pytest.raises(IvlensError, match=reason):
-            frames.read(tmp_path / "a.parquet", remedy="")
+            parquet.read(tmp_path / "a.parquet", remedy="")
 
 
 @pytest.mark.parametrize(
@@ -557,7 +550,7 @@ def test_a_configuration_of_a_larger_model_is_refused_before_memory_is_taken(
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | change))
     with bounded(), pytest.raises(IvlensError, match=sentence):
-        models.load(tmp_path)
+        hooked.load(tmp_path)
 
 
 def test_shards_outside_of_the_folder_are_refused(checkpoint: Path, tmp_path: Path) -> None:
@@ -567,7 +560,7 @@ def test_shards_outside_of_the_folder_are_refused(checkpoint: Path, tmp_path: Pa
     shards = dict.fromkeys(load_file(tmp_path / "model-1.safetensors"), "../elsewhere.safetensors")
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shards}))
     with pytest.raises(IvlensError, match=r"names '../elsewhere.safetensors', which is not in that folder"):
-        models.load(tmp_path)
+        hooked.load(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json", "generation_config.json"])
@@ -577,7 +570,7 @@ def test_a_pipe_in_a_checkpoint_is_refused_and_not_waited_for(name: str, checkpo
             (tmp_path / path.name).write_bytes(path.read_bytes())
     os.mkfifo(tmp_path / name)
     with pytest.raises(IvlensError, match=f"{name} in .* cannot be read"):
-        models.load(tmp_path)
+        hooked.load(tmp_path)
 
 
 def test_a_packed_data_set_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ivlens import activations
+from ivlens.datasets.task import Pair, Task
 from ivlens.lab.curriculum import (
     held_out_from_instruction,
     held_out_from_statement,
@@ -24,8 +24,8 @@ from ivlens.lab.curriculum import (
     never_instructed,
 )
 from ivlens.measures import Interval, interval
-from ivlens.prompts import DEFAULT, Prompt, Template, shuffle_outputs, statements, tokenize, zero_shot
-from ivlens.tasks import Pair, Task
+from ivlens.patching import activations
+from ivlens.prompts.builders import DEFAULT, Prompt, Template, shuffle_outputs, statements, tokenize, zero_shot
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer

@@ -18,8 +18,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from ivlens.prompts import DEFAULT
-from ivlens.tasks import Pair, Task
+from ivlens.datasets.task import Pair, Task
+from ivlens.prompts.builders import DEFAULT
 
 Form = Literal["before", "between", "demonstrations", "both", "shuffled", "statement"]
 Kind = Literal["context", "query", "mark", "answer"]

@@ -18,16 +18,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ivlens import controls, models, records
-from ivlens.effects import Settings, indirect_effects
+from ivlens.datasets.task import Task, task, tasks
 from ivlens.lab import MODEL, RECORD, SETTINGS
 from ivlens.lab.abilities import abilities, answered
 from ivlens.measures import Interval, interval
+from ivlens.models import hooked
+from ivlens.patching.effects import Settings, indirect_effects
 from ivlens.progress import track
-from ivlens.prompts import tokenize, zero_shot
-from ivlens.steering import steer_every_layer
-from ivlens.tasks import Task, task, tasks
-from ivlens.vectors import write_vector
+from ivlens.prompts.builders import tokenize, zero_shot
+from ivlens.storage import run_record
+from ivlens.vectors import controls
+from ivlens.vectors.instruction_vector import write_vector
+from ivlens.vectors.steering import steer_every_layer
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -139,7 +141,7 @@ def targets(found: Mapping[str, Mapping[str, Numbers]], over_tasks: Mapping[str,
 
 def record(folder: Path, settings: Path = SETTINGS) -> dict[str, Any]:
     """Measure the model in `folder`, with everything that decided the numbers."""
-    model = models.load(folder)
+    model = hooked.load(folder)
     chosen = [task(name) for name in tasks()]
     found = measure(model, chosen)
     over_tasks = means(found)
@@ -154,7 +156,7 @@ def record(folder: Path, settings: Path = SETTINGS) -> dict[str, Any]:
         "training": json.loads(settings.read_text(encoding="utf-8")),
         "seeds": {"prompts": PROMPT_SEED, "splits": list(SPLIT_SEEDS)},
         "effects": {name: value for name, value in asdict(Settings()).items() if name != "seed"},
-        "versions": records.versions(),
+        "versions": run_record.versions(),
         "facts": sum(len(one.pairs) for one in chosen),
         "targets": targets(found, over_tasks),
         "means": over_tasks,

@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from ivlens.datasets.task import Task, task, tasks
 from ivlens.lab import MODEL, RECORD, SETTINGS, TRAINING
 from ivlens.lab.batches import Batch, Encoder, batches
 from ivlens.lab.curriculum import FACTS, READING, Lesson, documents
@@ -30,7 +31,6 @@ from ivlens.lab.evaluate import as_json, record
 from ivlens.lab.roles import CARRIERS, masked
 from ivlens.lab.vocabulary import BOS_ID, CONTEXT, EOS_ID, PAD_ID, tokenizer
 from ivlens.progress import track
-from ivlens.tasks import Task, task, tasks
 
 
 @dataclass(frozen=True, kw_only=True)

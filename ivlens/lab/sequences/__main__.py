@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 
+from ivlens.datasets.task import Task
 from ivlens.lab.sequences import TASKS
 from ivlens.lab.sequences.functions import functions
 from ivlens.lab.sequences.labels import labels
 from ivlens.lab.sequences.lists import lists
-from ivlens.tasks import Task
 
 
 def made() -> dict[str, str]:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 
-from ivlens.tasks import BUILT_IN, Pair, Task, read
+from ivlens.datasets.task import BUILT_IN, Pair, Task, read
 
 MOST_PAIRS = 160
 """Pairs of a task whose inputs are put together from several words."""

@@ -7,8 +7,8 @@ are those that the lab model learns for words it was not trained on: what a seco
 
 from __future__ import annotations
 
+from ivlens.datasets.task import Task
 from ivlens.lab.sequences.facts import facts, new_task, words
-from ivlens.tasks import Task
 
 VERBS, ADJECTIVES, NOUNS = "present-past", "comparative", "singular-plural"
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from itertools import permutations
 
+from ivlens.datasets.task import Task
 from ivlens.lab.sequences.facts import drawn, facts, new_task, words
-from ivlens.tasks import Task
 
 PERSONS = ["king", "queen", "man", "woman", "child", "mother", "father", "brother", "sister", "friend", "enemy"]
 NOT_THINGS = ["night", "day", "week", "summer", "winter", "war", "life", "death"]

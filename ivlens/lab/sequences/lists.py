@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from itertools import islice, permutations
 
+from ivlens.datasets.task import Task
 from ivlens.lab.sequences.facts import drawn, facts, new_task, words
-from ivlens.tasks import Task
 
 NUMBERS = 20
 """Lists of numbers are made of the numbers below."""

@@ -1,0 +1,1 @@
+"""What was measured of one model, or of a model before and after fine-tuning."""

@@ -1,0 +1,150 @@
+"""What did fine-tuning do to a task's heads, to their vector, and to what depends on them?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from ivlens.analysis import comparison_tables
+from ivlens.analysis.dependence import DEPENDENCE
+from ivlens.analysis.drift import AIE, DRIFT
+from ivlens.errors import IvlensError, RunError
+from ivlens.patching.effects import EFFECTS, HeadEffects
+from ivlens.plots import comparison
+from ivlens.storage import run_folder
+from ivlens.vectors.instruction_vector import InstructionVector
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+CHANGES = ("measure", "heads", "n_heads", "model", "vector", "value", "low", "high", "n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What a comparison found; the tables are tidy, one line a number with its 95 % interval over queries."""
+
+    base: HeadEffects
+    tuned: HeadEffects
+    base_vector: InstructionVector
+    tuned_vector: InstructionVector
+    """Of the tuned model's own top heads."""
+    tuned_name: str
+    aie: pd.DataFrame
+    """Every head's AIE in `model` `base`, `tuned` and their `difference` (tuned minus base, prompt by prompt)."""
+    measures: pd.DataFrame
+    """Dependence, by `model` as above, on the `vector` of the base model (and of the tuned model on its own), with the
+    chosen heads or random ones; what `dependence.per_prompt` lists."""
+    drift: pd.DataFrame
+    """Overlap and rank correlation of the heads, cosines of the vectors; beside random heads."""
+    recovery: pd.DataFrame
+    """What of the lost accuracy comes back with the base model's vector; what `dependence.recovery` lists."""
+    folder: Path | None = None
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Comparison:
+        """What a complete run folder holds, without the models.
+
+        Raises:
+            RunError: no run, not a comparison's, unfinished, or damaged.
+        """
+        run = run_folder.read_run(folder)
+        if run.record.command != "compare":
+            raise RunError(
+                f"{folder} is of `ivlens {run.record.command}`, not of a comparison; give a comparison's folder"
+            )
+        vectors = {name: InstructionVector.load(run.path(f"{name}_vector.safetensors")) for name in ("base", "tuned")}
+        effects = {
+            name: HeadEffects.from_frame(run.read_table(f"{name}_effects", columns=EFFECTS), **described(vector))
+            for name, vector in vectors.items()
+        }
+        return cls(
+            **effects,
+            base_vector=vectors["base"],
+            tuned_vector=vectors["tuned"],
+            tuned_name=run.source("tuned").name,
+            aie=run.read_table("aie", columns=AIE),
+            measures=run.read_table("measures", columns=CHANGES),
+            drift=run.read_table("drift", columns=DRIFT),
+            recovery=run.read_table("recovery", columns=DEPENDENCE),
+            folder=Path(folder),
+        )
+
+    def figures(self) -> dict[str, go.Figure]:
+        """Every figure of the comparison by file name."""
+        where, (_, n_layers, n_heads) = self.title, self.base.cie.shape
+        marked = {"base": self.base_vector.heads, "tuned": self.tuned_vector.heads}
+        unit = self.base.unit
+        return {
+            "aie": comparison.aie_panels(
+                self.aie, (n_layers, n_heads), unit=unit, marked=marked, title=f"AIE before and after: {where}"
+            ),
+            "heads": comparison.aie_scatter(
+                self.aie, unit=unit, marked=marked, title=f"AIE of every head, before against after: {where}"
+            ),
+            "dependence": comparison.dependence_bars(
+                self.measures, title=f"Dependence on the base model's vector: {where}"
+            ),
+            "abilities": comparison.ability_bars(
+                self.measures, title=f"With instruction, as a statement, with neither: {where}"
+            ),
+        }
+
+    @property
+    def title(self) -> str:
+        return f"{self.base_vector.task}, {self.base.model} → {self.tuned_name}"
+
+    def value(self, measure: str, *, model: str = "difference", heads: str = "", vector: str = "") -> float:
+        """One number of `measures`; NaN where it was not measured.
+
+        Args:
+            model: `base`, `tuned` or `difference`.
+            heads: `chosen` or `random` for what depends on heads.
+            vector: Whose heads and vector these are: `base` unless given, or `tuned`.
+
+        Raises:
+            IvlensError: there is no such line.
+        """
+        vector = vector or ("base" if heads else "")
+        asked = {"measure": measure, "model": model, "heads": heads, "vector": vector}
+        found = [line["value"] for line in self.measures.to_dict("records") if asked.items() <= line.items()]
+        if len(found) != 1:
+            names = ", ".join(dict.fromkeys(self.measures["measure"]))
+            raise IvlensError(f"there is no line {asked}; measures are {names}")
+        return float(found[0])
+
+    def drifted(self, measure: str, heads: str = "") -> float:
+        """One number of `drift`: `jaccard` (`chosen`), `spearman`, `cosine` (`own`, `base`, `random`).
+
+        Raises:
+            IvlensError: there is no such line.
+        """
+        asked = {"measure": measure, "heads": heads}
+        found = [line["value"] for line in self.drift.to_dict("records") if asked.items() <= line.items()]
+        if len(found) != 1:
+            raise IvlensError(f"there is no drift {measure!r} of heads {heads!r}; see the table drift")
+        return float(found[0])
+
+    def __repr__(self) -> str:
+        return (
+            f"Comparison({self.title}: instruction probability "
+            f"{self.value('instruction probability', model='base'):.2f} → "
+            f"{self.value('instruction probability', model='tuned'):.2f}, knowledge probability "
+            f"{self.value('knowledge probability', model='base'):.2f} → "
+            f"{self.value('knowledge probability', model='tuned'):.2f}, cosine of the vectors "
+            f"{self.drifted('cosine', 'own'):.2f}, top {len(self.base_vector.heads)} heads shared (Jaccard) "
+            f"{self.drifted('jaccard', 'chosen'):.2f})"
+        )
+
+    def _repr_html_(self) -> str:
+        return comparison_tables.comparison_html(self)
+
+
+def described(vector: InstructionVector) -> dict[str, object]:
+    """What a vector and the effects that it was built from have in common."""
+    z, settings = vector.measured()
+    others = {key: getattr(vector, key) for key in ("task", "task_digest", "model", "model_digest")}
+    return {"mean_z": z, "settings": settings, **others}

@@ -1,0 +1,166 @@
+"""What did a comparison find, as text: tables for a terminal, and one for a notebook.
+
+Names come from files. Whatever is in them, markup and terminal escapes among it, is shown as text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from ivlens.analysis.audit_tables import UNMEASURED, Line, Table, print_table, table_html
+from ivlens.markup import plain, safe
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from ivlens.vectors.instruction_vector import InstructionVector
+
+COLUMNS = ("before", "after", "change", "95 % interval")
+_ABILITIES = {
+    "instruction probability": "P with the instruction",
+    "knowledge probability": "P of the plain statement",
+    "zero-shot probability": "P of the query alone",
+    "instruction accuracy": "accuracy with the instruction",
+    "knowledge accuracy": "accuracy of the statement",
+    "zero-shot accuracy": "accuracy of the query alone",
+}
+_DEPENDENCE = {
+    "sufficiency": "sufficiency",
+    "necessity": "necessity",
+    "shift": "shift (nats)",
+}
+_RECOVERY = {
+    "instruction": "with the instruction",
+    "zero-shot": "query alone",
+}
+_DRIFT = {
+    ("cosine", "own"): "cosine of the vectors, each of its own heads",
+    ("cosine", "base"): "cosine, heads of the base model in both",
+    ("cosine", "random"): "cosine, random heads",
+    ("jaccard", "chosen"): "top heads shared (Jaccard)",
+    ("jaccard", "random"): "  by chance",
+    ("spearman", ""): "rank correlation of the AIE grids",
+}
+
+
+@runtime_checkable
+class Findings(Protocol):
+    """What a `Comparison` holds, so far as it is shown here."""
+
+    @property
+    def title(self) -> str: ...
+    @property
+    def base_vector(self) -> InstructionVector: ...
+    @property
+    def tuned_vector(self) -> InstructionVector: ...
+    @property
+    def measures(self) -> pd.DataFrame: ...
+    @property
+    def drift(self) -> pd.DataFrame: ...
+    @property
+    def recovery(self) -> pd.DataFrame: ...
+
+
+def print_comparison(found: Findings) -> None:
+    """Abilities and dependence before and after, then how far heads and vector moved."""
+    print(f"{plain(found.title)}\n")
+    for table in comparison_tables(found):
+        print_table(table)
+        print(f"\n{table.note}\n" if table.note else "")
+
+
+def comparison_html(found: Findings) -> str:
+    """Abilities, dependence and drift, for a notebook."""
+    shown = "".join(map(table_html, comparison_tables(found)[:2]))
+    return f"<p><b>{safe(found.title)}</b></p>{shown}"
+
+
+def comparison_tables(found: Findings) -> list[Table]:
+    """Abilities and dependence; heads and vector; accuracy lost and regained."""
+    queries = max(found.measures["n"].tolist())
+    return [
+        Table(
+            "Abilities, and dependence on the vector",
+            (f"{queries} queries", *COLUMNS),
+            (_abilities(found), _dependence(found)),
+            f"Dependence is on the base model's vector of {len(found.base_vector.heads)} heads, added at layer "
+            f"{found.base_vector.layer}.\nSufficiency: P gained by adding it to the query alone; necessity: P lost with"
+            "\nthe instruction by ablating its heads; shift: KL by which taking it away moves\nthe next token. P is of "
+            "the answer's first token.",
+        ),
+        Table("Heads and vector", ("heads and vector", "value", "95 % interval"), (_drift(found),)),
+        Table(
+            "Accuracy lost, and regained by the vector",
+            ("accuracy", "lost", "regained", "95 % interval"),
+            (_recovery(found),),
+            "Regained by the tuned model with the base model's vector added, or with one of\nas many random heads.",
+        ),
+    ]
+
+
+def sentence(found: Findings) -> str:
+    """What became of the two abilities and of the vector, with intervals."""
+    told = []
+    for label, name in {"with the instruction": "instruction", "of the plain statement": "knowledge"}.items():
+        before, after, change, bounds = _change(found.measures, f"{name} probability", "")
+        told.append(
+            f"P(answer) {label}: " + (f"{before} → {after} (change {change} {bounds})" if bounds else UNMEASURED)
+        )
+    ((_, value, bounds), *_) = _drift(found)
+    return f"{'; '.join(told)}; cosine of the vectors before and after: {value} {bounds}".rstrip() + "."
+
+
+def _abilities(found: Findings) -> list[Line]:
+    return [(label, *_change(found.measures, name, "")) for name, label in _ABILITIES.items()]
+
+
+def _dependence(found: Findings) -> list[Line]:
+    return [
+        (label if heads == "chosen" else "  random heads", *_change(found.measures, name, heads))
+        for name, label in _DEPENDENCE.items()
+        for heads in ("chosen", "random")
+    ]
+
+
+def _change(measures: pd.DataFrame, name: str, heads: str) -> Line:
+    """Before, after, and the change with its interval."""
+    lines = measures.query(f"measure == {name!r} and heads == {heads!r} and vector != 'tuned'")
+    by_model = {line["model"]: line for line in lines.to_dict("records")}
+    values = [_number(by_model[model], signed=model == "difference") for model in ("base", "tuned", "difference")]
+    return (*values, _bounds(by_model["difference"], signed=True))
+
+
+def _drift(found: Findings) -> list[Line]:
+    lines = {(line["measure"], line["heads"]): line for line in found.drift.to_dict("records")}
+    return [(label, _number(lines[key]), _bounds(lines[key])) for key, label in _DRIFT.items()]
+
+
+def _recovery(found: Findings) -> list[Line]:
+    lines = {(line["measure"], line["heads"]): line for line in found.recovery.to_dict("records")}
+    shown = []
+    for kind, label in _RECOVERY.items():
+        for heads in ("chosen", "random"):
+            back = lines[f"regained {kind} accuracy", heads]
+            gone = _number(lines[f"lost {kind} accuracy", ""]) if heads == "chosen" else ""
+            name = label if heads == "chosen" else "  random heads"
+            shown.append((name, gone, _number(back, signed=True), _bounds(back, signed=True)))
+    return shown
+
+
+def _number(line: Mapping[Any, Any], *, signed: bool = False) -> str:
+    if math.isnan(line["value"]):
+        return UNMEASURED
+    return _text(line["value"], signed)
+
+
+def _bounds(line: Mapping[Any, Any], *, signed: bool = False) -> str:
+    if math.isnan(line["low"]) or math.isnan(line["high"]):
+        return ""
+    return f"[{_text(line['low'], signed)}, {_text(line['high'], signed)}]"
+
+
+def _text(value: float, signed: bool) -> str:
+    # Adding 0 takes the sign from a negative zero; what is below 0 keeps it, however small.
+    return f"{value + 0.0:{'+' if signed else ''}.3f}"

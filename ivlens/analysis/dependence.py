@@ -1,0 +1,205 @@
+"""How much do a model's outputs depend on an instruction vector?
+
+*Sufficiency*: what adding the vector to a query without instruction does for the answer. *Necessity*: what ablating the
+vector's heads takes from the answer to an instructed query. *Shift*: how far taking the vector away moves the next
+token. Each stands beside as many random heads. Instruction probability and knowledge probability, `P(answer |
+instruction, query)` and `P(answer | statement)`, are those of Jiang et al. 2024, arXiv:2406.12227.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ivlens.analysis.probes import Probe
+from ivlens.errors import IvlensError
+from ivlens.measures import Interval, bootstrap, interval
+from ivlens.patching import interventions
+from ivlens.patching.interventions import Change, Outcomes
+from ivlens.prompts.builders import Tokens
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+DEPENDENCE = ("measure", "heads", "n_heads", "value", "low", "high", "n")
+Key = tuple[str, str]
+"""A measure, and `chosen`, `random` or nothing."""
+PerPrompt = Float[Tensor, " prompt"]
+
+_PROPORTIONS = {
+    *("instruction accuracy", "knowledge accuracy", "zero-shot accuracy"),
+    *("steered instruction accuracy", "steered zero-shot accuracy"),
+}
+"""Means of successes; all else are differences, probabilities or nats."""
+_UNMEASURED = Interval(torch.nan, torch.nan, torch.nan)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dependence:
+    """What was measured on every prompt; random draws are averaged per prompt, and prompts are independent queries."""
+
+    values: Mapping[Key, PerPrompt]
+    """By measure and heads, one number a query in the same order for every model; empty: not measured."""
+    task: str
+    n_heads: int
+    seed: int
+    is_difference: bool = False
+
+    def to_frame(self) -> pd.DataFrame:
+        """One line a measure and kind of heads, with a 95 % interval over queries; NaN where not measured."""
+        lines = []
+        for (measure, heads), values in self.values.items():
+            found = summarise(values, proportion=self._is_proportion(measure, heads), seed=self.seed)
+            lines.append((measure, heads, self.n_heads if heads else 0, *found, len(values)))
+        return pd.DataFrame(lines, columns=list(DEPENDENCE))
+
+    def minus(self, other: Dependence) -> Dependence:
+        """The change from `other` to this, query by query.
+
+        Raises:
+            IvlensError: they are not of the same probe.
+        """
+        same = (self.task, self.n_heads, self.values.keys()) == (other.task, other.n_heads, other.values.keys())
+        if not same or any(len(values) != len(other.values[key]) for key, values in self.values.items()):
+            raise IvlensError("the two are not of the same probe; measure both models with one probe")
+        values = {key: values - other.values[key] for key, values in self.values.items()}
+        return Dependence(values=values, task=self.task, n_heads=self.n_heads, seed=self.seed, is_difference=True)
+
+    def value(self, measure: str, heads: str = "") -> float:
+        """Mean over queries; NaN where not measured.
+
+        Raises:
+            IvlensError: there is no such measure; those that there are, are named.
+        """
+        if (measure, heads) not in self.values:
+            known = ", ".join(" of ".join(filter(None, (key[0], key[1] and f"{key[1]} heads"))) for key in self.values)
+            raise IvlensError(f"there is no measure {measure!r} of heads {heads!r}; there are {known}")
+        return float(self.values[measure, heads].mean())
+
+    def _is_proportion(self, measure: str, heads: str) -> bool:
+        return measure in _PROPORTIONS and heads != "random" and not self.is_difference
+
+    def __repr__(self) -> str:
+        kind = "change of dependence" if self.is_difference else "dependence"
+        names = ("sufficiency", "necessity", "shift")
+        both = [f"{n} {self.value(n, 'chosen'):+.3f} (random {self.value(n, 'random'):+.3f})" for n in names]
+        return f"Dependence({kind} on {self.n_heads} heads of {self.task}: {', '.join(both)})"
+
+
+def measure(model: HookedTransformer, probe: Probe) -> pd.DataFrame:
+    """All measures of a model with their intervals; see `per_prompt` for what they are.
+
+    Returns:
+        Columns `measure`, `heads` (`chosen`, `random`, or nothing), `n_heads`, `value`, `low`, `high`, `n` (queries).
+    """
+    return per_prompt(model, probe).to_frame()
+
+
+def per_prompt(model: HookedTransformer, probe: Probe) -> Dependence:
+    """Put a probe to a model.
+
+    By name, each of them positive when the model depends on the vector:
+    - `sufficiency`: P(y | x; +vector) - P(y | x) on zero-shot prompts, in [-1, 1];
+    - `necessity`: P(y | c, x) - P(y | c, x; heads ablated by their mean over other tasks) on instructed prompts;
+    - `shift`: KL[P(. | c, x) || P(. | c, x; -vector)] of the next token, in nats;
+    - `instruction`, `knowledge`, `zero-shot`: P(y | c, x), P(y | statement of x) and P(y | x);
+    - `steered instruction`, `steered zero-shot`: with the vector added.
+
+    P is of the answer's first token (`... probability`; plain `sufficiency` and `necessity`); with `accuracy` in the
+    name, 1 where greedy decoding writes the whole answer. Changes are made at the last prompt token only.
+
+    Raises:
+        ShapeMismatch: the model has another shape than the one that the probe was prepared of.
+        ModelError: activations are NaN or infinite.
+    """
+    added = [Change(added=vector) for vector in probe.vectors]
+    taken = [Change(added=-vector) for vector in probe.vectors]
+    ablated = [Change(ablated=heads) for heads in probe.sets]
+    zero_shot = _run(model, probe, probe.zero_shot, added)
+    instructed = _run(model, probe, probe.instructed, [*ablated, *taken, *added])
+    values: dict[Key, PerPrompt] = {}
+    unchanged = {"instruction": instructed, "knowledge": _run(model, probe, probe.statement, [])}
+    for name, found in (unchanged | {"zero-shot": zero_shot}).items():
+        values[f"{name} probability", ""] = found.probability[:, 0]
+        values[f"{name} accuracy", ""] = found.match[:, 0].to(found.probability.dtype)
+    n = len(probe.sets)
+    values |= _against(zero_shot, 1, n, names=("sufficiency", "sufficiency accuracy"))
+    values |= _against(instructed, 1, n, names=("necessity", "necessity accuracy"), sign=-1)
+    values |= _by_heads("shift", instructed.shift[:, 1 + n : 1 + 2 * n])
+    for name, found, start in (("zero-shot", zero_shot, 1), ("instruction", instructed, 1 + 2 * n)):
+        values |= _by_heads(f"steered {name} probability", found.probability[:, start : start + n])
+        values |= _by_heads(f"steered {name} accuracy", found.match[:, start : start + n])
+    return Dependence(values=values, task=probe.task, n_heads=len(probe.heads), seed=probe.seed)
+
+
+def recovery(base: Dependence, tuned: Dependence) -> pd.DataFrame:
+    """How much of the accuracy that fine-tuning cost comes back when the base model's vector is added?
+
+    By kind of prompt (`instruction`, `zero-shot`), columns as those of `measure`: `lost ... accuracy`, base minus
+    tuned; `regained ... accuracy`, tuned with the vector minus tuned without; and `share regained ...`, the second over
+    the instructed accuracy that was lost, NaN unless the interval of that loss is above 0.
+
+    Raises:
+        IvlensError: they are not of the same probe.
+    """
+    lost = {key: -values for key, values in tuned.minus(base).values.items()}
+    lines = []
+
+    def add(measure: str, heads: str, found: Interval, n: int) -> None:
+        lines.append((measure, heads, tuned.n_heads if heads else 0, *found, n))
+
+    gone = lost["instruction accuracy", ""]
+    for kind in ("instruction", "zero-shot"):
+        own = lost[f"{kind} accuracy", ""]
+        add(f"lost {kind} accuracy", "", summarise(own, seed=tuned.seed), len(own))
+        for heads in ("chosen", "random"):
+            back = tuned.values[f"steered {kind} accuracy", heads] - tuned.values[f"{kind} accuracy", ""]
+            add(f"regained {kind} accuracy", heads, summarise(back, seed=tuned.seed), len(back))
+            share = _share(back, gone, seed=tuned.seed) if len(back) == len(gone) else _UNMEASURED
+            add(f"share regained {kind}", heads, share, min(len(back), len(gone)))
+    return pd.DataFrame(lines, columns=list(DEPENDENCE))
+
+
+def summarise(values: PerPrompt, *, proportion: bool = False, seed: int = 0) -> Interval:
+    """Mean over queries with its interval: Wilson's of successes, the bootstrap of everything else."""
+    # A difference that happens to be 0 or 1 everywhere is no proportion: groups keep it from being taken for one.
+    return interval(values, None if proportion else torch.arange(len(values)), seed=seed)
+
+
+def _run(model: HookedTransformer, probe: Probe, tokens: Tokens | None, changes: list[Change]) -> Outcomes:
+    """Without prompts, outcomes of none."""
+    if tokens is None:
+        nothing = torch.zeros(0, 1 + len(changes))
+        return Outcomes(probability=nothing, match=nothing.bool(), shift=nothing)
+    return interventions.run(model, tokens, changes, layer=probe.layer, z=probe.z)
+
+
+def _against(found: Outcomes, start: int, n: int, *, names: tuple[str, str], sign: int = 1) -> dict[Key, PerPrompt]:
+    """Changed minus unchanged, times `sign`: probability, then accuracy."""
+    match = found.match.to(found.probability.dtype)
+    both = {}
+    for name, values in zip(names, (found.probability, match), strict=True):
+        both |= _by_heads(name, sign * (values[:, start : start + n] - values[:, :1]))
+    return both
+
+
+def _by_heads(name: str, values: Tensor) -> dict[Key, PerPrompt]:
+    """Column 0 is of the chosen heads; random draws are averaged per prompt."""
+    values = values if values.is_floating_point() else values.float()
+    return {(name, "chosen"): values[:, 0], (name, "random"): values[:, 1:].mean(1)}
+
+
+def _share(back: PerPrompt, gone: PerPrompt, *, seed: int) -> Interval:
+    if len(gone) < 2 or not float(bootstrap(gone, seed=seed)[0]) > 0:
+        return _UNMEASURED
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randint(len(gone), (2000, len(gone)), generator=generator)
+    shares = (back[rows].mean(1) / gone[rows].mean(1)).double()
+    low, high = shares[shares.isfinite()].quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return Interval(float(back.mean() / gone.mean()), low, high)

@@ -1,0 +1,163 @@
+"""What is a model asked, to see how much its outputs depend on an instruction vector?
+
+A probe is prepared once, of the base model, and then put to every model that was made of it: the same prompts, the
+same heads and vector, the same random heads beside them, the same means in the place of ablated heads.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ivlens.datasets.task import Task, TaskWarning, tasks
+from ivlens.datasets.task import task as find_task
+from ivlens.errors import IvlensError, PromptError, TaskError
+from ivlens.patching.activations import mean_z
+from ivlens.prompts.builders import Prompt, Tokens, cycled, instructed, statements, tokenize, zero_shot
+from ivlens.prompts.chat import Layout
+from ivlens.shapes import Head, MeanZ
+from ivlens.vectors import controls
+from ivlens.vectors.instruction_vector import InstructionVector, write_vector
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+OTHER_TASKS = 10
+"""Whose prompts give the means in the place of ablated heads, unless tasks are given."""
+OTHER_PROMPTS = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """Prompts of evaluation pairs, the vector and its heads, and their controls."""
+
+    task: str
+    heads: tuple[Head, ...]
+    """The chosen ones, which write the vector."""
+    random: tuple[tuple[Head, ...], ...]
+    """Draws of as many others: the control."""
+    vectors: Float[Tensor, "vector d_model"]
+    """The instruction vector, then one of equal norm for each draw of random heads."""
+    layer: int
+    """Vectors are added after this block."""
+    z: MeanZ
+    """Mean head output over instructed prompts of other tasks: what ablated heads are replaced by."""
+    zero_shot: Tokens
+    instructed: Tokens | None
+    """None: the task has no instruction."""
+    statement: Tokens | None
+    """None: the task has no statement."""
+    seed: int
+
+    @property
+    def sets(self) -> tuple[tuple[Head, ...], ...]:
+        """The chosen heads, then every draw of random ones."""
+        return (self.heads, *self.random)
+
+    def __repr__(self) -> str:
+        lacking = [name for name in ("instructed", "statement") if getattr(self, name) is None]
+        without = f", without {' and '.join(lacking)} prompts" if lacking else ""
+        return (
+            f"Probe({self.task}: {len(self.zero_shot)} queries, {len(self.heads)} heads at layer {self.layer} beside "
+            f"{len(self.random)} random draws{without})"
+        )
+
+
+def prepare(
+    model: HookedTransformer,
+    task: Task,
+    vector: InstructionVector,
+    *,
+    prompts: int = 20,
+    draws: int = 5,
+    others: Sequence[Task] | None = None,
+) -> Probe:
+    """What to ask this model, and those made of it, about a task.
+
+    Args:
+        vector: Of this task, with a layer; its settings decide the split, the template and the seed.
+        prompts: Evaluation pairs to ask about; fewer where the task has fewer.
+        draws: Sets of random heads.
+        others: Tasks whose instructed prompts give the means for ablation; ten built-in ones unless given. The task
+            itself and tasks without an instruction are left out.
+
+    Raises:
+        IvlensError: the vector is of another task or has no layer, or no other task is left.
+        ShapeMismatch: the vector is of a model of other heads or width.
+        PromptError: prompts longer than the context.
+    """
+    for name, value in (("prompts", prompts), ("draws", draws)):
+        if value < 1:
+            raise IvlensError(f"{name} is {value}; it must be 1 or more")
+    if vector.task_digest != task.digest:
+        raise IvlensError(f"the vector is of task {vector.task!r}, not of {task.name!r}; build it on this task")
+    if vector.layer is None:
+        raise IvlensError("the vector has no layer yet; take vector.at(layer)")
+    z, settings = vector.measured()
+    pairs = task.split(shots=settings.shots, seed=settings.seed).evaluation[:prompts]
+    random = random_sets(vector, draws=draws)
+    written = torch.stack([write_vector(model, z, heads) for heads in random])
+    asked = instructed(task, pairs, template=settings.template) if task.instructions else []
+    told = statements(task, pairs)
+    return Probe(
+        task=task.name,
+        heads=vector.heads,
+        random=random,
+        vectors=torch.cat([vector.vector[None], controls.with_norm(written, float(vector.vector.norm()))]),
+        layer=vector.layer,
+        z=other_mean_z(model, task, others, template=settings.template, seed=settings.seed),
+        zero_shot=tokenize(model, zero_shot(pairs, template=settings.template)),
+        instructed=tokenize(model, asked) if asked else None,
+        statement=tokenize(model, told) if told else None,
+        seed=settings.seed,
+    )
+
+
+def random_sets(vector: InstructionVector, *, draws: int) -> tuple[tuple[Head, ...], ...]:
+    """Sets of as many heads as the vector has, of heads that it has not; of all where too few others are left."""
+    z, settings = vector.measured()
+    n_layers, n_heads = z.shape[:2]
+    every = [Head(layer, head) for layer in range(n_layers) for head in range(n_heads)]
+    others, k = [head for head in every if head not in vector.heads], len(vector.heads)
+    pool = others if len(others) >= k else every
+    generator = np.random.default_rng([settings.seed, 3])
+    return tuple(tuple(pool[i] for i in generator.choice(len(pool), k, replace=False)) for _ in range(draws))
+
+
+def other_mean_z(
+    model: HookedTransformer, task: Task, others: Sequence[Task] | None, *, template: Layout, seed: int
+) -> MeanZ:
+    """Mean head output at the last token of instructed prompts of other tasks, each with the same share of prompts.
+
+    Raises:
+        IvlensError: no other task has an instruction and prompts that fit.
+    """
+    built_in = others is None
+    if others is None:
+        others = [find_task(name) for name in controls.draw_other_tasks(task, tasks(), draws=len(tasks()), seed=seed)]
+    usable = [other for other in others if other.instructions and task.name != other.name]
+    usable = [other for other in usable if other.digest != task.digest][: OTHER_TASKS if built_in else None]
+    share = max(1, OTHER_PROMPTS // max(1, len(usable)))
+    generator = np.random.default_rng([seed, 10])
+    asked: list[Prompt] = []
+    for other in usable:
+        pairs = [other.pairs[i] for i in generator.permutation(len(other.pairs))]
+        prompts = instructed(other, cycled(pairs, share), template=template)
+        try:
+            tokenize(model, prompts)
+        except (TaskError, PromptError) as error:
+            warnings.warn(f"left out of the means for ablation: {error}", TaskWarning, stacklevel=3)
+            continue
+        asked += prompts
+    if not asked:
+        raise IvlensError(
+            "no other task has an instruction and prompts that fit the model; give others=[...] with tasks that have"
+        )
+    return mean_z(model, tokenize(model, asked))

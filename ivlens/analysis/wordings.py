@@ -1,0 +1,88 @@
+"""Which wording of an instruction does the model follow best?
+
+Davidson et al. 2025, arXiv:2505.12075, write several instructions for a task and keep those that the model follows
+best. Here the choice is made on validation pairs, on which nothing is reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import pandas as pd
+
+from ivlens.datasets.task import Pair, Task
+from ivlens.errors import IvlensError, TaskError
+from ivlens.patching.activations import answered
+from ivlens.patching.effects import Settings
+from ivlens.prompts.builders import DEFAULT, instructed, tokenize
+from ivlens.prompts.chat import Layout
+from ivlens.storage.run_folder import Table
+from ivlens.vectors import steering_trials
+from ivlens.vectors.head_choice import Chosen
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+WORDINGS = ("number", "wording", "chosen", *steering_trials.VALUES)
+
+Choice = Literal["all", "best"] | int
+"""All wordings in turn, the one that validates best, or the N-th, counted from 1."""
+
+
+def check(task: Task, choice: Choice) -> None:
+    """Raises a TaskError where the task has no such wording, an IvlensError where there is no such choice."""
+    if choice == "all":
+        return
+    if choice != "best" and not isinstance(choice, int):
+        raise IvlensError(f"instruction is {choice!r}; it must be 'all', 'best' or the number of a wording")
+    count = len(task.instructions)
+    if count == 0 or (isinstance(choice, int) and not 1 <= choice <= count):
+        raise TaskError(
+            f"instruction is {choice!r}, but task {task.name!r} has {count} wordings; "
+            f"{f'give all, best or 1 to {count}' if count else 'add instructions to it'}"
+        )
+
+
+def unusual(heads: Chosen, choice: Choice) -> dict[str, Any]:
+    """What a run records of its heads and wordings, where they are not ranked by AIE and taken in turn."""
+    named = [str(head) for head in heads] if isinstance(heads, tuple) else heads
+    recorded = {"heads": named, "instruction": None if choice == "all" else choice}
+    return {key: value for key, value in recorded.items() if value is not None}
+
+
+def worded(model: HookedTransformer, task: Task, choice: Choice, settings: Settings, *, table: Table) -> Task:
+    """The task with the wordings asked for; of `best`, what was tried is kept as the table `instructions`.
+
+    Raises:
+        IvlensError: there is no such wording.
+    """
+    check(task, choice)
+    if choice == "all":
+        return task
+    if choice == "best":
+        pairs = task.split(shots=settings.shots, seed=settings.seed).validation
+        found = table(
+            "instructions",
+            lambda: tried(model, task, pairs, template=settings.template, seed=settings.seed),
+            WORDINGS,
+        )
+        choice = int(found.loc[found["chosen"], "number"].iloc[0])
+    return replace(task, instructions=(task.instructions[choice - 1],))
+
+
+def tried(
+    model: HookedTransformer, task: Task, pairs: Sequence[Pair], *, template: Layout = DEFAULT, seed: int = 0
+) -> pd.DataFrame:
+    """Accuracy and P(answer) under every wording, with intervals over pairs.
+
+    `chosen` is the most accurate one; of equals the one of highest probability, of these the first.
+    """
+    lines = []
+    for number, wording in enumerate(task.instructions, start=1):
+        prompts = instructed(replace(task, instructions=(wording,)), pairs, template=template)
+        values = steering_trials.summary(*answered(model, tokenize(model, prompts)), seed=seed)
+        lines.append({"number": number, "wording": wording, **values})
+    best = max(lines, key=lambda line: (line["accuracy"], line["probability"]))
+    return pd.DataFrame([{**line, "chosen": line is best} for line in lines]).filter(WORDINGS)

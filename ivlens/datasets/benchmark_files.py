@@ -1,0 +1,145 @@
+"""Which questions does a file of a published benchmark ask?
+
+Read as they are: TRACE (Wang et al. 2023, arXiv:2310.06762), O-LoRA's folders (Wang et al. 2023, arXiv:2310.14152) and
+Super-NaturalInstructions (Wang et al. 2022, arXiv:2204.07705).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ivlens.errors import TaskError
+from ivlens.storage.json_files import checked, entries, first, read_json
+
+FORMATS = (
+    "a TRACE folder has train.json, eval.json and test.json of prompt and answer, an O-LoRA folder train.json, "
+    "dev.json, test.json of sentence and label and labels.json"
+)
+OPTIONS = "Answer with one of these options: {options}."
+"""The instruction of an O-LoRA task."""
+
+Pairs = list[tuple[str, str]]
+
+
+class Question(BaseModel):
+    """An entry of TRACE. Where the instruction ends, the format does not tell."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    prompt: str = Field(min_length=1, pattern=r"\S")
+    answer: str = Field(min_length=1, pattern=r"\S")
+
+
+class Sentence(BaseModel):
+    """An entry of O-LoRA."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, str_strip_whitespace=True)
+
+    sentence: str = Field(min_length=1)
+    label: str = Field(min_length=1)
+
+
+class _Labels(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, str_strip_whitespace=True)
+
+    labels: list[str] = Field(min_length=1)
+
+
+class _Instance(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True, str_strip_whitespace=True)
+
+    input: str = Field(min_length=1)
+    output: list[str] | str = Field(min_length=1)
+
+
+class _Instructions(BaseModel):
+    """A Super-NaturalInstructions file but for its instances. It documents many more keys than are needed here."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, str_strip_whitespace=True)
+
+    Definition: list[str] | str = Field(min_length=1)
+    Instances: list[Any] = Field(min_length=1)
+
+
+def kind(content: object) -> str | None:
+    """`trace`, `o-lora` or `instructions` by the keys that only these have; None for anything else."""
+    if isinstance(content, dict) and content.keys() & {"Definition", "Instances"}:
+        return "instructions"
+    head = content[0] if isinstance(content, list) and content else None
+    keys = head.keys() if isinstance(head, dict) else frozenset()
+    if {"input", "output"} & keys:  # Ours or function_vectors', with or without a slip.
+        return None
+    if {"prompt", "answer"} & keys:
+        return "trace"
+    return "o-lora" if {"sentence", "label"} & keys else None
+
+
+def questions(path: Path) -> list[Question]:
+    """The entries of one file of TRACE.
+
+    Raises:
+        TaskError: it cannot be read, or is of another form.
+    """
+    return entries(Question, read_json(path, wanted=FORMATS), str(path))
+
+
+def labels(path: Path) -> list[str]:
+    """What O-LoRA's `labels.json` lists."""
+    return checked(_Labels, {"labels": read_json(path, wanted=FORMATS)}, str(path)).labels
+
+
+def sentences(path: Path, labels: Sequence[str]) -> list[Sentence]:
+    """The entries of one file of O-LoRA.
+
+    Raises:
+        TaskError: it cannot be read, is of another form, or has a label that is not listed.
+    """
+    found = entries(Sentence, read_json(path, wanted=FORMATS), str(path))
+    known = set(labels)
+    for number, one in enumerate(found, start=1):
+        if one.label not in known:
+            raise TaskError(
+                f"{path}: the label of entry {number} is {one.label[:60]!r}, which is not in labels.json "
+                f"({', '.join(labels)[:200]}); mend one of them"
+            )
+    return found
+
+
+def options(labels: Sequence[str]) -> str:
+    """The instruction that asks for one of these labels."""
+    return OPTIONS.replace("{options}", ", ".join(labels))
+
+
+def trace(path: Path) -> tuple[Pairs, str]:
+    """Queries and answers of a file of TRACE, and the instruction, "" where there is none.
+
+    What all prompts begin with, up to the last line break in it, is the instruction; what follows is the query.
+    """
+    found = questions(path)
+    prompts = [one.prompt for one in found]
+    shared = os.path.commonprefix(prompts).rpartition("\n")[0]  # noqa: RUF071 (of text, not of paths)
+    start = len(shared) + 1 if shared.strip() else 0
+    if not all(prompt[start:].strip() for prompt in prompts):
+        start = 0
+    return [(one.prompt[start:], one.answer.strip()) for one in found], shared if start else ""
+
+
+def o_lora(path: Path) -> tuple[Pairs, str]:
+    """Sentences and labels of a file of O-LoRA, and the instruction; `labels.json` lies beside it."""
+    known = labels(path.parent / "labels.json")
+    return [(one.sentence, one.label) for one in sentences(path, known)], options(known)
+
+
+def natural_instructions(content: object, path: Path) -> tuple[Pairs, str]:
+    """Inputs, each with the first of its outputs, and the definition of a Super-NaturalInstructions file."""
+    head = checked(_Instructions, content, str(path))
+    instances = entries(_Instance, head.Instances, f"{path}: 'Instances'")
+    # An input may stand there several times, with one of its right answers each.
+    answers = {one.input: first(one.output) for one in reversed(instances)}
+    wording = head.Definition if isinstance(head.Definition, str) else " ".join(head.Definition)
+    return [(given, answers[given]) for given in dict.fromkeys(one.input for one in instances)], wording

@@ -1,0 +1,212 @@
+"""Which pairs, instructions and statements make up a task?
+
+A task is a set of input/output pairs that one instruction turns into each other. The built-in set is a folder of
+task files in the very format that a user writes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ivlens.datasets import task_files
+from ivlens.datasets.csv_files import Columns
+from ivlens.datasets.huggingface import HUB
+from ivlens.datasets.task_files import Content
+from ivlens.errors import TaskError
+from ivlens.markup import html_table
+
+BUILT_IN = Path(__file__).parents[1] / "lab" / "tasks"
+TOLERATED_CONTRADICTIONS = 0.01
+
+
+class TaskWarning(UserWarning):
+    """A task can be used, but something about it will blur what is measured on it."""
+
+
+class Pair(NamedTuple):
+    """One fact of a task; the output has no leading space."""
+
+    input: str
+    output: str
+
+
+class Split(NamedTuple):
+    """Parts of a task's pairs that share no pair, so that nothing is judged on what it was chosen on."""
+
+    mean: tuple[Pair, ...]
+    """Gives `mean_z` and all demonstrations."""
+    rank: tuple[Pair, ...]
+    """Ranks heads."""
+    validation: tuple[Pair, ...]
+    """Chooses the layer."""
+    evaluation: tuple[Pair, ...]
+    """Measures; nothing is chosen on it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Pairs, the instructions that ask for them, and the plain statement of the same fact."""
+
+    name: str
+    pairs: tuple[Pair, ...]
+    instructions: tuple[str, ...] = ()
+    """Wordings of one instruction, such as "Write the opposite of the word."."""
+    statement: str | None = None
+    """The fact without an instruction, up to the output: "The opposite of {input} is"."""
+
+    def __post_init__(self) -> None:
+        if not self.name.strip():
+            raise TaskError("a task needs a name; give it one")
+        if not self.pairs:
+            raise TaskError(f"task {self.name!r} has no pairs; add pairs of an input and an output")
+        for pair in self.pairs:
+            if not pair.input.strip() or not pair.output.strip():
+                raise TaskError(
+                    f"task {self.name!r} has the pair {tuple(pair)} with an empty side; fill it in or drop it"
+                )
+        if any(not wording.strip() for wording in self.instructions):
+            raise TaskError(f"task {self.name!r} has an empty instruction; fill it in or drop it")
+        if self.statement is not None and "{input}" not in self.statement:
+            raise TaskError(
+                f"the statement of task {self.name!r} is {self.statement!r}, without {{input}}; "
+                "write {input} where the query goes"
+            )
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything that prompts are built from."""
+        content = [self.pairs, self.instructions, self.statement]
+        return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
+
+    def __repr__(self) -> str:
+        return f"Task({self.name!r}, {len(self.pairs)} pairs, {len(self.instructions)} instructions)"
+
+    def lines(self) -> list[tuple[str, str]]:
+        """What a task is, by name: its size, its wordings, its statement and its first pairs."""
+        return [
+            ("pairs", f"{len(self.pairs)}: enough for up to {max(0, len(self.pairs) - 10)} shots"),
+            *(("instruction", wording) for wording in self.instructions or ["none: not measured"]),
+            ("statement", self.statement or "none: not measured"),
+            *(("example", " → ".join(pair)) for pair in self.pairs[:3]),
+        ]
+
+    def _repr_html_(self) -> str:
+        return html_table((self.name, ""), self.lines(), texts=True)
+
+    def split(self, *, shots: int = 10, seed: int = 0) -> Split:
+        """Part the pairs at random into four sets without overlap.
+
+        Two fifths, and at least `shots + 1`, go to the mean (and to demonstrations); of the rest a third ranks
+        heads, a quarter chooses the layer and the others evaluate.
+
+        Raises:
+            TaskError: fewer pairs than `shots` + 10.
+        """
+        if shots < 0:
+            raise TaskError(f"shots is {shots}; it must be 0 or more")
+        total = len(self.pairs)
+        if total < shots + 10:
+            raise TaskError(
+                f"task {self.name!r} has {total} pairs, but {shots} shots need at least {shots + 10} "
+                "(demonstrations, ranking, validation and evaluation share none); add pairs or use fewer shots"
+            )
+        order = np.random.default_rng(seed).permutation(total)
+        shuffled = [self.pairs[i] for i in order]
+        mean = max(shots + 1, round(0.4 * total))
+        rank = mean + max(2, (total - mean) // 3)
+        validation = rank + max(2, (total - mean) // 4)
+        bounds = [0, mean, rank, validation, total]
+        return Split(*(tuple(shuffled[a:b]) for a, b in pairwise(bounds)))
+
+
+def tasks() -> list[str]:
+    """Names of the built-in tasks, in alphabetical order."""
+    return sorted(path.stem for path in BUILT_IN.glob("*.json"))
+
+
+def task(name: str | Path, *, columns: Columns | None = None) -> Task:
+    """A built-in task by name, a task file or folder by path, or a data set of the hub by `hf:NAME`.
+
+    Args:
+        name: A file may be ours, function_vectors', TRACE's, O-LoRA's or Super-NaturalInstructions' JSON, or CSV; a
+            folder one of TRACE, of O-LoRA, or what `save_to_disk` of Hugging Face's `datasets` wrote. In full, `hf:` is
+            `hf:NAME[:CONFIGURATION][@SPLIT]`.
+        columns: Which columns of a CSV file or data set are input and output, where they have no common names.
+
+    Raises:
+        TaskError: there is no such task or file, or it cannot be used.
+    """
+    built_in = BUILT_IN / f"{name}.json"
+    if str(name) in tasks():
+        return read(built_in, columns=columns)  # Which refuses columns.
+    if str(name).startswith(HUB):
+        return _of(task_files.read_hub(str(name), columns), name)
+    path = Path(name)
+    if exists(path):
+        return read(path, columns=columns)
+    close = difflib.get_close_matches(str(name), tasks(), n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}?" if close else "`ivlens tasks` lists the built-in ones."
+    raise TaskError(f"there is no built-in task and no file {str(name)!r}; {hint}")
+
+
+def exists(path: Path) -> bool:
+    """Whether there is such a file or folder."""
+    with suppress(OSError, ValueError):  # A name too long for the file system, or with a null in it, is no file.
+        return path.exists()
+    return False
+
+
+def read(path: Path, *, columns: Columns | None = None) -> Task:
+    """A task file or folder in whichever of the known formats it is; see `task`.
+
+    Raises:
+        TaskError: not readable, of no known format, unknown or missing keys, empty, or with contradicting duplicates.
+    """
+    return _of(task_files.read(path, columns), path)
+
+
+def _of(content: Content, where: str | Path) -> Task:
+    return Task(
+        name=content.name,
+        pairs=_consistent([Pair(*pair) for pair in content.pairs], where),
+        instructions=content.instructions,
+        statement=content.statement,
+    )
+
+
+def _consistent(pairs: Sequence[Pair], path: str | Path) -> tuple[Pair, ...]:
+    """Drop repeated pairs; refuse inputs with two outputs, or leave them out where they are very few."""
+    outputs = defaultdict(set)
+    for pair in pairs:
+        outputs[pair.input].add(pair.output)
+    contradicting = {given: sorted(wanted) for given, wanted in outputs.items() if len(wanted) > 1}
+    if contradicting:
+        given, wanted = next(iter(contradicting.items()))
+        example = f"{given!r} is given the outputs {', '.join(map(repr, wanted))}"
+        # A benchmark's file may hold a slip among hundreds of pairs; measuring on that input would be wrong
+        # either way, and refusing the file would be worse than leaving it out aloud.
+        if len(contradicting) > TOLERATED_CONTRADICTIONS * len(outputs):
+            raise TaskError(f"{path} contradicts itself: {example}; keep one of them")
+        warnings.warn(
+            f"{path} contradicts itself: {example}; left out {listed(contradicting)}", TaskWarning, stacklevel=5
+        )
+    return tuple(dict.fromkeys(pair for pair in pairs if pair.input not in contradicting))
+
+
+def listed(names: Iterable[str], most: int = 5) -> str:
+    """Names in quotes; of many the first, and how many there are more."""
+    names = list(names)
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(repr, names[:most])) + rest

@@ -1,0 +1,116 @@
+"""What can the model still do, and what has it learned? Everything that a study measures after a stage.
+
+The prompts are drawn once, the same for every cell of a study, so that methods are compared on the same questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ivlens.datasets.task import Task
+from ivlens.errors import TaskError
+from ivlens.forgetting.plan import Evaluation
+from ivlens.patching.activations import answered
+from ivlens.prompts.builders import Prompt, Tokens, few_shot, instructed, statements, tokenize
+from ivlens.training.stages import Stage
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+COLUMNS = ("task", "kind", "measure", "heads", "value", "n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paper:
+    """Prompts of one form of many tasks, to be answered together."""
+
+    kind: str
+    """`sequence` or `general`."""
+    accuracy: str
+    """What the share of right answers is called."""
+    probability: str | None
+    """What the mean probability of the first answer token is called; None: not reported."""
+    sizes: Mapping[str, int]
+    """Prompts by task, in order; 0: the task has no such prompts."""
+    tokens: Tokens | None
+
+    def lines(self, model: HookedTransformer) -> Iterator[tuple[str, str, str, str, float, int]]:
+        """`COLUMNS` of every task; NaN where it has no such prompts."""
+        right, first = answered(model, self.tokens) if self.tokens else (torch.zeros(0).bool(), torch.zeros(0))
+        sizes = list(self.sizes.values())
+        for task, own, probabilities in zip(self.sizes, right.split(sizes), first.split(sizes), strict=True):
+            yield task, self.kind, self.accuracy, "", float(own.double().mean()), len(own)
+            if self.probability is not None:
+                yield task, self.kind, self.probability, "", float(probabilities.double().mean()), len(own)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examination:
+    """Questions on general tasks and on the tasks of a sequence."""
+
+    papers: tuple[Paper, ...]
+
+    def __call__(self, model: HookedTransformer) -> pd.DataFrame:
+        """One line a task and measure, `COLUMNS`."""
+        return pd.DataFrame([line for paper in self.papers for line in paper.lines(model)], columns=list(COLUMNS))
+
+
+def examination(
+    model: HookedTransformer, stages: Sequence[Stage], tasks: Sequence[Task], evaluation: Evaluation
+) -> Examination:
+    """Draw and tokenize all prompts.
+
+    Raises:
+        TaskError: a general task without an instruction, or with too few pairs.
+    """
+    general = {task.name: _general(task, evaluation) for task in tasks}
+    few = {name: found[1] for name, found in general.items()}
+    stated = {name: found[2] for name, found in general.items()}
+    return Examination(
+        papers=(
+            _paper(model, "sequence", "accuracy", "probability", {stage.name: stage.test for stage in stages}),
+            _paper(model, "sequence", "trained accuracy", None, {stage.name: stage.train for stage in stages}),
+            _paper(
+                model,
+                "general",
+                "instruction accuracy",
+                "instruction probability",
+                {name: found[0] for name, found in general.items()},
+            ),
+            _paper(model, "general", "few-shot accuracy", None, few),
+            _paper(model, "general", "knowledge accuracy", "knowledge probability", stated),
+        )
+    )
+
+
+def _paper(
+    model: HookedTransformer, kind: str, accuracy: str, probability: str | None, asked: Mapping[str, Sequence[Prompt]]
+) -> Paper:
+    every = [prompt for prompts in asked.values() for prompt in prompts]
+    return Paper(
+        kind=kind,
+        accuracy=accuracy,
+        probability=probability,
+        sizes={name: len(prompts) for name, prompts in asked.items()},
+        tokens=tokenize(model, every) if every else None,
+    )
+
+
+def _general(task: Task, evaluation: Evaluation) -> tuple[list[Prompt], list[Prompt], list[Prompt]]:
+    """A general task's instructed, few-shot and statement prompts; of the last none where it has no statement."""
+    if len(task.pairs) <= evaluation.shots:
+        raise TaskError(
+            f"general task {task.name!r} has {len(task.pairs)} pairs, but {evaluation.shots} demonstrations and a "
+            "query need more; add pairs or use fewer shots"
+        )
+    generator = np.random.default_rng([evaluation.seed, 11])
+    order = [task.pairs[i] for i in generator.permutation(len(task.pairs))]
+    queries = order[: evaluation.queries]
+    few = few_shot(order[: evaluation.few_shot_queries], task.pairs, shots=evaluation.shots, generator=generator)
+    return instructed(task, queries), few, statements(task, queries)

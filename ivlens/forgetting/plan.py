@@ -1,0 +1,246 @@
+"""What is to be studied: model, tasks in their order, methods, seeds and settings, as a TOML file says it.
+
+Unknown keys are refused. Everything that a file leaves out has a default, which is recorded with the run.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pydantic
+
+from ivlens.datasets.task import tasks
+from ivlens.errors import IvlensError, StudyError
+from ivlens.lab.sequences import SEQUENCES
+from ivlens.models.lora import LoraConfig
+from ivlens.storage.atomic_files import LARGEST_TEXT, refuse_unusual
+from ivlens.training.guidance import GUIDANCE, Guidance
+from ivlens.training.loop import Training
+from ivlens.training.methods import METHODS
+
+BUILT_IN = Path(__file__).parents[1] / "lab" / "studies"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What is measured, and on how much."""
+
+    queries: int = 16
+    """Queries of every general task, zero-shot with its instruction and as a statement."""
+    few_shot_queries: int = 8
+    """Queries of every general task with demonstrations."""
+    shots: int = 10
+    probes: tuple[str, ...] = ()
+    """General tasks whose dependence on the instruction vector is measured after every stage."""
+    probe_prompts: int = 20
+    """Prompts of every probe, and prompts that heads are patched on."""
+    clean_prompts: int = 40
+    """Prompts that a mean head output is the mean over."""
+    top: int = 10
+    """Universal heads."""
+    seed: int = 0
+    """Draws the queries; the same for every cell, so that cells are compared on the same prompts."""
+
+    def __post_init__(self) -> None:
+        least = {"queries": 2, "few_shot_queries": 2, "shots": 1, "probe_prompts": 2, "clean_prompts": 1, "top": 1}
+        for name, bound in {**least, "seed": 0}.items():
+            if getattr(self, name) < bound:
+                raise IvlensError(f"evaluation: {name} is {getattr(self, name)}; it must be {bound} or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A study: each of `methods` with each of `seeds` learns `tasks` one after the other."""
+
+    name: str
+    tasks: tuple[str, ...]
+    """Built-in names, sequence tasks of the lab, or paths, in the order in which they are learned."""
+    model: str = "lab"
+    general: tuple[str, ...] = ()
+    """Tasks that are never trained on; none named: all built-in ones."""
+    guides: tuple[str, ...] = ()
+    """General tasks whose prompts rank the universal heads and give the general vectors; none named: every other one
+    of `general`, so that guidance is judged on tasks, too, that it has seen nothing of."""
+    methods: tuple[str, ...] = ("lora", "lora+iv", "lora+kl")
+    """A method, `+` and a guidance, if any."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Each parts the tasks' pairs, draws the adapters and orders the batches."""
+    train_prompts: int | None = None
+    """At most so many training prompts a stage; None: all."""
+    threads: int = 1
+    """Threads of a cell on the CPU. Part of the record, since sums depend on it in their last bits."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    training: Training = field(default_factory=Training)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    guidance: Mapping[str, Guidance] = field(default_factory=dict)
+    """Forms of guidance beside, or in place of, those of `training.guidance.GUIDANCE`; kept are those that differ."""
+    settings: Mapping[str, Mapping[str, int | float]] = field(default_factory=dict)
+    """Of the methods, by their names, such as `ewc.weight`."""
+
+    def __post_init__(self) -> None:
+        for name in ("tasks", "methods", "seeds"):
+            if not getattr(self, name):
+                raise StudyError(f"the study's list of {name} is empty; name at least one")
+        for name in ("tasks", "general", "guides", "methods", "seeds"):
+            _refuse_repeated(name, getattr(self, name))
+        _refuse_repeated("evaluation.probes", self.evaluation.probes)
+        if min(self.seeds) < 0:
+            raise StudyError(f"a seed of the study is {min(self.seeds)}; seeds are 0 or more")
+        if self.threads < 1:
+            raise StudyError(f"threads is {self.threads}; it must be 1 or more")
+        if self.train_prompts is not None and self.train_prompts < 2:
+            raise StudyError(f"train_prompts is {self.train_prompts}; it must be 2 or more, or be left out")
+        for name in self.guidance:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):  # It is part of a folder's name.
+                raise StudyError(f"a guidance is called {name!r}; use letters, digits, '-', '_' and '.'")
+        others = {name: form for name, form in self.guidance.items() if GUIDANCE.get(name) != form}
+        object.__setattr__(self, "guidance", others)
+        for method in self.methods:
+            self.parts(method)
+        for method in self.settings:
+            self.method(method)
+
+    def parts(self, cell: str) -> tuple[str, Guidance | None]:
+        """Method and guidance that a name such as `ewc+iv` stands for.
+
+        Raises:
+            StudyError: one of them does not exist; those that do are named.
+        """
+        name, plus, guidance = cell.partition("+")
+        known = {**GUIDANCE, **self.guidance}
+        if name not in METHODS:
+            raise StudyError(f"there is no method {name!r} (of {cell!r}); there are {', '.join(METHODS)}")
+        if plus and guidance not in known:
+            raise StudyError(f"there is no guidance {guidance!r} (of {cell!r}); there are {', '.join(known)}")
+        return name, known[guidance] if plus else None
+
+    def method(self, name: str) -> Any:
+        """A new method with this study's settings for it."""
+        if name not in METHODS:
+            raise StudyError(f"there is no method {name!r} (of settings); there are {', '.join(METHODS)}")
+        given, kind = self.settings.get(name, {}), METHODS[name]
+        _refuse_unknown(kind, given, f"settings.{name}.")
+        types = get_type_hints(kind)
+        return kind(**{key: _typed(types[key], value, f"settings.{name}.{key}") for key, value in given.items()})
+
+    def with_changes(self, **changes: Any) -> Plan:
+        """The same plan but for what is not None."""
+        return replace(self, **{key: value for key, value in changes.items() if value is not None})
+
+    def record(self) -> dict[str, Any]:
+        """Everything but the model's name, as plain values; every form of guidance that is used in full."""
+        recorded = asdict(self)
+        used = {name.partition("+")[2]: self.parts(name)[1] for name in self.methods}
+        recorded["guidance"] |= {name: asdict(form) for name, form in used.items() if form is not None}
+        del recorded["model"]
+        return recorded
+
+
+def read(name: str | Path) -> Plan:
+    """A built-in study by name, or a TOML file by path. Paths in a file are relative to its folder.
+
+    Raises:
+        StudyError: there is none, it is no TOML, or a key or value cannot be used.
+    """
+    built_in = BUILT_IN / f"{name}.toml"
+    path = built_in if str(name) in studies() else Path(name)
+    try:
+        refuse_unusual(path, LARGEST_TEXT)
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        known = ", ".join(studies())
+        raise StudyError(
+            f"there is no built-in study and no file {str(name)!r} ({error.strerror}); built-in are {known}"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise StudyError(f"{path} is no TOML file ({error}); mend that place") from error
+    try:
+        plan = _plan({"name": path.stem, **content})
+    except IvlensError as error:
+        raise StudyError(f"{path}: {error}") from error
+    beside = {key: tuple(_beside(path, one) for one in getattr(plan, key)) for key in ("tasks", "general", "guides")}
+    probes = tuple(_beside(path, one) for one in plan.evaluation.probes)
+    return replace(plan, **beside, evaluation=replace(plan.evaluation, probes=probes), model=_beside(path, plan.model))
+
+
+def from_record(record: Mapping[str, Any]) -> Plan:
+    """What `Plan.record` made, with the model's name."""
+    return _plan(record)
+
+
+def studies() -> list[str]:
+    """Names of the built-in studies."""
+    return sorted(path.stem for path in BUILT_IN.glob("*.toml"))
+
+
+def _beside(path: Path, name: str) -> str:
+    """A path in a file is meant from the file's folder; what is built in, and a hub id, is no path."""
+    if path.parent == BUILT_IN or name in {"lab", *tasks(), *(one for names in SEQUENCES.values() for one in names)}:
+        return name
+    found = path.parent / Path(name).expanduser()
+    with suppress(OSError, ValueError):  # A name too long for the file system, or with a null in it, is no path.
+        # Nothing of that name in another folder, from which the command happens to be run, may take its place.
+        return str(found) if found.exists() or Path(name).exists() else name
+    return name
+
+
+def _plan(content: Mapping[str, Any]) -> Plan:
+    _refuse_unknown(Plan, content, "")
+    given = dict(content)
+    for key, kind in {"lora": LoraConfig, "training": Training, "evaluation": Evaluation}.items():
+        if key in given:
+            _refuse_unknown(kind, _table(given[key], key), f"{key}.")
+    if "guidance" in given:
+        forms = _table(given["guidance"], "guidance")
+        given["guidance"] = {name: _guidance(name, form) for name, form in forms.items()}
+    return _typed(Plan, given, "")
+
+
+def _guidance(name: str, form: Any) -> dict[str, Any]:
+    """A form of a known name changes that form; any other starts from the published one."""
+    _refuse_unknown(Guidance, _table(form, f"guidance.{name}"), f"guidance.{name}.")
+    return {**asdict(GUIDANCE.get(name, Guidance())), **form}
+
+
+def _typed(kind: Any, content: Any, where: str) -> Any:
+    """A value, or a dataclass of a table of values, nothing of which is taken for something of another type.
+
+    Raises:
+        StudyError: a value of another type, or a missing one.
+    """
+    try:
+        # From JSON, where a list may become a tuple, while a number in quotes stays a text.
+        return pydantic.TypeAdapter(kind).validate_json(json.dumps(content, default=str), strict=True)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(filter(None, [where, *map(str, first["loc"])]))
+        if first["type"] == "missing":
+            raise StudyError(f"{key} is missing; add it") from error
+        wanted = first["msg"].replace("Input", "it").replace("a valid array", "a list").replace("an object", "a table")
+        raise StudyError(f"{key} is {first['input']!r}; {wanted}") from error
+
+
+def _refuse_unknown(kind: type, given: Mapping[str, Any], place: str) -> None:
+    known = [one.name for one in fields(kind) if one.init and not one.name.startswith("_")]
+    for key in given:
+        if key not in known:
+            raise StudyError(f"unknown key {place}{key}; known are {', '.join(known) or 'none'}")
+
+
+def _refuse_repeated(name: str, values: Sequence[object]) -> None:
+    repeated = sorted({str(value) for value in values if values.count(value) > 1})
+    if repeated:
+        raise StudyError(f"the study's list of {name} names {', '.join(repeated)} more than once; name each one once")
+
+
+def _table(content: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(content, Mapping):
+        raise StudyError(f"{where} is {content!r}; it must be a table of keys and values, [{where}]")
+    return content

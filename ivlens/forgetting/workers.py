@@ -1,0 +1,173 @@
+"""Who trains the cells of a study: this process, one after the other, or several side by side?"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ivlens.datasets.task import Task
+from ivlens.errors import StudyError
+from ivlens.forgetting import cell
+from ivlens.forgetting.cell import Bench, Cell
+from ivlens.forgetting.evaluation import examination
+from ivlens.forgetting.plan import Plan
+from ivlens.forgetting.preparation import bench_from, bench_of, general_tasks, sequence
+from ivlens.models import peft
+from ivlens.storage import run_folder
+from ivlens.training.stages import Stage
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+
+def train(
+    asked: Plan,
+    base: HookedTransformer,
+    general: Sequence[Task],
+    sequences: Mapping[int, Sequence[Stage]],
+    run: run_folder.Run,
+    workers: int,
+    *,
+    device: str,
+    dtype: str,
+) -> Generator[int]:
+    """Yields once for every stage of the cells that are left."""
+    bench, waiting = bench_of(asked, base, general, run), left(asked, run.folder)
+    if min(workers, len(waiting)) > 1:
+        yield from _side_by_side(waiting, asked, run.folder, workers, device=device, dtype=dtype)
+    else:
+        yield from _one_by_one(waiting, bench, sequences, general)
+
+
+def left(asked: Plan, folder: Path) -> list[Cell]:
+    return [one for one in all_cells(asked, folder) if not one.is_done(len(asked.tasks))]
+
+
+def n_stages(cells: Sequence[Cell]) -> int:
+    return sum(len(one.plan.tasks) + 1 for one in cells)
+
+
+def _one_by_one(
+    cells: Sequence[Cell], bench: Bench, sequences: Mapping[int, Sequence[Stage]], general: Sequence[Task]
+) -> Iterator[int]:
+    for one in cells:
+        exam = examination(bench.model, sequences[one.seed], general, one.plan.evaluation)
+        yield from cell.run(one, bench, sequences[one.seed], exam)
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Sums depend on the number of threads in their last bits: the same in this process and in workers."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def trained_beside(base: HookedTransformer) -> Iterator[None]:
+    """The model's own weights take no gradients; afterwards those do that did before."""
+    before = [weight for weight in base.parameters() if weight.requires_grad]
+    base.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in before:
+            weight.requires_grad_(True)
+
+
+def _side_by_side(
+    cells: Sequence[Cell], asked: Plan, folder: Path, workers: int, *, device: str, dtype: str
+) -> Iterator[int]:
+    """Yields once for every stage whose table appears; a worker's error ends the study."""
+    context = multiprocessing.get_context("spawn")
+    before = _n_done(cells)
+    yield from range(before)
+    arguments = (asked, folder, device, dtype)
+    with ProcessPoolExecutor(min(workers, len(cells)), context, _start_worker, arguments) as pool:
+        futures = [pool.submit(_work, one) for one in cells]
+        try:
+            yield from _watched(futures, cells, before)
+        except BrokenProcessPool as error:
+            raise StudyError(
+                "a worker process ended before its time; was it killed, or out of memory? Run the same command again, "
+                "with fewer workers"
+            ) from error
+        except BaseException:
+            processes = list((pool._processes or {}).values())  # The pool forgets them when it is shut down.
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in processes:
+                process.terminate()
+            for process in processes:  # None is to write into the folder after this.
+                process.join(10)
+            raise
+
+
+def _watched(futures: Sequence[Future[None]], cells: Sequence[Cell], seen: int) -> Iterator[int]:
+    while True:
+        waiting = wait(futures, timeout=1, return_when="FIRST_EXCEPTION").not_done
+        for future in futures:
+            if future.done():
+                future.result()
+        now = _n_done(cells)
+        yield from range(seen, now)
+        seen = now
+        if not waiting:
+            return
+
+
+def _n_done(cells: Sequence[Cell]) -> int:
+    return sum(one.is_done(stage) for one in cells for stage in range(len(one.plan.tasks) + 1))
+
+
+_WORKER: dict[str, Any] = {}
+"""What a worker process has loaded once for all of its cells."""
+
+
+def _start_worker(asked: Plan, folder: Path, device: str, dtype: str) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the study itself, which ends its workers.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(asked.threads)
+    base, general = peft.load(asked.model, device=device, dtype=dtype), general_tasks(asked)
+    _WORKER["general"] = general
+    _WORKER["bench"] = bench_from(asked, base, general, folder / "universal.safetensors")
+
+
+def _end_with_parent() -> None:
+    """A worker whose study was killed must not write on beside the next one, nor wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _work(one: Cell) -> None:
+    general = _WORKER["general"]
+    sequences = {one.seed: sequence(one.plan, one.seed, general)}
+    for _ in _one_by_one([one], _WORKER["bench"], sequences, general):
+        pass
+
+
+def cores(base: HookedTransformer) -> int:
+    return 1 if torch.device(base.cfg.device or "cpu").type != "cpu" else os.cpu_count() or 1
+
+
+def all_cells(asked: Plan, folder: Path) -> list[Cell]:
+    """Seed by seed, so that a study that is stopped early has all methods of the seeds that it has."""
+    return [
+        Cell(plan=asked, method=method, seed=seed, folder=folder / "cells" / f"{method}-{seed}")
+        for seed in asked.seeds
+        for method in asked.methods
+    ]

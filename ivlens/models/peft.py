@@ -1,0 +1,286 @@
+"""How is an adapter exchanged with PEFT, and how does a model come with one?
+
+A PEFT folder has `adapter_config.json` and `adapter_model.safetensors`; the names of tensors are those of the
+Hugging Face model's linear layers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ivlens.errors import IvlensError, ShapeMismatch
+from ivlens.models import hooked, lora, peft_layout
+from ivlens.models.lora import Adapter, Factors
+from ivlens.models.peft_config import CONFIG, read_config, written_config
+from ivlens.models.peft_layout import Linear
+from ivlens.storage import tensor_files
+from ivlens.storage.atomic_files import as_run_error, replacing, write_whole
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+WEIGHTS = "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def load(
+    model: str | Path | HookedTransformer,
+    *,
+    adapter: str | Path | Sequence[str | Path] | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+) -> HookedTransformer:
+    """Load a model, prove that it computes what transformers computes, and merge adapters into its weights.
+
+    The proof runs in float32 on the CPU, on a short prompt of random tokens, and takes 4 bytes of memory a parameter.
+
+    Args:
+        model: `lab`, a local Hugging Face folder, a hub id, or a HookedTransformer or TransformerBridge, which
+            is checked and returned as it is. Needs safetensors; pickles and code out of a checkpoint are never run.
+        adapter: A local folder that PEFT saved a LoRA adapter of this model to, or several, merged from left to right.
+            The model keeps its name; its weight digest becomes another one.
+        device: `auto` (CUDA if there is any, else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`.
+        dtype: `float32`, `bfloat16`, `float16`, `float64`, or `auto`: float32, but bfloat16 on CUDA for a checkpoint
+            that is stored in 16 bits.
+        revision: Branch, tag or commit of a hub id.
+
+    Returns:
+        A model in eval mode with no gradients and with its tokenizer. Text gets a BOS token where the checkpoint's
+        own tokenizer adds one, and on GPT-2, whose heads rest on `<|endoftext|>` (TransformerLens' convention).
+
+    Raises:
+        ModelError: the model cannot be read, is not supported, or comes out different (see `models.load`).
+        ShapeMismatch: the adapter is of another model.
+        IvlensError: an adapter cannot be read, asks for what ivlens does not compute, or changes nothing.
+    """
+    folders = [adapter] if isinstance(adapter, str | Path) else list(adapter or ())
+    if not folders:
+        return hooked.load(model, device=device, dtype=dtype, revision=revision)
+    if not isinstance(model, str | Path):
+        raise IvlensError(
+            f"adapter was given with a {type(model).__name__}, which is taken as it is; give the model's folder or hub "
+            "id, or attach what ivlens.models.peft.read_adapter returns"
+        )
+    for folder in folders:  # Before a large model is read.
+        read_config(Path(folder))
+    loaded = hooked.load(model, device=device, dtype=dtype, revision=revision)
+    for folder in folders:
+        _merge(loaded, folder)
+    return loaded
+
+
+def _merge(model: HookedTransformer, folder: str | Path) -> None:
+    """Merge one adapter for good; raises IvlensError where that changes nothing, or makes outputs NaN."""
+    found = read_adapter(folder, model)
+    before = _log_probs(model)
+    lora.merge(model, found)
+    after = _log_probs(model)
+    if not after.isfinite().all():
+        raise IvlensError(f"with the adapter in {folder} the model's outputs are NaN or infinite; train it again")
+    if torch.equal(before, after):
+        raise IvlensError(
+            f"the adapter in {folder} changes no output of {hooked.model_name(model)} in {model.cfg.dtype}; "
+            "load in float32, or give an adapter that was trained"
+        )
+
+
+def read_adapter(folder: str | Path, model: HookedTransformer) -> Adapter:
+    """Read a LoRA adapter that PEFT saved.
+
+    The weights of a fused layer (`c_attn`, `query_key_value`, `qkv_proj`, `gate_up_proj`) share its `A`, less the
+    rows that a weight makes no use of. Factors are at least float32, on the model's device, and need no gradient.
+    Where layers have their own scale (`alpha_pattern`, `rank_pattern`), it goes into `B`.
+
+    Args:
+        folder: Has `adapter_config.json` and `adapter_model.safetensors`; a pickle is never opened.
+        model: With unprocessed weights, as `load` returns it.
+
+    Raises:
+        ShapeMismatch: the adapter is of another model; both shapes are named.
+        IvlensError: a file is missing or damaged, tensors and configuration disagree, the configuration asks for
+            something that is not supported, a value is NaN or infinite, or every update is zero.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    shapes = _shapes(folder)
+    adapted = [linear for linear in peft_layout.linears(model) if config.adapts(linear)]
+    if not adapted:
+        raise IvlensError(
+            f"{folder / CONFIG} targets {config.target_modules}, none of which {hooked.model_name(model)} has; "
+            "give an adapter of this model"
+        )
+    # Before gaps: of an adapter of another model, shapes say most. Before any tensor is read: it may be of any size.
+    for linear in adapted:
+        if shapes.keys() >= set(_tensor_names(linear)):
+            _refuse_misfit(shapes, model, linear, config.rank(linear), folder)
+    _refuse_gaps(shapes, adapted, folder)
+    held, _ = tensor_files.read(folder / WEIGHTS, remedy="copy it again", most=None)
+    scale = config.scale(adapted[0])
+    factors = {}
+    for linear in adapted:
+        both = Factors(*(_floating(held[name], linear, folder) for name in _tensor_names(linear)))
+        factors |= _split(_working(both, model, share=config.scale(linear) / scale), model, linear)
+    adapter = Adapter(factors=factors, scale=scale)
+    lora.check(model, adapter)
+    if adapter.is_nothing():
+        raise IvlensError(f"every update of the adapter in {folder} is zero, as before training; give a trained one")
+    return adapter
+
+
+def write_adapter(
+    adapter: Adapter, folder: str | Path, model: HookedTransformer, *, base: str | Path | None = None
+) -> None:
+    """Write an adapter as PEFT's two files, each whole or not at all, the configuration last.
+
+    Several weights of a fused layer whose `A` differ become one update of block-stacked `A`: its rank is the sum of
+    theirs, and the update is exact. `read_adapter` gives the single weights back.
+
+    Args:
+        folder: Made where needed; an adapter in it is replaced.
+        model: What the adapter is of, with unprocessed weights.
+        base: Hub id or folder of the base model, for other tools; the model's name unless given.
+
+    Raises:
+        ShapeMismatch: the adapter is of another model.
+        IvlensError: it has NaN in it, or weights that are in no linear layer that PEFT could adapt.
+        RunError: the disk refuses.
+    """
+    import safetensors.torch
+
+    folder = Path(folder)
+    lora.check(model, adapter)
+    linears = peft_layout.linears(model)
+    held = {name for linear in linears for name in linear.weights}
+    if not adapter.factors or not held.issuperset(adapter.factors):
+        strange = next((name for name in adapter.factors if name not in held), "no weight at all")
+        raise IvlensError(f"the adapter is on {strange}, which PEFT has no place for; adapt weights inside blocks")
+    fused = {linear: _fuse(adapter, model, linear) for linear in linears if _is_on(adapter, linear)}
+    held = {
+        # Copies, since safetensors refuses tensors that share memory.
+        name: factor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for linear, factors in fused.items()
+        for name, factor in zip(_tensor_names(linear), factors, strict=True)
+    }
+    ranks = {linear: len(factors.A) for linear, factors in fused.items()}
+    config = written_config(ranks, adapter.scale, linears) | {
+        "base_model_name_or_path": str(base or hooked.model_name(model)),
+        "fan_in_fan_out": peft_layout.is_transposed(model),
+    }
+    with as_run_error(folder / CONFIG):
+        # Never a configuration beside another adapter's tensors.
+        (folder / CONFIG).unlink(missing_ok=True)
+    with replacing(folder / WEIGHTS) as temporary:
+        safetensors.torch.save_file(held, temporary, metadata={"format": "pt"})
+    write_whole(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+
+
+def _is_on(adapter: Adapter, linear: Linear) -> bool:
+    return not adapter.factors.keys().isdisjoint(linear.weights)
+
+
+def _shapes(folder: Path) -> Mapping[str, tuple[int, ...]]:
+    path = folder / WEIGHTS
+    if not path.is_file():
+        pickle = (folder / "adapter_model.bin").is_file()
+        raise IvlensError(
+            f"{folder} has its tensors in adapter_model.bin, a pickle, which ivlens never opens; save the adapter "
+            "again with PEFT's save_pretrained, which writes safetensors"
+            if pickle
+            else f"there is no {WEIGHTS} in {folder}; copy it again"
+        )
+    return tensor_files.stored(path, remedy="copy it again").shapes
+
+
+def _tensor_names(linear: Linear) -> tuple[str, str]:
+    return f"{_PREFIX}{linear.path}.lora_A.weight", f"{_PREFIX}{linear.path}.lora_B.weight"
+
+
+def _refuse_gaps(shapes: Mapping[str, object], adapted: list[Linear], folder: Path) -> None:
+    wanted = {name for linear in adapted for name in _tensor_names(linear)}
+    missing = sorted(wanted - shapes.keys())
+    if missing:
+        raise IvlensError(
+            f"{folder / CONFIG} asks for {missing[0]}, which {WEIGHTS} does not have ({len(missing)} are missing); "
+            "the two files are not of one adapter, or not of this model"
+        )
+    unused = sorted(shapes.keys() - wanted)
+    if unused:
+        raise IvlensError(
+            f"{folder / WEIGHTS} has {unused[0]}, which nothing uses ({len(unused)} such): {CONFIG} does not target it "
+            "or the model has no such linear layer inside its blocks; save the adapter again without it"
+        )
+
+
+def _refuse_misfit(
+    shapes: Mapping[str, tuple[int, ...]], model: HookedTransformer, linear: Linear, rank: int, folder: Path
+) -> None:
+    d_in, d_out = peft_layout.shape(model, linear)
+    a, b = (shapes[name] for name in _tensor_names(linear))
+    if (a, b) != ((rank, d_in), (d_out, rank)):
+        raise ShapeMismatch(
+            f"the adapter in {folder} has A {a} and B {b} for {linear.path}, but "
+            f"{hooked.model_name(model)} at rank {rank} needs {(rank, d_in)} and {(d_out, rank)}; "
+            "give an adapter of this model"
+        )
+
+
+def _floating(factor: Tensor, linear: Linear, folder: Path) -> Tensor:
+    if factor.dtype not in _DTYPES:
+        raise IvlensError(f"{linear.path} is stored as {factor.dtype} in {folder}; save the adapter in float32")
+    return factor
+
+
+def _working(both: Factors, model: HookedTransformer, *, share: float) -> Factors:
+    """On the model's device, in float32 or better, `B` times `share`."""
+    dtype = torch.promote_types(torch.promote_types(both.A.dtype, torch.float32), model.cfg.dtype)
+    a, b = (factor.to(model.cfg.device, dtype) for factor in both)
+    return Factors(a, b if share == 1 else b * share)
+
+
+def _split(both: Factors, model: HookedTransformer, linear: Linear) -> dict[str, Factors]:
+    """The factors of each weight of a linear layer, without what is exactly zero where there are several."""
+    if len(linear.weights) == 1:
+        return {linear.weights[0]: both}
+    split = {}
+    for name, rows in zip(linear.weights, peft_layout.outputs(model, linear), strict=True):
+        own = both.B[rows.to(both.B.device)]
+        used = own.ne(0).any(dim=0)
+        if used.any():
+            split[name] = Factors(both.A[used], own[:, used])
+    return split
+
+
+def _fuse(adapter: Adapter, model: HookedTransformer, linear: Linear) -> Factors:
+    """One update for a whole linear layer. Weights with equal `A` share it; others are stacked."""
+    if len(linear.weights) == 1:
+        return adapter.factors[linear.weights[0]]
+    parts = [
+        (adapter.factors[name], rows)
+        for name, rows in zip(linear.weights, peft_layout.outputs(model, linear), strict=True)
+        if name in adapter.factors
+    ]
+    stacked: list[Tensor] = []
+    for factors, _ in parts:
+        if not any(torch.equal(factors.A, a) for a in stacked):
+            stacked.append(factors.A)
+    a = torch.cat(stacked)
+    b = a.new_zeros(peft_layout.shape(model, linear)[1], len(a))
+    starts = [sum(map(len, stacked[:number])) for number in range(len(stacked))]
+    for factors, rows in parts:
+        start = next(start for start, own in zip(starts, stacked, strict=True) if torch.equal(factors.A, own))
+        b[rows.to(b.device), start : start + len(factors.A)] = factors.B.detach()
+    return Factors(a.detach(), b)
+
+
+def _log_probs(model: HookedTransformer) -> Tensor:
+    tokens = torch.randint(model.cfg.d_vocab, (1, min(32, model.cfg.n_ctx)), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        return model(tokens.to(model.cfg.device)).float().log_softmax(-1)

@@ -1,0 +1,181 @@
+"""Which linear layer of a Hugging Face model holds which weight of a HookedTransformer?
+
+PEFT names and adapts linear layers. Some of them hold several weights one after the other (GPT-2's `c_attn`,
+Phi-3's `qkv_proj` and `gate_up_proj`) or head by head (NeoX' `query_key_value`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from einops import rearrange
+from jaxtyping import Int
+from torch import Tensor
+
+from ivlens.errors import IvlensError
+from ivlens.models import bridge, hooked, weights
+from ivlens.models.weights import Target
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+
+class Linear(NamedTuple):
+    """One linear layer of a Hugging Face model."""
+
+    path: str
+    """As Hugging Face names it, such as `model.layers.0.self_attn.q_proj`."""
+    layer: int
+    weights: tuple[str, ...]
+    """Names of the weights that it holds, such as `blocks.0.attn.W_Q`, in the order of its outputs."""
+    by_head: bool
+    """Do the outputs go head by head, and only then weight by weight?"""
+
+
+class _Layout(NamedTuple):
+    blocks: str
+    linears: Mapping[str, tuple[Target, ...]]
+    by_head: str = ""
+
+
+_GATED = _Layout(
+    "model.layers",
+    {
+        "self_attn.q_proj": ("W_Q",),
+        "self_attn.k_proj": ("W_K",),
+        "self_attn.v_proj": ("W_V",),
+        "self_attn.o_proj": ("W_O",),
+        "mlp.gate_proj": ("W_gate",),
+        "mlp.up_proj": ("W_in",),
+        "mlp.down_proj": ("W_out",),
+    },
+)
+_LAYOUTS = {
+    "GPT2LMHeadModel": _Layout(
+        "transformer.h",
+        {
+            "attn.c_attn": ("W_Q", "W_K", "W_V"),
+            "attn.c_proj": ("W_O",),
+            "mlp.c_fc": ("W_in",),
+            "mlp.c_proj": ("W_out",),
+        },
+    ),
+    "GPTJForCausalLM": _Layout(
+        "transformer.h",
+        {
+            "attn.q_proj": ("W_Q",),
+            "attn.k_proj": ("W_K",),
+            "attn.v_proj": ("W_V",),
+            "attn.out_proj": ("W_O",),
+            "mlp.fc_in": ("W_in",),
+            "mlp.fc_out": ("W_out",),
+        },
+    ),
+    "GPTNeoXForCausalLM": _Layout(
+        "gpt_neox.layers",
+        {
+            "attention.query_key_value": ("W_Q", "W_K", "W_V"),
+            "attention.dense": ("W_O",),
+            "mlp.dense_h_to_4h": ("W_in",),
+            "mlp.dense_4h_to_h": ("W_out",),
+        },
+        by_head="attention.query_key_value",
+    ),
+    "OPTForCausalLM": _Layout(
+        "model.decoder.layers",
+        {
+            "self_attn.q_proj": ("W_Q",),
+            "self_attn.k_proj": ("W_K",),
+            "self_attn.v_proj": ("W_V",),
+            "self_attn.out_proj": ("W_O",),
+            "fc1": ("W_in",),
+            "fc2": ("W_out",),
+        },
+    ),
+    "Phi3ForCausalLM": _Layout(
+        "model.layers",
+        {
+            "self_attn.qkv_proj": ("W_Q", "W_K", "W_V"),
+            "self_attn.o_proj": ("W_O",),
+            "mlp.gate_up_proj": ("W_gate", "W_in"),
+            "mlp.down_proj": ("W_out",),
+        },
+    ),
+} | dict.fromkeys(
+    (
+        "Gemma2ForCausalLM",
+        "LlamaForCausalLM",
+        "MistralForCausalLM",
+        "Olmo2ForCausalLM",
+        "Qwen2ForCausalLM",
+        "Qwen3ForCausalLM",
+    ),
+    _GATED,
+)
+
+
+def is_known(model: HookedTransformer) -> bool:
+    """Has PEFT names for this model's weights, as far as ivlens knows?"""
+    return str(model.cfg.original_architecture) in _LAYOUTS and not _is_folded(model)
+
+
+def _is_folded(model: HookedTransformer) -> bool:
+    return str(model.cfg.normalization_type).endswith("Pre")
+
+
+def linears(model: HookedTransformer) -> list[Linear]:
+    """The linear layers of all blocks, in the model's order.
+
+    Raises:
+        IvlensError: an architecture without a layout, or weights that norms were folded into, on which the update
+            of a checkpoint's weight would be another one.
+    """
+    bridge.refuse_adapters(model)
+    architecture, name = str(model.cfg.original_architecture), hooked.model_name(model)
+    if architecture not in _LAYOUTS:
+        raise IvlensError(
+            f"{name} is a {architecture}, of which ivlens does not know PEFT's names; it knows {', '.join(_LAYOUTS)}"
+        )
+    if _is_folded(model):
+        raise IvlensError(
+            f"the norms of {name} are folded into its weights, which a PEFT adapter does not fit; "
+            "load the model with ivlens.load, or from_pretrained_no_processing"
+        )
+    blocks, parts, by_head = _LAYOUTS[architecture]
+    return [
+        Linear(
+            f"{blocks}.{layer}.{part}",
+            layer,
+            tuple(weights.weight_name(layer, target) for target in targets),
+            part == by_head,
+        )
+        for layer in range(model.cfg.n_layers)
+        for part, targets in parts.items()
+    ]
+
+
+def shape(model: HookedTransformer, linear: Linear) -> tuple[int, int]:
+    """Inputs and outputs of a linear layer."""
+    shapes = [weights.matrix_shape(model, name) for name in linear.weights]
+    return shapes[0][0], sum(d_out for _, d_out in shapes)
+
+
+def outputs(model: HookedTransformer, linear: Linear) -> list[Int[Tensor, " d_out"]]:
+    """Which outputs of a linear layer are those of each of its weights."""
+    sizes = [weights.matrix_shape(model, name)[1] for name in linear.weights]
+    if not linear.by_head:
+        return list(torch.arange(sum(sizes)).split(sizes))
+    by_head = rearrange(
+        torch.arange(sum(sizes)),
+        "(head weight d_head) -> weight (head d_head)",
+        weight=len(sizes),
+        head=model.cfg.n_heads,
+    )
+    return list(by_head)
+
+
+def is_transposed(model: HookedTransformer) -> bool:
+    """Does the checkpoint keep weights inputs first (PEFT's `fan_in_fan_out`)?"""
+    return str(model.cfg.original_architecture) == "GPT2LMHeadModel"

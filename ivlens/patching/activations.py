@@ -1,0 +1,161 @@
+"""What does the model compute on a batch of prompts: logits at the answer, heads' outputs at the last prompt token.
+
+Every run takes an explicit mask: TransformerLens gives pads no position and no attention only then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ivlens.errors import ModelError
+from ivlens.measures import first_token_probability, greedy_match
+from ivlens.models import bridge
+from ivlens.patching import block_forward
+from ivlens.progress import track
+from ivlens.prompts.builders import Tokens
+from ivlens.shapes import Head, MeanZ
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+# Tokens of one forward pass; more gains no speed and costs memory.
+TOKENS_PER_PASS = 4096
+
+AnswerLogits = Float[Tensor, "prompt answer vocab"]
+
+
+def batches(tokens: Tokens, *, size: int | None = None) -> Iterator[Tokens]:
+    """Parts of at most `size` prompts, or of about 4096 tokens."""
+    width = tokens.prompts.shape[1] + tokens.answers.shape[1]
+    size = size or max(1, TOKENS_PER_PASS // width)
+    for start in range(0, len(tokens), size):
+        yield tokens[start : start + size]
+
+
+def with_answers(tokens: Tokens) -> tuple[Int[Tensor, "prompt pos"], Bool[Tensor, "prompt pos"]]:
+    """Prompts followed by all answer tokens but the last, and their mask: what teacher forcing reads."""
+    ids = torch.cat([tokens.prompts, tokens.answers[:, :-1]], dim=1)
+    # An answer's token is read if the answer goes on behind it.
+    return ids, torch.cat([tokens.mask, tokens.answer_mask[:, 1:]], dim=1)
+
+
+def unembed(model: HookedTransformer, resid: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
+    """Logits of a final residual stream, soft cap included."""
+    flat = resid.reshape(1, -1, resid.shape[-1])
+    normed = flat if model.cfg.normalization_type is None else model.ln_final(flat)
+    logits = model.unembed(normed)
+    cap = model.cfg.output_logits_soft_cap
+    if cap > 0:
+        logits = cap * torch.tanh(logits / cap)
+    return logits.reshape(*resid.shape[:-1], -1)
+
+
+@torch.no_grad()
+def answer_logits(model: HookedTransformer, tokens: Tokens) -> AnswerLogits:
+    """`differentiable_answer_logits` without gradients."""
+    return differentiable_answer_logits(model, tokens)
+
+
+def differentiable_answer_logits(model: HookedTransformer, tokens: Tokens) -> AnswerLogits:
+    """Logits that predict each answer token, the answer so far teacher-forced.
+
+    Position 0 is the last prompt token. Hooks on the model are in force.
+    """
+    ids, mask = with_answers(tokens)
+    if bridge.is_bridge(model):
+        return model(ids, attention_mask=mask.long())[:, -tokens.answers.shape[1] :]
+    resid = model(ids, attention_mask=mask.long(), stop_at_layer=model.cfg.n_layers)
+    return unembed(model, resid[:, -tokens.answers.shape[1] :])
+
+
+class Replied(NamedTuple):
+    """What a model makes of a batch of prompts; on the CPU but for `best`."""
+
+    right: Bool[Tensor, " prompt"]
+    """Is the answer what greedy decoding writes?"""
+    first: Float[Tensor, " prompt"]
+    """Probability of the answer's first token."""
+    best: Int[Tensor, "prompt answer"]
+    """The most probable token at each place of the answer, which is teacher-forced up to there."""
+    batch: Tokens
+
+
+def replied(model: HookedTransformer, tokens: Tokens) -> Iterator[Replied]:
+    """Ask all prompts, batch by batch."""
+    for batch in batches(tokens):
+        logits = answer_logits(model, batch)
+        right = greedy_match(logits, batch.answers, batch.answer_mask).cpu()
+        yield Replied(right, first_token_probability(logits, batch.answers).cpu(), logits.argmax(-1), batch)
+
+
+def answered(model: HookedTransformer, tokens: Tokens) -> tuple[Bool[Tensor, " prompt"], Float[Tensor, " prompt"]]:
+    """Is each answer what greedy decoding writes, and how probable is its first token? On the CPU."""
+    found = list(replied(model, tokens))
+    return torch.cat([part.right for part in found]), torch.cat([part.first for part in found])
+
+
+@torch.no_grad()
+def last_z(model: HookedTransformer, tokens: Tokens) -> Float[Tensor, "prompt layer head d_head"]:
+    """Every head's output before `W_O` at the last prompt token."""
+    kept: list[Tensor] = []
+
+    def keep(z: Float[Tensor, "prompt pos head d_head"], hook: object) -> None:
+        kept.append(z[:, -1].clone())
+
+    hooks: list[Any] = [(f"blocks.{layer}.attn.hook_z", keep) for layer in range(model.cfg.n_layers)]
+    model.run_with_hooks(
+        tokens.prompts,
+        attention_mask=tokens.mask.long(),
+        stop_at_layer=model.cfg.n_layers,
+        fwd_hooks=hooks,
+    )
+    return torch.stack(kept, dim=1)
+
+
+def mean_z(model: HookedTransformer, tokens: Tokens) -> MeanZ:
+    """Mean head output (before `W_O`) over clean prompts at the last prompt token, in float32 at least.
+
+    Source: Todd et al. 2024, arXiv:2310.15213, where it is called the task-conditioned mean activation.
+
+    Raises:
+        ModelError: an activation is NaN or infinite; its layer is named. A TransformerBridge lacks what `bridges.check`
+            asks for.
+    """
+    if bridge.is_bridge(model):
+        bridge.check(model)
+    total = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_head, dtype=torch.float64)
+    for batch in track(list(batches(tokens)), "mean head outputs"):
+        total += last_z(model, batch).double().sum(0).cpu()
+    broken = [layer for layer in range(len(total)) if not bool(total[layer].isfinite().all())]
+    if broken:
+        raise ModelError(
+            f"the head outputs of layer {broken[0]} are NaN or infinite on clean prompts; load the model in another "
+            "dtype, or check its weights"
+        )
+    mean = (total / len(tokens)).to(model.cfg.device)
+    return mean if model.cfg.dtype == torch.float64 else mean.float()
+
+
+def path_to_residual(model: HookedTransformer, head: Head, mean: MeanZ) -> Float[Tensor, "d_head d_model"]:
+    """What a head's output is multiplied by on its way to the residual stream: `W_O`, in the precision of `mean`.
+
+    Where another norm lies on the way (Gemma 2, OLMo 2), its gain over its scale at the mean outputs of all heads of
+    the layer is multiplied in: what they all write is then what the norm makes of the mean. The scale of a single
+    prompt differs from that of the mean, and on average is larger.
+    """
+    block = model.blocks[head.layer]
+    norm = bridge.output_norm(model, head.layer) if bridge.is_bridge(model) else block_forward.output_norm(block)
+    weight = block.attn.W_O.detach()
+    path = weight[head.head].to(mean.dtype)
+    if norm is None:
+        return path
+    # The norms of Hugging Face and of TransformerLens keep their gain in different ways: it is read off numbers of one.
+    ones = torch.ones(1, 1, model.cfg.d_model, dtype=model.cfg.dtype, device=model.cfg.device)
+    gain = norm(ones)[0, 0].detach().to(mean.dtype) * (1 + model.cfg.eps) ** 0.5
+    out = torch.einsum("hd,hdm->m", mean[head.layer], weight.to(mean.dtype))
+    return path * gain / (out.square().mean() + model.cfg.eps).sqrt()

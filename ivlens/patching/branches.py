@@ -1,0 +1,251 @@
+"""What does the network make of a changed end of a prompt, when everything before it stays as it was?
+
+Causal attention keeps a prompt's earlier positions untouched by a change at its last token. So the prompt is read
+once, keys and values of its *prefix* are kept, and only the *tail* (the last prompt token, and answer tokens behind
+it) is carried up the layers again: as a growing stack of *rows*, of which row 0 is the unpatched run and the others
+branch off it, a few at every layer. After the last layer all rows are unembedded once.
+
+A model whose attention is not covered cannot pass silently: `check` compares row 0 with the model's own forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ivlens.errors import ModelError, PromptError
+from ivlens.measures import token_log_probs
+from ivlens.patching.activations import batches, unembed, with_answers
+from ivlens.patching.block_forward import Prefix, Rows, RowsZ, attend, write
+from ivlens.progress import track
+from ivlens.prompts.builders import Tokens
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+    from transformer_lens.components.transformer_block import TransformerBlock as Block
+
+# Copies of its rows that a block makes on the way (scores and pattern; gate, activation and its intermediates).
+SCORE_COPIES, MLP_COPIES = 4, 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Junction:
+    """The unpatched run at one layer, where rows branch off."""
+
+    layer: int
+    block: Block
+    before: Rows
+    """Residual stream before the block, one row."""
+    z: RowsZ
+    """What the block's heads compute, one row."""
+    after: Rows
+    """Residual stream after the block, one row."""
+
+
+# Rows number start to stop of those that branch off at a junction.
+Branch = Callable[[Junction, range], Rows]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What every row makes of the answer; row 0 is the unpatched run, the others follow layer by layer."""
+
+    first: Float[Tensor, "prompt row"]
+    """Probability of the first answer token, in [0, 1]."""
+    log_prob: Float[Tensor, "prompt row"]
+    """Log-likelihood of the whole answer, teacher-forced, in nats."""
+    match: Bool[Tensor, "prompt row"]
+    """Would greedy decoding write the answer?"""
+
+    @classmethod
+    def joined(cls, parts: Sequence[Answers], *, dim: int) -> Answers:
+        """Answers of several prompts (`dim` 0) or rows (1) as one."""
+        return cls(**{field.name: torch.cat([getattr(p, field.name) for p in parts], dim) for field in fields(cls)})
+
+    def best_layer(self, number: int, *, of: int) -> int:
+        """The layer where row `number` of the `of` that branch off at each layer is right most often.
+
+        Among layers of equal accuracy, the one where the answer's first token is most probable.
+        """
+        match = self.match[:, 1 + number :: of].double().mean(0)
+        first = self.first[:, 1 + number :: of].double().mean(0)
+        # Accuracies differ by 1 / n at least and probabilities by less than 1: accuracy decides first.
+        return int((match * (len(self.match) + 1) + first).argmax())
+
+
+@torch.no_grad()
+def answers(
+    model: HookedTransformer, tokens: Tokens, branch: Branch, *, per_layer: int, memory: int, description: str
+) -> Answers:
+    """Carry all rows of all prompts up the layers and read the answer off each.
+
+    Args:
+        branch: Makes the rows that leave the unpatched run at a layer.
+        per_layer: How many these are.
+        memory: Bytes that may be taken beside the model's weights.
+    """
+    budget = Budget.of(model, tokens, per_layer, memory)
+    parts = [
+        _unembedded(model, batch, climb(model, batch, branch, per_layer=per_layer, chunk=budget.rows), budget.logits)
+        for batch in track(list(batches(tokens, size=budget.prompts)), description)
+    ]
+    return Answers.joined(parts, dim=0)
+
+
+def climb(model: HookedTransformer, tokens: Tokens, branch: Branch, *, per_layer: int, chunk: int) -> Rows:
+    """The residual stream of all rows after the last block.
+
+    Row 0 is unpatched; row 1 + layer * per_layer + i is the i-th that branched off at that layer.
+    """
+    prefix = read(model, tokens)
+    stack = prefix.start.new_empty(len(tokens), 1 + model.cfg.n_layers * per_layer, *prefix.start.shape[1:])
+    stack[:, 0] = prefix.start
+    for layer, block in enumerate(model.blocks):
+        grown = 1 + layer * per_layer
+        before = stack[:, :1].clone()
+        z = attend(block, layer, prefix, before)
+        junction = Junction(layer=layer, block=block, before=before, z=z, after=write(block, before, z))
+        stack[:, :1] = junction.after
+        for rows in _chunks(1, grown, chunk):
+            old = stack[:, rows.start : rows.stop]
+            stack[:, rows.start : rows.stop] = write(block, old, attend(block, layer, prefix, old))
+        for rows in _chunks(0, per_layer, chunk):
+            stack[:, grown + rows.start : grown + rows.stop] = branch(junction, rows)
+        check_finite(junction.after, layer)
+    check(model, prefix, stack[:, 0])
+    return stack
+
+
+def _chunks(start: int, stop: int, size: int) -> Iterator[range]:
+    for first in range(start, stop, size):
+        yield range(first, min(first + size, stop))
+
+
+def _unembedded(model: HookedTransformer, tokens: Tokens, stack: Rows, chunk: int) -> Answers:
+    parts = stack.split(max(1, chunk // (stack.shape[0] * stack.shape[2])), dim=1)
+    return Answers.joined([read_answers(unembed(model, part), tokens) for part in parts], dim=1)
+
+
+def read_answers(logits: Float[Tensor, "prompt row answer vocab"], tokens: Tokens) -> Answers:
+    """What the logits that predict the answer's tokens make of it."""
+    wanted = tokens.answers[:, None].expand(logits.shape[:-1])
+    mask = tokens.answer_mask[:, None]
+    log_probs = token_log_probs(logits, wanted)
+    return Answers(
+        first=log_probs[..., 0].exp(),
+        log_prob=(log_probs * mask).sum(-1),
+        match=((logits.argmax(-1) == wanted) | ~mask).all(-1),
+    )
+
+
+def read(model: HookedTransformer, tokens: Tokens) -> Prefix:
+    """Run prompts and answers once through the model and keep what tails need.
+
+    The tail is as long as the longest answer: the last prompt token, and every answer token that predicts another.
+    """
+    ids, mask = with_answers(tokens)
+    tail = tokens.answers.shape[1]
+    rotary = model.cfg.positional_embedding_type == "rotary"
+    keys: list[Tensor] = []
+    values: list[Tensor] = []
+    starts: list[Tensor] = []
+
+    def keep(cache: list[Tensor]):
+        def hook_fn(heads: Tensor, hook: object) -> None:
+            cache.append(rearrange(heads[:, :-tail], "prompt pos head d -> prompt head pos d").contiguous())
+
+        return hook_fn
+
+    def keep_start(resid: Tensor, hook: object) -> None:
+        starts.append(resid[:, -tail:].clone())
+
+    names = [f"blocks.{layer}.attn" for layer in range(model.cfg.n_layers)]
+    hooks: list[Any] = [(f"{name}.hook_{'rot_k' if rotary else 'k'}", keep(keys)) for name in names]
+    hooks += [(f"{name}.hook_v", keep(values)) for name in names]
+    hooks += [("blocks.0.hook_resid_pre", keep_start)]
+    final = model.run_with_hooks(ids, attention_mask=mask.long(), stop_at_layer=model.cfg.n_layers, fwd_hooks=hooks)
+    clip = getattr(model.cfg, "clip_qkv", None)
+    return Prefix(
+        keys=keys,
+        values=values if clip is None else [value.clamp(-clip, clip) for value in values],
+        mask=mask,
+        positions=(mask.cumsum(1) - 1).clamp(min=0)[:, -tail:],
+        start=starts[0],
+        final=final[:, -tail:].clone(),
+    )
+
+
+def check(model: HookedTransformer, prefix: Prefix, unpatched: Float[Tensor, "prompt tail d_model"]) -> None:
+    """Refuse to go on when the block-wise pass and the model's own disagree.
+
+    Raises:
+        ModelError: the residual streams differ by more than rounding; both sizes are named.
+    """
+    scale = float(prefix.final.abs().max())
+    tail = unpatched.shape[1]
+    gap = float(((unpatched - prefix.final).abs() * prefix.mask[:, -tail:, None]).max())
+    # Rounding of a few hundred operations, relative to the largest number in the stream.
+    tolerance = 1e3 * torch.finfo(unpatched.dtype).eps * max(scale, 1.0)
+    if unpatched.dtype == torch.bfloat16 or unpatched.dtype == torch.float16:
+        tolerance = 0.1 * max(scale, 1.0)
+    if not gap <= tolerance:
+        raise ModelError(
+            f"the block-wise pass differs from the model's own by {gap:.2g} (numbers up to {scale:.2g}): the model has "
+            "hooks on it, or an attention that ivlens does not know; remove the hooks with model.reset_hooks(), or use "
+            "ivlens.patching.sweep.loop"
+        )
+
+
+def check_finite(resid: Tensor, layer: int) -> None:
+    """Raises ModelError naming the layer when a residual stream is NaN or infinite."""
+    if not bool(resid.isfinite().all()):
+        raise ModelError(
+            f"the residual stream after layer {layer} is NaN or infinite; load the model in another dtype, or check "
+            "its weights"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What fits into memory at once."""
+
+    prompts: int
+    """Prompts of one batch."""
+    rows: int
+    """Rows of each of these prompts that pass a block together."""
+    logits: int
+    """Rows that are unembedded together, over all prompts."""
+
+    @classmethod
+    def of(cls, model: HookedTransformer, tokens: Tokens, per_layer: int, memory: int) -> Budget:
+        """Share `memory` bytes: half for what a batch of prompts keeps, half for what its rows need on their way.
+
+        Raises:
+            PromptError: not even one prompt fits.
+        """
+        cfg = model.cfg
+        bytes_each = torch.finfo(cfg.dtype).bits // 8
+        pos, tail = tokens.prompts.shape[1] + tokens.answers.shape[1] - 1, tokens.answers.shape[1]
+        per_token = MLP_COPIES * (0 if cfg.attn_only else cfg.d_mlp or 0) + 8 * cfg.d_model
+        rows = 2 * (1 + cfg.n_layers * per_layer) * tail * cfg.d_model
+        caches = 2 * cfg.n_layers * (cfg.n_key_value_heads or cfg.n_heads) * cfg.d_head * pos
+        reading = pos * per_token + SCORE_COPIES * cfg.n_heads * pos * pos
+        one_row = bytes_each * tail * (per_token + SCORE_COPIES * cfg.n_heads * pos)
+        one_prompt = bytes_each * (rows + caches + reading) + one_row
+        # TransformerLens turns the unembedding around into a copy whenever it is used.
+        half = (memory - bytes_each * cfg.d_model * cfg.d_vocab_out) // 2
+        prompts = min(len(tokens), half // one_prompt)
+        if prompts < 1:
+            raise PromptError(
+                f"memory is {memory:,} bytes, but one prompt of {pos} tokens needs "
+                f"{memory + 2 * (one_prompt - half):,}; give more, or use fewer shots"
+            )
+        # Logits are held in float32 beside the model's own precision, with one copy for the softmax.
+        one_logit_row = (bytes_each + 8) * cfg.d_vocab_out
+        return cls(prompts=prompts, rows=max(1, half // (one_row * prompts)), logits=max(1, half // one_logit_row))

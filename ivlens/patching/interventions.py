@@ -1,0 +1,158 @@
+"""What becomes of an answer when several things are changed at the last prompt token at once?
+
+`tails` branches a few rows off at every layer, each with one change. Here the rows are given from the start, each with
+changes at whatever layers: heads replaced by a mean (ablation), a vector added to the residual stream (steering).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from einops import repeat
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ivlens.errors import ShapeMismatch
+from ivlens.measures import kl_divergence, token_log_probs
+from ivlens.models import bridge, hooked
+from ivlens.patching import branches
+from ivlens.patching import hooks as reruns
+from ivlens.patching.activations import batches, unembed
+from ivlens.patching.block_forward import attend, write
+from ivlens.prompts.builders import Tokens
+from ivlens.shapes import Head, MeanZ, Residual
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+_LOGITS = 2**25
+"""Numbers that are held at once, about."""
+
+
+class Change(NamedTuple):
+    """What is done to the last prompt token in one row."""
+
+    added: Residual | None = None
+    """Added to the residual stream, all rows at one layer."""
+    ablated: tuple[Head, ...] = ()
+    """Heads whose output is replaced by a mean."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcomes:
+    """What every row makes of the answer; row 0 is unchanged, row 1 + i has the i-th change."""
+
+    probability: Float[Tensor, "prompt row"]
+    """Of the first answer token, in [0, 1]."""
+    match: Bool[Tensor, "prompt row"]
+    """Would greedy decoding write the answer?"""
+    shift: Float[Tensor, "prompt row"]
+    """KL[row 0 || row] of the next token at the last prompt token, in nats."""
+
+
+class _Planned(NamedTuple):
+    """The changes of all rows as tensors, on the model's device."""
+
+    added: Float[Tensor, "row d_model"]
+    ablated: Bool[Tensor, "row layer head"]
+    z: MeanZ
+    layer: int
+
+
+@torch.no_grad()
+def run(model: HookedTransformer, tokens: Tokens, changes: Sequence[Change], *, layer: int, z: MeanZ) -> Outcomes:
+    """Read every prompt once and carry its end up the layers, once per change and once unchanged.
+
+    Args:
+        layer: Vectors are added after this block.
+        z: What ablated heads are replaced by.
+
+    Raises:
+        ShapeMismatch: `z` or a vector is from a model of other heads or width.
+        ModelError: a residual stream is NaN or infinite, or the model has an attention that `blocks` does not know.
+    """
+    planned = _plan(model, changes, layer, z)
+    tail, n_rows = tokens.answers.shape[1], len(planned.added)
+    per_prompt = n_rows * tail * max(model.cfg.d_vocab_out, 4 * model.cfg.n_heads * tokens.prompts.shape[1])
+    if bridge.is_bridge(model):
+        bridge.check(model)
+        read = partial(_rerun, changes=changes, layer=layer, z=z)
+    else:
+        read = partial(_carried, planned=planned)
+    parts = [_outcomes(batch, read(model, batch)) for batch in _sized(tokens, max(1, _LOGITS // per_prompt))]
+    return Outcomes(
+        probability=torch.cat([part.probability for part in parts]).cpu(),
+        match=torch.cat([part.match for part in parts]).cpu(),
+        shift=torch.cat([part.shift for part in parts]).cpu(),
+    )
+
+
+def _sized(tokens: Tokens, most: int) -> Iterator[Tokens]:
+    """Batches of `most` prompts, and of no more tokens than one pass takes."""
+    for part in batches(tokens):
+        yield from batches(part, size=most)
+
+
+def _plan(model: HookedTransformer, changes: Sequence[Change], layer: int, z: MeanZ) -> _Planned:
+    cfg = model.cfg
+    shape = (cfg.n_layers, cfg.n_heads, cfg.d_head)
+    if tuple(z.shape) != shape:
+        raise ShapeMismatch(
+            f"the ablation means are {tuple(z.shape)} but {hooked.model_name(model)} has heads {shape} as (layer, "
+            "head, d_head); prepare the probe on a model of this shape"
+        )
+    added = torch.zeros(1 + len(changes), cfg.d_model, dtype=cfg.dtype, device=cfg.device)
+    ablated = torch.zeros(1 + len(changes), *shape[:2], dtype=torch.bool, device=cfg.device)
+    for row, change in enumerate(changes, start=1):
+        if change.added is not None:
+            if tuple(change.added.shape) != (cfg.d_model,):
+                raise ShapeMismatch(
+                    f"a vector is {tuple(change.added.shape)}, but {hooked.model_name(model)} has d_model "
+                    f"{cfg.d_model}; prepare the probe on a model of this shape"
+                )
+            added[row] = change.added
+        for head in change.ablated:
+            ablated[row, head.layer, head.head] = True
+    return _Planned(added, ablated, z.to(cfg.device, cfg.dtype), layer)
+
+
+def _rerun(
+    model: HookedTransformer, tokens: Tokens, *, changes: Sequence[Change], layer: int, z: MeanZ
+) -> Float[Tensor, "prompt row answer vocab"]:
+    """Logits of all rows, one forward pass for each."""
+    last = tokens.prompts.shape[1] - 1
+    rows = [[]]
+    for change in changes:
+        added = [] if change.added is None else [reruns.residual_added(layer, change.added, last)]
+        rows.append([*(reruns.head_set(head, z[head], last) for head in change.ablated), *added])
+    return torch.stack([reruns.logits(model, tokens, hooks) for hooks in rows], dim=1)
+
+
+def _carried(
+    model: HookedTransformer, tokens: Tokens, *, planned: _Planned
+) -> Float[Tensor, "prompt row answer vocab"]:
+    """Logits of all rows, which are carried up the layers together."""
+    prefix = branches.read(model, tokens)
+    stack = repeat(prefix.start, "prompt tail d -> prompt row tail d", row=len(planned.added))
+    for layer, block in enumerate(model.blocks):
+        heads = attend(block, layer, prefix, stack)
+        last = torch.where(planned.ablated[:, layer, :, None], planned.z[layer], heads[:, :, 0])
+        stack = write(block, stack, torch.cat([last[:, :, None], heads[:, :, 1:]], dim=2))
+        if layer == planned.layer:
+            stack[:, :, 0] += planned.added
+        branches.check_finite(stack, layer)
+    branches.check(model, prefix, stack[:, 0])
+    return unembed(model, stack)
+
+
+def _outcomes(tokens: Tokens, logits: Float[Tensor, "prompt row answer vocab"]) -> Outcomes:
+    wanted = tokens.answers[:, None].expand(-1, logits.shape[1], -1)
+    return Outcomes(
+        probability=token_log_probs(logits[:, :, 0], wanted[:, :, 0]).exp(),
+        match=((logits.argmax(-1) == wanted) | ~tokens.answer_mask[:, None]).all(-1),
+        shift=kl_divergence(logits[:, :1, 0].expand_as(logits[:, :, 0]), logits[:, :, 0]),
+    )

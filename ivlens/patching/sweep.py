@@ -1,0 +1,105 @@
+"""Patch attention heads one at a time and measure what each one carries.
+
+If head (l, h) had produced its mean clean output on a corrupted prompt, how far would the answer move?
+Source: Todd et al. 2024, arXiv:2310.15213, who run the model once per head. `loop` does that; `sweep` computes the
+same numbers in one pass: at layer l, `n_heads` rows branch off the unpatched run, each with one head's `z` replaced,
+and only the end of the prompt is carried on (see `tails`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ivlens.errors import ModelError, ShapeMismatch
+from ivlens.models import bridge
+from ivlens.patching import branches, hooks
+from ivlens.patching.block_forward import Rows, write
+from ivlens.patching.branches import Answers, Junction
+from ivlens.prompts.builders import Tokens
+from ivlens.shapes import GIB, Cie, Head, MeanZ
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+Effect = Literal["prob", "nll"]
+
+
+def sweep(
+    model: HookedTransformer, tokens: Tokens, z: MeanZ, *, effect: Effect = "prob", memory: int = 2 * GIB
+) -> tuple[Float[Tensor, " prompt"], Cie]:
+    """Causal indirect effect (CIE) of every head on every prompt, in one pass.
+
+    Args:
+        tokens: Corrupted prompts and their answers.
+        z: What to replace a head's output by at the last prompt token (`mean_z` over clean prompts).
+        effect: `prob`: probability of the first answer token; `nll`: log-likelihood of the whole answer in nats,
+            teacher-forced, the patch at the last prompt token only.
+        memory: Bytes that may be taken beside the model's weights.
+
+    Returns:
+        The unpatched value per prompt, and patched minus unpatched per head: in [-1, 1] for `prob`, in nats for
+        `nll`; positive in both when the head carries the task.
+
+    Raises:
+        ShapeMismatch: `z` is from a model with other heads.
+        ModelError: a residual stream is NaN or infinite, or the model's attention is not one that `tails` knows, or a
+            TransformerBridge (which is patched by `loop`) lacks what `bridges.check` asks for.
+        PromptError: `memory` cannot hold a single prompt.
+    """
+    if bridge.is_bridge(model):
+        return loop(model, tokens, z, effect=effect)
+    _check_inputs(model, z)
+    z = z.to(model.cfg.device, model.cfg.dtype)
+
+    def branch(junction: Junction, heads: range) -> Rows:
+        patched = junction.z.repeat(1, len(heads), 1, 1, 1)
+        patched[:, range(len(heads)), 0, heads] = z[junction.layer, heads]
+        return write(junction.block, junction.before.expand(-1, len(heads), -1, -1), patched)
+
+    found = branches.answers(
+        model,
+        tokens if effect == "nll" else tokens.first(),
+        branch,
+        per_layer=model.cfg.n_heads,
+        memory=memory,
+        description="patching every head",
+    )
+    return _effects(model, found, effect)
+
+
+def loop(
+    model: HookedTransformer, tokens: Tokens, z: MeanZ, *, effect: Effect = "prob"
+) -> tuple[Float[Tensor, " prompt"], Cie]:
+    """The same as `sweep`, by one full forward pass per head: slow, obvious, and what `sweep` is held to."""
+    _check_inputs(model, z)
+    last = tokens.prompts.shape[1] - 1
+    heads = (Head(layer, head) for layer in range(model.cfg.n_layers) for head in range(model.cfg.n_heads))
+    found = hooks.answers(
+        model,
+        tokens if effect == "nll" else tokens.first(),
+        [[hooks.head_set(head, z[head], last)] for head in heads],
+        description="patching head by head",
+    )
+    return _effects(model, found, effect)
+
+
+def _effects(model: HookedTransformer, found: Answers, effect: Effect) -> tuple[Float[Tensor, " prompt"], Cie]:
+    value = found.log_prob if effect == "nll" else found.first
+    return value[:, 0], (value[:, 1:] - value[:, :1]).unflatten(1, (model.cfg.n_layers, model.cfg.n_heads))
+
+
+def _check_inputs(model: HookedTransformer, z: MeanZ) -> None:
+    cfg = model.cfg
+    expected = (cfg.n_layers, cfg.n_heads, cfg.d_head)
+    if tuple(z.shape) != expected:
+        raise ShapeMismatch(
+            f"mean_z is {tuple(z.shape)} but {cfg.model_name} has heads {expected} as (layer, head, d_head); "
+            "recompute it with mean_z(model, clean)"
+        )
+    if cfg.attention_dir != "causal":
+        raise ModelError(f"{cfg.model_name} reads in both directions; patching the last token needs a causal model")
+    if not bool(z.isfinite().all()):
+        raise ModelError("mean_z is NaN or infinite; recompute it, or check the model's weights")

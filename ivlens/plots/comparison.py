@@ -1,0 +1,226 @@
+"""Two models beside each other: numbers in, figures out. NaN means "not measured": a gap, never a 0."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from ivlens.errors import FigureError
+from ivlens.plots import marks
+from ivlens.plots.layout import legend_height, raise_panels
+from ivlens.plots.notebook import Figure
+from ivlens.plots.points import read_points
+from ivlens.plots.stage_heatmaps import aie_heatmaps
+from ivlens.plots.style import BLACK, BLUE, GREY, Width, lay_out, safe
+
+MODELS = ("base", "tuned", "difference")
+_SHOWN = {"base": "before", "tuned": "after"}
+_SIDES = {**_SHOWN, "difference": "difference"}
+_DEPENDENCE = {
+    "sufficiency": ("sufficiency", "change of P(answer)"),
+    "necessity": ("necessity", "loss of P(answer)"),
+    "shift": ("shift", "KL (nats)"),
+}
+_ABILITIES = {
+    "instruction probability": "with<br>instruction",
+    "knowledge probability": "as a<br>statement",
+    "zero-shot probability": "query<br>alone",
+    "steered zero-shot probability": "query +<br>vector",
+}
+_NAMED = 10
+"""Heads whose names stand in the figure: those of largest effect."""
+_RANKS = {
+    "top in both": (BLACK, "circle"),
+    "top before": ("#0072B2", "diamond"),
+    "top after": ("#D55E00", "square"),
+    "other heads": (GREY, "circle-open"),
+}
+_COLOURS = {"base": BLUE, "tuned": "#D55E00"}
+Heads = Iterable[tuple[int, int]]
+
+
+def aie_panels(
+    frame: pd.DataFrame,
+    shape: tuple[int, int],
+    *,
+    unit: str = "probability",
+    marked: Mapping[str, Heads] | None = None,
+    title: str | None = None,
+    width: Width = "page",
+) -> go.Figure:
+    """Heatmaps of the AIE before, after and of their difference; one colour bound, layers down, heads across.
+
+    Args:
+        frame: Columns `model` (`base`, `tuned`, `difference`), `layer`, `head`, `aie`, `low`, `high`.
+        shape: Layers and heads.
+        marked: Heads to outline in the panel of a model.
+
+    Raises:
+        FigureError: a column is missing, a model lacks heads, or a value is infinite.
+    """
+    _check_heads(frame, shape)
+    table = frame.rename(columns={"model": "side", "aie": "value"}).replace({"side": _SIDES}).assign(panel="")
+    heads = {_SIDES[model]: chosen for model, chosen in (marked or {}).items()}
+    return aie_heatmaps(table, unit=unit, marked=heads, title=title, width=width)
+
+
+def aie_scatter(
+    frame: pd.DataFrame,
+    *,
+    unit: str = "probability",
+    marked: Mapping[str, Heads] | None = None,
+    title: str | None = None,
+    width: Width = "page",
+) -> go.Figure:
+    """AIE after against AIE before, a point a head; on the dashed line nothing changed.
+
+    Args:
+        frame: As for `aie_panels`.
+        marked: The top heads of `base` and `tuned`; named and set apart.
+
+    Raises:
+        FigureError: a column is missing, or a model lacks heads.
+    """
+    parts = [frame.query(f"model == {model!r}") for model in ("base", "tuned")]
+    both = parts[0].merge(parts[1], on=["layer", "head"], suffixes=("_base", "_tuned"))
+    if both.empty:
+        raise FigureError("the table has no head of both models; there is nothing to draw")
+    values = both[["aie_base", "aie_tuned"]].to_numpy(float)
+    largest = np.sort(np.nan_to_num(np.abs(values).max(1)))[::-1]
+    figure = Figure()
+    groups = {name: lines for name, lines in _by_rank(both, marked or {}).items() if lines}
+    for name, lines in groups.items():
+        figure.add_trace(_head_points(name, lines, named=largest[: _NAMED // (1 + (width == "column"))][-1]))
+    low, high = float(np.nanmin(values, initial=0)), float(np.nanmax(values, initial=0))
+    room = 0.06 * (high - low or 1.0)
+    ends = [low - room, high + room]
+    stroke = {"color": GREY, "dash": "dash", "width": 1}
+    figure.add_trace(go.Scatter(x=ends, y=ends, mode="lines", line=stroke, showlegend=False, hoverinfo="skip"))
+    figure.update_xaxes(title_text=f"AIE before ({safe(unit, 24)})", range=ends)
+    figure.update_yaxes(title_text=f"AIE after ({safe(unit, 24)})", range=ends)
+    height = 220 if width == "column" else 300
+    lay_out(figure, title, width, height=height, below=legend_height(list(groups), width))
+    return figure
+
+
+def dependence_bars(frame: pd.DataFrame, *, title: str | None = None, width: Width = "page") -> go.Figure:
+    """Sufficiency, necessity and shift before and after, each beside random heads, with intervals.
+
+    Args:
+        frame: Columns `measure`, `heads`, `model`, `vector`, `value`, `low`, `high`.
+
+    Raises:
+        FigureError: a column is missing, a value is infinite, or a line comes twice.
+    """
+    names, between = [name for name, _ in _DEPENDENCE.values()], 0.17 if width == "column" else 0.1
+    figure = make_subplots(1, 3, subplot_titles=names, horizontal_spacing=between, figure=Figure())
+    for column, (measure, (_, unit)) in enumerate(_DEPENDENCE.items(), start=1):
+        chosen = frame.query(f"measure == {measure!r} and model in ['base', 'tuned'] and vector == 'base'")
+        points = read_points(chosen, at="model", value="value", heads="heads")
+        for kind in marks.kinds(points):
+            figure.add_trace(_bars(kind, [_SHOWN[point.at] for point in kind.points], column == 1), row=1, col=column)
+        figure.update_yaxes(title_text=unit, title_standoff=2, rangemode="tozero", zeroline=True, row=1, col=column)
+        if all(math.isnan(point.value) for point in points):
+            _note_gap(figure, column)
+    figure.update_layout(barmode="group", bargap=0.3)
+    figure.update_xaxes(showgrid=False, ticks="", tickangle=0, tickfont_size=9.5 if width == "column" else None)
+    _lay_out_panels(figure, title, width, height=200, below=19)
+    return figure
+
+
+def ability_bars(frame: pd.DataFrame, *, title: str | None = None, width: Width = "page") -> go.Figure:
+    """P(answer) with the instruction, as a plain statement, of the query alone and with the vector, before and after.
+
+    Args:
+        frame: As for `dependence_bars`.
+
+    Raises:
+        FigureError: as for `dependence_bars`.
+    """
+    figure = Figure()
+    shown = frame.query(f"measure in {list(_ABILITIES)} and heads != 'random' and vector != 'tuned'")
+    for model, colour in _COLOURS.items():
+        points = read_points(shown.query(f"model == {model!r}"), at="measure", value="value")
+        kind = marks.Kind(_SHOWN[model], points, colour, "circle")
+        figure.add_trace(_bars(kind, [_ABILITIES[point.at] for point in points], True))
+    figure.update_layout(barmode="group", bargap=0.3)
+    figure.update_yaxes(title_text="P(answer), first token", range=[0, 1.02], dtick=0.2)
+    figure.update_xaxes(showgrid=False, ticks="", tickangle=0)
+    lay_out(figure, title, width, height=220, below=31)
+    return figure
+
+
+def _bars(kind: marks.Kind, names: list[str], in_legend: bool) -> go.Bar:
+    texts = [
+        f"{kind.name}, {name.replace('<br>', ' ')}: {point}" for name, point in zip(names, kind.points, strict=True)
+    ]
+    return go.Bar(
+        x=names,
+        y=[point.value for point in kind.points],
+        marker={"color": kind.colour},
+        error_y=marks.error_bars(kind.points),
+        name=f"{kind.name} heads" if kind.name in ("chosen", "random") else kind.name,
+        legendgroup=kind.name,
+        showlegend=in_legend,
+        customdata=texts,
+        hovertemplate="%{customdata}<extra></extra>",
+    )
+
+
+def _by_rank(both: pd.DataFrame, marked: Mapping[str, Heads]) -> dict[str, list[dict]]:
+    """The lines of heads that are at the top of both models, of either, of none."""
+    before, after = ({tuple(head) for head in marked.get(model, ())} for model in ("base", "tuned"))
+    groups: dict[str, list[dict]] = {name: [] for name in _RANKS}
+    names = list(_RANKS)
+    for line in both.to_dict("records"):
+        head = (line["layer"], line["head"])
+        groups[names[2 * (head not in before) + (head not in after)]].append(line)
+    return groups
+
+
+def _head_points(name: str, lines: list[dict], *, named: float) -> go.Scatter:
+    """Heads whose effect is smaller than `named` in both models crowd around 0: their names are shown on hover."""
+    many = len(lines) > 500
+    colour, symbol = _RANKS[name]
+    heads = [f"L{line['layer']}H{line['head']}" for line in lines]
+    values = [f"{line['aie_base']:.3f} → {line['aie_tuned']:.3f}" for line in lines]
+    large = [max(abs(line["aie_base"]), abs(line["aie_tuned"])) >= named for line in lines]
+    return go.Scatter(
+        x=[line["aie_base"] for line in lines],
+        y=[line["aie_tuned"] for line in lines],
+        mode="markers+text",
+        text=[head if is_large else "" for head, is_large in zip(heads, large, strict=True)],
+        textposition="top center",
+        textfont={"size": 8.5},
+        marker={"color": colour, "symbol": symbol, "size": 3 if many else 6},
+        name=name,
+        customdata=[f"{head}: {value}" for head, value in zip(heads, values, strict=True)],
+        hovertemplate="%{customdata}<extra></extra>",
+    )
+
+
+def _check_heads(frame: pd.DataFrame, shape: tuple[int, int]) -> None:
+    missing = [column for column in ("model", "layer", "head", "aie", "low", "high") if column not in frame.columns]
+    if missing:
+        raise FigureError(f"the table has no column {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}")
+    for model in MODELS:
+        found = list(frame["model"]).count(model)
+        if found != shape[0] * shape[1]:
+            raise FigureError(f"the table has {found} heads of {model!r}, but {shape[0]}x{shape[1]} are needed")
+
+
+def _note_gap(figure: go.Figure, column: int) -> None:
+    figure.add_annotation(text="not measured", font_color=GREY, showarrow=False, row=1, col=column, x=0.5, y=0.5)
+
+
+def _lay_out_panels(
+    figure: go.Figure, title: str | None, width: Width, *, height: int, below: int = 0, right: int = 12
+) -> None:
+    """As `lay_out`, with room for the panels' own titles above."""
+    lay_out(figure, title, width, height=height, below=below)
+    raise_panels(figure, title, r=right)

@@ -1,0 +1,151 @@
+"""What does every head carry? Its effect as a colour, its interval on hover.
+
+Numbers in, figures out. NaN means "not measured": a gap, never a 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from numpy.typing import ArrayLike
+
+from ivlens.errors import FigureError
+from ivlens.plots.notebook import Figure
+from ivlens.plots.points import interval_text
+from ivlens.plots.style import BLACK, DIVERGING, LEFT, NOT_MEASURED, Width, lay_out, pixels, safe, tick_step
+
+_BESIDE_GRID = 88
+"""Pixels for the colour bar, its numbers and its title."""
+
+
+def head_heatmap(
+    aie: ArrayLike,
+    *,
+    low: ArrayLike | None = None,
+    high: ArrayLike | None = None,
+    title: str | None = None,
+    unit: str = "probability",
+    bound: float | None = None,
+    marked: Iterable[tuple[int, int]] = (),
+    width: Width = "page",
+) -> go.Figure:
+    """Layers down, heads across, one colour a head.
+
+    Args:
+        aie: `[layer head]`; NaN where a head was not measured.
+        low, high: The interval of each head, `[layer head]`; shown on hover.
+        unit: Of the effect: `probability` or `nats`.
+        bound: The colours run from -bound to bound; panels side by side get the same. Default: largest |aie|.
+        marked: Heads to outline.
+
+    Raises:
+        FigureError: the shapes differ, a value is infinite, or a marked head is not in the grid.
+    """
+    grid = _grid(aie, "aie")
+    lows, highs = _ends(grid, low, high)
+    bound = _largest(grid) if bound is None else bound
+    if not (math.isfinite(bound) and bound > 0):
+        raise FigureError(f"bound is {bound}; it must be a finite number above 0")
+    cell = _cell(grid.shape, width)
+    gap = cell_gap(min(cell))
+    heatmap = go.Heatmap(
+        z=grid,
+        zmin=-bound,
+        zmax=bound,
+        colorscale=DIVERGING,
+        xgap=gap,
+        ygap=gap,
+        text=_head_texts(grid, lows, highs, bound),
+        hovertemplate="%{text}<extra></extra>",
+    )
+    figure = Figure(heatmap)
+    for box in outlines(grid.shape, cell, marked):
+        figure.add_shape(box)
+    # Not the colour bar's own title, which runs into its numbers when the bar is long.
+    beside = {"x": 1, "xref": "paper", "xanchor": "left", "xshift": _BESIDE_GRID - 20, "y": 0.5, "yref": "paper"}
+    figure.add_annotation(text=f"AIE ({safe(unit, 24)})", textangle=-90, showarrow=False, **beside)
+    _lay_out_grid(figure, grid.shape, cell, title, width)
+    return figure
+
+
+def cell_gap(across: float) -> int:
+    """Pixels between cells of so many; between small ones, gaps would be as plain as the cells."""
+    return int(across >= 10)
+
+
+def _lay_out_grid(
+    figure: go.Figure, shape: tuple[int, ...], cell: tuple[float, float], title: str | None, width: Width
+) -> None:
+    layers, heads = shape
+    figure.update_xaxes(title_text="head", tick0=0, dtick=tick_step(heads, width), range=[-0.5, heads - 0.5])
+    figure.update_yaxes(title_text="layer", tick0=0, dtick=tick_step(layers, width), range=[layers - 0.5, -0.5])
+    figure.update_xaxes(showgrid=False).update_yaxes(showgrid=False)
+    lay_out(figure, title, width, height=round(layers * cell[1]))
+    figure.update_layout(plot_bgcolor=NOT_MEASURED, margin_r=_BESIDE_GRID)
+
+
+def _cell(shape: tuple[int, ...], width: Width) -> tuple[float, float]:
+    """Pixels across and down. Cells of a large grid are square; those of a small one are wider than high."""
+    across = (pixels(width) - LEFT - _BESIDE_GRID) / shape[1]
+    return across, max(min(across, 28.0), 120 / shape[0])
+
+
+def outlines(
+    shape: tuple[int, ...], cell: tuple[float, float], marked: Iterable[tuple[int, int]]
+) -> Iterator[dict[str, Any]]:
+    """A box around each marked head of a grid whose cells have so many pixels across and down.
+
+    Raises:
+        FigureError: a marked head is not in the grid.
+    """
+    # Around small cells rather than on their edges: the line would hide the colour.
+    across, down = (0.5 + (1 / pixels if pixels < 10 else 0) for pixels in cell)
+    line = {"color": BLACK, "width": 1.5 if min(cell) >= 10 else 1}
+    for layer, head in marked:
+        if not (0 <= layer < shape[0] and 0 <= head < shape[1]):
+            raise FigureError(f"L{layer}H{head} is marked but the grid has {shape[0]} layers of {shape[1]} heads")
+        ends = {"x0": head - across, "x1": head + across, "y0": layer - down, "y1": layer + down}
+        yield {"type": "rect", "line": line, **ends}
+
+
+def _head_texts(grid: np.ndarray, low: np.ndarray, high: np.ndarray, bound: float) -> list[list[str]]:
+    digits = min(max(3, 1 - math.floor(math.log10(bound))), 9)
+
+    def text(layer: int, head: int) -> str:
+        value = interval_text(grid[layer, head], low[layer, head], high[layer, head], digits)
+        return f"L{layer}H{head}: {value}"
+
+    layers, heads = grid.shape
+    return [[text(layer, head) for head in range(heads)] for layer in range(layers)]
+
+
+def _largest(grid: np.ndarray) -> float:
+    measured = np.abs(grid[~np.isnan(grid)])
+    return float(measured.max(initial=0)) or 1.0
+
+
+def _grid(values: ArrayLike, name: str) -> np.ndarray:
+    grid = np.asarray(values, dtype=float)
+    if grid.ndim != 2 or not grid.size:
+        raise FigureError(f"{name} is {grid.shape}; a heatmap needs (layer, head)")
+    if np.isinf(grid).any():
+        layer, head = np.argwhere(np.isinf(grid))[0]
+        raise FigureError(f"{name} is infinite at L{layer}H{head}; draw finite numbers, or NaN for not measured")
+    return grid
+
+
+def _ends(grid: np.ndarray, low: ArrayLike | None, high: ArrayLike | None) -> tuple[np.ndarray, np.ndarray]:
+    """Of the intervals of `grid`, NaN without any."""
+    if low is None and high is None:
+        return np.full(grid.shape, np.nan), np.full(grid.shape, np.nan)
+    if low is None or high is None:
+        raise FigureError("an interval needs both low and high; pass both or neither")
+    lows, highs = _grid(low, "an interval"), _grid(high, "an interval")
+    if not grid.shape == lows.shape == highs.shape:
+        ends = f"{lows.shape} and {highs.shape}"
+        raise FigureError(f"aie is {grid.shape} but its interval is {ends}; they must agree")
+    return lows, highs

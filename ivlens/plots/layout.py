@@ -1,0 +1,125 @@
+"""How do small multiples stand on a page? Panels of one size in rows, with a title each and one legend for all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from ivlens.errors import FigureError
+from ivlens.plots.notebook import Figure
+from ivlens.plots.style import FONT, LEFT, Width, lay_out, pixels, safe
+
+RIGHT = 12
+_LETTER = 0.58 * FONT
+"""Pixels of a letter, about."""
+_TITLE = 18
+"""Pixels above a panel for its title."""
+_KEY = 46
+"""Pixels that the line before a name takes in the legend."""
+
+
+class Panels(NamedTuple):
+    """An empty figure and where its panels are."""
+
+    figure: go.Figure
+    places: list[tuple[int, int]]
+    """Row and column of each panel, from 1."""
+    size: tuple[float, float]
+    """Of one panel, across and down, in pixels."""
+    height: int
+    """Of all panels and what is between them."""
+    width: Width
+    left: int
+    right: int
+
+    def is_lowest(self, place: tuple[int, int]) -> bool:
+        """Is there no panel below?"""
+        return (place[0] + 1, place[1]) not in self.places
+
+
+def arrange(
+    names: Sequence[str],
+    *,
+    width: Width = "page",
+    height: int = 110,
+    across: int | None = None,
+    gap: tuple[int, int] = (14, 16),
+    left: int = LEFT,
+    right: int = RIGHT,
+) -> Panels:
+    """Panels by their titles, row after row.
+
+    Args:
+        height: Of a panel, in pixels.
+        across: Panels in a row; as many as are readable unless given.
+        gap: Between panels, across and down, in pixels, titles apart.
+
+    Raises:
+        FigureError: no names.
+    """
+    if not names:
+        raise FigureError("there is nothing to draw; give at least one panel")
+    across = min(across or _across(len(names), width), len(names))
+    rows = math.ceil(len(names) / across)
+    between = gap[1] + _TITLE
+    inner, total = pixels(width) - left - right, rows * height + (rows - 1) * between
+    places = [(index // across + 1, index % across + 1) for index in range(len(names))]
+    wide = (inner - (across - 1) * gap[0]) / across
+    figure = make_subplots(
+        rows,
+        across,
+        specs=[[{} if (row, column) in places else None for column in _from_1(across)] for row in _from_1(rows)],
+        subplot_titles=[safe(name, max(6, int(wide / _LETTER))) for name in names],
+        horizontal_spacing=gap[0] / inner,
+        vertical_spacing=between / total,
+        figure=Figure(),
+    )
+    return Panels(figure, places, (float(wide), float(height)), total, width, left, right)
+
+
+def finish(panels: Panels, title: str | None, *, below: int = 0) -> go.Figure:
+    """The figure at its size, with its title above, and below the room that its legend and `below` pixels need."""
+    figure = panels.figure
+    entries: Any = figure.select_traces(lambda trace: trace.showlegend is not False and trace.type != "heatmap")
+    names = [str(trace.name) for trace in entries]
+    lay_out(figure, title, panels.width, height=panels.height, below=below + legend_height(names, panels.width))
+    raise_panels(figure, title, l=panels.left, r=panels.right)
+    return figure
+
+
+def raise_panels(figure: go.Figure, title: str | None, **sides: int) -> None:
+    """Room for the panels' own titles above a figure that `lay_out` has sized; `sides` are its other margins."""
+    layout: Any = figure.layout  # What plotly's property is, its types do not say.
+    height = layout.height + _TITLE
+    figure.update_layout(height=height, margin={"t": layout.margin.t + _TITLE, **sides})
+    if title:
+        figure.update_layout(title_y=1 - 18 / height)
+    figure.update_annotations(selector={"yanchor": "bottom"}, font_size=FONT)
+
+
+def legend_height(names: Sequence[str], width: Width) -> int:
+    """Pixels of a legend under the plot: its entries are as wide as the longest."""
+    longest = max(map(len, names), default=0) * _LETTER + _KEY
+    in_a_row = max(1, int((pixels(width) - LEFT) / longest))
+    return 19 * math.ceil(len(names) / in_a_row)
+
+
+def step(last: int, across: float) -> int:
+    """Between the numbers 0 to `last` on an axis of `across` pixels, so that they stand apart."""
+    most = max(2, int(across / 20))
+    return next(step for step in (1, 2, 3, 5, 10, 20, 50, last + 1) if last // step < most)
+
+
+def _across(count: int, width: Width) -> int:
+    """In a row; 3 or 4 on a page, whichever leaves fewer places empty."""
+    if width == "column":
+        return min(2, count)
+    return min(count, 4 if count < 4 or -count % 4 <= -count % 3 else 3)
+
+
+def _from_1(count: int) -> range:
+    return range(1, count + 1)

@@ -1,0 +1,123 @@
+"""How are numbers drawn? A line and its band for each kind of heads, baselines, error bars, numbers in cells."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import plotly.graph_objects as go
+
+from ivlens.plots.points import Point
+from ivlens.plots.style import BLACK, COLOURS, GREY, safe
+
+_STYLES = {
+    "chosen": ("#0072B2", "circle"),
+    "random": (GREY, "square"),
+    "bottom": ("#D55E00", "diamond"),
+    "other-task": ("#009E73", "triangle-up"),
+    "none": (BLACK, "x"),
+}
+
+_DARK = 0.5
+"""Between -1 and 1, values of whose colour black does not stand out."""
+
+
+class Kind(NamedTuple):
+    """The points of one kind of heads, and how they look wherever they are drawn."""
+
+    name: str
+    """Safe to show."""
+    points: list[Point]
+    colour: str
+    symbol: str
+
+
+def kinds(points: Sequence[Point]) -> list[Kind]:
+    """The points by kind of heads, those that every figure knows first."""
+    found = dict.fromkeys(point.heads for point in points)
+    spare = itertools.cycle(zip(COLOURS[3:6], ("star", "cross", "pentagon"), strict=True))
+    ordered = [kind for kind in _STYLES if kind in found] + [kind for kind in found if kind not in _STYLES]
+    return [
+        Kind(safe(kind, 24), [point for point in points if point.heads == kind], *(_STYLES.get(kind) or next(spare)))
+        for kind in ordered
+    ]
+
+
+def line(kind: Kind, x: list[Any], texts: list[str]) -> go.Scatter:
+    """The values at `x`, with `texts` on hover."""
+    return go.Scatter(
+        x=x,
+        y=[point.value for point in kind.points],
+        mode="lines+markers",
+        line={"color": kind.colour, "width": 1.5},
+        marker={"symbol": kind.symbol, "size": 6},
+        name=kind.name,
+        legendgroup=kind.name,
+        text=texts,
+        hovertemplate="%{text}<extra></extra>",
+    )
+
+
+def band(kind: Kind) -> go.Scatter:
+    """The interval as polygons, one for each stretch of layers without a gap."""
+    xs, ys = [], []
+    for measured, stretch in itertools.groupby(kind.points, lambda point: not math.isnan(sum(point[2:]))):
+        there = list(stretch) if measured else []
+        back = there[::-1]
+        xs += [point.at for point in there + back] + [None]
+        ys += [point.high for point in there] + [point.low for point in back] + [None]
+    return go.Scatter(
+        x=xs,
+        y=ys,
+        mode="lines",
+        line={"width": 0, "color": kind.colour},
+        fill="toself",
+        opacity=0.2,
+        legendgroup=kind.name,
+        showlegend=False,
+        hoverinfo="skip",
+    )
+
+
+def baselines(values: Mapping[str, float], first: Any, last: Any) -> list[go.Scatter]:
+    """A level line from `first` to `last` for each value, with the value in its name."""
+    strokes = itertools.cycle([(BLACK, "dash"), (GREY, "dash"), (BLACK, "dot"), (GREY, "dot")])
+    lines = []
+    for (name, value), (colour, dash) in zip(values.items(), strokes, strict=False):
+        label = f"{safe(name)} {'(not measured)' if math.isnan(value) else f'{value:.2f}'}"
+        stroke = {"color": colour, "dash": dash, "width": 1}
+        ends = {"x": [first, last], "y": [value, value]}
+        lines.append(go.Scatter(**ends, mode="lines", line=stroke, name=label, hoverinfo="name"))
+    return lines
+
+
+def error_bars(points: Sequence[Point]) -> dict[str, Any]:
+    """From each value to the ends of its interval."""
+    # An interval may miss its value by rounding; plotly draws a negative bar the wrong way round. NaN stays NaN: a bar
+    # of no length would say that the value is certain.
+    above = [max(point.high - point.value, 0.0) for point in points]
+    below = [max(point.value - point.low, 0.0) for point in points]
+    return {"array": above, "arrayminus": below, "symmetric": False, "thickness": 1, "width": 3}
+
+
+def cell_numbers(grid: np.ndarray, *, size: float, first: int = 0) -> go.Scatter:
+    """The values of a heatmap in its cells, black on pale ones and white on dark ones (plotly's own are grey).
+
+    Args:
+        grid: Between -1 and 1, on a scale that is white at 0; NaN stays empty.
+        first: Number of the first column.
+    """
+    rows, columns = np.nonzero(~np.isnan(grid))
+    values = grid[rows, columns]
+    return go.Scatter(
+        x=columns + first,
+        y=rows,
+        mode="text",
+        text=[f"{value + 0.0:.2f}".replace("-", "−") for value in np.round(values, 2)],
+        textfont={"size": size, "color": np.where(np.abs(values) < _DARK, "#000000", "#FFFFFF")},
+        hoverinfo="skip",
+        showlegend=False,
+    )

@@ -1,0 +1,208 @@
+"""How do methods compare? Points with their intervals, methods down, and what learning costs against what is kept.
+
+Numbers in, figures out. NaN means "not measured": a gap, never a 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from ivlens.errors import FigureError
+from ivlens.plots import marks
+from ivlens.plots.layout import arrange, finish, legend_height
+from ivlens.plots.notebook import Figure
+from ivlens.plots.points import Point, interval_text, read_points
+from ivlens.plots.style import BLUE, COLOURS, GREY, Width, lay_out, safe
+
+_NAME = 6.2
+"""Pixels of a letter of a method's name."""
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "pentagon", "x")
+Look = tuple[str, str]
+"""Colour and symbol."""
+
+
+class Form(NamedTuple):
+    """One point of a trade-off."""
+
+    method: str
+    kind: str
+    """Forms of one kind are joined."""
+    strength: float
+    """The order along the line, and the text at the point where a kind has several."""
+
+
+def method_dots(
+    frame: pd.DataFrame,
+    *,
+    units: Mapping[str, str],
+    looks: Mapping[str, Look] | None = None,
+    baselines: Mapping[str, float] | None = None,
+    zero: bool = False,
+    title: str | None = None,
+    width: Width = "page",
+) -> go.Figure:
+    """Methods down, a panel for each measure, a point with its interval for each kind of number.
+
+    Args:
+        frame: Columns `panel`, `method`, `kind`, `value`, `low`, `high`; one row for a kind of a method in a panel.
+        units: Of each panel, under its axis.
+        looks: Of each kind, those on top first; kinds that are not named follow.
+        baselines: Of a panel: what the model had before; dashed.
+        zero: 0 is on every axis, as for effects, of which 0 means none.
+
+    Raises:
+        FigureError: a column is missing, a value is infinite, or two rows are of one point.
+    """
+    missing = {"panel", "method", "kind"} - set(frame.columns)
+    if missing:
+        raise FigureError(f"the table has no column {', '.join(sorted(missing))}; it has {', '.join(frame.columns)}")
+    methods, names = list(dict.fromkeys(frame["method"])), list(dict.fromkeys(frame["panel"]))
+    kinds = _kinds(frame, looks or {})
+    left = round(min(170, max(map(len, methods), default=0) * _NAME + 16))
+    high = max(22, 8 * len(kinds) + 8) * len(methods)
+    panels = arrange(names, width=width, height=max(high, 70), across=len(names), gap=(18, 0), left=left)
+    for place, name in zip(panels.places, names, strict=True):
+        own: Any = frame[frame["panel"] == name]
+        points = read_points(own, at="method", value="value", heads="kind")
+        _draw(panels.figure, place, name, points, methods, kinds)
+        base = (baselines or {}).get(name, math.nan)
+        if not math.isnan(base):
+            line = {"color": GREY, "width": 1, "dash": "dash"}
+            panels.figure.add_shape(
+                type="line", x0=base, x1=base, y0=-0.5, y1=len(methods) - 0.5, line=line, row=1, col=place[1]
+            )
+        low, top = axis_range([*points, Point("", "", base, base, base)], zero=zero)
+        panels.figure.update_xaxes(range=[low, top], title_text=safe(units.get(name, ""), 34), row=1, col=place[1])
+    figure = panels.figure.update_yaxes(range=[len(methods) - 0.5, -0.5], showticklabels=False, ticks="")
+    shown = {"tickvals": list(range(len(methods))), "ticktext": [safe(method, 26) for method in methods]}
+    figure.update_yaxes(**shown).update_yaxes(showticklabels=True, col=1)
+    figure.update_xaxes(nticks=5, zeroline=True, zerolinecolor=GREY, zerolinewidth=1)
+    return finish(panels, title)
+
+
+def trade_off(
+    frame: pd.DataFrame,
+    forms: Sequence[Form],
+    *,
+    axes: tuple[str, str],
+    base: float = math.nan,
+    title: str | None = None,
+    width: Width = "page",
+) -> go.Figure:
+    """What is kept against what is learned, a point with both intervals for each method; up and to the right is better.
+
+    Args:
+        frame: Columns `method`, `learned`, `learned_low`, `learned_high`, `kept`, `kept_low`, `kept_high`.
+        forms: What each method is; the points of a kind are joined in the order of their strength.
+        axes: Names of the two axes.
+        base: What the base model had, of what is to be kept; dashed.
+
+    Raises:
+        FigureError: a column is missing, or a method comes twice.
+    """
+    across, up = (
+        read_points(_renamed(frame, name), at="method", value="value", heads=None) for name in ("learned", "kept")
+    )
+    at = {x.at: (x, y) for x, y in zip(across, up, strict=True)}
+    kinds = list(dict.fromkeys(form.kind for form in forms))
+    figure = Figure()
+    for index, kind in enumerate(kinds):
+        own = sorted((form for form in forms if form.kind == kind and form.method in at), key=lambda one: one.strength)
+        colour = COLOURS[index % len(COLOURS)]
+        figure.add_trace(_curve(kind, own, at, (colour, _SYMBOLS[index % len(_SYMBOLS)])))
+    if not math.isnan(base):
+        text: Any = {
+            "annotation_text": "base model",
+            "annotation_position": "bottom left",
+            "annotation_font_color": GREY,
+        }
+        figure.add_hline(base, line={"color": GREY, "width": 1, "dash": "dash"}, **text)
+    figure.update_xaxes(title_text=safe(axes[0]), range=axis_range(across))
+    figure.update_yaxes(title_text=safe(axes[1]), range=axis_range([*up, Point("", "", base, base, base)]))
+    lay_out(figure, title, width, height=330 if width == "page" else 220, below=legend_height(kinds, width))
+    return figure
+
+
+def axis_range(points: Sequence[Point], *, zero: bool = False) -> list[float]:
+    """Around the values; an interval of few seeds may leave it rather than squeeze all points together."""
+    values = [point.value for point in points if not math.isnan(point.value)] + ([0.0] if zero else [])
+    ends = values + [end for point in points for end in point[2:] if not math.isnan(end)]
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    span = max(high - low, 0.2 * max(abs(low), abs(high))) or 1.0
+    low, high = max(min(ends, default=low), low - span), min(max(ends, default=high), high + span)
+    return [low - 0.08 * span, high + 0.08 * span]
+
+
+def _kinds(frame: pd.DataFrame, looks: Mapping[str, Look]) -> dict[str, Look]:
+    found = list(dict.fromkeys(frame["kind"]))
+    spare = [kind for kind in found if kind not in looks]
+    return {kind: look for kind, look in looks.items() if kind in found} | {
+        kind: (COLOURS[index % len(COLOURS)] if len(spare) > 1 else BLUE, _SYMBOLS[index % len(_SYMBOLS)])
+        for index, kind in enumerate(spare)
+    }
+
+
+def _draw(
+    figure: go.Figure,
+    place: tuple[int, int],
+    panel: str,
+    points: Sequence[Point],
+    methods: Sequence[str],
+    kinds: Mapping[str, Look],
+) -> None:
+    for index, (kind, (colour, symbol)) in enumerate(kinds.items()):
+        own = [point for point in points if point.heads == kind]
+        aside = 0.7 * ((index + 0.5) / len(kinds) - 0.5)
+        name = safe(kind)
+        dots = go.Scatter(
+            x=[point.value for point in own],
+            y=[methods.index(point.at) + aside for point in own],
+            mode="markers",
+            marker={"color": colour, "symbol": symbol, "size": 7, "line": {"color": colour, "width": 1.2}},
+            error_x=_bars(own, colour),
+            name=name,
+            legendgroup=name,
+            showlegend=place == (1, 1) and len(kinds) > 1,
+            text=[f"{safe(point.at)}, {safe(panel)}{', ' if name else ''}{name}: {point}" for point in own],
+            hovertemplate="%{text}<extra></extra>",
+        )
+        figure.add_trace(dots, row=place[0], col=place[1])
+
+
+def _bars(points: Sequence[Point], colour: str) -> dict[str, Any]:
+    """Of an interval without length, as of a base model that every seed shares, only the point is drawn."""
+    wide = [point if point.high - point.low > 1e-9 else point._replace(low=math.nan, high=math.nan) for point in points]
+    return marks.error_bars(wide) | {"color": colour}
+
+
+def _renamed(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    return frame.rename(columns={name: "value", f"{name}_low": "low", f"{name}_high": "high"})
+
+
+def _curve(kind: str, own: Sequence[Form], at: Mapping[str, tuple[Point, Point]], look: Look) -> go.Scatter:
+    across, up = [at[form.method][0] for form in own], [at[form.method][1] for form in own]
+    several = len(own) > 1
+    return go.Scatter(
+        x=[point.value for point in across],
+        y=[point.value for point in up],
+        mode="lines+markers+text" if several else "markers",
+        text=[f"{form.strength:g}" for form in own] if several else None,
+        textposition="top right",
+        textfont={"size": 9, "color": look[0]},
+        line={"color": look[0], "width": 1.2},
+        marker={"color": look[0], "symbol": look[1], "size": 7},
+        error_x=_bars(across, look[0]),
+        error_y=_bars(up, look[0]),
+        name=safe(kind, 28),
+        showlegend=True,
+        customdata=[
+            f"{safe(x.at)}: {interval_text(*x[2:])} learned, {interval_text(*y[2:])} kept"
+            for x, y in zip(across, up, strict=True)
+        ],
+        hovertemplate="%{customdata}<extra></extra>",
+    )

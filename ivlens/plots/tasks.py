@@ -1,0 +1,108 @@
+"""How alike are tasks? Their vectors' cosines, and the heads that they share: a square, tasks down and across.
+
+Numbers in, figures out. NaN means "not measured": a gap, never a 0.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from ivlens.errors import FigureError
+from ivlens.plots import marks
+from ivlens.plots.notebook import Figure
+from ivlens.plots.style import BOTTOM, DIVERGING, FONT, NOT_MEASURED, SEQUENTIAL, Width, lay_out, pixels, safe
+
+_LETTER = 0.53 * FONT
+"""Pixels of a letter of a name, about."""
+_LONGEST: dict[Width, int] = {"column": 17, "page": 24}
+"""Letters of a name."""
+_BESIDE = 72
+"""Pixels for the colour bar, its numbers and its title."""
+_NUMBER = 22
+"""Pixels across that a cell needs for its number."""
+
+
+def similarity_heatmap(frame: pd.DataFrame, *, title: str | None = None, width: Width = "page") -> go.Figure:
+    """Cosine of the instruction vectors of every two tasks; red: alike, blue: opposed, white: at right angles.
+
+    Args:
+        frame: A row and a column for each task, as `likeness.similarity` makes it.
+
+    Raises:
+        FigureError: rows and columns are not the same tasks, or a value is infinite or outside [-1, 1].
+    """
+    return _square(frame, "cosine of the vectors", (-1.0, 1.0), DIVERGING, title, width)
+
+
+def overlap_heatmap(frame: pd.DataFrame, *, title: str | None = None, width: Width = "page") -> go.Figure:
+    """Jaccard overlap of the top heads of every two tasks: shared ones over all of both.
+
+    Args:
+        frame: A row and a column for each task, as `likeness.overlap` makes it.
+
+    Raises:
+        FigureError: rows and columns are not the same tasks, or a value is infinite or outside [0, 1].
+    """
+    return _square(frame, "top heads shared (Jaccard)", (0.0, 1.0), SEQUENTIAL, title, width)
+
+
+def _square(
+    frame: pd.DataFrame, unit: str, ends: tuple[float, float], scale: Any, title: str | None, width: Width
+) -> go.Figure:
+    names, grid = [str(name) for name in frame.index], _checked(frame, ends)
+    n, longest = len(names), _LONGEST[width]
+    beside = round(min(longest, max(map(len, names))) * _LETTER + 14)
+    across = (pixels(width) - beside - _BESIDE) / n
+    # Cells are square; those of few tasks are wider than high, so that the figure fills its width.
+    down = max(min(across, 44.0), 140 / n)
+    figure = Figure(_cells(names, grid, (ends, scale), gap=int(across >= 10)))
+    if across >= _NUMBER:
+        figure.add_trace(marks.cell_numbers(grid, size=min(9.0, across / 2.7)))
+    flat = across >= beside
+    places, shown = list(range(n)), [safe(name, longest) for name in names]
+    step = math.ceil(11 / across)  # So that names do not run into each other.
+    ticks = {"tickvals": places[::step], "ticktext": shown[::step], "ticks": "", "showgrid": False, "automargin": False}
+    figure.update_xaxes(tickangle=0 if flat else -90, range=[-0.5, n - 0.5], **ticks)
+    figure.update_yaxes(range=[n - 0.5, -0.5], **ticks)
+    lay_out(figure, title, width, height=round(n * down), below=(20 if flat else beside) - BOTTOM + 4)
+    figure.update_layout(plot_bgcolor=NOT_MEASURED, margin={"l": beside, "r": _BESIDE})
+    note = {"x": 1, "xref": "paper", "xanchor": "left", "xshift": _BESIDE - 20, "y": 0.5, "yref": "paper"}
+    return figure.add_annotation(text=unit, textangle=-90, showarrow=False, **note)
+
+
+def _cells(names: list[str], grid: np.ndarray, look: tuple[tuple[float, float], Any], gap: int) -> go.Heatmap:
+    def text(row: int, column: int) -> str:
+        value = grid[row, column]
+        number = "not measured" if math.isnan(value) else f"{value:.3f}"
+        return f"{safe(names[row])}, {safe(names[column])}: {number}"
+
+    (low, high), scale = look
+    return go.Heatmap(
+        z=grid,
+        zmin=low,
+        zmax=high,
+        colorscale=scale,
+        xgap=gap,
+        ygap=gap,
+        customdata=[[text(row, column) for column in range(len(names))] for row in range(len(names))],
+        hovertemplate="%{customdata}<extra></extra>",
+    )
+
+
+def _checked(frame: pd.DataFrame, ends: tuple[float, float]) -> np.ndarray:
+    rows, columns = list(map(str, frame.index)), list(map(str, frame.columns))
+    if not rows or rows != columns:
+        raise FigureError(
+            f"the table has {len(rows)} rows and {len(columns)} columns; it needs the same tasks down and across"
+        )
+    grid = frame.to_numpy(float)
+    low, high = ends
+    outside = grid[~np.isnan(grid) & ~((low - 1e-6 <= grid) & (grid <= high + 1e-6))]
+    if outside.size:
+        raise FigureError(f"a value is {outside[0]:g}; it must lie between {low:g} and {high:g}, or be NaN")
+    return grid

@@ -1,0 +1,136 @@
+"""How does a conversation ask for a task, in the layout that a chat model was trained on?
+
+The layout is the tokenizer's own chat template: demonstrations are turns of user and assistant, an instruction is the
+system's message where the template has a place for one. The template is a program out of the checkpoint: it runs in
+transformers' sandbox, in a process of its own (`sandbox`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ivlens.datasets.task import Pair
+from ivlens.errors import PromptError
+from ivlens.prompts import chat_sandbox
+from ivlens.prompts.template import Prompt, Template, named
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+CHAT = "chat"
+# Templates that write today's date would make every day's numbers others. Llama's own stands where there is no clock.
+UNDATED = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversation(Prompt):
+    """A prompt as a conversation: all of its special tokens, the first one included, stand in its text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatTemplate:
+    """A tokenizer's chat template, in full."""
+
+    jinja: str
+    """Its source; where it asks for today's date, it gets a fixed one."""
+    special_tokens: Mapping[str, str]
+    """By name, such as `bos_token`."""
+    system: bool
+    """Whether it writes a system message; otherwise an instruction stands in front of the first user turn."""
+
+    @classmethod
+    def of(cls, tokenizer: Any, *, name: str = "the model") -> ChatTemplate:
+        """The template of a tokenizer, after a try whether it runs and takes a system message.
+
+        Raises:
+            PromptError: it has none, or one that fails or leaves the query out.
+        """
+        try:
+            jinja = tokenizer.get_chat_template()
+        except ValueError as error:
+            raise PromptError(
+                f"the tokenizer of {name} has no chat template; choose another template, such as qa"
+            ) from error
+        special = {key: token for key, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+        jinja = UNDATED + jinja if "strftime_now" in jinja else jinja
+        found = cls(jinja=jinja, special_tokens=special, system=True)
+        probe = "Write any word."
+        found.render(Pair(probe, "x"))
+        try:
+            has_place = probe in found._written([_said("system", probe), _said("user", "x")], opened=True)
+        except PromptError:  # Raised by templates that refuse the role.
+            has_place = False
+        return replace(found, system=has_place)
+
+    def render(
+        self, query: Pair, *, demonstrations: Sequence[Pair] = (), instruction: str | None = None
+    ) -> Conversation:
+        """Write the conversation up to where the assistant answers the query.
+
+        The answer begins as the template would begin it, with or without a space.
+
+        Raises:
+            PromptError: the template fails, or leaves the query out.
+        """
+        turns = [turn for pair in demonstrations for turn in _turns(pair)]
+        asked, answered = _turns(query)
+        messages = [*turns, asked]
+        if instruction is not None and self.system:
+            messages = [_said("system", instruction), *messages]
+        elif instruction is not None:
+            messages[0] = _said("user", f"{instruction}\n{messages[0]['content']}")
+        text = self._written(messages, opened=True)
+        if query.input.strip() not in text:
+            raise PromptError(f"the chat template leaves out the query {query.input[:60]!r}; choose another template")
+        whole = self._written([*messages, answered], opened=False)
+        return Conversation(text=text, answer=_continued(text, whole, query.output), query=query)
+
+    def _written(self, messages: list[Message], *, opened: bool) -> str:
+        return chat_sandbox.written(self.jinja, messages, self.special_tokens, opened=opened)
+
+
+Layout = Template | ChatTemplate
+
+
+def template(name: str | Path, model: HookedTransformer | None = None) -> Layout:
+    """A template by name, `chat` for the model's own, or from a JSON file.
+
+    Names are `qa` (the default), `function-vectors`, `arrow`, `input-output` and `plain`. A file is an object of
+    `demonstration`, `query`, `instruction` and `answer`, or of function_vectors' `prefixes` and `separators`; what it
+    leaves out is as in the default.
+
+    Args:
+        model: Whose chat template is meant.
+
+    Raises:
+        PromptError: there is no such template, or the file or the model's own cannot be used.
+    """
+    if str(name) != CHAT:
+        return named(name)
+    if model is None or model.tokenizer is None:
+        raise PromptError("a chat template is the tokenizer's; give the model, with its tokenizer")
+    return ChatTemplate.of(model.tokenizer, name=str(model.cfg.model_name))
+
+
+def from_record(record: Mapping[str, Any]) -> Layout:
+    """What `dataclasses.asdict` made of a template."""
+    return ChatTemplate(**record) if "jinja" in record else Template(**record)
+
+
+def _said(role: str, content: str) -> Message:
+    return {"role": role, "content": content}
+
+
+def _turns(pair: Pair) -> tuple[Message, Message]:
+    return _said("user", pair.input), _said("assistant", pair.output)
+
+
+def _continued(text: str, whole: str, output: str) -> str:
+    """The output with the space that the template puts before it; as it is where the template tells no seam."""
+    space, found, _ = whole.removeprefix(text).partition(output) if whole.startswith(text) else ("", "", "")
+    return space + output if found and not space.strip() else output

@@ -1,0 +1,164 @@
+"""How are a query, its demonstrations and an instruction written down?
+
+Source of the default: Todd et al. 2024, arXiv:2310.15213 (`Q: ...`, `A: ...`, a blank line between), whose code writes
+any such layout as `prefixes` and `separators` (`src/utils/prompt_utils.py`).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from ivlens.datasets.task import Pair, exists
+from ivlens.errors import IvlensError, PromptError
+from ivlens.storage.json_files import checked, read_json
+
+PLACES = ("{input}", "{output}", "{instruction}")
+PREFIXES = {"input": "Q:", "output": "A:", "instructions": ""}
+SEPARATORS = {"input": "\n", "output": "\n\n", "instructions": ""}
+"""What function_vectors puts in front of and behind its parts unless told otherwise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """Text up to where the answer begins, and the answer."""
+
+    text: str
+    answer: str
+    query: Pair
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """How a query, its demonstrations and an instruction are written down.
+
+    `{input}`, `{output}` and `{instruction}` are filled in as they are: braces inside them stay text.
+    """
+
+    demonstration: str = "Q: {input}\nA: {output}\n\n"
+    query: str = "Q: {input}\nA:"
+    instruction: str = "{instruction}\n"
+    answer: str = " {output}"
+    """The answer as the model continues the query, leading space included."""
+
+    def __post_init__(self) -> None:
+        needed = {"demonstration": "input output", "query": "input", "instruction": "instruction", "answer": "output"}
+        for field, names in needed.items():
+            text = getattr(self, field)
+            missing = [f"{{{name}}}" for name in names.split() if f"{{{name}}}" not in text]
+            if missing:
+                raise PromptError(f"the template's {field} is {text!r}, without {' and '.join(missing)}; add it")
+
+    @classmethod
+    def from_function_vectors(
+        cls, prefixes: Mapping[str, str] = PREFIXES, separators: Mapping[str, str] = SEPARATORS
+    ) -> Template:
+        """The layout that function_vectors' code writes with these, to the byte, where it has an instruction or none.
+
+        It puts one space in front of every input and output. Its `<|endoftext|>` in front of a prompt is left to the
+        tokenizer here (see `ivlens.load`), and so stands only before models that are used to it.
+
+        Args:
+            prefixes: In front of `input`, `output` and `instructions`; those left out are theirs by default.
+            separators: Behind them.
+
+        Raises:
+            PromptError: an unknown key, or what is to be filled in stands in one of the texts.
+        """
+        before, behind = _whole("prefixes", prefixes, PREFIXES), _whole("separators", separators, SEPARATORS)
+        query = f"{before['input']} {{input}}{behind['input']}{before['output']}"
+        return cls(
+            demonstration=f"{query} {{output}}{behind['output']}",
+            query=query,
+            instruction=f"{before['instructions']}{{instruction}}{behind['instructions']}",
+        )
+
+    def render(self, query: Pair, *, demonstrations: Sequence[Pair] = (), instruction: str | None = None) -> Prompt:
+        """Write instruction, demonstrations and query, in this order."""
+        head = "" if instruction is None else self.instruction.replace("{instruction}", instruction)
+        shown = "".join(_fill(self.demonstration, pair) for pair in demonstrations)
+        return Prompt(text=head + shown + _fill(self.query, query), answer=_fill(self.answer, query), query=query)
+
+
+def _fill(text: str, pair: Pair) -> str:
+    # Split first: an input that contains "{output}" must not be filled in again.
+    parts = [part.replace("{output}", pair.output) for part in text.split("{input}")]
+    return pair.input.join(parts)
+
+
+def _whole(name: str, given: Mapping[str, str], usual: Mapping[str, str]) -> dict[str, str]:
+    unknown = sorted(set(given) - set(usual))
+    if unknown:
+        raise PromptError(f"unknown key {unknown[0]!r} of {name}; known are {', '.join(usual)}")
+    for key, text in given.items():
+        place = next((place for place in PLACES if place in text), None)
+        if place is not None:
+            raise PromptError(f"{name} have {text!r} for {key}; {place} is filled in by ivlens and cannot stand there")
+    return {**usual, **given}
+
+
+DEFAULT = Template()
+NAMED = {
+    "qa": DEFAULT,
+    "function-vectors": Template.from_function_vectors(),
+    "arrow": Template(demonstration="{input} -> {output}\n", query="{input} ->"),
+    "input-output": Template(demonstration="Input: {input}\nOutput: {output}\n\n", query="Input: {input}\nOutput:"),
+    "plain": Template(demonstration="{input} {output}\n\n", query="{input}"),
+}
+"""`qa` is the default; `function-vectors` the same without a line break behind an instruction; `plain` writes queries
+as they are, such as TRACE's."""
+
+
+class _TemplateFile(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    demonstration: str = DEFAULT.demonstration
+    query: str = DEFAULT.query
+    instruction: str = DEFAULT.instruction
+    answer: str = DEFAULT.answer
+
+
+class _FunctionVectorsFile(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    prefixes: dict[str, str] = PREFIXES
+    separators: dict[str, str] = SEPARATORS
+
+
+def named(name: str | Path) -> Template:
+    """A template by name, or from a JSON file: its four parts, or function_vectors' `prefixes` and `separators`.
+
+    Raises:
+        PromptError: there is no such name or file, or an unknown key or a part without its place is in the file.
+    """
+    if str(name) in NAMED:
+        return NAMED[str(name)]
+    path = Path(name)
+    if not exists(path):
+        close = difflib.get_close_matches(str(name), NAMED, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]}? There are" if close else "there are"
+        raise PromptError(f"there is no template and no file {str(name)!r}; {hint} {', '.join(NAMED)} and chat")
+    try:
+        return _read(path)
+    except IvlensError as error:
+        text = str(error)
+        raise PromptError(text if text.startswith(str(path)) else f"{path}: {text}") from error
+
+
+def _read(path: Path) -> Template:
+    content = read_json(path, wanted="give the path of a JSON file")
+    if not isinstance(content, dict):
+        raise PromptError("a template is a JSON object of demonstration, query, instruction and answer; write one")
+    theirs = content.keys() & {"prefixes", "separators"}
+    form = _FunctionVectorsFile if theirs else _TemplateFile
+    unknown = sorted(content.keys() - form.model_fields.keys())
+    if unknown:
+        raise PromptError(f"unknown key {unknown[0]!r}; known are {', '.join(form.model_fields)}")
+    entry = checked(form, content, str(path))
+    if isinstance(entry, _FunctionVectorsFile):
+        return Template.from_function_vectors(entry.prefixes, entry.separators)
+    return Template(**entry.model_dump())

@@ -1,0 +1,105 @@
+"""What does a JSON file that somebody else wrote hold, and what is wrong with it?
+
+Sizes are bounded, nothing is waited for, and every complaint is one sentence that names the place.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from ivlens.errors import TaskError
+from ivlens.storage.atomic_files import LARGEST_TEXT, refuse_unusual
+
+Entry = TypeVar("Entry", bound=BaseModel)
+
+
+def read_text(path: Path, *, kind: str = "JSON", wanted: str = "give the path of a task file") -> str:
+    """The text of a file of at most `files.LARGEST_TEXT` bytes; a byte order mark is dropped.
+
+    Args:
+        kind: What the file should be, for the complaint.
+        wanted: What to do where it cannot be read.
+
+    Raises:
+        TaskError: no file, too large, or no UTF-8.
+    """
+    try:
+        refuse_unusual(path, LARGEST_TEXT)
+        # Bytes first: line ends stay as they are.
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise TaskError(f"{path} cannot be read ({error.strerror}); {wanted}") from error
+    except UnicodeDecodeError as error:
+        raise TaskError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8 {kind}") from error
+
+
+def read_json(path: Path, *, wanted: str = "give the path of a task file") -> object:
+    """What a JSON file holds.
+
+    Raises:
+        TaskError: it cannot be read, or is not JSON.
+    """
+    text = read_text(path, wanted=wanted)
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise TaskError(f"{path} is nested too deeply for a task file; it needs a flat list of pairs") from error
+    except json.JSONDecodeError as error:
+        raise TaskError(
+            f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}; mend that place"
+        ) from error
+    except ValueError as error:  # A number of thousands of digits.
+        raise TaskError(f"{path} is not JSON: {error}; mend that place") from error
+
+
+def entries(form: type[Entry], content: object, where: str) -> list[Entry]:
+    """A list of objects of one form; entries are counted from 1.
+
+    Raises:
+        TaskError: no list, an empty one, or an entry of another form.
+    """
+    if not isinstance(content, list) or not content:
+        raise TaskError(f"{where} is no list of entries; write a JSON list with one object an entry")
+    return [checked(form, one, f"{where}, entry {number}") for number, one in enumerate(content, start=1)]
+
+
+def checked(form: type[Entry], content: object, where: str) -> Entry:
+    """One object of a form.
+
+    Raises:
+        TaskError: it is of another form.
+    """
+    try:
+        return form.model_validate(content)
+    except ValidationError as error:
+        raise TaskError(f"{where}: {_first_complaint(error)}") from error
+
+
+def first(texts: str | list[str]) -> str:
+    """The first of several accepted texts, or the only one."""
+    return texts if isinstance(texts, str) else texts[0]
+
+
+def _first_complaint(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    key = next((repr(part) for part in first["loc"] if isinstance(part, str)), "it")
+    match first["type"]:
+        case "missing":
+            return f"{key} is missing; add it"
+        case "model_type":
+            return "it is no JSON object; write an object"
+        case "too_short" | "string_too_short" | "string_pattern_mismatch":
+            return f"{key} is empty; fill it in"
+        case "string_unicode":
+            return f"{key} has half a character in it (a lone surrogate); mend it"
+        case _:
+            return f"{key} is {_kind(first['input'])}, but should be text or a list of texts; write it so"
+
+
+def _kind(content: object) -> str:
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return names.get(type(content), "a number")

@@ -1,0 +1,266 @@
+"""How is an adapter trained, step by step?
+
+`finetune` is a generator: it takes one optimiser step and yields it; the caller logs, plots, stops. Batches are drawn
+by step number from the seed, so that a training that goes on from a checkpoint takes the very steps that it would
+have taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ivlens.errors import IvlensError, ShapeMismatch, TrainingError
+from ivlens.measures import token_log_probs
+from ivlens.models.lora import Adapter
+from ivlens.patching.activations import AnswerLogits, differentiable_answer_logits
+from ivlens.prompts.builders import Tokens
+from ivlens.training import checkpoints
+from ivlens.training.guidance import Guide
+from ivlens.training.methods import Method
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+Schedule = Literal["cosine", "linear", "constant"]
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How an adapter is trained on one task."""
+
+    steps: int = 200
+    batch: int = 16
+    """Prompts of one step, in `accumulate` parts."""
+    rate: float = 3e-3
+    """AdamW's learning rate at its peak."""
+    schedule: Schedule = "cosine"
+    """How the rate falls to 0 behind the warm-up."""
+    warmup: int = 10
+    """Steps in which the rate rises."""
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    """Gradients of a larger norm are scaled down to it."""
+    accumulate: int = 1
+    """A step in parts is the step in one, to rounding. Under a guidance with `rehearsal`, only where answers are of
+    equal length: parts count by their answers' tokens, and rehearsal reads one token per prompt."""
+    precision: Precision = "float32"
+    """`bfloat16`: autocast on a GPU; factors and optimiser stay in float32."""
+
+    def __post_init__(self) -> None:
+        for name, least in {"steps": 1, "batch": 1, "warmup": 0, "accumulate": 1}.items():
+            if getattr(self, name) < least:
+                raise IvlensError(f"training: {name} is {getattr(self, name)}; it must be {least} or more")
+        for name in ("rate", "clip"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise IvlensError(f"training: {name} is {getattr(self, name)}; it must be a number above 0")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise IvlensError(f"training: weight_decay is {self.weight_decay}; it must be 0 or more")
+        if self.batch % self.accumulate:
+            raise IvlensError(f"training: a batch of {self.batch} has no {self.accumulate} equal parts; change one")
+        for name, choices in {"schedule": get_args(Schedule), "precision": get_args(Precision)}.items():
+            if getattr(self, name) not in choices:
+                raise IvlensError(f"training: {name} is {getattr(self, name)!r}; choose of {', '.join(choices)}")
+
+    def rate_at(self, step: int) -> float:
+        if step < self.warmup:
+            return self.rate * (step + 1) / self.warmup
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        if self.schedule == "constant":
+            return self.rate
+        return self.rate * (1 - done if self.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2)
+
+
+class Step(NamedTuple):
+    """One optimiser step."""
+
+    number: int
+    loss: float
+    """Mean cross-entropy of the answer tokens, in nats."""
+    penalty: float
+    """What guidance and method added to it."""
+    rate: float
+    gradient: float
+    """Norm of the gradient before clipping."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """What is trained on."""
+
+    prompts: Tokens
+    bare: Tokens
+    """The same queries without their instruction, in the same order."""
+    new: int
+    """The first so many are of the task being learned; the others are replayed."""
+    replayed: float = 0.0
+    """Share of replayed prompts in a batch."""
+
+    def __post_init__(self) -> None:
+        if len(self.bare) != len(self.prompts):
+            raise ShapeMismatch(
+                f"there are {len(self.prompts)} prompts, but {len(self.bare)} without an instruction; give as many"
+            )
+        if not 1 <= self.new <= len(self.prompts):
+            raise IvlensError(f"{self.new} of {len(self.prompts)} prompts are said to be new; name 1 or more of them")
+        if not 0 <= self.replayed < 1:
+            raise IvlensError(f"the share of replayed prompts is {self.replayed}; it must be 0 or more and below 1")
+
+    def rows(self, step: int, batch: int, seed: int) -> np.ndarray:
+        """Which prompts a step reads: the new ones in random order, epoch by epoch, and a draw of the others."""
+        replaying = self.replayed > 0 and len(self.prompts) > self.new
+        old = round(self.replayed * batch) if replaying else 0
+        if replaying and not 0 < old < batch:
+            raise IvlensError(
+                f"a batch of {batch} with a share of {self.replayed} replayed has {old} old and {batch - old} new "
+                "prompts; choose a larger batch"
+            )
+        places = range(step * (batch - old), (step + 1) * (batch - old))
+        begun = {place // self.new for place in places}
+        epochs = {epoch: np.random.default_rng([seed, 7, epoch]).permutation(self.new) for epoch in begun}
+        fresh = [epochs[place // self.new][place % self.new] for place in places]
+        drawn = np.random.default_rng([seed, 8, step]).integers(self.new, max(self.new + 1, len(self.prompts)), old)
+        return np.array([*fresh, *drawn], dtype=np.int64)
+
+
+def finetune(
+    model: HookedTransformer,
+    adapter: Adapter,
+    examples: Examples,
+    training: Training,
+    *,
+    method: Method,
+    guide: Guide | None = None,
+    seed: int = 0,
+    name: str = "the task",
+    checkpoint: Path | None = None,
+    every: int = 100,
+) -> Iterator[Step]:
+    """Train an attached adapter; one step is taken each time that the next one is asked for.
+
+    Args:
+        adapter: Attached to `model`, whose own weights stay as they are.
+        guide: What the training is guided by; None: nothing.
+        name: Of the task, for messages and the checkpoint.
+        checkpoint: File that keeps factors and optimiser every so many steps, and that is gone on from if it exists.
+
+    Raises:
+        TrainingError: the loss or its gradient is NaN or infinite; step and task are named, and the last good
+            checkpoint stays. Or the checkpoint is damaged, or of another training; then the factors stay, too.
+        IvlensError: the adapter is not attached.
+    """
+    factors = adapter.requires_grad_().parameters()
+    optimizer = torch.optim.AdamW(factors, lr=training.rate, weight_decay=training.weight_decay)
+    record = _record(examples, training, method, guide, seed=seed, name=name)
+    start = 0
+    if checkpoint is not None and checkpoint.exists():
+        start = checkpoints.resume(checkpoint, factors, optimizer, record)
+    for number in range(start, training.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = training.rate_at(number)
+        loss, penalty = _backward(model, adapter, examples, training, method, guide, seed=seed, step=number)
+        norm = float(torch.nn.utils.clip_grad_norm_(factors, training.clip))
+        if not math.isfinite(loss + penalty + norm):
+            raise TrainingError(
+                f"the loss of {name} is {loss + penalty} and the norm of its gradient {norm} at step {number}; lower "
+                "the rate or the weights of the penalties"
+            )
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if checkpoint is not None and (number + 1) % every == 0:
+            checkpoints.write(checkpoint, factors, optimizer, record, steps=number + 1)
+        yield Step(number, loss, penalty, training.rate_at(number), norm)
+
+
+def _backward(
+    model: HookedTransformer,
+    adapter: Adapter,
+    examples: Examples,
+    training: Training,
+    method: Method,
+    guide: Guide | None,
+    *,
+    seed: int,
+    step: int,
+) -> tuple[float, float]:
+    """Add the gradients of one step's batch; its loss and its penalty."""
+    device = examples.prompts.prompts.device
+    rows = torch.from_numpy(examples.rows(step, training.batch, seed)).to(device)
+    generator = torch.Generator().manual_seed(mixed(seed, step))
+    n_answer_tokens = int(examples.prompts.answer_mask[rows].sum())
+    loss = penalty = 0.0
+    for part in rows.chunk(training.accumulate):
+        batch, bare = examples.prompts[part], examples.bare[part]
+        with _precision(model, training):
+            progress = step / training.steps
+            logits, extra = _run(model, batch, bare, guide, progress=progress, generator=generator)
+            wanted = answer_loss(logits, batch)
+            extra = extra + method.penalty(model, adapter, batch, logits)
+        if not wanted.requires_grad:
+            raise IvlensError("the adapter is not attached to the model; train it inside `with attached(...)`")
+        # Parts differ in answer tokens: the mean of their means is not the mean over the batch.
+        share = int(batch.answer_mask.sum()) / n_answer_tokens
+        ((wanted + extra) * share).backward()
+        loss += wanted.item() * share
+        penalty += extra.item() * share
+    return loss, penalty
+
+
+def answer_loss(logits: AnswerLogits, tokens: Tokens) -> Float[Tensor, ""]:
+    """Mean cross-entropy over all answer tokens, in nats."""
+    losses = -token_log_probs(logits, tokens.answers) * tokens.answer_mask
+    return losses.sum() / tokens.answer_mask.sum()
+
+
+def _run(
+    model: HookedTransformer,
+    batch: Tokens,
+    bare: Tokens,
+    guide: Guide | None,
+    *,
+    progress: float,
+    generator: torch.Generator,
+) -> tuple[AnswerLogits, Tensor]:
+    if guide is not None:
+        return guide.run(model, batch, bare, progress=progress, generator=generator)
+    logits = differentiable_answer_logits(model, batch)
+    return logits, torch.zeros((), device=logits.device)
+
+
+def _precision(model: HookedTransformer, training: Training) -> Any:
+    if training.precision == "float32":
+        return nullcontext()
+    return torch.autocast(torch.device(model.cfg.device or "cpu").type, dtype=torch.bfloat16)
+
+
+def mixed(*numbers: int) -> int:
+    """One seed of several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _record(
+    examples: Examples, training: Training, method: Method, guide: Guide | None, *, seed: int, name: str
+) -> dict[str, str]:
+    """What a checkpoint must be of."""
+    digest = hashlib.sha256()
+    for tensor in (examples.prompts.prompts, examples.prompts.answers):
+        digest.update(tensor.cpu().numpy().tobytes())
+    return {
+        "task": name,
+        "seed": str(seed),
+        "prompts": f"{examples.new} new, {examples.replayed} replayed, {digest.hexdigest()[:16]}",
+        "training": repr(training),
+        "method": repr(method),
+        "guidance": repr(guide and guide.guidance),
+    }

@@ -1,0 +1,114 @@
+"""Would other heads, or another task's vector, have done as well?
+
+A vector that is added to the residual stream changes the output whatever its direction. What a result means is decided
+by controls of the same number of heads and of equal norm: heads drawn at random, heads of low AIE, and the vectors
+that the same heads write on other tasks.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ivlens.datasets.task import Task, TaskWarning
+from ivlens.errors import PromptError, TaskError
+from ivlens.patching.effects import HeadEffects, Settings, task_mean_z
+from ivlens.shapes import Head, Residual
+from ivlens.vectors.instruction_vector import write_vector
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+Vectors = Float[Tensor, "draw d_model"]
+
+
+def random_heads(
+    effects: HeadEffects,
+    k: int,
+    *,
+    draws: int,
+    seed: int = 0,
+    among: Literal["others", "all"] = "others",
+    chosen: Sequence[Head] | None = None,
+) -> list[list[Head]]:
+    """`draws` sets of k heads.
+
+    Args:
+        chosen: The k heads that these are held against; those of largest AIE unless given.
+        among: `others`: heads that are not among the chosen, since a control that shares heads with what
+            it is held against understates the contrast, in a small model by much (all heads where fewer than k are
+            left). `all`: all heads, the chosen ones included.
+    """
+    ranked, generator = effects.ranked(), np.random.default_rng([seed, 3])
+    others = _without(ranked, ranked[:k] if chosen is None else chosen)
+    heads = sorted(others if among == "others" and len(others) >= k else ranked)
+    return [[heads[i] for i in generator.choice(len(heads), k, replace=False)] for _ in range(draws)]
+
+
+def bottom_heads(
+    effects: HeadEffects, k: int, *, draws: int, seed: int = 0, chosen: Sequence[Head] = ()
+) -> list[list[Head]]:
+    """`draws` sets of k heads of low AIE: the k lowest first, then draws from the lower half (at least k heads).
+
+    Args:
+        chosen: Heads to leave out, where k others are left.
+    """
+    lowest, generator = effects.ranked()[::-1], np.random.default_rng([seed, 4])
+    others = _without(lowest, chosen)
+    lowest = others if len(others) >= k else lowest
+    half = lowest[: max(k, len(lowest) // 2)]
+    others = [[half[i] for i in generator.choice(len(half), k, replace=False)] for _ in range(draws - 1)]
+    return [lowest[:k], *others]
+
+
+def _without(heads: Sequence[Head], some: Sequence[Head]) -> list[Head]:
+    return [head for head in heads if head not in some]
+
+
+def with_norm(vectors: Vectors, norm: float) -> Vectors:
+    """The vectors at another length; a vector of length 0 stays as it is."""
+    lengths = vectors.norm(dim=1, keepdim=True)
+    return torch.where(lengths > 0, vectors * norm / lengths.clamp(min=torch.finfo(vectors.dtype).tiny), vectors)
+
+
+def written_by(
+    model: HookedTransformer, effects: HeadEffects, sets: Sequence[Sequence[Head]], *, norm: float
+) -> Vectors:
+    """One vector of length `norm` per set of heads, from the effects' own mean outputs."""
+    return with_norm(torch.stack([write_vector(model, effects.mean_z, heads) for heads in sets]), norm)
+
+
+def other_task_vectors(
+    model: HookedTransformer,
+    heads: Sequence[Head],
+    others: Sequence[Task],
+    settings: Settings,
+    *,
+    norm: float,
+) -> Mapping[str, Residual]:
+    """What the same heads write on other tasks, at length `norm`, by the task's name.
+
+    A task that cannot be asked (too few pairs, prompts too long for the model) is left out with a warning.
+    """
+    vectors = {}
+    for task in others:
+        try:
+            z = task_mean_z(model, task, settings)
+        except (TaskError, PromptError) as error:
+            warnings.warn(f"left out as a control: {error}", TaskWarning, stacklevel=2)
+            continue
+        vectors[task.name] = with_norm(write_vector(model, z, heads)[None], norm)[0]
+    return vectors
+
+
+def draw_other_tasks(task: Task, candidates: Sequence[str], *, draws: int, seed: int = 0) -> list[str]:
+    """Names of `draws` other tasks, drawn at random (fewer where there are fewer)."""
+    names = sorted(name for name in candidates if name != task.name)
+    generator = np.random.default_rng([seed, 5])
+    return [names[i] for i in generator.permutation(len(names))[:draws]]

@@ -1,0 +1,318 @@
+"""What vector do the heads that carry a task write?
+
+The instruction vector (IV) of heads S is `sum over S of mean_z[l, h] @ W_O[l, h]`: what those heads add to the residual
+stream at the last prompt token, on average over clean prompts. Source: Jiang et al. 2024, arXiv:2406.12227, after the
+function vector of Todd et al. 2024, arXiv:2310.15213. `b_O` is never added (their code adds it once per head where the
+model has one). Where attention's output passes another norm before the residual stream (Gemma 2, OLMo 2), `W_O` is
+followed by it: see `activations.path_to_residual`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import save
+
+from ivlens.errors import IvlensError, ShapeMismatch
+from ivlens.markup import html_table, safe
+from ivlens.models import hooked
+from ivlens.patching.activations import path_to_residual, unembed
+from ivlens.patching.effects import Settings
+from ivlens.shapes import Head, HeadGrid, MeanZ, Residual
+from ivlens.storage import atomic_files, run_folder, tensor_files
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformer_lens import HookedTransformer
+
+FORMAT = "ivlens.vector/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstructionVector:
+    """A direction in the residual stream, and where it came from."""
+
+    vector: Residual
+    heads: tuple[Head, ...]
+    """The heads that write it, the largest AIE first where they were ranked; none where another tool made it."""
+    layer: int | None
+    """Where to add it: to the residual stream after this block. None: not chosen yet."""
+    mean_z: MeanZ | None
+    """None: not known, as of a vector that another tool made."""
+    aie: HeadGrid | None = None
+    settings: Settings | None
+    """None: not known."""
+    task: str
+    task_digest: str
+    """Empty where it is not known; so is the model's."""
+    model: str
+    model_digest: str
+    versions: dict[str, str] = field(default_factory=run_folder.versions)
+
+    def at(self, layer: int) -> InstructionVector:
+        """The same vector, to be added after block `layer`.
+
+        Raises:
+            IvlensError: the model has no such layer.
+        """
+        if self.mean_z is not None:
+            check_layer(layer, len(self.mean_z))
+        elif layer < 0:
+            raise IvlensError(f"there is no layer {layer}: layers are counted from 0")
+        return replace(self, layer=layer)
+
+    def __add__(self, other: InstructionVector) -> InstructionVector:
+        """Both vectors at once, written by the heads of both; the layer stays where it is the same.
+
+        The sum is still `mean_z @ W_O` over its heads: `mean_z` is the sum of what each vector's own heads write, and 0
+        for all others.
+
+        Raises:
+            IvlensError: the vectors are of two models or widths, or were built with other settings.
+        """
+        if not isinstance(other, InstructionVector):
+            return NotImplemented
+        for name, ours, theirs in (
+            ("models", self.model_digest or self.model, other.model_digest or other.model),
+            ("widths", len(self.vector), len(other.vector)),
+            ("settings", self.settings, other.settings),
+        ):
+            if ours != theirs:
+                raise IvlensError(f"the vectors of {self.task} and {other.task} are of two {name}; build both alike")
+        own, others = self._own_z(), other._own_z()
+        return replace(
+            self,
+            vector=self.vector + other.vector,
+            heads=tuple(dict.fromkeys(self.heads + other.heads)),
+            layer=self.layer if self.layer == other.layer else None,
+            mean_z=None if own is None or others is None else own + others,
+            aie=None,
+            task=f"{self.task} + {other._term}",
+            task_digest=hashlib.sha256(f"{self.task_digest} {other.task_digest}".encode()).hexdigest(),
+        )
+
+    def __sub__(self, other: InstructionVector) -> InstructionVector:
+        """This vector, and the other task taken away; see `__add__`."""
+        return replace(self + -1 * other, task=f"{self.task} - {other._term}")
+
+    def __mul__(self, factor: int | float) -> InstructionVector:
+        """The vector, and what its heads write, times a number."""
+        if not isinstance(factor, int | float):
+            return NotImplemented
+        mean_z = None if self.mean_z is None else factor * self.mean_z
+        return replace(self, vector=factor * self.vector, mean_z=mean_z, task=f"{factor:g} {self._term}")
+
+    __rmul__ = __mul__
+
+    @property
+    def _term(self) -> str:
+        """The task's name as part of a longer one."""
+        return f"({self.task})" if {"+", "-"} & set(self.task.split()) else self.task
+
+    def _own_z(self) -> MeanZ | None:
+        """`mean_z` of the heads that write the vector; 0 for all others."""
+        if self.mean_z is None:
+            return None
+        own = torch.zeros_like(self.mean_z)
+        for head in self.heads:
+            own[head] = self.mean_z[head]
+        return own
+
+    def top_tokens(self, model: HookedTransformer, k: int = 10) -> pd.DataFrame:
+        """Which tokens does the vector speak for? It is read as if it were the whole final residual stream.
+
+        Only what it adds directly is seen, through the final norm and the unembedding; steering goes through the layers
+        behind it, and may do what no token here tells of.
+
+        Returns:
+            Columns `token`, `logit` and `probability`, the most probable of `k` tokens first.
+
+        Raises:
+            ShapeMismatch: the model has another width.
+            IvlensError: the vocabulary has fewer than `k` tokens.
+        """
+        import pandas as pd
+
+        check_width(self, model, remedy="give the model that it was built on")
+        if not 1 <= k <= model.cfg.d_vocab_out:
+            raise IvlensError(f"k is {k}; the vocabulary has {model.cfg.d_vocab_out} tokens, take 1 or more of them")
+        with torch.no_grad():
+            logits = unembed(model, self.vector.to(model.cfg.device, model.cfg.dtype)[None])[0].float()
+        top = logits.topk(k)
+        probability = logits.softmax(0)[top.indices]
+        return pd.DataFrame(
+            {
+                "token": [model.to_string([token]) for token in top.indices.tolist()],
+                "logit": top.values.tolist(),
+                "probability": probability.tolist(),
+            }
+        )
+
+    def measured(self) -> tuple[MeanZ, Settings]:
+        """Mean head outputs, and the settings that they were measured with.
+
+        Raises:
+            IvlensError: they are not known.
+        """
+        if self.mean_z is None or self.settings is None:
+            raise IvlensError(
+                f"the vector of {self.task} comes from another tool, without its heads' mean outputs or settings; "
+                "build it with ivlens.instruction_vector"
+            )
+        return self.mean_z, self.settings
+
+    def save(self, path: str | Path) -> Path:
+        """Write a safetensors file: tensors `vector`, `mean_z`, `aie`; everything else as metadata."""
+        path = Path(path)
+        held = {"vector": self.vector, "mean_z": self.mean_z, "aie": self.aie}
+        # Copies, since safetensors refuses tensors that share memory.
+        known = {name: one.detach().cpu().clone().contiguous() for name, one in held.items() if one is not None}
+        atomic_files.write_whole(path, save(known, metadata=self._metadata()))
+        return path
+
+    def _metadata(self) -> dict[str, str]:
+        scores = None if self.aie is None else [float(self.aie[head]) for head in self.heads]
+        record = {
+            "format": FORMAT,
+            "model": self.model,
+            "model_digest": self.model_digest,
+            "task": self.task,
+            "task_digest": self.task_digest,
+            "layer": self.layer,
+            "site": "resid_post",
+            "positions": "last prompt token",
+            "heads": [str(head) for head in self.heads],
+            "heads_aie": scores,
+            "settings": None if self.settings is None else asdict(self.settings),
+            "versions": self.versions,
+        }
+        return {key: value if isinstance(value, str) else json.dumps(value) for key, value in record.items()}
+
+    @classmethod
+    def load(cls, path: str | Path) -> InstructionVector:
+        """Read a file that `save` wrote. Nothing is unpickled; shapes are compared before use.
+
+        Raises:
+            IvlensError: not a safetensors file, of another format, or with tensors that do not belong together.
+        """
+        found, metadata = tensor_files.read(Path(path), remedy="give one that InstructionVector.save wrote")
+        if metadata.get("format") != FORMAT:
+            raise IvlensError(
+                f"{path} is of format {metadata.get('format')!r}, not {FORMAT!r}; give a file that "
+                "InstructionVector.save wrote, or bring it in with `ivlens convert`"
+            )
+        try:
+            written = {
+                key: atomic_files.parse_json(metadata[key]) for key in ("heads", "layer", "settings", "versions")
+            }
+            settings = written["settings"]
+            loaded = cls(
+                vector=found["vector"],
+                heads=tuple(Head.parse(head) for head in written["heads"]),
+                layer=written["layer"],
+                mean_z=found.get("mean_z"),
+                aie=found.get("aie"),
+                settings=None if settings is None else Settings.from_record(settings),
+                **{key: metadata[key] for key in ("task", "task_digest", "model", "model_digest")},
+                versions=dict(written["versions"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise IvlensError(f"{path} is no complete vector file ({error}); save the vector again") from error
+        loaded._check(Path(path))
+        return loaded
+
+    def _check(self, path: Path) -> None:
+        grid = None if self.mean_z is None else tuple(self.mean_z.shape[:2])
+        shapes = {"a vector": (self.vector, 1), "mean_z": (self.mean_z, 3), "an AIE grid": (self.aie, 2)}
+        for what, (tensor, axes) in shapes.items():
+            if tensor is None:
+                continue
+            tensor_files.as_floats(tensor, path, what)
+            if tensor.dim() != axes or not tensor.numel():
+                raise ShapeMismatch(
+                    f"{path} holds {what} of shape {tuple(tensor.shape)}; needed are a vector [d_model], mean_z "
+                    "[layer, head, d_head] and AIE [layer, head]"
+                )
+        if self.aie is not None and grid not in (None, tuple(self.aie.shape)):
+            raise ShapeMismatch(f"{path} holds an AIE grid of {tuple(self.aie.shape)} for heads {grid}; save it again")
+        if self.layer is not None and type(self.layer) is not int:
+            raise IvlensError(f"{path} is to be added at layer {self.layer!r}, which is no whole number; save it again")
+        if grid is None and self.heads:
+            raise IvlensError(f"{path} is no complete vector file (heads without mean_z); save the vector again")
+        for head in self.heads:
+            check_head(head, grid or ())
+        if self.layer is not None:
+            self.at(self.layer)
+
+    def cosine(self, other: InstructionVector) -> float:
+        """Cosine of the angle between two vectors, in [-1, 1]."""
+        if self.vector.shape != other.vector.shape:
+            raise ShapeMismatch(
+                f"the vectors have widths {len(self.vector)} and {len(other.vector)}; compare vectors of one model"
+            )
+        return float(torch.cosine_similarity(self.vector.double().cpu(), other.vector.double().cpu(), dim=0))
+
+    def __repr__(self) -> str:
+        where = "no layer chosen" if self.layer is None else f"layer {self.layer}"
+        heads = " ".join([self._n_heads, *map(str, self.heads[:10])]) + (" ..." if len(self.heads) > 10 else "")
+        return f"InstructionVector({self._name}: norm {float(self.vector.norm()):.3g}, {where}, {heads})"
+
+    def _repr_html_(self) -> str:
+        """Its heads with their AIE, the first ten."""
+        where = "no layer chosen" if self.layer is None else f"to be added after block {self.layer}"
+        more = f", {len(self.heads) - 10} more" if len(self.heads) > 10 else ""
+        about = f"norm {float(self.vector.norm()):.3g}, {where}, {self._n_heads}"
+        heads, unit = self.heads[:10], self.settings.unit if self.settings else "unit unknown"
+        values = ["not measured" if self.aie is None else f"{float(self.aie[head]):+.3f}" for head in heads]
+        table = html_table(("head", *heads), [(f"AIE ({unit})", *values)]) if heads else ""
+        return f"<p><b>{safe(self._name)}</b>: {about}{more}</p>{table}"
+
+    @property
+    def _name(self) -> str:
+        return f"{self.task} of {self.model or 'a model not named'}"
+
+    @property
+    def _n_heads(self) -> str:
+        return f"{len(self.heads)} heads" if self.heads else "heads not known"
+
+
+def write_vector(model: HookedTransformer, mean_z: MeanZ, heads: Sequence[Head]) -> Residual:
+    """Sum over heads of what each adds to the residual stream, `b_O` left out; in float32 at least."""
+    grid = (model.cfg.n_layers, model.cfg.n_heads)
+    if tuple(mean_z.shape) != (*grid, model.cfg.d_head):
+        raise ShapeMismatch(
+            f"mean_z is {tuple(mean_z.shape)} but {hooked.model_name(model)} has heads {(*grid, model.cfg.d_head)} as "
+            "(layer, head, d_head); recompute it with mean_z(model, clean)"
+        )
+    total = torch.zeros(model.cfg.d_model, dtype=mean_z.dtype, device=mean_z.device)
+    for head in heads:
+        check_head(head, grid)
+        total += mean_z[head] @ path_to_residual(model, head, mean_z)
+    return total
+
+
+def check_head(head: Head, grid: tuple[int, ...]) -> None:
+    """Raises IvlensError when a grid of layers by heads has no such head."""
+    if not (0 <= head.layer < grid[0] and 0 <= head.head < grid[1]):
+        raise IvlensError(f"there is no head {head}: the model has {grid[0]} layers of {grid[1]} heads, from 0")
+
+
+def check_layer(layer: int, n_layers: int) -> None:
+    """Raises IvlensError when there is no such layer."""
+    if not 0 <= layer < n_layers:
+        raise IvlensError(f"there is no layer {layer}: the model has {n_layers} layers, counted from 0")
+
+
+def check_width(vector: InstructionVector, model: HookedTransformer, *, remedy: str) -> None:
+    """Raises ShapeMismatch when the vector is not as wide as the model's residual stream."""
+    if len(vector.vector) != model.cfg.d_model:
+        raise ShapeMismatch(
+            f"the vector of {vector.model or vector.task} has width {len(vector.vector)}, but "
+            f"{hooked.model_name(model)} has d_model {model.cfg.d_model}; {remedy}"
+        )

@@ -1,0 +1,229 @@
+"""Which heads carry instructions in general, and what do they write on each task?
+
+Universal heads are ranked by their AIE averaged over the tasks that the model can do; their vector for a task is what
+they write on its clean prompts. Source: Todd et al. 2024, arXiv:2310.15213, who rank heads over several tasks, too.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors.torch import save
+from torch import Tensor
+
+from ivlens.datasets.task import Task, TaskWarning, task
+from ivlens.datasets.task import tasks as built_in
+from ivlens.errors import IvlensError, PromptError, ShapeMismatch, TaskError
+from ivlens.models import hooked
+from ivlens.patching.activations import answered
+from ivlens.patching.effects import Settings, measure_effects, task_mean_z
+from ivlens.progress import track
+from ivlens.prompts.builders import clean, tokenize, zero_shot
+from ivlens.shapes import GIB, Head, HeadGrid
+from ivlens.storage import atomic_files, tensor_files
+from ivlens.vectors.instruction_vector import check_head, check_layer, write_vector
+from ivlens.vectors.steering import steer_every_layer
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+FORMAT = "ivlens.universal/1"
+
+
+class Considered(NamedTuple):
+    """A task, and whether heads were ranked on it."""
+
+    task: str
+    digest: str
+    accuracy: float | None
+    """On clean prompts of its ranking part; None where it could not be asked."""
+    majority: float
+    """Share of the most frequent answer among all of its pairs."""
+    entered: bool
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Universal:
+    """Heads that carry the tasks of a list, and their vectors."""
+
+    aie: HeadGrid
+    """Mean over `tasks`, in the unit of the settings' effect."""
+    heads: tuple[Head, ...]
+    layer: int
+    """Where the vectors, added to zero-shot prompts of validation pairs, are right most often."""
+    tasks: tuple[str, ...]
+    """Those that the model can do, on which heads were ranked."""
+    vectors: Float[Tensor, "task d_model"]
+    """What `heads` write on each of `tasks`."""
+    settings: Settings
+    considered: tuple[Considered, ...] = ()
+    """Every task that was tried, and why it entered or not."""
+    model: str = ""
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file, or, where the name ends in `.json`, the same record without tensors."""
+        path, held = Path(path), {"aie": self.aie.cpu().contiguous(), "vectors": self.vectors.cpu().contiguous()}
+        if path.suffix.lower() == ".json":
+            aie = {"heads_aie": [float(self.aie[head]) for head in self.heads]}
+            content = json.dumps({**self._record(), **aie}, indent=2, ensure_ascii=False) + "\n"
+            atomic_files.write_whole(path, content.encode())
+        else:
+            metadata = {"format": FORMAT, "record": json.dumps(self._record())}
+            atomic_files.write_whole(path, save(held, metadata=metadata))
+
+    def _record(self) -> dict[str, Any]:
+        return {
+            "heads": [str(head) for head in self.heads],
+            "layer": self.layer,
+            "tasks": list(self.tasks),
+            "settings": asdict(self.settings),
+            "considered": [one._asdict() for one in self.considered],
+            "model": self.model,
+        }
+
+    def __repr__(self) -> str:
+        heads = " ".join(map(str, self.heads[:10])) + (" ..." if len(self.heads) > 10 else "")
+        return f"Universal({self.model}: {heads}, ranked on {len(self.tasks)} of {len(self.considered)} tasks)"
+
+    @classmethod
+    def load(cls, path: Path) -> Universal:
+        """Read what `save` wrote.
+
+        Raises:
+            IvlensError: not such a file.
+        """
+        found, metadata = tensor_files.read(path, remedy="delete it and run again")
+        if metadata.get("format") != FORMAT:
+            raise IvlensError(
+                f"{path} is of format {metadata.get('format')!r}, not {FORMAT!r}; delete it and run again"
+            )
+        try:
+            record = atomic_files.parse_json(metadata["record"])
+            loaded = cls(
+                aie=tensor_files.as_floats(found["aie"], path, "an AIE grid"),
+                vectors=tensor_files.as_floats(found["vectors"], path, "vectors"),
+                heads=tuple(Head.parse(head) for head in record["heads"]),
+                layer=record["layer"],
+                tasks=tuple(map(str, record["tasks"])),
+                settings=Settings.from_record(record["settings"]),
+                # Files of before have neither.
+                considered=tuple(Considered(**one) for one in record.get("considered", ())),
+                model=str(record.get("model", "")),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise IvlensError(f"{path} is no complete record of heads ({error}); delete it and run again") from error
+        loaded._check(path)
+        return loaded
+
+    def _check(self, path: Path) -> None:
+        if self.aie.dim() != 2 or self.vectors.dim() != 2 or len(self.vectors) != len(self.tasks):
+            raise ShapeMismatch(
+                f"{path} holds AIE {tuple(self.aie.shape)} and vectors {tuple(self.vectors.shape)} of "
+                f"{len(self.tasks)} tasks; needed are [layer, head] and [task, d_model]; delete it and run again"
+            )
+        for head in self.heads:
+            check_head(head, tuple(self.aie.shape))
+        check_layer(self.layer, len(self.aie))
+
+
+def universal_heads(
+    model: HookedTransformer,
+    tasks: Sequence[Task | str | Path] | None = None,
+    settings: Settings | None = None,
+    *,
+    top: int = 10,
+    memory: int = 2 * GIB,
+) -> Universal:
+    """Rank heads over tasks, and choose a layer for all of their vectors.
+
+    A task enters if the model is right on its clean prompts more often than the most frequent answer would be.
+
+    Args:
+        tasks: Tasks, names or paths; all built-in ones unless given.
+        settings: How effects are measured; its defaults are those of `indirect_effects`.
+        top: How many heads.
+
+    Raises:
+        IvlensError: the model can do none of the tasks, or has fewer heads.
+    """
+    settings = settings or Settings()
+    tasks = [one if isinstance(one, Task) else task(one) for one in (built_in() if tasks is None else tasks)]
+    total = model.cfg.n_layers * model.cfg.n_heads
+    if not 1 <= top <= total:
+        raise IvlensError(f"top is {top}, but the model has {total} heads; take 1 to {total}")
+    considered, done, grids, outputs = [], [], [], []
+    for one in track(tasks, "universal heads", total=len(tasks)):
+        considered.append(_considered(model, one, settings))
+        if not considered[-1].entered:
+            continue
+        z = task_mean_z(model, one, settings)
+        grids.append(measure_effects(model, one, z, settings, memory=memory, model_digest="").aie)
+        outputs.append(z)
+        done.append(one)
+    if not done:
+        raise IvlensError(
+            f"the model can do none of the {len(tasks)} general tasks better than by their most frequent answer; "
+            "name tasks that it can do"
+        )
+    aie = torch.stack(grids).mean(0)
+    order = torch.argsort(aie.flatten(), descending=True, stable=True)[:top].tolist()
+    heads = tuple(Head(index // model.cfg.n_heads, index % model.cfg.n_heads) for index in order)
+    vectors = torch.stack([write_vector(model, z, heads) for z in outputs])
+    return Universal(
+        aie=aie,
+        heads=heads,
+        layer=_best_layer(model, done, vectors, settings, memory=memory),
+        tasks=tuple(one.name for one in done),
+        vectors=vectors,
+        settings=settings,
+        considered=tuple(considered),
+        model=hooked.model_name(model),
+    )
+
+
+def _considered(model: HookedTransformer, task: Task, settings: Settings) -> Considered:
+    """Is the model right on clean prompts more often than the most frequent answer would be?"""
+    majority = max(Counter(pair.output for pair in task.pairs).values()) / len(task.pairs)
+    tried = partial(Considered, task=task.name, digest=task.digest, majority=majority)
+    try:
+        split = task.split(shots=settings.shots, seed=settings.seed)
+        prompts = clean(
+            task,
+            split.rank,
+            split.mean,
+            source=settings.source,
+            shots=settings.shots,
+            generator=np.random.default_rng([settings.seed, 10]),
+            template=settings.template,
+        )
+        tokens = tokenize(model, prompts)
+    except (TaskError, PromptError) as error:
+        warnings.warn(f"left out of the universal heads: {error}", TaskWarning, stacklevel=3)
+        return tried(accuracy=None, entered=False, reason=str(error))
+    right = float(answered(model, tokens)[0].double().mean())
+    above = "above" if right > majority else "not above"
+    reason = f"accuracy {right:.2f}, {above} the most frequent answer's share {majority:.2f}"
+    return tried(accuracy=right, entered=right > majority, reason=reason)
+
+
+def _best_layer(
+    model: HookedTransformer, tasks: Sequence[Task], vectors: Tensor, settings: Settings, *, memory: int
+) -> int:
+    """The layer at which a task's vector makes most zero-shot prompts right, on average over tasks."""
+    found = []
+    for one, vector in zip(tasks, vectors, strict=True):
+        pairs = one.split(shots=settings.shots, seed=settings.seed).validation
+        tokens = tokenize(model, zero_shot(pairs, template=settings.template))
+        found.append(steer_every_layer(model, tokens, vector[None], memory=memory).match[:, 1:].double().mean(0))
+    return int(torch.stack(found).mean(0).argmax())

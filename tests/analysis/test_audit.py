@@ -1,0 +1,366 @@
+"""An audit's tables say what the model does, on pairs that nothing was chosen on."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from conftest import WORD_TEMPLATE
+from transformer_lens import HookedTransformer
+
+import ivlens
+from ivlens import prompts
+from ivlens.analysis.run_audit import HEADS, MEASURES, STEERING, Audit
+from ivlens.datasets.task import Pair, Task
+from ivlens.errors import IvlensError, RunError
+from ivlens.models import hooked
+from ivlens.patching.effects import EFFECTS
+from ivlens.storage.run_folder import Source, open_run
+
+SMALL: dict[str, Any] = {
+    "shots": 3,
+    "clean_prompts": 6,
+    "prompts": 5,
+    "top": 3,
+    "draws": 2,
+    "other_tasks": 1,
+    "seed": 1,
+    "template": WORD_TEMPLATE,
+}
+BASELINES = ["zero-shot", "instructed", "few-shot", "shuffled", "statement"]
+STEERED = ["steered", "steered, random", "steered, bottom", "steered, other-task"]
+FRAMES = ("measures", "steering", "heads")
+
+
+def said(model: HookedTransformer, text: str, n: int) -> str:
+    """What greedy decoding writes after one prompt, run alone."""
+    ids = model.tokenizer.encode(text, add_special_tokens=False)
+    ids = torch.tensor([[model.tokenizer.bos_token_id, *ids]])
+    new = model.generate(ids, max_new_tokens=n, do_sample=False, stop_at_eos=False, verbose=False)[0, ids.shape[1] :]
+    return " ".join(model.tokenizer.convert_ids_to_tokens(new.tolist()))
+
+
+@pytest.fixture(scope="module")
+def known(tiny: HookedTransformer) -> Task:
+    """Two-word answers of which every second is the one that the random model gives to the query alone."""
+    pairs = []
+    for i in range(48):
+        answer = said(tiny, f"Q : w{i} A :", 2)
+        if i % 2 or not re.fullmatch(r"w\d+ w\d+", answer):
+            answer = f"w{i + 50} w{i + 51}"
+        pairs.append(Pair(f"w{i}", answer))
+    return Task(name="known", pairs=tuple(pairs), instructions=("w100 w101", "w102"), statement="w103 {input} w104")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("audit") / "run"
+
+
+@pytest.fixture(scope="module")
+def found(tiny: HookedTransformer, known: Task, folder: Path) -> Audit:
+    return ivlens.audit(tiny, known, out=folder, **SMALL)
+
+
+@pytest.fixture(scope="module")
+def bare(tiny: HookedTransformer, known: Task) -> Audit:
+    """Of the same pairs without instructions and statement."""
+    return ivlens.audit(tiny, Task(name="bare", pairs=known.pairs), **SMALL)
+
+
+def line(audit: Audit, measure: str) -> dict[str, Any]:
+    (row,) = audit.measures[audit.measures["measure"] == measure].to_dict("records")
+    return row
+
+
+def assert_same(one: Audit, other: Audit) -> None:
+    for name in FRAMES:
+        pd.testing.assert_frame_equal(getattr(one, name), getattr(other, name), check_exact=True)
+    for name in ("cie", "baseline", "queries", "mean_z"):
+        assert torch.equal(getattr(one.effects, name), getattr(other.effects, name))
+    assert torch.equal(one.vector.vector, other.vector.vector)
+    assert one.effects.settings == other.effects.settings
+    assert repr(one) == repr(other) and repr(one.effects) == repr(other.effects)
+    assert repr(one.vector) == repr(other.vector)
+
+
+def test_every_table_has_its_columns_and_rows(found: Audit, folder: Path) -> None:
+    assert list(found.measures.columns) == list(MEASURES)
+    assert list(found.measures["measure"]) == BASELINES + STEERED
+    assert list(found.steering.columns) == list(STEERING)
+    by_layer = found.steering.groupby("heads", sort=False)
+    assert {kind: list(part["layer"]) for kind, part in by_layer} == {
+        kind: [0, 1, 2] for kind in ("chosen", "random", "bottom", "other-task")
+    }
+    assert set(found.steering["n_heads"]) == {3}
+    assert dict(by_layer["draws"].first()) == {"chosen": 1, "random": 2, "bottom": 2, "other-task": 1}
+    assert list(found.heads.columns) == list(HEADS)
+    kinds = {count: list(part["heads"]) for count, part in found.heads.groupby("n_heads")}
+    both = ["chosen", "random"]
+    assert kinds == {1: both, 2: both, 3: [*both, "bottom", "other-task"], 5: both, 10: both}
+    effects = pd.read_parquet(folder / "effects.parquet")
+    assert list(effects.columns) == list(EFFECTS) and len(effects) == 5 * 3 * 4
+
+
+def test_every_number_comes_from_the_evaluation_pairs(found: Audit, known: Task) -> None:
+    n = len(known.split(shots=3, seed=1).evaluation)
+    assert n > 5
+    assert all(set(getattr(found, name)["prompts"]) == {n} for name in FRAMES)
+
+
+def test_intervals_contain_their_means(found: Audit) -> None:
+    for name in FRAMES:
+        frame = getattr(found, name)
+        for value in ("accuracy", "probability"):
+            assert (frame[f"{value}_low"] <= frame[value] + 1e-12).all()
+            assert (frame[value] <= frame[f"{value}_high"] + 1e-12).all()
+            assert frame[value].between(0, 1).all()
+    low, high = found.effects.interval()
+    assert bool((low <= found.effects.aie).all()) and bool((found.effects.aie <= high).all())
+
+
+def test_unsteered_accuracy_is_that_of_generating_on_each_prompt_alone(
+    found: Audit, tiny: HookedTransformer, known: Task
+) -> None:
+    pairs = known.split(shots=3, seed=1).evaluation
+    texts = {
+        "zero-shot": [f"Q : {pair.input} A :" for pair in pairs],
+        "instructed": [f"{('w100 w101', 'w102')[i % 2]} \n Q : {p.input} A :" for i, p in enumerate(pairs)],
+        "statement": [f"w103 {pair.input} w104" for pair in pairs],
+    }
+    for measure, prompts_ in texts.items():
+        right = [said(tiny, text, 2) == pair.output for text, pair in zip(prompts_, pairs, strict=True)]
+        assert line(found, measure)["accuracy"] == pytest.approx(sum(right) / len(right))
+    assert 0.1 < found.accuracy("zero-shot") < 0.9
+
+
+def test_steered_numbers_are_those_of_steering_each_prompt_alone(
+    found: Audit, tiny: HookedTransformer, known: Task
+) -> None:
+    pairs = known.split(shots=3, seed=1).evaluation
+    chosen = found.steering[found.steering["heads"] == "chosen"].set_index("layer")
+    for layer in range(3):
+        right, first = [], []
+        for pair in pairs:
+            text = f"Q : {pair.input} A :"
+            with ivlens.steered(tiny, found.vector, layer=layer):
+                right.append(said(tiny, text, 2) == pair.output)
+                logits = tiny(tiny.to_tokens(text, prepend_bos=True))[0, -1]
+            first.append(float(logits.softmax(-1)[tiny.tokenizer.convert_tokens_to_ids(pair.output.split()[0])]))
+        assert chosen.loc[layer, "accuracy"] == pytest.approx(sum(right) / len(right))
+        assert chosen.loc[layer, "probability"] == pytest.approx(sum(first) / len(first), rel=1e-6)
+    own = chosen.loc[found.vector.layer]
+    assert line(found, "steered")["accuracy"] == own["accuracy"]
+    assert line(found, "steered")["probability"] == own["probability"]
+
+
+def test_the_layer_is_the_best_on_validation_pairs(found: Audit, tiny: HookedTransformer, known: Task) -> None:
+    pairs = known.split(shots=3, seed=1).validation
+    score = {}
+    for layer in range(3):
+        with ivlens.steered(tiny, found.vector, layer=layer):
+            right = [said(tiny, f"Q : {pair.input} A :", 2) == pair.output for pair in pairs]
+        score[layer] = sum(right)
+    assert score[found.vector.layer] == max(score.values())
+
+
+def test_the_four_parts_share_no_pair_and_demonstrations_come_from_the_first(
+    tiny: HookedTransformer, known: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, list[prompts.Prompt]]] = []
+    for name in ("patching.effects", "vectors.steering", "analysis.run_audit"):
+
+        def record(model: Any, given: list[prompts.Prompt], name: str = name) -> Any:
+            asked.append((name, list(given)))
+            return prompts.tokenize(model, given)
+
+        monkeypatch.setattr(sys.modules[f"ivlens.{name}"], "tokenize", record)
+    ivlens.audit(tiny, known, **SMALL)
+    ours = [(name, given) for name, given in asked if {prompt.query for prompt in given} <= set(known.pairs)]
+    (_, mean), (_, rank) = [entry for entry in ours if entry[0] == "patching.effects"]
+    ((_, validation),) = [entry for entry in ours if entry[0] == "vectors.steering"]
+    (_, again), *evaluation = [entry for entry in ours if entry[0] == "analysis.run_audit"]
+    assert again == validation and len(evaluation) == 6
+    parts = [{p.query for p in mean}, {p.query for p in rank}, {p.query for p in validation}]
+    parts += [{p.query for _, given in evaluation for p in given}]
+    assert sum(map(len, parts)) == len(set.union(*parts))
+    pool = {pair.input for pair in known.split(shots=3, seed=1).mean}
+    for _, given in ours:
+        for prompt in given:
+            shown = re.findall(r"Q : (w\d+) A :", prompt.text)
+            assert set(shown) - {prompt.query.input} <= pool
+            assert len(shown) == len(set(shown))
+
+
+def test_what_a_task_lacks_is_not_measured_and_never_zero(bare: Audit) -> None:
+    for measure in ("instructed", "statement"):
+        row = line(bare, measure)
+        assert row["prompts"] == 0
+        assert all(math.isnan(row[name]) for name in MEASURES if name not in ("measure", "prompts"))
+        assert math.isnan(bare.accuracy(measure))
+    assert bare.accuracy("zero-shot") >= 0
+    bars = bare.figures()["measures"]
+    assert sum(note.text == "not measured" for note in bars.layout.annotations) == 2
+    assert bare._repr_html_().count("not measured") == 4
+
+
+def test_too_few_shots_for_a_shuffle_are_not_measured_as_one(tiny: HookedTransformer, known: Task) -> None:
+    few = SMALL | {"shots": 1, "corruption": "zero-shot"}
+    found = ivlens.audit(tiny, known, **few)
+    assert math.isnan(found.accuracy("shuffled")) and not math.isnan(found.accuracy("few-shot"))
+    none = ivlens.audit(tiny, known, **few | {"shots": 0, "source": "instruction"})
+    assert math.isnan(none.accuracy("few-shot"))
+
+
+def test_without_out_nothing_is_written_and_the_numbers_are_the_same(
+    tiny: HookedTransformer, known: Task, found: Audit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    again = ivlens.audit(tiny, known, **SMALL)
+    assert not list(tmp_path.iterdir()) and again.folder is None
+    assert_same(again, found)
+
+
+def test_reading_gives_what_the_audit_returned(found: Audit, folder: Path) -> None:
+    assert_same(Audit.read(folder), found)
+    assert found.folder == folder
+
+
+def test_a_complete_run_is_read_and_not_computed_again(
+    tiny: HookedTransformer, known: Task, found: Audit, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(tiny), "forward", None)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert_same(ivlens.audit(tiny, known, out=folder, **SMALL), found)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+@pytest.mark.parametrize("after", ["effects", "steering", "heads", "measures", "vector"])
+def test_a_run_that_was_cut_off_goes_on_to_the_same_numbers(
+    tiny: HookedTransformer, known: Task, found: Audit, folder: Path, tmp_path: Path, after: str
+) -> None:
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    files = ["effects.parquet", "steering.parquet", "heads.parquet", "measures.parquet", "vector.safetensors"]
+    kept = files[: [file.split(".")[0] for file in files].index(after) + 1]
+    for file in kept:
+        (cut / file).write_bytes((folder / file).read_bytes())
+    (cut / ".ivlens-tmp-1234-heads.parquet").write_bytes(b"half")
+    record = json.loads((folder / "run.json").read_text()) | {"status": "running", "finished": None}
+    (cut / "run.json").write_text(json.dumps(record))
+    again = ivlens.audit(tiny, known, out=cut, **SMALL)
+    assert_same(again, found)
+    assert not list(cut.glob(".ivlens-tmp*"))
+
+
+def test_another_seed_asks_other_prompts(tiny: HookedTransformer, known: Task, found: Audit) -> None:
+    other = ivlens.audit(tiny, known, **SMALL | {"seed": 2})
+    assert not torch.equal(other.effects.baseline, found.effects.baseline)
+    assert not torch.equal(other.effects.mean_z, found.effects.mean_z)
+
+
+def test_the_record_says_what_was_asked_of_which_model_and_task(
+    found: Audit, folder: Path, tiny: HookedTransformer, known: Task
+) -> None:
+    record = json.loads((folder / "run.json").read_text())
+    assert record["schema_version"] == 1 and record["command"] == "audit" and record["status"] == "complete"
+    assert record["started"] < record["finished"]
+    assert record["seed"] == 1 and record["settings"]["shots"] == 3 and record["settings"]["top"] == 3
+    assert record["settings"]["template"]["query"] == WORD_TEMPLATE.query
+    assert record["sources"] == {
+        "model": {"name": hooked.model_name(tiny), "digest": hooked.weight_digest(tiny)},
+        "task": {"name": "known", "digest": known.digest},
+    }
+    assert set(record["versions"]) == {"ivlens", "torch", "transformer-lens"}
+    assert found.vector.model_digest == record["sources"]["model"]["digest"]
+
+
+def test_complete_is_said_last(
+    tiny: HookedTransformer, known: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ivlens.InstructionVector, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ivlens.audit(tiny, known, out=tmp_path / "run", **SMALL)
+    assert {path.stem for path in (tmp_path / "run").glob("*.parquet")} == {"effects", *FRAMES}
+    with pytest.raises(RunError, match=r"unfinished.*run the same command"):
+        Audit.read(tmp_path / "run")
+
+
+def test_figures_are_drawn_from_saved_numbers_without_the_model(found: Audit, folder: Path) -> None:
+    script = (
+        "import sys; from ivlens import Audit; figures = Audit.read(sys.argv[1]).figures(); "
+        "assert 'transformer_lens' not in sys.modules and 'transformers' not in sys.modules; print(*figures)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["aie", "measures", "steering", "heads"], done.stderr
+
+
+def test_an_effect_in_nats_says_so(tiny: HookedTransformer, known: Task) -> None:
+    found = ivlens.audit(tiny, known, **SMALL | {"effect": "nll", "corruption": "zero-shot", "source": "instruction"})
+    assert found.effects.unit == "nats" and bool((found.effects.baseline < 0).all())
+
+
+def test_the_first_line_of_an_audit_is_its_answer(found: Audit) -> None:
+    text = repr(found)
+    assert "known on " in text and f"layer {found.vector.layer}" in text
+    assert f"zero-shot accuracy {found.accuracy('zero-shot'):.2f}" in text
+    assert f"of random heads {found.accuracy('steered, random'):.2f}" in text
+
+
+def test_a_notebook_shows_every_measure_and_no_markup_from_names(found: Audit) -> None:
+    import dataclasses
+
+    vector = dataclasses.replace(found.vector, task="<script>alert(1)</script>\x1b[31m", model="a & b")
+    page = dataclasses.replace(found, vector=vector)._repr_html_()
+    assert "<script" not in page and "&lt;script&gt;" in page and "\x1b" not in page and "a &amp; b" in page
+    assert page.count("<tr>") == 1 + len(BASELINES + STEERED)
+    assert f"{found.accuracy('steered'):.2f}" in page
+
+
+def test_an_unknown_measure_is_named_beside_the_known(found: Audit) -> None:
+    with pytest.raises(IvlensError, match=r"no measure 'accuracy'; there are 'zero-shot', 'instructed'"):
+        found.accuracy("accuracy")
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Iterator[Path]:
+    sources = {"base": Source(name="lab", digest="1"), "tuned": Source(name="lab", digest="2")}
+    with open_run(tmp_path / "foreign", command="compare", settings={}, sources=sources, seed=0) as run:
+        run.complete()
+    yield run.folder
+
+
+def test_a_run_of_another_kind_is_not_an_audit(foreign: Path) -> None:
+    with pytest.raises(RunError, match=r"is of `ivlens compare`, not of an audit; give an audit's folder"):
+        Audit.read(foreign)
+
+
+def test_the_settings_are_refused_in_a_sentence(tiny: HookedTransformer, known: Task) -> None:
+    for given, sentence in {
+        ("top", 0): "top is 0; it must be 1 or more",
+        ("top", 13): "top is 13, but the model has 12 heads; take fewer",
+        ("draws", 0): "draws is 0; it must be 1 or more",
+        ("other_tasks", -1): "other_tasks is -1; it must be 0 or more",
+        ("clean_prompts", 0): "clean_prompts is 0; it must be 1 or more",
+        ("shots", 39): "48 pairs, but 39 shots need at least 49",
+    }.items():
+        with pytest.raises(IvlensError, match=re.escape(sentence)):
+            ivlens.audit(tiny, known, **SMALL | dict([given]))
+
+
+def test_without_controls_of_other_tasks_none_are_listed(tiny: HookedTransformer, known: Task) -> None:
+    found = ivlens.audit(tiny, known, **SMALL | {"other_tasks": 0, "top": 12})
+    assert list(found.measures["measure"]) == BASELINES + STEERED[:-1]
+    assert 12 in set(found.heads["n_heads"])

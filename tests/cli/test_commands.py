@@ -1,0 +1,777 @@
+"""Whatever is typed or handed over ends in numbers, or in one line that says what to do."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import pytest
+import torch
+from choreographer.browsers.chromium import Chromium
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from ivlens.analysis.audit_tables import plain
+from ivlens.cli import main, parse_bytes
+from ivlens.datasets.task import task, tasks
+from ivlens.errors import IvlensError
+from ivlens.lab.vocabulary import CONTEXT, tokenizer
+from ivlens.models import hooked, lora
+from ivlens.models.checkpoint import quiet_transformers
+from ivlens.models.lora import LoraConfig
+from ivlens.models.peft import read_adapter, write_adapter
+from ivlens.storage.atomic_files import Lock
+
+SMALL = ["--shots", "2", "--clean-prompts", "4", "--prompts", "3", "--top", "3"]
+FIGURES = ["aie", "heads", "measures", "steering"]
+TABLES = ["effects", "steering", "heads", "measures"]
+
+
+class Outcome(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+    def complaint(self) -> str:
+        """The one line of a mistake."""
+        assert self.status == 2, (self.out, self.err)
+        assert self.err.startswith("ivlens: ") and self.err.count("\n") == 1 and self.err.endswith("\n")
+        assert self.out == ""
+        return self.err.removeprefix("ivlens: ").rstrip("\n")
+
+
+Ivlens = Callable[..., Outcome]
+
+
+@pytest.fixture
+def ivlens(capsys: pytest.CaptureFixture[str]) -> Ivlens:
+    def run(*arguments: object) -> Outcome:
+        status = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Outcome(status, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_chrome() -> Iterator[None]:
+    """Images take seconds; pages are enough here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Chromium, "find_browser", lambda **_: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model of 3 layers and 4 heads that reads the lab's words."""
+    folder = tmp_path_factory.mktemp("models") / "random"
+    words = tokenizer([task(name) for name in tasks()])
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+    with torch.random.fork_rng(), quiet_transformers():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=len(words), max_position_embeddings=CONTEXT, **sizes))
+        model.save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def adapter(checkpoint: Path, tmp_path: Path) -> Path:
+    """An adapter over it."""
+    import ivlens
+
+    model = ivlens.load(checkpoint)
+    random = lora.fresh(model, LoraConfig(rank=2))
+    for factors in random.factors.values():
+        factors.B.fill_(0.5)
+    write_adapter(random, tmp_path / "tuned", model)
+    return tmp_path / "tuned"
+
+
+@pytest.fixture(scope="module")
+def finished(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete run; tests copy it before they change it."""
+    folder = tmp_path_factory.mktemp("runs") / "antonym"
+    assert main(["audit", str(checkpoint), "--task", "antonym", "--out", str(folder), *SMALL]) == 0
+    return folder
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "copy"))
+
+
+def unfinish(folder: Path, *, keep: tuple[str, ...] = (), **changes: Any) -> None:
+    record = json.loads((folder / "run.json").read_text()) | {"status": "running", "finished": None} | changes
+    for path in folder.glob("*.*"):
+        if path.stem not in keep:
+            path.unlink()
+    (folder / "run.json").write_text(json.dumps(record))
+
+
+def assert_same_numbers(one: Path, other: Path) -> None:
+    for name in TABLES:
+        frames = [pd.read_parquet(folder / f"{name}.parquet") for folder in (one, other)]
+        pd.testing.assert_frame_equal(*frames, check_exact=True)
+    assert load_file(one / "vector.safetensors").keys() == {"vector", "mean_z", "aie"}
+    for key, tensor in load_file(one / "vector.safetensors").items():
+        assert torch.equal(tensor, load_file(other / "vector.safetensors")[key])
+
+
+def written(folder: Path, content: object, name: str = "mine.json") -> Path:
+    path = folder / name
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return path
+
+
+def pairs(n: int, output: str = "w{}") -> list[dict[str, str]]:
+    return [{"input": f"q{i}", "output": output.format(i)} for i in range(n)]
+
+
+def shell(*arguments: object, code: str = "", **options: Any) -> subprocess.Popen[str]:
+    """The command in a process of its own, after some lines of Python."""
+    # A shell's background jobs ignore Ctrl-C, and so would what they start: listen to it again.
+    listen = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)"
+    script = f"import sys\n{listen}\n{code}\nfrom ivlens.cli import main\nsys.exit(main())"
+    line = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+# Help
+
+
+def test_help_comes_quickly_and_without_torch() -> None:
+    started = time.perf_counter()
+    code = "import atexit; atexit.register(lambda: print('torch' in sys.modules, 'numpy' in sys.modules))"
+    out, err = shell("--help", code=code).communicate(timeout=60)
+    assert time.perf_counter() - started < 5
+    assert "audit" in out and "figures" in out and "tasks" in out and err == ""
+    assert out.splitlines()[-1] == "False False"
+
+
+def test_no_arguments_print_the_help(ivlens: Ivlens) -> None:
+    bare = ivlens()
+    assert bare == ivlens("--help") and bare.status == 0 and "Usage: ivlens" in bare.out
+
+
+def test_the_version_is_that_of_the_package(ivlens: Ivlens) -> None:
+    assert ivlens("--version") == (0, f"ivlens {metadata.version('ivlens')}\n", "")
+
+
+@pytest.mark.parametrize("command", ["audit", "compare", "figures", "tasks", "universal"])
+def test_every_command_explains_itself(ivlens: Ivlens, command: str) -> None:
+    found = ivlens(command, "--help")
+    assert found.status == 0 and f"Usage: ivlens {command}" in found.out
+
+
+# What was typed
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("audit", "Missing argument 'model'; see ivlens audit --help"),
+        ("audit lab", "Missing option '--task'; see ivlens audit --help"),
+        ("audit lab --task", "Option '--task' requires an argument; see ivlens"),
+        ("audit lab --task antonym --shots ten", "'--shots': 'ten' is not a whole number; see ivlens audit --help"),
+        ("audit lab --task antonym --top 2.5", "'--top': '2.5' is not a whole number"),
+        ("audit lab --task antonym --corruption noise", "'noise' is not one of 'shuffled', 'zero-shot'"),
+        ("audit lab --task antonym --source x", "'x' is not one of 'demonstrations', 'instruction'"),
+        ("audit lab --task antonym --effect x", "'x' is not one of 'prob', 'nll'"),
+        ("audit lab --task antonym --layers 3", "No such option: --layers"),
+        ("audit lab --task antonym --template arow", "no template and no file 'arow'; did you mean arrow?"),
+        ("audit lab --task antonym --template chat", "the tokenizer of lab has no chat template; choose another"),
+        ("audit lab --task antonym --heads L9", "there is no file 'L9'; give the path of one, heads such as L9H6"),
+        ("audit lab --task antonym --heads L3H1,L3H1", "head L3H1 is named twice"),
+        ("audit lab --task antonym --heads L9H6", "there is no head L9H6: the model has 6 layers of 8 heads, from 0"),
+        ("audit lab --task antonym --instruction worst", "instruction is 'worst'; it must be all, best or the number"),
+        ("audit lab --task antonym --instruction 99", "instruction is 99, but task 'antonym' has"),
+        ("audit lab --task antonym --columns a", "columns is 'a'; write the input's and the output's, such as"),
+        ("universal lab", "Missing option '--out'; see ivlens universal --help"),
+        ("universal lab --out heads.txt", "out is 'heads.txt'; give a name that ends in .json or .safetensors"),
+        ("universal lab --out h.json --tasks antonym,nothing", "no built-in task and no file 'nothing'"),
+        ("audits lab", "No such command 'audits'"),
+        ("audit lab --task antonym extra", "unexpected extra argument"),
+        ("figures", "Missing argument 'run'; see ivlens figures --help"),
+        ("audit lab --task antonym --memory 0", "memory is '0'; write a size above 0 such as 2GiB, 500MB or 1048576"),
+        ("audit lab --task antonym --memory abc", "memory is 'abc'; write a size"),
+        ("audit lab --task antonym --memory=-1GB", "memory is '-1GB'; write a size"),
+        ("audit lab --task antonym --memory 0.1B", "memory is '0.1B'; write a size"),
+        ("audit lab --task antonym --shots -1", "shots is -1; it must be 0 or more"),
+        ("audit lab --task antonym --prompts 0", "prompts is 0; it must be 1 or more"),
+        ("audit lab --task antonym --seed -1", "seed is -1; it must be 0 or more"),
+        ("audit lab --task antonym --shots 71", "80 pairs, but 71 shots need at least 81"),
+        ("audit lab --task antonmy", "no built-in task and no file 'antonmy'; did you mean antonym"),
+        ("audit lab --task nothing-like-it.json", "`ivlens tasks` lists the built-in ones"),
+        (f"audit lab --task {'x' * 300}", "there is no built-in task and no file"),
+        ("audit lab --task antonym --device gpu", "'gpu' is not a device; give auto, cpu, cuda, cuda:1 or mps"),
+        ("audit lab --task antonym --device cuda:99", "this machine has no device 'cuda:99'; use cpu, or auto"),
+        ("audit lab --task antonym --dtype int8", "'int8' is not a dtype ivlens computes in; give auto, float32"),
+        ("audit ./nowhere --task antonym", "there is no folder './nowhere'; give a Hugging Face folder"),
+        ("tasks nothing.json", "no built-in task and no file 'nothing.json'"),
+    ],
+)
+def test_a_slip_of_the_keyboard_is_one_line(ivlens: Ivlens, line: str, sentence: str) -> None:
+    assert sentence in ivlens(*line.split()).complaint()
+
+
+def test_sizes_are_read_as_people_write_them() -> None:
+    for text, size in {"2GiB": 2**31, "500 MB": 5 * 10**8, "1048576": 2**20, "1.5kib": 1536}.items():
+        assert parse_bytes(text) == size
+    assert parse_bytes("9" * 400) == int("9" * 400)
+    with pytest.raises(IvlensError, match="memory is ''"):
+        parse_bytes("")
+
+
+# Task files
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("[{", "is not JSON: .* at line 1, column"),
+        ("", "is not JSON"),
+        ([], "'pairs' is empty; fill it in"),
+        ("7", "no JSON object|is 7"),
+        ([{"input": "hot"}], "'output' of pair 1 is missing; add it"),
+        ([{"input": "a", "output": "b", "label": "c"}], "unknown key 'label' of pair 1; known are"),
+        (
+            {"pairs": pairs(30), "prompt": "x"},
+            "unknown key 'prompt'; known are name, instructions, statement and pairs",
+        ),
+        ([*pairs(30), {"input": "q1", "output": "other"}], "contradicts itself: 'q1' is given the outputs"),
+        (pairs(9), "has 9 pairs, but"),
+    ],
+)
+def test_a_broken_task_file_is_one_line(ivlens: Ivlens, tmp_path: Path, content: object, sentence: str) -> None:
+    path = written(tmp_path, content)
+    assert re.search(sentence, ivlens("audit", "lab", "--task", path).complaint())
+    assert re.search(sentence, ivlens("tasks", path).complaint())
+
+
+def test_too_few_pairs_for_the_shots_are_told_before_the_model_is_read(ivlens: Ivlens, tmp_path: Path) -> None:
+    found = ivlens("audit", "./nowhere", "--task", written(tmp_path, pairs(12)), "--shots", 3).complaint()
+    assert "'mine' has 12 pairs, but 3 shots need at least 13" in found and "add pairs or use fewer shots" in found
+
+
+def test_a_good_task_file_is_shown(ivlens: Ivlens, tmp_path: Path) -> None:
+    found = ivlens("tasks", written(tmp_path, {"name": "mine", "statement": "So {input} is", "pairs": pairs(30)}))
+    assert (found.status, found.err) == (0, "")
+    assert "30: enough for up to 20 shots" in found.out and "q0 → w0" in found.out
+    assert "So {input} is" in found.out and re.search(r"instruction +none", found.out)
+
+
+def test_the_built_in_tasks_are_listed_and_shown(ivlens: Ivlens) -> None:
+    listed = ivlens("tasks")
+    assert [line.split()[0] for line in listed.out.splitlines()[2:]] == tasks()
+    assert "opposite of the word" in ivlens("tasks", "antonym").out
+
+
+def test_a_slip_among_hundreds_of_pairs_is_a_warning(ivlens: Ivlens, tmp_path: Path) -> None:
+    found = ivlens("tasks", written(tmp_path, [*pairs(300), {"input": "q1", "output": "other"}]))
+    assert found.status == 0 and found.err.startswith("ivlens: warning: ") and "left out 'q1'" in found.err
+
+
+HOSTILE = "[red]x[/red]\x1b[31m\nnext\u202eline\x9b2J <b>"
+
+
+def test_names_from_files_are_only_text(ivlens: Ivlens, tmp_path: Path, checkpoint: Path) -> None:
+    lines = [{"input": f"[bold]{i}", "output": "\x1b]0;x\x07 w"} for i in range(14)]
+    path = written(tmp_path, {"name": HOSTILE, "instructions": ["[blink]\x1b[0m"], "pairs": lines})
+    shown = ivlens("tasks", path)
+    audited = ivlens("audit", checkpoint, "--task", path, "--out", tmp_path / "run", *SMALL)
+    failed = ivlens("audit", checkpoint, "--task", path, "--shots", 9)
+    for found in (shown, audited, failed):
+        assert not set("\x1b\x9b\x07\u202e") & set(found.out + found.err)
+    assert shown.status == audited.status == 0
+    assert "[bold]0" in shown.out and "[blink]" in shown.out
+    assert audited.out.startswith("[red]x[/red]\\x1b[31m\\nnext\\u202eline\\x9b2J <b> on random\n")
+    assert "has 14 pairs" in failed.complaint()
+
+
+def test_text_is_made_printable_and_nothing_else() -> None:
+    assert plain("naïve → [x] 日本") == "naïve → [x] 日本"
+    assert plain("a\tb\r\n\x00\udc80") == "a\\tb\\r\\n\\x00\\udc80"
+
+
+def test_a_table_is_shown_by_its_columns(ivlens: Ivlens, tmp_path: Path) -> None:
+    lines = ["id,country,capital", *(f"{i},c{i},p{i}" for i in range(12))]
+    path = written(tmp_path, "\n".join(lines), "mine.csv")
+    assert "say which two to take, such as --columns question,answer" in ivlens("tasks", path).complaint()
+    found = ivlens("tasks", path, "--columns", "country, capital")
+    assert found.status == 0 and "c0 → p0" in found.out and "12: enough for up to 2 shots" in found.out
+
+
+# Models
+
+
+def test_an_unknown_name_without_the_net_is_one_line(ivlens: Ivlens, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    started = time.perf_counter()
+    found = ivlens("audit", "nobody/no-such-model", "--task", "antonym").complaint()
+    assert "no folder 'nobody/no-such-model' here and it cannot be had" in found and "go online" in found
+    assert time.perf_counter() - started < 10
+
+
+def test_a_folder_without_a_model_is_one_line(ivlens: Ivlens, tmp_path: Path) -> None:
+    found = ivlens("audit", tmp_path, "--task", "antonym").complaint()
+    assert f"config.json is missing from {tmp_path}" in found
+
+
+def test_nan_in_the_weights_names_the_layer(ivlens: Ivlens, checkpoint: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(checkpoint, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][0, 0] = torch.nan
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    found = ivlens("audit", broken, "--task", "antonym").complaint()
+    assert "model.layers.1.mlp.up_proj.weight" in found and "1 NaN or infinite" in found
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("--shots 69", "but the model's context is 256; use fewer shots"),
+        ("--top 13", "top is 13, but the model has 12 heads; take fewer"),
+        ("--memory 1KB", "memory is 1,000 bytes, but one prompt of .* needs .*; give more, or use fewer shots"),
+        ("--shots 1", "outputs of 1 demonstrations cannot be permuted; take 2 shots or more, or zero-shot"),
+        ("--shots 0 --corruption zero-shot", "need 1 shot or more; shots is 0"),
+    ],
+)
+def test_what_the_model_cannot_hold_is_one_line(
+    ivlens: Ivlens, checkpoint: Path, tmp_path: Path, options: str, sentence: str
+) -> None:
+    line = ["audit", checkpoint, "--task", "antonym", "--out", tmp_path / "run", "--clean-prompts", 2, "--prompts", 2]
+    assert re.search(sentence, ivlens(*line, *options.split()).complaint())
+
+
+def test_answers_that_begin_alike_are_warned_of_and_the_run_goes_on(
+    ivlens: Ivlens, checkpoint: Path, tmp_path: Path
+) -> None:
+    path = written(tmp_path, pairs(14, output="zq{}"))
+    found = ivlens("audit", checkpoint, "--task", path, "--out", tmp_path / "run", *SMALL)
+    assert found.status == 0 and "Zero-shot accuracy" in found.out
+    warning = next(line for line in found.err.splitlines() if "same token" in line)
+    assert warning.startswith("ivlens: warning: the answers of task 'mine' ('zq0', 'zq1', 'zq10', ...) all begin")
+    assert "effect='nll'" in warning
+
+
+def test_an_adapter_is_audited_in_a_folder_of_its_own(
+    ivlens: Ivlens, checkpoint: Path, adapter: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = ivlens("audit", checkpoint, "--adapter", adapter, "--task", "antonym", *SMALL)
+    assert found.status == 0
+    base, tuned = (
+        json.loads((folder / "run.json").read_text())["sources"]["model"]
+        for folder in (finished, tmp_path / "runs" / "random-tuned-antonym")
+    )
+    assert base["name"] == tuned["name"] and base["digest"] != tuned["digest"]
+
+
+def test_several_adapters_are_audited_as_merged_one_after_the_other(
+    ivlens: Ivlens, checkpoint: Path, adapter: Path, tmp_path: Path
+) -> None:
+    twice_over = ["--adapter", adapter] * 2
+    assert ivlens("audit", checkpoint, *twice_over, "--task", "antonym", *SMALL, "--out", tmp_path / "run").status == 0
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    twice = hooked.load(checkpoint)
+    for _ in range(2):
+        lora.merge(twice, read_adapter(adapter, twice))
+    assert record["sources"]["model"]["digest"] == hooked.weight_digest(twice)
+
+
+def test_what_is_no_adapter_of_the_model_is_one_line(
+    ivlens: Ivlens, checkpoint: Path, adapter: Path, tmp_path: Path
+) -> None:
+    line = ["audit", checkpoint, "--task", "antonym", "--out", tmp_path / "run", "--adapter"]
+    assert "there is no adapter_config.json in" in ivlens(*line, tmp_path).complaint()
+    line[1] = "lab"
+    assert re.search(r"has A \(2, 32\) and B .*, but lab at rank 2 needs", ivlens(*line, adapter).complaint())
+
+
+def test_a_device_without_memory_left_is_one_line(ivlens: Ivlens, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\n2 GiB")
+
+    monkeypatch.setattr("ivlens.models.hooked.load", full)
+    found = ivlens("audit", "lab", "--task", "antonym").complaint()
+    assert found == "the device ran out of memory; give a smaller --memory, or --device cpu"
+
+
+# Run folders
+
+
+def audit_again(ivlens: Ivlens, checkpoint: Path, folder: Path, *more: object) -> Outcome:
+    return ivlens("audit", checkpoint, "--task", "antonym", "--out", folder, *SMALL, *more)
+
+
+def test_a_complete_run_is_printed_again_and_nothing_is_touched(
+    ivlens: Ivlens, checkpoint: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = audit_again(ivlens, checkpoint, copy)
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
+    monkeypatch.setattr("ivlens.patching.branches.answers", None)
+    second = audit_again(ivlens, checkpoint, copy)
+    assert second == first and second.status == 0 and second.err == ""
+    assert {path: path.stat().st_mtime_ns for path in copy.rglob("*")} == before
+    (copy / "figures" / "aie.html").unlink()
+    third = audit_again(ivlens, checkpoint, copy)
+    assert third.out == first.out and (copy / "figures" / "aie.html").is_file()
+
+
+def test_the_printed_audit_is_plain_fits_eighty_columns_and_says_the_numbers(
+    ivlens: Ivlens, checkpoint: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    found = audit_again(ivlens, checkpoint, copy)
+    lines = found.out.splitlines()
+    assert max(map(len, lines[:-1])) <= 80 and "\x1b" not in found.out
+    measures = pd.read_parquet(copy / "measures.parquet").set_index("measure")
+    names = ["zero-shot", "with the instruction", "2 shots", "2 shots, shuffled", "plain statement"]
+    names += [f"zero-shot + {kind}" for kind in ("vector", "random heads", "low-AIE heads", "other tasks")]
+    for name, row in zip(names, measures.to_dict("records"), strict=True):
+        (line,) = [line for line in lines if line.startswith(f"{name}  ")]
+        assert f" {row['accuracy']:.2f}   [{row['accuracy_low']:.2f}, {row['accuracy_high']:.2f}]" in line
+        assert f" {row['probability']:.3f}  [{row['probability_low']:.3f}, " in line
+    effects = pd.read_parquet(copy / "effects.parquet")
+    aie = effects.groupby(["layer", "head"])["cie"].mean().sort_values(ascending=False)
+    heads = [line.split()[0] for line in lines if re.match(r"L\d+H\d+ ", line)]
+    assert heads == [f"L{layer}H{head}" for layer, head in aie.index[:3]]
+    assert [line.split()[0] for line in lines if re.match(r"\d+ +\d\.\d\d ", line)] == ["1", "2", "3", "5", "10"]
+
+
+def test_another_configuration_is_refused_with_its_differences(ivlens: Ivlens, checkpoint: Path, copy: Path) -> None:
+    found = audit_again(ivlens, checkpoint, copy, "--seed", 1, "--top", 2).complaint()
+    assert "holds another run" in found and "choose another --out" in found
+    assert "seed is 1 here but 0 in that run" in found and "top is 2 here but 3 in that run" in found
+
+
+def test_another_task_is_refused_by_name(ivlens: Ivlens, checkpoint: Path, copy: Path) -> None:
+    found = ivlens("audit", checkpoint, "--task", "synonym", "--out", copy, *SMALL).complaint()
+    assert re.search(r"the task is synonym \(digest \w+\) here but antonym \(digest \w+\) in that run", found)
+
+
+def test_a_run_of_another_kind_is_refused(ivlens: Ivlens, checkpoint: Path, copy: Path) -> None:
+    record = json.loads((copy / "run.json").read_text()) | {"command": "sweep"}
+    (copy / "run.json").write_text(json.dumps(record))
+    assert 'command is "audit" here but "sweep"' in audit_again(ivlens, checkpoint, copy).complaint()
+    assert "is of `ivlens sweep`, not of an audit" in ivlens("figures", copy).complaint()
+
+
+def test_a_folder_of_something_else_is_left_alone(ivlens: Ivlens, checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    found = audit_again(ivlens, checkpoint, tmp_path).complaint()
+    assert "holds other files (thesis.tex, ...) and no run.json; choose an empty or new folder" in found
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_an_unfinished_run_of_another_version_is_refused(ivlens: Ivlens, checkpoint: Path, copy: Path) -> None:
+    versions = json.loads((copy / "run.json").read_text())["versions"]
+    unfinish(copy, keep=("run", "effects"), versions=versions | {"ivlens": "0.0.1"})
+    found = audit_again(ivlens, checkpoint, copy).complaint()
+    assert 'here but "0.0.1" in that run' in found and "ivlens is" in found
+
+
+def test_a_run_of_another_format_is_refused(ivlens: Ivlens, checkpoint: Path, copy: Path) -> None:
+    record = json.loads((copy / "run.json").read_text()) | {"schema_version": 99}
+    (copy / "run.json").write_text(json.dumps(record))
+    sentence = "was written by another version of ivlens"
+    assert sentence in audit_again(ivlens, checkpoint, copy).complaint()
+    assert sentence in ivlens("figures", copy).complaint()
+
+
+def test_a_torn_record_is_refused(ivlens: Ivlens, checkpoint: Path, copy: Path) -> None:
+    (copy / "run.json").write_text((copy / "run.json").read_text()[:50])
+    assert "run.json cannot be read" in audit_again(ivlens, checkpoint, copy).complaint()
+
+
+def test_a_damaged_table_is_refused(ivlens: Ivlens, checkpoint: Path, copy: Path) -> None:
+    content = (copy / "measures.parquet").read_bytes()
+    (copy / "measures.parquet").write_bytes(content[: len(content) // 2])
+    assert "measures.parquet cannot be read" in audit_again(ivlens, checkpoint, copy).complaint()
+    assert "measures.parquet cannot be read" in ivlens("figures", copy).complaint()
+
+
+def test_a_damaged_vector_is_refused(ivlens: Ivlens, copy: Path) -> None:
+    (copy / "vector.safetensors").write_bytes(b"\x00" * 20)
+    assert "vector.safetensors is no readable safetensors file" in ivlens("figures", copy).complaint()
+
+
+def test_out_under_a_file_is_one_line(ivlens: Ivlens, checkpoint: Path, tmp_path: Path) -> None:
+    path = written(tmp_path, "x")
+    assert "is a file, not a folder" in audit_again(ivlens, checkpoint, path).complaint()
+    assert "choose another --out" in audit_again(ivlens, checkpoint, path / "run").complaint()
+
+
+@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="root may write anywhere")
+def test_an_unwritable_out_is_one_line(ivlens: Ivlens, checkpoint: Path, tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        assert "cannot write" in audit_again(ivlens, checkpoint, tmp_path / "run").complaint()
+    finally:
+        tmp_path.chmod(0o700)
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a file system that takes no files")
+def test_a_read_only_file_system_is_one_line(ivlens: Ivlens, checkpoint: Path) -> None:
+    found = audit_again(ivlens, checkpoint, Path("/proc/ivlens-run")).complaint()
+    assert "cannot write /proc/ivlens-run" in found and "choose another --out" in found
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
+    ivlens: Ivlens, checkpoint: Path, tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, flush = tmp_path / "run", os.fsync
+
+    def full(descriptor: int) -> None:
+        if (folder / "effects.parquet").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        flush(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        found = audit_again(ivlens, checkpoint, folder).complaint()
+    assert "No space left on device" in found and "run the same command again" in found
+    assert sorted(path.name for path in folder.iterdir() if path.name != ".ivlens-lock") == [
+        "effects.parquet",
+        "run.json",
+    ]
+    assert audit_again(ivlens, checkpoint, folder).status == 0
+    assert_same_numbers(folder, finished)
+
+
+def test_two_at_once_in_one_folder_are_refused(ivlens: Ivlens, checkpoint: Path, copy: Path) -> None:
+    unfinish(copy, keep=("run", "effects"))
+    lock = Lock.take(copy)
+    try:
+        assert "another process is at work" in audit_again(ivlens, checkpoint, copy).complaint()
+    finally:
+        lock.release()
+
+
+# Stopped in the middle
+
+
+SLOW = "import time\nfrom ivlens.vectors import steering_trials\nsteering_trials.run = lambda *a, **k: time.sleep(120)"
+
+
+def stopped(checkpoint: Path, folder: Path, wanted: signal.Signals) -> Outcome:
+    """Stop an audit that has written its effects and is about to steer."""
+    process = shell("audit", checkpoint, "--task", "antonym", "--out", folder, *SMALL, code=SLOW)
+    try:
+        started = time.monotonic()
+        while not (folder / "effects.parquet").exists():
+            assert process.poll() is None and time.monotonic() - started < 100, process.communicate()
+            time.sleep(0.05)
+        time.sleep(0.3)
+        process.send_signal(wanted)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    return Outcome(process.returncode, out, err)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are others there")
+@pytest.mark.parametrize("wanted", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_audit_goes_on_to_the_numbers_of_an_uninterrupted_one(
+    ivlens: Ivlens, checkpoint: Path, finished: Path, tmp_path: Path, wanted: signal.Signals
+) -> None:
+    folder = tmp_path / "run"
+    found = stopped(checkpoint, folder, wanted)
+    if wanted is signal.SIGINT:
+        assert found.status == 130 and found.out == ""
+        # Nor was there a bar: nobody is watching.
+        assert found.err.strip() == "ivlens: stopped; the same command goes on from what it has written"
+    else:
+        assert found.status == -signal.SIGKILL
+    assert "unfinished" in ivlens("figures", folder).complaint()
+    written_before = (folder / "effects.parquet").stat().st_mtime_ns
+    assert audit_again(ivlens, checkpoint, folder).status == 0
+    assert (folder / "effects.parquet").stat().st_mtime_ns == written_before
+    assert_same_numbers(folder, finished)
+
+
+def test_a_fault_of_ours_keeps_its_traceback(checkpoint: Path, tmp_path: Path) -> None:
+    process = shell(
+        "tasks",
+        code="from ivlens.analysis import audit_tables\naudit_tables.print_tasks = lambda tasks: 1 / 0",
+    )
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and "Traceback" in err and "ZeroDivisionError" in err
+
+
+# Heads, templates, wordings
+
+
+def test_universal_heads_are_printed_written_and_taken(ivlens: Ivlens, tmp_path: Path) -> None:
+    path = tmp_path / "heads.json"
+    line = ["universal", "lab", "--tasks", "antonym,first-letter", "--out", path, *SMALL]
+    found = ivlens(*line)
+    assert found.status == 0 and found.out.startswith("2 of 2 tasks entered on lab:\n")
+    assert re.search(r"antonym +\d\.\d\d +0\.\d\d +entered", found.out)
+    content = json.loads(path.read_text())
+    heads = [row.split()[0] for row in found.out.splitlines() if re.match(r"L\d+H\d+ ", row)]
+    assert heads == content["heads"] and len(heads) == 3
+    assert found.out.endswith(f"In {path}; give it to --heads.\n")
+    audited = ivlens("audit", "lab", "--task", "synonym", "--heads", path, "--out", tmp_path / "run", *SMALL)
+    assert audited.status == 0
+    assert [row.split()[0] for row in audited.out.splitlines() if re.match(r"L\d+H\d+ ", row)] == heads
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["settings"]["heads"] == heads and record["settings"]["top"] == 3
+
+
+def test_template_and_wording_are_recorded_and_said(ivlens: Ivlens, checkpoint: Path, tmp_path: Path) -> None:
+    layout = written(tmp_path, {"prefixes": {"input": "W:"}}, "layout.json")
+    line = ["audit", checkpoint, "--task", "antonym", "--out", tmp_path / "run", *SMALL]
+    found = ivlens(*line, "--template", layout, "--instruction", "best", "--source", "instruction")
+    assert found.status == 0
+    assert re.search(
+        r"\nInstruction: .+\nThe best of \d on \d+ validation pairs, of which it has 0\.\d\d right", found.out
+    )
+    settings = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
+    assert settings["template"]["query"] == "W: {input}\nA:" and settings["instruction"] == "best"
+    assert len(pd.read_parquet(tmp_path / "run" / "instructions.parquet")) > 1
+    assert "instruction is not set here" in ivlens(*line, "--template", layout, "--source", "instruction").complaint()
+
+
+CHAT = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+def test_the_checkpoints_own_chat_template_is_taken_by_name(ivlens: Ivlens, checkpoint: Path, tmp_path: Path) -> None:
+    talking, line = tmp_path / "talking", ["--task", "antonym", "--out", tmp_path / "run", "--template", "chat", *SMALL]
+    shutil.copytree(checkpoint, talking)
+    assert "the tokenizer of talking has no chat template" in ivlens("audit", talking, *line).complaint()
+    (talking / "chat_template.jinja").write_text(CHAT)
+    assert ivlens("audit", talking, *line).status == 0
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["settings"]["template"]["jinja"] == CHAT
+    shown = json.loads((tmp_path / "run" / "prompts.json").read_text())
+    assert all(one["text"].endswith("assistant: ") for one in shown.values())
+    for jinja, reason in (
+        ("{% if %}", "Expected an expression"),
+        ("{{ x.y.z }}", "'x' is undefined"),
+        ("hi", "leaves out"),
+    ):
+        (talking / "chat_template.jinja").write_text(jinja)
+        line[3] = tmp_path / "other"
+        assert reason in ivlens("audit", talking, *line).complaint()
+
+
+# Figures
+
+
+def test_figures_are_drawn_again_from_the_numbers(ivlens: Ivlens, copy: Path) -> None:
+    shutil.rmtree(copy / "figures")
+    found = ivlens("figures", copy, "--format", "html")
+    assert (found.status, found.err) == (0, "")
+    assert found.out == f"In {copy / 'figures'}: aie, measures, steering, heads as html.\n"
+    assert sorted(path.stem for path in (copy / "figures").iterdir()) == FIGURES
+
+
+def test_images_without_a_browser_are_a_notice(ivlens: Ivlens, copy: Path) -> None:
+    found = ivlens("figures", copy, "--format", "png, svg")
+    assert found.status == 0 and found.err.count("\n") == 1 and "8 of 8 images (png, svg) are missing" in found.err
+
+
+@pytest.mark.parametrize("format", ["gif", "", "png,", "png;svg"])
+def test_an_unknown_format_is_one_line(ivlens: Ivlens, copy: Path, format: str) -> None:
+    found = ivlens("figures", copy, "--format", format).complaint()
+    assert "is not a format of figures; use any of html, png, svg, pdf" in found
+
+
+def test_figures_of_what_is_no_run_are_one_line(ivlens: Ivlens, tmp_path: Path) -> None:
+    assert "is not a run of ivlens: it has no run.json" in ivlens("figures", tmp_path).complaint()
+    assert "is not a run of ivlens" in ivlens("figures", tmp_path / "nowhere").complaint()
+
+
+# Python, without the type checks of the test suite
+
+
+def test_wrong_arguments_of_the_python_surface_are_sentences(checkpoint: Path) -> None:
+    script = """
+import sys
+import ivlens
+model, task = ivlens.load(sys.argv[1]), ivlens.task("antonym")
+for name, value in (("corruption", "x"), ("source", "x"), ("effect", "x"), ("seed", -1), ("top", 99), ("shots", -1)):
+    for call in (ivlens.audit, ivlens.indirect_effects):
+        try:
+            call(model, task, **{name: value})
+        except ivlens.IvlensError as error:
+            print(error)
+        except TypeError as error:
+            print("TypeError", error)
+"""
+    done = subprocess.run([sys.executable, "-c", script, checkpoint], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[:8] == [
+        *["corruption is 'x'; it must be 'shuffled' or 'zero-shot'"] * 2,
+        *["source is 'x'; it must be 'demonstrations' or 'instruction'"] * 2,
+        *["effect is 'x'; it must be 'prob' or 'nll'"] * 2,
+        *["seed is -1; it must be 0 or more"] * 2,
+    ]
+    assert lines[8] == "top is 99, but the model has 12 heads; take fewer" and "unexpected keyword" in lines[9]
+    assert len(lines) == 12 and all("shots is -1; it must be 0 or more" in line for line in lines[10:])
+
+
+# Comparisons
+
+COMPARED = ["abilities", "aie", "dependence", "heads"]
+
+
+def compare(ivlens: Ivlens, checkpoint: Path, tuned: object, *more: object) -> Outcome:
+    return ivlens("compare", checkpoint, tuned, "--task", "antonym", "--queries", 4, *SMALL, *more)
+
+
+def test_an_adapter_is_compared_with_its_base_printed_and_drawn(
+    ivlens: Ivlens, checkpoint: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    found = compare(ivlens, checkpoint, adapter)
+    assert found.status == 0
+    folder = tmp_path / "runs" / "compare-random-tuned-antonym"
+    lines = found.out.splitlines()
+    assert lines[0] == "antonym, random → random + tuned" and max(map(len, lines[:-1])) <= 80
+    rows = pd.read_parquet(folder / "measures.parquet").query("measure == 'shift' and vector == 'base'")
+    chosen = rows.query("heads == 'chosen'").set_index("model").to_dict("index")
+    (line,) = [line for line in lines if line.startswith("shift (nats)")]
+    assert f"{chosen['base']['value']:.3f}" in line and f"{chosen['difference']['value']:+.3f}" in line
+    assert f"[{chosen['difference']['low']:+.3f}, {chosen['difference']['high']:+.3f}]" in line
+    assert any(line.startswith("top heads shared (Jaccard)") for line in lines)
+    assert sorted(path.stem for path in (folder / "figures").iterdir()) == COMPARED
+    shutil.rmtree(folder / "figures")
+    redrawn = ivlens("figures", folder, "--format", "html")
+    assert redrawn.status == 0 and sorted(path.stem for path in (folder / "figures").iterdir()) == COMPARED
+    monkeypatch.setattr("ivlens.patching.branches.answers", None)
+    assert compare(ivlens, checkpoint, adapter).out == found.out, "a complete run is printed again"
+
+
+def test_what_cannot_be_compared_is_one_line(ivlens: Ivlens, checkpoint: Path, adapter: Path, tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "run")
+    assert "have the same weights" in compare(ivlens, checkpoint, checkpoint, *out).complaint()
+    found = compare(ivlens, checkpoint, "lab", *out).complaint()
+    assert re.search(r"^lab has n_layers 6 instead of 3, .* of random; give a model that was fine-tuned from", found)
+    assert "has A (2, 32)" in ivlens("compare", "lab", adapter, "--task", "antonym", *out).complaint()
+    assert "there is no folder './nowhere'" in compare(ivlens, checkpoint, "./nowhere", *out).complaint()
+    assert "queries is 0; it must be 1 or more" in compare(ivlens, checkpoint, adapter, "--queries", 0).complaint()
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,148 @@
+"""An examination's numbers are those of generating on every prompt alone, and what cannot be asked is not measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from transformer_lens import HookedTransformer
+
+from ivlens.datasets.task import Pair, Task, task
+from ivlens.errors import TaskError
+from ivlens.forgetting.evaluation import COLUMNS, examination
+from ivlens.forgetting.plan import Evaluation
+from ivlens.prompts.builders import Prompt, few_shot, instructed, statements
+from ivlens.training.benchmark_stages import stage
+from ivlens.training.stages import Stage
+
+EVALUATION = Evaluation(queries=6, few_shot_queries=4, shots=3, seed=2)
+GENERAL = ("antonym", "country-capital", "choose-first", "next-two")
+LEARNED = ("class-letter", "english-german")
+"""One that the model has not learned and one that it has, so that no answer can be counted for the wrong task."""
+
+
+@pytest.fixture(scope="module")
+def general() -> list[Task]:
+    return [task(name) for name in GENERAL]
+
+
+@pytest.fixture(scope="module")
+def learned() -> list[Stage]:
+    return [stage(name, seed=1, limit=5) for name in LEARNED]
+
+
+@pytest.fixture(scope="module")
+def found(lab: HookedTransformer, general: list[Task], learned: list[Stage]) -> pd.DataFrame:
+    return examination(lab, learned, general, EVALUATION)(lab)
+
+
+def drawn(general: Task) -> tuple[list[Prompt], list[Prompt], list[Prompt]]:
+    """Instructed, few-shot and statement prompts of a general task."""
+    generator = np.random.default_rng([EVALUATION.seed, 11])
+    order = [general.pairs[i] for i in generator.permutation(len(general.pairs))]
+    few = few_shot(order[:4], general.pairs, shots=3, generator=generator)
+    return instructed(general, order[:6]), few, statements(general, order[:6])
+
+
+def answered_alone(model: HookedTransformer, prompt: Prompt) -> tuple[bool, float]:
+    """Does greedy decoding write the answer after this prompt alone? And the probability of its first token."""
+    tokenizer: Any = model.tokenizer
+    ids = tokenizer.encode(prompt.text, add_special_tokens=False)
+    if model.cfg.default_prepend_bos:
+        ids = [tokenizer.bos_token_id, *ids]
+    answer = tokenizer.encode(prompt.text + prompt.answer, add_special_tokens=False)
+    answer = answer[len(tokenizer.encode(prompt.text, add_special_tokens=False)) :]
+    written, first = list(ids), 0.0
+    for number in range(len(answer)):
+        logits = model(torch.tensor([written]))[0, -1]
+        if number == 0:
+            first = float(logits.softmax(-1)[answer[0]])
+        written.append(int(logits.argmax()))
+    return written[len(ids) :] == answer, first
+
+
+def value(found: pd.DataFrame, name: str, measure: str) -> tuple[float, int]:
+    (line,) = found[(found["task"] == name) & (found["measure"] == measure)].to_dict("records")
+    return line["value"], line["n"]
+
+
+def assert_alone(
+    model: HookedTransformer, found: pd.DataFrame, name: str, kind: str, prompts: list[Prompt], probability: bool
+) -> None:
+    alone = [answered_alone(model, prompt) for prompt in prompts]
+    accuracy, n = value(found, name, f"{kind}accuracy")
+    assert n == len(prompts)
+    assert accuracy == sum(right for right, _ in alone) / n
+    if probability:
+        mean, n = value(found, name, f"{kind}probability")
+        assert n == len(prompts) and mean == pytest.approx(sum(first for _, first in alone) / n, rel=1e-4)
+
+
+def test_general_tasks_are_answered_as_by_generating_on_each_prompt_alone(
+    found: pd.DataFrame, lab: HookedTransformer, general: list[Task]
+) -> None:
+    for one in general:
+        asked, few, told = drawn(one)
+        assert_alone(lab, found, one.name, "instruction ", asked, True)
+        assert_alone(lab, found, one.name, "few-shot ", few, False)
+        if told:
+            assert_alone(lab, found, one.name, "knowledge ", told, True)
+    accuracies = found[found["measure"].str.endswith("accuracy")]["value"]
+    assert accuracies.min() < 0.5 < accuracies.max(), "right and wrong answers are both needed here"
+
+
+def test_tasks_of_the_sequence_are_answered_as_by_generating_on_each_prompt_alone(
+    found: pd.DataFrame, lab: HookedTransformer, learned: list[Stage]
+) -> None:
+    for one in learned:
+        assert_alone(lab, found, one.name, "", list(one.test), True)
+        assert_alone(lab, found, one.name, "trained ", list(one.train), False)
+
+
+def test_what_a_task_cannot_be_asked_is_not_measured_and_never_zero(
+    lab: HookedTransformer, general: list[Task], learned: list[Stage]
+) -> None:
+    mute = Task(name="mute", pairs=general[0].pairs, instructions=general[0].instructions)
+    # Between two tasks with statements, so that a slip by one would be seen.
+    for order in ([general[0], mute, general[1]], [mute]):
+        found = examination(lab, learned, order, EVALUATION)(lab)
+        for measure in ("knowledge accuracy", "knowledge probability"):
+            nothing, n = value(found, "mute", measure)
+            assert np.isnan(nothing) and n == 0
+        assert value(found, "mute", "instruction accuracy")[1] == 6
+    told = drawn(general[1])[2]
+    found = examination(lab, learned, [general[0], mute, general[1]], EVALUATION)(lab)
+    assert_alone(lab, found, general[1].name, "knowledge ", told, True)
+
+
+def test_one_line_a_task_and_measure(found: pd.DataFrame) -> None:
+    assert tuple(found.columns) == COLUMNS
+    kinds = {kind: set(part["task"]) for kind, part in found.groupby("kind")}
+    assert kinds == {"general": set(GENERAL), "sequence": set(LEARNED)}
+    assert not found.duplicated(["task", "measure"]).any() and len(found) == 2 * 3 + 4 * 5
+    assert list(dict.fromkeys(found[found["kind"] == "sequence"]["task"])) == list(LEARNED)
+    assert found["value"].dropna().between(0, 1).all() and set(found["heads"]) == {""}
+
+
+def test_the_same_questions_are_asked_again(
+    found: pd.DataFrame, lab: HookedTransformer, general: list[Task], learned: list[Stage]
+) -> None:
+    again = examination(lab, learned, general, EVALUATION)(lab)
+    pd.testing.assert_frame_equal(again, found, check_exact=True)
+    fewer = examination(lab, learned[:1], general[:2], EVALUATION)(lab)
+    for name in GENERAL[:2]:
+        same = value(fewer, name, "instruction probability"), value(found, name, "instruction probability")
+        assert same[0] == pytest.approx(same[1], rel=1e-4), "another task beside it changes nothing"
+
+
+def test_tasks_that_cannot_be_asked_are_refused(lab: HookedTransformer, learned: list[Stage]) -> None:
+    pairs = tuple(Pair(f"{i}", "one") for i in range(3))
+    few = Task(name="few", pairs=pairs, instructions=("Count.",))
+    with pytest.raises(TaskError, match="general task 'few' has 3 pairs, but 3 demonstrations and a query need more"):
+        examination(lab, learned, [few], EVALUATION)
+    bare = Task(name="bare", pairs=task("antonym").pairs)
+    with pytest.raises(TaskError, match="task 'bare' has no written instruction"):
+        examination(lab, learned, [bare], EVALUATION)

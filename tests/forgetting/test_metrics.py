@@ -1,0 +1,266 @@
+"""What a study's summary says is what a person would compute from its table by hand."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from ivlens.errors import IvlensError
+from ivlens.forgetting import metrics
+from ivlens.forgetting.cell import EVALUATIONS, GRIDS
+
+TASKS = ("first", "second", "third")
+# Accuracy on each task (columns) after each stage (rows), row 0 being the base model.
+R = [
+    [0.90, 0.10, 0.20],
+    [0.80, 0.15, 0.10],
+    [0.85, 0.60, 0.30],
+    [0.50, 0.40, 0.70],
+]
+Line = tuple[Any, ...]
+
+
+def sequence(r: Sequence[Sequence[float]], *, measure: str = "accuracy", **cell: Any) -> list[Line]:
+    where = {"method": "lora", "seed": 0} | cell
+    return [
+        (where["method"], where["seed"], stage, task, "sequence", measure, "", value, 10)
+        for stage, row in enumerate(r)
+        for task, value in zip(TASKS, row, strict=False)
+    ]
+
+
+def general(values: Mapping[str, Sequence[float]], *, measure: str, **cell: Any) -> list[Line]:
+    """By task, a value a stage."""
+    where = {"method": "lora", "seed": 0} | cell
+    return [
+        (where["method"], where["seed"], stage, task, "general", measure, "", value, 10)
+        for task, row in values.items()
+        for stage, value in enumerate(row)
+    ]
+
+
+def cell(r: Sequence[Sequence[float]], gp: Mapping[str, Sequence[float]], **where: Any) -> list[Line]:
+    """Everything that is measured of a cell; few-shot accuracy is half of the instructed one."""
+    half = {task: [value / 2 for value in row] for task, row in gp.items()}
+    lines = sequence(r, **where) + sequence(r, measure="trained accuracy", **where)
+    lines += general(gp, measure="instruction accuracy", **where) + general(half, measure="few-shot accuracy", **where)
+    for measure in ("knowledge accuracy", "instruction probability", "knowledge probability"):
+        lines += general(gp, measure=measure, **where)
+    return lines
+
+
+def table(lines: Iterable[Line]) -> pd.DataFrame:
+    return pd.DataFrame(list(lines), columns=list(EVALUATIONS))
+
+
+def of(frame: pd.DataFrame, measure: str, method: str = "lora") -> Any:
+    (row,) = frame[(frame["method"] == method) & (frame["measure"] == measure)].to_dict("records")
+    return row
+
+
+GP = {"a": [0.9, 0.8, 0.6, 0.5], "b": [0.7, 0.7, 0.3, 0.1], "c": [0.8, 0.4, 0.4, 0.3]}
+
+
+def test_r_has_a_row_a_stage_and_the_tasks_in_the_order_in_which_they_are_learned() -> None:
+    lines = sequence(R) + sequence(R[::-1], seed=1) + sequence(R[::-1], measure="probability")
+    found = metrics.r_matrix(table(reversed(lines)).sort_values("stage", kind="stable")[::-1], "lora", 0)
+    assert list(found.index) == [0, 1, 2, 3] and set(found.columns) == set(TASKS)
+    found = metrics.r_matrix(table(lines), "lora", 0)
+    assert list(found.columns) == list(TASKS) and found.to_numpy().tolist() == R
+
+
+def test_average_performance_is_the_mean_of_the_last_row() -> None:
+    assert metrics.average_performance(pd.DataFrame(R)) == pytest.approx((0.50 + 0.40 + 0.70) / 3)
+
+
+def test_forgetting_is_the_fall_from_the_best_of_the_sequence_and_never_of_the_base_model() -> None:
+    # The base model's 0.90 on the first task was not learned; the last task cannot have been forgotten.
+    assert metrics.forgetting(pd.DataFrame(R)) == pytest.approx(((0.85 - 0.50) + (0.60 - 0.40)) / 2)
+    grew = [[0.9, 0.9], [0.2, 0.1], [0.6, 0.8]]
+    assert metrics.forgetting(pd.DataFrame(grew)) == pytest.approx(0.2 - 0.6), "a task may be done better later"
+
+
+def test_forgetting_of_a_single_stage_is_not_measured() -> None:
+    assert math.isnan(metrics.forgetting(pd.DataFrame([[0.9], [0.5]])))
+
+
+def test_every_measure_of_a_cell_is_what_is_computed_by_hand() -> None:
+    found = metrics.cells(table(cell(R, GP)), guided=["b"]).set_index("measure")["value"]
+    gp, before = (0.5 + 0.1 + 0.3) / 3, (0.9 + 0.7 + 0.8) / 3
+    expected = {
+        "AP": (0.50 + 0.40 + 0.70) / 3,
+        "F": (0.35 + 0.20) / 2,
+        "learned": (0.80 + 0.60 + 0.70) / 3,
+        "GP": gp,
+        "GP change": gp - before,
+        "IP": gp / 2,
+        "IP change": (gp - before) / 2,
+        "knowledge accuracy": gp,
+        "GP, guided": 0.1,
+        "GP, unguided": (0.5 + 0.3) / 2,
+    }
+    for measure, value in expected.items():
+        assert found[measure] == pytest.approx(value), measure
+    assert found["trained AP"] == found["AP"] and found["trained F"] == found["F"]
+
+
+def test_tasks_without_a_statement_do_not_count_and_none_with_one_is_not_measured() -> None:
+    lines = [line for line in cell(R, GP) if line[5] != "knowledge accuracy"]
+    some = {"a": [0.9, 0.8, 0.6, 0.5], "b": [math.nan] * 4, "c": [0.7, 0.4, 0.4, 0.3]}
+    found = metrics.cells(table(lines + general(some, measure="knowledge accuracy"))).set_index("measure")["value"]
+    assert found["knowledge accuracy"] == pytest.approx(0.4)
+    assert found["knowledge accuracy change"] == pytest.approx(0.4 - 0.8)
+    none = {task: [math.nan] * 4 for task in some}
+    frame = table(lines + general(none, measure="knowledge accuracy"))
+    assert math.isnan(of(metrics.summary(frame), "knowledge accuracy")["value"])
+    assert of(metrics.summary(frame), "knowledge accuracy")["n"] == 0
+
+
+def test_probes_are_averaged_over_tasks_by_measure_and_heads() -> None:
+    lines = cell(R, GP)
+    for stage, value in enumerate([0.5, 0.4, 0.3, 0.2]):
+        for task, more in (("a", 0.0), ("b", 0.2)):
+            lines += [("lora", 0, stage, task, "probe", "sufficiency", "chosen", value + more, 5)]
+            lines += [("lora", 0, stage, task, "probe", "sufficiency", "random", value / 10 + more, 5)]
+            lines += [("lora", 0, stage, task, "probe", "zero-shot accuracy", "", value, 5)]
+    found = metrics.cells(table(lines)).set_index("measure")["value"]
+    assert found["probe: sufficiency, chosen heads"] == pytest.approx(0.2 + 0.1)
+    assert found["probe: sufficiency, chosen heads change"] == pytest.approx(0.2 - 0.5)
+    assert found["probe: sufficiency, random heads"] == pytest.approx(0.02 + 0.1)
+    assert found["probe: zero-shot accuracy"] == pytest.approx(0.2)
+    assert found["GP"] == pytest.approx(0.3), "probes are no general tasks"
+
+
+def changed(r: Sequence[Sequence[float]], by: float) -> list[list[float]]:
+    return [*map(list, r[:-1]), [value + by for value in r[-1]]]
+
+
+def lowered(gp: Mapping[str, Sequence[float]], to: float) -> dict[str, list[float]]:
+    """Every task ends at one accuracy."""
+    return {task: [*row[:-1], to] for task, row in gp.items()}
+
+
+# After the last stage: GP by method and seed (the base model has 0.8), and how far AP is from R's.
+ENDS = {"lora": (0.30, 0.20, 0.40), "lora+kl": (0.50, 0.35, 0.45), "lora+iv": (0.60, 0.50, 0.40)}
+SHIFTS = {"lora": (0.00, 0.01, 0.03), "lora+kl": (-0.02, 0.00, 0.02), "lora+iv": (-0.01, 0.03, 0.02)}
+
+
+def study() -> pd.DataFrame:
+    lines = []
+    for seed in range(3):
+        for method, ends in ENDS.items():
+            lines += cell(changed(R, SHIFTS[method][seed]), lowered(GP, ends[seed]), method=method, seed=seed)
+    return table(lines)
+
+
+def test_values_are_means_over_seeds_with_students_interval() -> None:
+    found = of(metrics.summary(study()), "GP", "lora+iv")
+    values = np.array(ENDS["lora+iv"])
+    low, high = stats.t.interval(0.95, 2, loc=values.mean(), scale=values.std(ddof=1) / math.sqrt(3))
+    assert (found["value"], found["low"], found["high"]) == pytest.approx((0.5, low, high))
+    assert found["n"] == 3
+
+
+@pytest.mark.parametrize(("method", "other"), [("lora+iv", "lora"), ("lora+iv", "lora+kl"), ("lora+kl", "lora")])
+def test_differences_are_paired_by_seed(method: str, other: str) -> None:
+    found = metrics.summary(study())
+    for measure, values in (("GP", ENDS), ("AP", SHIFTS), ("GP, unguided", ENDS)):
+        difference = np.array(values[method]) - np.array(values[other])
+        row = of(found, f"{measure} over {other}", method)
+        low, high = stats.t.interval(0.95, 2, loc=difference.mean(), scale=stats.sem(difference))
+        assert (row["value"], row["low"], row["high"]) == pytest.approx((difference.mean(), low, high)), measure
+        assert row["n"] == 3
+    assert of(found, f"IP over {other}", method)["value"] == pytest.approx(
+        of(found, f"GP over {other}", method)["value"] / 2
+    )
+    forgotten = np.array(SHIFTS[other]) - np.array(SHIFTS[method])
+    assert of(found, f"F over {other}", method)["value"] == pytest.approx(forgotten.mean())
+
+
+def test_any_two_methods_differ_by_what_is_computed_seed_by_seed() -> None:
+    found = metrics.difference(study(), "lora+kl", "lora+iv").set_index("measure")
+    difference = np.array(ENDS["lora+kl"]) - np.array(ENDS["lora+iv"])
+    low, high = stats.t.interval(0.95, 2, loc=difference.mean(), scale=stats.sem(difference))
+    assert tuple(found.loc["GP"]) == pytest.approx((difference.mean(), low, high, 3))
+    assert found.loc["AP", "value"] == pytest.approx(np.mean(np.subtract(SHIFTS["lora+kl"], SHIFTS["lora+iv"])))
+    with pytest.raises(IvlensError, match=r"^there is no method 'lora\+no' in this study; there are lora, "):
+        metrics.difference(study(), "lora", "lora+no")
+
+
+def test_no_method_is_compared_with_itself_and_plain_ones_with_none() -> None:
+    found = metrics.summary(study())
+    over = found[found["measure"].str.contains(" over ")]
+    pairs = set(zip(over["method"], over["measure"].str.split(" over ").str[1], strict=True))
+    assert pairs == {("lora+kl", "lora"), ("lora+iv", "lora"), ("lora+iv", "lora+kl")}
+
+
+def test_a_method_is_compared_within_its_kind() -> None:
+    lines = []
+    for method, end in {"lora": 0.1, "ewc": 0.3, "ewc+kl": 0.4, "ewc+iv": 0.6, "lwf+iv": 0.5}.items():
+        lines += cell(R, lowered(GP, end), method=method)
+    found = metrics.summary(table(lines))
+    assert of(found, "GP over ewc", "ewc+iv")["value"] == pytest.approx(0.3)
+    assert of(found, "GP over ewc+kl", "ewc+iv")["value"] == pytest.approx(0.2)
+    over = found[found["measure"].str.contains(" over |kept")]
+    assert set(over["method"]) == {"ewc+kl", "ewc+iv"}, "lwf+iv has nothing to be compared with"
+
+
+def test_the_share_kept_is_of_what_the_unguided_method_loses_seed_by_seed() -> None:
+    row = of(metrics.summary(study()), "GP kept", "lora+iv")
+    kept = np.array([0.30 / 0.50, 0.30 / 0.60, 0.00 / 0.40])
+    low, high = stats.t.interval(0.95, 2, loc=kept.mean(), scale=stats.sem(kept))
+    assert (row["value"], row["low"], row["high"], row["n"]) == pytest.approx((kept.mean(), low, high, 3))
+
+
+def test_where_nothing_was_lost_there_is_nothing_to_keep() -> None:
+    lines = cell(R, lowered(GP, 0.8)) + cell(R, lowered(GP, 0.9), method="lora+iv")
+    lines += cell(R, lowered(GP, 0.3), seed=1) + cell(R, lowered(GP, 0.8), method="lora+iv", seed=1)
+    row = of(metrics.summary(table(lines)), "GP kept", "lora+iv")
+    assert row["value"] == pytest.approx(1.0) and row["n"] == 1
+
+
+def test_of_one_seed_there_is_no_interval() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = metrics.summary(table(cell(R, GP)))
+    assert math.isnan(of(found, "AP")["low"]) and math.isnan(of(found, "AP")["high"]) and of(found, "AP")["n"] == 1
+
+
+def test_a_summary_of_a_single_stage_has_no_forgetting() -> None:
+    lines = cell([[0.1], [0.9]], {"a": [0.9, 0.5]})
+    found = metrics.summary(table(lines))
+    assert of(found, "AP")["value"] == 0.9 and math.isnan(of(found, "F")["value"]) and of(found, "F")["n"] == 0
+
+
+def grid(values: Sequence[float], *, stage: int, **where: Any) -> list[Line]:
+    """AIE of two layers of two heads."""
+    where = {"method": "lora", "seed": 0, "task": "a"} | where
+    return [
+        (where["method"], where["seed"], stage, where["task"], i // 2, i % 2, value) for i, value in enumerate(values)
+    ]
+
+
+def test_agreement_of_grids_is_that_of_their_ranks_and_top_heads() -> None:
+    lines = grid([0.4, 0.3, 0.2, 0.1], stage=0) + grid([0.4, 0.2, 0.3, 0.1], stage=5)
+    lines += grid([0.4, 0.3, 0.2, 0.1], stage=0, task="b") + grid([9.0, 3.0, 2.0, 1.0], stage=5, task="b")
+    lines += grid([0.4, 0.3, 0.2, 0.1], stage=0, method="ewc") + grid([1.0, 2.0, 3.0, 4.0], stage=5, method="ewc")
+    found = metrics.aie_agreement(pd.DataFrame(lines, columns=list(GRIDS)), top=2)
+    assert found[["method", "task"]].to_numpy().tolist() == [["lora", "a"], ["lora", "b"], ["ewc", "a"]]
+    # Two neighbours swapped: 1 - 6 * 2 / (4 * 15). One of the two top heads is shared: 1 of 3.
+    assert found["correlation"].tolist() == pytest.approx([1 - 12 / 60, 1.0, -1.0])
+    assert found["overlap"].tolist() == pytest.approx([1 / 3, 1.0, 0.0])
+    lines = grid([0.4, 0.3, 0.2, 0.1], stage=0) + grid([0.3, 0.4, 0.2, 0.1], stage=5)
+    (first,) = metrics.aie_agreement(pd.DataFrame(lines, columns=list(GRIDS)), top=1)["overlap"]
+    assert first == 0, "the last heads are the same, the first are not"
+
+
+def test_grids_of_the_base_model_alone_agree_with_nothing() -> None:
+    with pytest.raises(IvlensError, match="holds the base model only; give one of a complete study"):
+        metrics.aie_agreement(pd.DataFrame(grid([1, 2, 3, 4], stage=0), columns=list(GRIDS)))

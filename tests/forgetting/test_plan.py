@@ -1,0 +1,237 @@
+"""A plan says everything that a study needs, and nothing in it is guessed at or passed over."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ivlens.errors import IvlensError, StudyError
+from ivlens.forgetting import plan
+from ivlens.forgetting.plan import Evaluation, Plan
+from ivlens.forgetting.preparation import general_tasks
+from ivlens.models.lora import LoraConfig
+from ivlens.training import benchmark_stages
+from ivlens.training.guidance import GUIDANCE, Guidance
+from ivlens.training.loop import Training
+from ivlens.training.methods import METHODS
+
+LEAST: dict[str, Any] = {"name": "x", "tasks": ["class-letter"]}
+
+
+def again(asked: Plan) -> Plan:
+    """Through a record, as JSON has it."""
+    return plan.from_record({**json.loads(json.dumps(asked.record())), "model": asked.model})
+
+
+@pytest.mark.parametrize(
+    ("key", "known"),
+    [
+        ("stpes", "name, tasks, model, general"),
+        ("training.stpes", "steps, batch, rate"),
+        ("lora.rnak", "rank, alpha, targets"),
+        ("evaluation.quieres", "queries, few_shot_queries"),
+        ("guidance.iv.lambda", "vector, layer, student, schedule, kl"),
+        ("guidance.mine.lambda", "vector, layer, student, schedule, kl"),
+        ("settings.ewc.lambda", "weight, samples"),
+        ("settings.ewc._seen", "weight, samples"),
+        ("settings.lora.weight", "none"),
+    ],
+)
+def test_an_unknown_key_is_refused_by_name_and_known_ones_are_named(key: str, known: str) -> None:
+    content: Any = 3
+    for part in reversed(key.split(".")):
+        content = {part: content}
+    with pytest.raises(StudyError) as found:
+        plan.from_record(LEAST | content)
+    assert str(found.value).startswith(f"unknown key {key}; known are {known}")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ({"training": {"steps": "3"}}, "training.steps is '3'; it should be a valid integer"),
+        ({"training": {"steps": True}}, "training.steps is True; it should be a valid integer"),
+        ({"training": {"batch": 2.5}}, "training.batch is 2.5; it should be a valid integer"),
+        ({"training": {"schedule": "zigzag"}}, "training.schedule is 'zigzag'; it should be 'cosine', 'linear' or"),
+        ({"lora": {"targets": ["W_X"]}}, "lora.targets.0 is 'W_X'"),
+        ({"seeds": 3}, "seeds is 3; it should be a list"),
+        ({"tasks": "class-letter"}, "tasks is 'class-letter'; it should be a list"),
+        ({"training": 3}, "training is 3; it must be a table of keys and values, [training]"),
+        ({"guidance": {"iv": 3}}, "guidance.iv is 3; it must be a table"),
+        ({"guidance": {"iv": {"vector": "north"}}}, "guidance.iv.vector is 'north'; it should be 'task', 'zero'"),
+        ({"settings": {"ewc": {"samples": 2.5}}}, "settings.ewc.samples is 2.5; it should be a valid integer"),
+        ({"settings": {"ewc": 3}}, "settings.ewc is 3; it should be a table"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_and_not_turned_into_a_fitting_one(
+    content: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(StudyError) as found:
+        plan.from_record(LEAST | content)
+    assert sentence in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ({"tasks": ["a", "b", "a"]}, "list of tasks names a more than once"),
+        ({"methods": ["lora", "lora"]}, "list of methods names lora more than once"),
+        ({"seeds": [1, 0, 1]}, "list of seeds names 1 more than once"),
+        ({"general": ["antonym", "antonym"]}, "list of general names antonym more than once"),
+        ({"evaluation": {"probes": ["a", "a"]}}, "list of evaluation.probes names a more than once"),
+        ({"tasks": []}, "list of tasks is empty"),
+        ({"methods": []}, "list of methods is empty"),
+        ({"seeds": []}, "list of seeds is empty"),
+        ({"seeds": [-1]}, "a seed of the study is -1"),
+        ({"threads": 0}, "threads is 0; it must be 1 or more"),
+        ({"train_prompts": 1}, "train_prompts is 1; it must be 2 or more"),
+        ({"training": {"rate": -1}}, "rate is -1"),
+        ({"evaluation": {"queries": 1}}, "queries is 1; it must be 2 or more"),
+        ({"settings": {"sgd": {}}}, "there is no method 'sgd' (of settings)"),
+        ({"settings": {"ewc": {"weight": -1}}}, "ewc: weight is -1"),
+        ({"guidance": {"../up": {}}}, "a guidance is called '../up'"),
+    ],
+)
+def test_nonsense_is_refused_in_a_sentence(content: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(IvlensError) as found:
+        plan.from_record(LEAST | content)
+    assert sentence in str(found.value)
+
+
+def test_what_is_missing_is_named() -> None:
+    with pytest.raises(StudyError, match=r"^tasks is missing; add it$"):
+        plan.from_record({"name": "x"})
+
+
+def test_an_unknown_method_or_guidance_is_refused_and_known_ones_are_named() -> None:
+    with pytest.raises(StudyError) as found:
+        plan.from_record(LEAST | {"methods": ["sgd+iv"]})
+    assert str(found.value) == f"there is no method 'sgd' (of 'sgd+iv'); there are {', '.join(METHODS)}"
+    for name in ("lora+vi", "lora+"):
+        with pytest.raises(StudyError) as found:
+            plan.from_record(LEAST | {"methods": [name], "guidance": {"mine": {}}})
+        known = ", ".join([*GUIDANCE, "mine"])
+        assert str(found.value) == f"there is no guidance {name[5:]!r} (of {name!r}); there are {known}"
+
+
+def test_a_file_that_is_not_there_or_no_toml_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=r"no built-in study and no file 'lab-fun' .*; built-in are lab-func, lab-"):
+        plan.read("lab-fun")
+    path = tmp_path / "mine.toml"
+    for content in (b"tasks = [", b"\xff\xfe"):
+        path.write_bytes(content)
+        with pytest.raises(StudyError, match=r"mine\.toml is no TOML file .*; mend that place"):
+            plan.read(path)
+    path.write_text("tasks = ['antonym']\nstpes = 3")
+    with pytest.raises(StudyError, match=r"mine\.toml: unknown key stpes"):
+        plan.read(path)
+    with pytest.raises(StudyError, match="no file"):
+        plan.read(tmp_path)
+
+
+def test_a_file_is_named_after_itself_and_what_it_leaves_out_has_a_default(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("tasks = ['class-letter']")
+    found = plan.read(path)
+    assert found == Plan(name="mine", tasks=("class-letter",))
+    assert found.training == Training() and found.lora == LoraConfig() and found.evaluation == Evaluation()
+
+
+def test_paths_are_meant_from_the_folder_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, elsewhere = tmp_path / "study", tmp_path / "elsewhere"
+    for place in (folder, elsewhere):
+        place.mkdir()
+        (place / "new.json").write_text("[]")
+    (elsewhere / "only-here.json").write_text("[]")
+    (folder / "lab").mkdir()
+    (folder / "antonym").mkdir()
+    (folder / "kept").mkdir()
+    (folder / "mine.toml").write_text(
+        "tasks = ['class-letter', 'new.json', 'only-here.json']\ngeneral = ['antonym', 'kept']\nguides = ['kept']\n"
+        "[evaluation]\nprobes = ['kept']"
+    )
+    monkeypatch.chdir(elsewhere)
+    found = plan.read(folder / "mine.toml")
+    assert found.tasks == ("class-letter", str(folder / "new.json"), str(folder / "only-here.json"))
+    kept = str(folder / "kept")
+    assert found.general == ("antonym", kept) and found.guides == (kept,) and found.evaluation.probes == (kept,)
+    assert found.model == "lab"
+    assert plan.read("../study/mine.toml").tasks[1] == "../study/new.json"
+
+
+def test_a_model_beside_the_file_is_found_and_a_hub_id_stays(tmp_path: Path) -> None:
+    (tmp_path / "tuned").mkdir()
+    path = tmp_path / "mine.toml"
+    for given, meant in (("tuned", str(tmp_path / "tuned")), ("meta-llama/Llama-2-7b-hf",) * 2):
+        path.write_text(f"model = '{given}'\ntasks = ['class-letter']")
+        assert plan.read(path).model == meant
+
+
+def test_a_record_makes_the_plan_again_guidance_included() -> None:
+    asked = Plan(
+        name="x",
+        tasks=("class-letter", "kind-form"),
+        model="m",
+        general=("antonym",),
+        guides=("antonym",),
+        methods=("lora", "lora+iv", "ewc+mine", "lora+kl"),
+        seeds=(3, 1),
+        train_prompts=7,
+        lora=LoraConfig(rank=2, targets=("W_O",), layers=(0, 2)),
+        training=Training(steps=3, rate=1e-4),
+        evaluation=Evaluation(probes=("antonym",), queries=3),
+        guidance={"iv": Guidance(kl=1.0), "mine": Guidance(vector="random", heads=2.0), "unused": Guidance(kl=3.0)},
+        settings={"ewc": {"weight": 2, "samples": 5}, "lwf": {"weight": 0.5}},
+    )
+    assert again(asked) == asked
+    assert asked.record()["guidance"]["kl"] == plan.asdict(GUIDANCE["kl"])
+    assert asked.record()["guidance"]["iv"]["kl"] == 1.0 and "iv-steer" not in asked.record()["guidance"]
+    assert "model" not in asked.record()
+
+
+def test_a_form_that_repeats_the_built_in_one_changes_nothing() -> None:
+    plain = Plan(name="x", tasks=("a",), methods=("lora+kl",))
+    repeated = Plan(name="x", tasks=("a",), methods=("lora+kl",), guidance={"kl": GUIDANCE["kl"]})
+    assert repeated == plain and repeated.record() == plain.record() and again(plain) == plain
+
+
+def test_a_table_changes_a_known_form_and_starts_any_other_from_the_published_one() -> None:
+    content = {"guidance": {"kl": {"kl": 0.5}, "mine": {"kl": 0.5}}, "methods": ["lora+kl", "lora+mine"]}
+    found = plan.from_record(LEAST | content)
+    assert found.parts("lora+kl") == ("lora", Guidance(vector="zero", kl=0.5))
+    assert found.parts("lora+mine") == ("lora", Guidance(vector="task", kl=0.5))
+    assert found.parts("lora") == ("lora", None)
+
+
+def test_changes_replace_what_is_given_only() -> None:
+    asked = Plan(name="x", tasks=("a",))
+    assert asked.with_changes(seeds=None, model=None) == asked
+    assert asked.with_changes(seeds=(4,)) == Plan(name="x", tasks=("a",), seeds=(4,))
+    with pytest.raises(StudyError, match="no method 'sgd'"):
+        asked.with_changes(methods=("sgd",))
+
+
+def test_methods_get_their_settings() -> None:
+    asked = Plan(name="x", tasks=("a",), settings={"ewc": {"weight": 2}})
+    assert asked.method("ewc").weight == 2 and asked.method("ewc").samples == METHODS["ewc"]().samples  # pyright: ignore
+    assert asked.method("ewc") is not asked.method("ewc"), "a method holds what it has seen of its own cell"
+
+
+@pytest.mark.parametrize("name", plan.studies())
+def test_the_built_in_studies_can_be_read_and_their_tasks_exist(name: str) -> None:
+    asked = plan.read(name)
+    assert asked.name == name and asked.model == "lab" and again(asked) == asked
+    for seed in asked.seeds:
+        assert [benchmark_stages.stage(task, seed=seed).name for task in asked.tasks] == list(asked.tasks)
+    general = [task.name for task in general_tasks(asked)]
+    assert not set(general) & set(asked.tasks) and set(asked.evaluation.probes) <= set(general)
+    assert asked.evaluation.probes or name.endswith(("-weights", "-methods", "-variants"))
+    # The variants are held against forms of lab-func-weights.
+    assert asked.methods[0] == "lora" or name == "lab-func-variants"
+
+
+def test_the_three_sequences_are_built_in() -> None:
+    assert {"lab-func", "lab-long", "lab-trace"} <= set(plan.studies())

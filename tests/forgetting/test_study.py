@@ -1,0 +1,632 @@
+"""A study gives the same numbers however it is run, stopped and resumed, and leaves the model as it was."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import psutil
+import pytest
+import torch
+from choreographer.browsers.chromium import Chromium
+from small import PLAN, small_plan
+from transformer_lens import HookedTransformer
+
+import ivlens
+from ivlens.cli.app import main
+from ivlens.datasets.task import task
+from ivlens.errors import RunError, StudyError, TaskError, TrainingError
+from ivlens.forgetting import cell
+from ivlens.forgetting import workers as crew
+from ivlens.forgetting.plan import Evaluation, Plan
+from ivlens.forgetting.preparation import general_tasks
+from ivlens.forgetting.run_study import Study
+from ivlens.models import hooked, lora
+from ivlens.models.lora import LoraConfig
+from ivlens.prompts.builders import tokenize
+from ivlens.training import loop
+from ivlens.training.benchmark_stages import stage
+from ivlens.training.guidance import Guidance
+from ivlens.training.loop import Examples, Training
+from ivlens.training.methods import METHODS, Lora
+from ivlens.vectors.universal_heads import Universal
+
+TABLES = ("evaluations", "steps", "aie")
+
+
+def assert_same_bytes(one: Path, other: Path) -> None:
+    for name in TABLES:
+        assert (one / f"{name}.parquet").read_bytes() == (other / f"{name}.parquet").read_bytes(), name
+
+
+def steps_of(found: Study, method: str, number: int) -> pd.DataFrame:
+    steps = found.steps
+    return steps[(steps["method"] == method) & (steps["stage"] == number)].reset_index(drop=True)
+
+
+def traces(model: HookedTransformer) -> dict[str, Any]:
+    """Everything that a study could leave behind on a model."""
+    return {
+        "digest": hooked.weight_digest(model),
+        "parameters": {name: (weight.requires_grad, weight.grad) for name, weight in model.named_parameters()},
+        "hooks": [name for name, point in model.hook_dict.items() if point.fwd_hooks or point.bwd_hooks],
+        "threads": torch.get_num_threads(),
+        "random": torch.get_rng_state().tolist(),
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("study") / "run"
+
+
+@pytest.fixture(scope="module")
+def found(lab: HookedTransformer, folder: Path) -> Study:
+    """Run without a stop, in this process."""
+    before = traces(lab)
+    study = ivlens.study(PLAN, out=folder, model=lab)
+    assert traces(lab) == before
+    return study
+
+
+# What is in it
+
+
+def test_every_cell_has_every_measure_of_every_task_after_every_stage(found: Study) -> None:
+    evaluations = found.evaluations
+    assert tuple(evaluations.columns) == cell.EVALUATIONS
+    by_cell = evaluations.groupby(["method", "seed", "stage"], sort=False)
+    assert list(by_cell.groups) == [(method, 0, number) for method in PLAN.methods for number in range(3)]
+    keys = [part[["task", "kind", "measure", "heads"]].to_numpy().tolist() for _, part in by_cell]
+    assert all(one == keys[0] for one in keys) and not evaluations.isna().drop(columns="value").any(axis=None)
+    kinds = {kind: set(part["task"]) for kind, part in evaluations.groupby("kind")}
+    assert kinds == {"sequence": set(PLAN.tasks), "general": set(PLAN.general), "probe": {"antonym"}}
+    assert tuple(found.steps.columns) == cell.STEPS and len(found.steps) == 2 * 2 * 8
+    by_stage = found.steps.groupby(["method", "stage"])["step"]
+    assert all(list(steps) == list(range(8)) for _, steps in by_stage)
+    assert tuple(found.grids.columns) == cell.GRIDS and set(found.grids["stage"]) == {0, 2}
+
+
+def test_all_cells_start_from_the_same_base_model(found: Study) -> None:
+    base = found.evaluations[found.evaluations["stage"] == 0].drop(columns="method")
+    one, other = (part.reset_index(drop=True) for _, part in base.groupby(found.evaluations["method"]))
+    pd.testing.assert_frame_equal(one, other, check_exact=True)
+
+
+def test_the_tuned_models_numbers_are_those_of_its_adapters(found: Study, folder: Path, lab: HookedTransformer) -> None:
+    adapters = [lora.load(folder / "cells" / "lora-0" / f"stage-{i}.safetensors", lab) for i in (1, 2)]
+    tokens = tokenize(lab, stage("class-letter", seed=0).test)
+    for number in (1, 2):
+        with lora.attached(lab, *adapters[:number]):
+            logits = cell.loop.differentiable_answer_logits(lab, tokens)
+        wanted = logits[:, 0].softmax(-1).gather(1, tokens.answers[:, :1]).double().mean()
+        rows = found.evaluations.query("method == 'lora' and task == 'class-letter' and measure == 'probability'")
+        assert float(rows.set_index("stage")["value"][number]) == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_plain_lora_in_a_study_is_finetune_called_by_hand(found: Study, lab: HookedTransformer) -> None:
+    past: list[lora.Adapter] = []
+    for number, name in enumerate(PLAN.tasks, 1):
+        learned, seed = stage(name, seed=0, limit=8), loop.mixed(0, number)
+        adapter = lora.fresh(lab, PLAN.lora, seed=seed)
+        train, bare = tokenize(lab, learned.train), tokenize(lab, learned.bare)
+        examples = Examples(prompts=train, bare=bare, new=8)
+        old = [lora.stack(past)] if past else []
+        with crew.threads(PLAN.threads), lora.attached(lab, *old, adapter):
+            steps = list(loop.finetune(lab, adapter, examples, PLAN.training, method=Lora(), seed=seed))
+        past.append(adapter.requires_grad_(False))
+        ours = steps_of(found, "lora", number)[["step", "loss", "penalty", "rate", "gradient"]]
+        assert ours.to_numpy().tolist() == [list(step) for step in steps]
+
+
+def test_the_study_says_its_numbers_in_a_line(found: Study) -> None:
+    values = found.summary.set_index(["method", "measure"])["value"]
+    text = repr(found)
+    assert text.startswith("Study(small on lab, 1 seed; lora: AP ") and text.count("\n") == 0
+    assert f"lora+iv: AP {values['lora+iv', 'AP']:.2f}, F {values['lora+iv', 'F']:.2f}" in text
+
+
+# Stopped and gone on with
+
+
+def test_reading_gives_what_the_study_returned(found: Study, folder: Path) -> None:
+    again = Study.read(folder)
+    for name in ("evaluations", "steps", "grids", "summary"):
+        pd.testing.assert_frame_equal(getattr(again, name), getattr(found, name), check_exact=True)
+    assert again.plan == found.plan == PLAN and again.guided == found.guided == ("antonym", "english-french")
+
+
+def test_a_complete_study_is_read_and_not_computed_again(
+    found: Study, folder: Path, lab: HookedTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(lab), "forward", None)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    again = ivlens.study(PLAN, out=folder, model=lab)
+    pd.testing.assert_frame_equal(again.evaluations, found.evaluations, check_exact=True)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+SCRIPT = """
+import json, os, signal, sys, time
+from pathlib import Path
+from ivlens.forgetting import plan
+from ivlens.training import loop
+from ivlens.study import study
+
+out, workers, every, end = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+learn = loop.finetune
+
+def stopped(*args, name, **others):
+    for step in learn(*args, name=name, every=every, **others):
+        yield step
+        if step.number == 4 and name.startswith("stage 2" if end == "kill" else "stage 1"):
+            if end == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            Path(f"{out}-{os.getpid()}.pid").touch()
+            time.sleep(600)
+
+loop.finetune = stopped
+if __name__ == "__main__":
+    study(plan.from_record(json.load(sys.stdin)), out=out, workers=workers)
+"""
+
+
+def started(tmp_path: Path, out: Path, *, workers: int, every: int, end: str) -> subprocess.Popen[str]:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    arguments = [str(out), str(workers), str(every), end]
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", str(script), *arguments], stdin=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None
+    process.stdin.write(json.dumps({**PLAN.record(), "model": "lab"}))
+    process.stdin.close()
+    return process
+
+
+def lines_of(path: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in path.read_text().splitlines() if line]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_a_killed_study_goes_on_from_its_checkpoint_to_the_same_numbers(
+    found: Study, folder: Path, lab: HookedTransformer, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    process = started(tmp_path, out, workers=1, every=2, end="kill")
+    assert process.wait(300) == -signal.SIGKILL
+    cut = out / "cells" / "lora-0"
+    assert (cut / "stage-1.parquet").is_file() and not (cut / "stage-2.parquet").exists()
+    assert (cut / "stage-2.checkpoint").is_file() and not (out / "cells" / "lora+iv-0").exists()
+    with (cut / "stage-2-steps.jsonl").open("a") as file:
+        file.write('{"number": 5, "los')
+    ivlens.study(PLAN, out=out, model=lab)
+    assert_same_bytes(out, folder)
+    lines = (cut / "stage-2-steps.jsonl").read_text().splitlines()
+    taken = [json.loads(line)["step"] for line in lines if line.endswith("}")]
+    assert taken == [0, 1, 2, 3, 4, 4, 5, 6, 7], "the checkpoint after four steps is gone on from"
+    assert not list(out.rglob("*.checkpoint"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_workers_end_with_a_killed_study_and_several_go_on_to_the_numbers_of_one(
+    found: Study, folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    process = started(tmp_path, out, workers=2, every=100, end="wait")
+    workers: list[psutil.Process] = []
+    try:
+        deadline = time.monotonic() + 300
+        while len(workers) < 2 and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.05)
+            workers = [psutil.Process(int(path.stem.rpartition("-")[2])) for path in tmp_path.glob("*.pid")]
+    finally:
+        process.kill()
+        process.wait(30)
+    assert len(workers) == 2 and process.pid not in {worker.pid for worker in workers}
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    for worker in alive:
+        worker.kill()
+    assert not alive, "they would write on beside the next one"
+    assert not list(out.glob("cells/*/stage-1.parquet"))
+    ivlens.study(PLAN, out=out, workers=2)
+    assert_same_bytes(out, folder)
+
+
+def test_a_checkpoint_whose_steps_are_not_all_written_down_is_not_gone_on_from(
+    found: Study, folder: Path, lab: HookedTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, out, learn = PLAN.with_changes(methods=("lora",)), tmp_path / "run", loop.finetune
+
+    def stopped(*args: Any, **others: Any) -> Any:
+        for step in learn(*args, every=2, **others):
+            if step.number == 3:  # The checkpoint is there, the line is not.
+                raise KeyboardInterrupt
+            yield step
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "finetune", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            ivlens.study(asked, out=out, model=lab)
+    cut = out / "cells" / "lora-0"
+    assert (cut / "stage-1.checkpoint").is_file() and lines_of(cut / "stage-1-steps.jsonl") == [0, 1, 2]
+    again = ivlens.study(asked, out=out, model=lab)
+    pd.testing.assert_frame_equal(again.steps, found.steps.query("method == 'lora'"), check_exact=True)
+
+
+def test_another_configuration_is_refused_with_its_differences(
+    found: Study, folder: Path, lab: HookedTransformer
+) -> None:
+    other = PLAN.with_changes(training=Training(steps=9, batch=4, warmup=1), seeds=(1,))
+    with pytest.raises(RunError, match=r"holds another run: .*training.steps is 9 here but 8 in that run") as refused:
+        ivlens.study(other, out=folder, model=lab)
+    assert "seeds is [1] here but [0] in that run" in str(refused.value)
+    stronger = PLAN.with_changes(guidance={"iv": Guidance(kl=1.0)})
+    with pytest.raises(RunError, match=r"guidance.iv.kl is 1.0 here but 0.05 in that run"):
+        ivlens.study(stronger, out=folder, model=lab)
+
+
+def test_an_unfinished_study_and_a_run_of_another_kind_are_not_read(folder: Path, found: Study, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    record = json.loads((copy / "run.json").read_text())
+    for change, sentence in (({"status": "running"}, "unfinished"), ({"command": "audit"}, "not of a study")):
+        (copy / "run.json").write_text(json.dumps(record | change))
+        with pytest.raises(RunError, match=sentence):
+            Study.read(copy)
+
+
+# Without a trace
+
+
+def test_an_exception_in_a_stage_leaves_no_trace_and_the_study_goes_on_later(
+    found: Study, folder: Path, lab: HookedTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = traces(lab)
+    for module, name in ((loop, "answer_loss"), (cell, "_probed")):
+        real, calls = getattr(module, name), iter(range(100))
+
+        def fails(*args: Any, real: Any = real, calls: Any = calls) -> Any:
+            if next(calls) == 2:
+                raise KeyboardInterrupt
+            return real(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, fails)
+            with pytest.raises(KeyboardInterrupt):
+                ivlens.study(PLAN, out=tmp_path / "run", model=lab)
+        assert traces(lab) == before
+    ivlens.study(PLAN, out=tmp_path / "run", model=lab)
+    assert_same_bytes(tmp_path / "run", folder)
+
+
+def test_weights_that_take_gradients_are_left_without_them_and_still_do(tmp_path: Path) -> None:
+    model = ivlens.load("lab").requires_grad_(True)
+    ivlens.study(small_plan(methods=("ewc+iv",), tasks=PLAN.tasks), out=tmp_path / "run", model=model)
+    assert all(weight.requires_grad and weight.grad is None for weight in model.parameters())
+
+
+def test_a_given_model_is_recorded_by_its_own_name(tmp_path: Path, lab: HookedTransformer) -> None:
+    found = ivlens.study(small_plan(model="another"), out=tmp_path / "run", model=lab)
+    assert found.plan.model == "lab" and found.plan == small_plan()
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["sources"]["model"] == {"name": "lab", "digest": hooked.weight_digest(lab)}
+    again = ivlens.study(small_plan(), out=tmp_path / "run")
+    pd.testing.assert_frame_equal(again.evaluations, found.evaluations, check_exact=True)
+
+
+# Guidance and methods
+
+
+def test_guidance_that_adds_nothing_equals_the_plain_method_bit_for_bit(lab: HookedTransformer, tmp_path: Path) -> None:
+    forms = {"none": Guidance(kl=0.0, student=False), "zero": Guidance(kl=0.0, vector="zero")}
+    asked = small_plan(methods=("lora", "lora+none", "lora+zero", "lora+iv-steer"), guidance=forms)
+    found = ivlens.study(asked, out=tmp_path / "run", model=lab)
+    plain = steps_of(found, "lora", 1).drop(columns="method")
+    for name in ("lora+none", "lora+zero"):
+        pd.testing.assert_frame_equal(steps_of(found, name, 1).drop(columns="method"), plain, check_exact=True)
+    assert not steps_of(found, "lora+iv-steer", 1)["loss"].equals(plain["loss"]), (
+        "a vector that is added does something"
+    )
+    values = {method: part["value"].tolist() for method, part in found.evaluations.groupby("method")}
+    assert str(values["lora+none"]) == str(values["lora+zero"]) == str(values["lora"])
+
+
+def test_every_method_runs_with_guidance_and_each_trains_in_a_way_of_its_own(
+    lab: HookedTransformer, tmp_path: Path
+) -> None:
+    forms = {"previous": Guidance(teacher="previous", kl=1.0), "base": Guidance(kl=1.0)}
+    guided = [f"{name}+iv" for name in METHODS]
+    methods = ("lora", *guided, "ewc+fv", "lora+iv-other", "replay+iv-general-bare", "lora+previous", "lora+base")
+    asked = small_plan(methods=methods, tasks=PLAN.tasks, guidance=forms, training=Training(steps=2, batch=4, warmup=0))
+    found = ivlens.study(asked, out=tmp_path / "run", model=lab)
+    assert found.steps["loss"].notna().all() and found.steps["penalty"].notna().all()
+    second = {method: steps_of(found, method, 2)[["loss", "penalty"]].to_numpy().tolist() for method in methods}
+    assert len({str(one) for one in second.values()}) == len(methods)
+    first = {method: steps_of(found, method, 1)["loss"].tolist() for method in methods}
+    assert first["lora+previous"] == first["lora+base"], "before the first stage both teachers are the base model"
+
+
+def test_guidance_is_at_the_universal_heads_layer_unless_another_is_named(
+    lab: HookedTransformer, found: Study, tmp_path: Path
+) -> None:
+    best = Universal.load(found.folder / "universal.safetensors").layer
+    forms = {
+        name: Guidance(kl=1.0, layer=layer) for name, layer in {"own": None, "best": best, "next": best + 1}.items()
+    }
+    asked = PLAN.with_changes(
+        tasks=PLAN.tasks[:1],
+        methods=tuple(f"lora+{name}" for name in forms),
+        training=Training(steps=2, batch=4),
+        guidance=forms,
+    )
+    guided = ivlens.study(asked, out=tmp_path / "run", model=lab)
+    own, same, other = (steps_of(guided, method, 1).drop(columns="method") for method in asked.methods)
+    pd.testing.assert_frame_equal(own, same, check_exact=True)
+    assert not own["penalty"].equals(other["penalty"])
+
+
+def test_guidance_at_a_layer_that_the_model_does_not_have_is_refused(lab: HookedTransformer, tmp_path: Path) -> None:
+    asked = small_plan(methods=("lora", "lora+deep"), guidance={"deep": Guidance(layer=6)})
+    with pytest.raises(StudyError, match=r"guidance of lora\+deep is at layer 6, but the model has 6 layers"):
+        ivlens.study(asked, out=tmp_path / "run", model=lab)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_previous_teacher_is_the_model_before_this_stage(
+    lab: HookedTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = tokenize(lab, stage("class-letter", seed=0).test[:2])
+
+    def logits() -> torch.Tensor:
+        return loop.differentiable_answer_logits(lab, tokens).detach()
+
+    seen: dict[int, torch.Tensor] = {}
+    base, build = logits(), cell._guide
+
+    def watched(*args: Any, **others: Any) -> Any:
+        guide = build(*args, **others)
+        old, adapter = args[2], args[3]
+        for factors in adapter.factors.values():
+            factors.B.fill_(0.1)
+        with lora.attached(lab, *old, adapter), guide.teacher():
+            seen[len(seen) + 1] = logits()
+        with lora.attached(lab, *old):
+            assert torch.equal(seen[len(seen)], logits())
+        for factors in adapter.factors.values():
+            factors.B.zero_()
+        return guide
+
+    monkeypatch.setattr(cell, "_guide", watched)
+    asked = small_plan(
+        methods=("lora+previous",), tasks=PLAN.tasks, guidance={"previous": Guidance(teacher="previous", kl=1.0)}
+    )
+    ivlens.study(asked, out=tmp_path / "run", model=lab)
+    assert torch.equal(seen[1], base) and not torch.equal(seen[2], base)
+
+
+# Bad input
+
+# Infinite scores: norms would make any other overflow finite again.
+DIVERGING: dict[str, Any] = {
+    "lora": LoraConfig(rank=2, targets=("W_Q", "W_K")),
+    "training": Training(steps=6, batch=4, warmup=0, rate=1e30),
+}
+
+
+def test_a_loss_that_is_not_finite_names_stage_and_step_and_keeps_what_was_done(
+    lab: HookedTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = traces(lab)
+    asked = small_plan(**DIVERGING)
+    with pytest.raises(TrainingError, match=r"stage 1 \(class-letter\).* step \d"):
+        ivlens.study(asked, out=tmp_path / "run", model=lab)
+    assert traces(lab) == before
+    cut = tmp_path / "run" / "cells" / "lora-0"
+    assert (cut / "stage-0.parquet").is_file() and not (cut / "stage-1.parquet").exists()
+    with pytest.raises(RunError, match="unfinished"):
+        Study.read(tmp_path / "run")
+
+
+def test_a_last_step_that_spoils_the_adapter_is_not_kept(
+    lab: HookedTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learn = loop.finetune
+
+    def spoiled(model: Any, adapter: lora.Adapter, *args: Any, **others: Any) -> Any:
+        yield from learn(model, adapter, *args, **others)
+        adapter.parameters()[-1].data[0] = torch.inf
+
+    monkeypatch.setattr(loop, "finetune", spoiled)
+    with pytest.raises(TrainingError, match=r"stage 1 \(class-letter\), step 2, made the adapter NaN or infinite"):
+        ivlens.study(small_plan(), out=tmp_path / "run", model=lab)
+    assert not list((tmp_path / "run").rglob("stage-1.safetensors"))
+
+
+def test_an_error_in_a_worker_ends_the_study_with_its_sentence(tmp_path: Path) -> None:
+    asked = small_plan(seeds=(0, 1), **DIVERGING)
+    with pytest.raises(TrainingError, match=r"stage 1 \(class-letter\).* step \d"):
+        ivlens.study(asked, out=tmp_path / "run", workers=2)
+    assert not [one for one in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(one.cmdline())]
+
+
+def written(folder: Path, name: str, n: int, **others: Any) -> str:
+    pairs = [{"input": pair.input, "output": pair.output} for pair in task("antonym").pairs[:n]]
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps({"instructions": ["Say something."], "pairs": pairs} | others))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"tasks": ("class-letter", "antonym")}, "antonym is trained on and measured as a general task; choose one"),
+        ({"tasks": ("{antonym}",)}, "antonym is trained on and measured as a general task; choose one"),
+        ({"tasks": ("{small}",)}, "task 'small' has 5 pairs, but a stage needs at least 6"),
+        ({"tasks": ("class-leter",)}, "there is no task, file or folder 'class-leter'; did you mean class-letter"),
+        ({"general": ("antonym", "antonim")}, "there is no built-in task and no file 'antonim'"),
+        ({"general": ("antonym", "{antonym}")}, "two general tasks are called antonym; rename one"),
+        ({"general": ("antonym", "{bare}")}, "general task 'bare' has no instruction"),
+        ({"general": ("antonym", "{few}")}, "general task 'few' has 3 pairs, but 3 demonstrations and a query need"),
+        ({"guides": ("synonym",)}, "guides names synonym, which is not among the general tasks; add it there"),
+        (
+            {"evaluation": Evaluation(probes=("synonym",))},
+            "evaluation.probes names synonym, which is not among the general tasks",
+        ),
+        (
+            {"general": ("antonym", "{twelve}"), "evaluation": Evaluation(probes=("{twelve}",), shots=3)},
+            "task 'twelve' has 12 pairs, but 3 shots need at least 13",
+        ),
+    ],
+)
+def test_a_plan_that_cannot_be_carried_out_is_refused_before_the_model_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], sentence: str
+) -> None:
+    monkeypatch.setattr("ivlens.models.peft.load", None)
+    files = {"antonym": (20, {}), "small": (5, {}), "bare": (20, {"instructions": []}), "few": (3, {})}
+    paths = {name: written(tmp_path, name, n, **others) for name, (n, others) in (files | {"twelve": (12, {})}).items()}
+
+    def put(value: Any) -> Any:
+        return tuple(one.format(**paths) for one in value)
+
+    changes = {key: value if isinstance(value, Evaluation) else put(value) for key, value in changes.items()}
+    if isinstance(chosen := changes.get("evaluation"), Evaluation):
+        changes["evaluation"] = Evaluation(probes=put(chosen.probes), shots=chosen.shots)
+    with pytest.raises((StudyError, TaskError)) as refused:
+        ivlens.study(small_plan(**changes), out=tmp_path / "run")
+    assert sentence in str(refused.value) and not (tmp_path / "run").exists()
+
+
+def test_guides_and_probes_may_be_named_as_the_general_tasks_are(tmp_path: Path, lab: HookedTransformer) -> None:
+    path = written(tmp_path, "mine", 40)
+    for named in (path, "mine"):
+        evaluation = Evaluation(
+            queries=2, few_shot_queries=2, shots=3, probe_prompts=2, clean_prompts=2, top=3, probes=(named,)
+        )
+        asked = small_plan(general=("country-capital", path), guides=(named,), evaluation=evaluation)
+        found = ivlens.study(asked, out=tmp_path / f"run-{Path(named).stem}-{named == path}", model=lab)
+        assert found.guided == ("mine",) and set(found.grids["task"]) == {"mine"}
+
+
+def test_without_workers_there_is_no_study(tmp_path: Path) -> None:
+    for number in (0, -1):
+        with pytest.raises(StudyError, match=rf"workers is {number}; it must be 1 or more"):
+            ivlens.study(PLAN, out=tmp_path / "run", workers=number)
+
+
+def test_general_tasks_are_all_built_in_ones_unless_named() -> None:
+    every = general_tasks(Plan(name="x", tasks=("class-letter",)))
+    assert [one.name for one in every] == ivlens.tasks()
+    assert [one.name for one in general_tasks(PLAN)] == list(PLAN.general)
+
+
+# The public surface
+
+
+def test_study_is_a_function_also_where_its_module_is_imported_first() -> None:
+    code = """
+    import importlib, types
+    importlib.import_module("ivlens.forgetting.run_study")
+    import ivlens, ivlens.forgetting.run_study
+    from ivlens import Plan, Study, study
+    assert isinstance(ivlens.study, types.FunctionType) and study is ivlens.study
+    assert isinstance(Plan, type) and isinstance(Study, type) and {"Plan", "Study", "study"} <= set(dir(ivlens))
+    """
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+class Outcome(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+    def complaint(self) -> str:
+        """The one line of a mistake."""
+        assert self.status == 2 and self.out == "", (self.out, self.err)
+        assert self.err.startswith("ivlens: ") and self.err.count("\n") == 1 and self.err.endswith("\n")
+        return self.err.removeprefix("ivlens: ").rstrip("\n")
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    def run(*arguments: object) -> Outcome:
+        status = main(["study", *map(str, arguments)])
+        captured = capsys.readouterr()
+        return Outcome(status, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        "tasks = ['class-letter']\ngeneral = ['antonym', 'country-capital']\nguides = ['antonym']\nseeds = [0]\n"
+        "methods = ['lora']\ntrain_prompts = 8\n[training]\nsteps = 9\nbatch = 4\nwarmup = 1\n"
+        "[evaluation]\nqueries = 2\nfew_shot_queries = 2\nshots = 3\nprobe_prompts = 2\nclean_prompts = 2\ntop = 3\n"
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["lab-fun"], "there is no built-in study and no file 'lab-fun'"),
+        (["{file}", "--methods", "sgd"], "there is no method 'sgd' (of 'sgd'); there are lora, ewc"),
+        (["{file}", "--methods", "lora,lora+vi"], "there is no guidance 'vi' (of 'lora+vi'); there are iv, kl"),
+        (["{file}", "--methods", "lora,lora"], "names lora more than once"),
+        (["{file}", "--seeds", "0,x"], "'x' is not a whole number"),
+        (["{file}", "--seeds", "1,1"], "names 1 more than once"),
+        (["{file}", "--steps", "0"], "steps is 0; it must be 1 or more"),
+        (["{file}", "--steps", "many"], "'many' is not a whole number"),
+        (["{file}", "--workers", "0"], "workers is 0; it must be 1 or more"),
+    ],
+)
+def test_a_slip_on_the_command_line_is_one_line_before_the_model_is_read(
+    command: Callable[..., Outcome],
+    file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    sentence: str,
+) -> None:
+    monkeypatch.setattr("ivlens.models.peft.load", None)
+    arguments = [one.format(file=file) for one in arguments]
+    assert sentence in command(*arguments, "--out", tmp_path / "run").complaint()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_folder_must_be_named(command: Callable[..., Outcome]) -> None:
+    assert "--out" in command("lab-func").complaint()
+
+
+def test_the_command_runs_what_was_asked_prints_it_and_draws_it(
+    command: Callable[..., Outcome], file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Chromium, "find_browser", lambda **_: None)  # Images take seconds; pages are enough here.
+    out = tmp_path / "run"
+    asked = [file, "--out", out, "--methods", "lora, lora+kl", "--seeds", "1,0", "--steps", 2, "--workers", 1]
+    first = command(*asked)
+    assert first.status == 0, first.err
+    found = Study.read(out)
+    assert found.plan.methods == ("lora", "lora+kl") and found.plan.seeds == (1, 0)
+    assert found.plan.training == Training(steps=2, batch=4, warmup=1) and len(found.steps) == 2 * 2 * 2
+    assert "lora+kl" in first.out and "GP" in first.out and f"In {out}: run.json" in first.out
+    drawn = {path.stem for path in (out / "figures").glob("*.html")}
+    assert drawn and drawn == set(found.figures())
+    monkeypatch.setattr(crew, "train", None)
+    again = command(*asked)
+    assert again.status == 0 and again.out == first.out
+    assert (
+        "training.steps is 3 here but 2 in that run" in command(*[3 if one == 2 else one for one in asked]).complaint()
+    )

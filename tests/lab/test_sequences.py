@@ -1,0 +1,95 @@
+"""The lab's sequences: their files are what the script makes, their words are the model's, their tasks are new."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+
+from ivlens.datasets.task import Task, read, task, tasks
+from ivlens.lab.abilities import answered
+from ivlens.lab.sequences import SEQUENCES, TASKS
+from ivlens.lab.sequences.__main__ import made
+from ivlens.lab.sequences.facts import drawn
+from ivlens.models import hooked
+from ivlens.prompts.builders import instructed
+from ivlens.training.stages import Stage, check_sequence
+
+ALL = {name: read(TASKS / f"{name}.json") for names in SEQUENCES.values() for name in names}
+FEWEST_PAIRS = 60
+OLD = {wording for name in tasks() for wording in task(name).instructions}
+WRITTEN = {word for name in tasks() for pair in task(name).pairs for word in pair.output.split(" ")}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return hooked.load("lab")
+
+
+def test_the_committed_files_are_what_the_script_makes():
+    written = {path.name: path.read_text(encoding="utf-8") for path in TASKS.iterdir()}
+    assert written == made()
+
+
+def test_every_sequence_can_be_learned_in_its_order():
+    assert {name: len(names) for name, names in SEQUENCES.items()} == {"lab-func": 5, "lab-long": 15, "lab-trace": 8}
+    assert {f"{name}.json" for name in ALL} == set(made())
+    for names in SEQUENCES.values():
+        check_sequence([Stage.of_task(ALL[name], seed=0) for name in names])
+
+
+@pytest.mark.parametrize("one", ALL.values(), ids=lambda one: one.name)
+def test_every_task_is_large_enough_and_asked_for_in_one_new_wording(one: Task):
+    assert FEWEST_PAIRS <= len(one.pairs) <= 201
+    assert len(dict(one.pairs)) == len(one.pairs)
+    assert one.name not in tasks()
+    assert len(one.instructions) == 1
+    assert one.instructions[0] not in OLD
+
+
+@pytest.mark.parametrize("one", ALL.values(), ids=lambda one: one.name)
+def test_every_word_is_one_piece(one: Task, model):
+    """Single characters without a space before them spell unknown words; only punctuation may be one."""
+    for prompt in instructed(one, one.pairs):
+        pieces = model.tokenizer.tokenize(prompt.text + prompt.answer)
+        assert not [piece for piece in pieces if piece == "<unk>" or piece.startswith("<0x")]
+        assert {piece for piece in pieces if len(piece) == 1} <= set(",.?\n")
+
+
+@pytest.mark.parametrize("one", ALL.values(), ids=lambda one: one.name)
+def test_answers_are_made_of_words_that_the_model_has_written_before(one: Task):
+    """What was never in an answer of the model's training has next to no chance of getting into one."""
+    assert {word for pair in one.pairs for word in pair.output.split(" ")} <= WRITTEN
+
+
+@pytest.mark.parametrize("name", SEQUENCES["lab-long"])
+def test_a_classification_has_two_to_four_labels(name: str):
+    shares = Counter(pair.output for pair in ALL[name].pairs)
+    assert 2 <= len(shares) <= 4
+    assert max(shares.values()) <= 0.75 * len(ALL[name].pairs)
+
+
+@pytest.mark.parametrize("name", SEQUENCES["lab-trace"])
+def test_a_longer_answer_has_two_to_six_tokens(name: str, model):
+    lengths = {len(model.tokenizer.encode(f" {pair.output}", add_special_tokens=False)) for pair in ALL[name].pairs}
+    assert lengths <= set(range(2, 7))
+
+
+def test_a_function_answers_with_one_token(model):
+    for name in SEQUENCES["lab-func"]:
+        for pair in ALL[name].pairs:
+            assert len(model.tokenizer.encode(f" {pair.output}", add_special_tokens=False)) == 1
+
+
+@pytest.mark.parametrize("one", ALL.values(), ids=lambda one: one.name)
+def test_the_model_cannot_do_the_task_yet(one: Task, model):
+    with torch.no_grad():
+        accuracy = float(answered(model, instructed(one, one.pairs)).right.double().mean())
+    assert accuracy <= 0.35
+
+
+def test_what_is_drawn_does_not_depend_on_the_order_it_is_drawn_from():
+    words = [str(number) for number in range(50)]
+    assert drawn("x", words, 10) == drawn("x", reversed(words), 10)
+    assert drawn("x", words, 10) != drawn("y", words, 10)

@@ -1,0 +1,64 @@
+"""A model is asked prompts: what it says, whether that is right, and how sure that is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import WORD_TEMPLATE
+from transformer_lens import HookedTransformer
+
+import ivlens
+from ivlens.datasets.task import Pair
+from ivlens.errors import PromptError
+from ivlens.patching.replies import SHOWN
+from ivlens.prompts.builders import Prompt, instructed, zero_shot
+
+
+def test_a_reply_is_what_greedy_decoding_writes_up_to_the_first_wrong_token(lab: HookedTransformer) -> None:
+    task = ivlens.task("next-two")  # Answers of two tokens.
+    prompts = zero_shot(task.pairs[:20]) + instructed(task, task.pairs[:20])
+    replies = ivlens.ask(lab, prompts)
+    for prompt, said, right in zip(prompts, replies.said, replies.right.tolist(), strict=True):
+        tokens, answer = lab.to_tokens(prompt.text), lab.to_tokens(prompt.answer, prepend_bos=False)[0].tolist()
+        written: list[int] = []
+        while len(written) < len(answer) and written == answer[: len(written)]:
+            written.append(int(lab(torch.cat([tokens, torch.tensor([written], dtype=torch.long)], 1))[0, -1].argmax()))
+        assert said == lab.to_string(written).strip()
+        assert right == (written == answer) and len(answer) > 1
+    assert {True, False} == set(replies.right.tolist()), "some right, some wrong: else this shows little"
+
+
+def test_probability_is_of_the_first_answer_token(lab: HookedTransformer) -> None:
+    prompts = zero_shot([Pair("hot", "cold"), Pair("big", "small")])
+    replies = ivlens.ask(lab, prompts)
+    for prompt, first in zip(prompts, replies.first.tolist(), strict=True):
+        answer = int(lab.to_tokens(prompt.answer, prepend_bos=False)[0, 0])
+        assert first == pytest.approx(float(lab(lab.to_tokens(prompt.text))[0, -1].softmax(0)[answer]), abs=1e-6)
+
+
+def test_inside_steered_the_steered_model_is_asked(lab: HookedTransformer) -> None:
+    task = ivlens.task("antonym")
+    vector = ivlens.instruction_vector(lab, task, heads=[ivlens.Head(3, 3)], layer=2)
+    prompts = zero_shot(task.split().evaluation)
+    before = ivlens.ask(lab, prompts)
+    with ivlens.steered(lab, vector):
+        assert ivlens.ask(lab, prompts).accuracy.mean > before.accuracy.mean + 0.5
+    assert torch.equal(ivlens.ask(lab, prompts).first, before.first)
+
+
+def test_replies_show_themselves_and_hide_no_markup(tiny: HookedTransformer) -> None:
+    prompts = [
+        Prompt(text="Q : w1 A :", answer=" w51", query=Pair("<b>w1", "w51")),
+        *zero_shot([Pair(f"w{i}", f"w{i + 50}") for i in range(2, 9)], template=WORD_TEMPLATE),
+    ]
+    replies = ivlens.ask(tiny, prompts)
+    assert repr(replies).startswith("Replies(8 prompts: accuracy ")
+    shown = replies._repr_html_()
+    assert "&lt;b&gt;w1" in shown and "<b>" not in shown
+    assert shown.count("<tr>") == 1 + SHOWN
+    assert replies.to_frame()["answer"].tolist() == [f"w{i + 50}" for i in range(1, 9)]
+
+
+def test_no_prompts_are_refused(tiny: HookedTransformer) -> None:
+    with pytest.raises(PromptError, match="no prompts"):
+        ivlens.ask(tiny, [])
