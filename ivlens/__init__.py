@@ -25,9 +25,7 @@ Public names are imported when they are first used: importing ivlens itself cost
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -60,10 +58,10 @@ if TYPE_CHECKING:
     from ivlens.vectors.universal_heads import universal_heads as universal_heads
 
 _HOME = {
-    "Audit": "analysis.run_audit",
+    "Audit": "analysis.audit",
     "Comparison": "analysis.comparison",
     "Head": "shapes",
-    "HeadEffects": "patching.effects",
+    "HeadEffects": "patching.head_effects",
     "InstructionVector": "vectors.instruction_vector",
     "IvlensError": "errors",
     "Plan": "forgetting.plan",
@@ -78,8 +76,8 @@ _HOME = {
     "convert": "vectors.convert",
     "indirect_effects": "patching.effects",
     "instruction_vector": "vectors.steering",
-    "lora": "models.lora",
     "load": "models.peft",
+    "lora": "models.lora",
     "plots": "plots",
     "report": "reports.html",
     "steered": "vectors.steering",
@@ -93,20 +91,12 @@ _HOME = {
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
-def _public(name: str) -> property:
-    def get(self: ModuleType) -> Any:
-        home = import_module(f"ivlens.{_HOME[name]}")
-        return getattr(home, name, home)  # `plots` is public as a whole.
-
-    # Importing the module `ivlens.audit` would bind that name over the function `ivlens.audit`: keep the function.
-    return property(get, lambda self, module: None)
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = import_module(f"ivlens.{_HOME[name]}")
+    return getattr(home, name, home)  # Some are public as a whole, such as `plots`.
 
 
-class _Package(ModuleType):
-    locals().update({name: _public(name) for name in _HOME})
-
-    def __dir__(self) -> list[str]:
-        return [*super().__dir__(), *_HOME]
-
-
-sys.modules[__name__].__class__ = _Package
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

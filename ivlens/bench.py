@@ -26,7 +26,7 @@ import ivlens
 from ivlens import prompts
 from ivlens.models import lora
 from ivlens.patching import sweep as patching
-from ivlens.prompts.builders import Tokens
+from ivlens.prompts.tokens import Tokens
 from ivlens.shapes import Head, MeanZ
 from ivlens.training.guidance import GUIDANCE, Guidance, Guide
 from ivlens.training.loop import Examples, Step, Training, finetune

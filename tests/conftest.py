@@ -13,7 +13,8 @@ from checkpoints import build
 
 import ivlens
 from ivlens.datasets.task import Pair, Task
-from ivlens.prompts.builders import Template, Tokens
+from ivlens.prompts.builders import Template
+from ivlens.prompts.tokens import Tokens
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer

@@ -11,7 +11,7 @@ import torch
 from checkpoints import random_hooked
 
 from ivlens.patching import sweep
-from ivlens.prompts.builders import Tokens
+from ivlens.prompts.tokens import Tokens
 
 warnings.simplefilter("ignore")
 torch.set_num_threads(1)  # Each thread of the matrix library would keep buffers of its own.

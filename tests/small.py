@@ -13,7 +13,7 @@ from transformer_lens import HookedTransformer
 from ivlens.forgetting.plan import Evaluation, Plan
 from ivlens.models import lora
 from ivlens.models.lora import Adapter, Factors, LoraConfig
-from ivlens.prompts.builders import Tokens
+from ivlens.prompts.tokens import Tokens
 from ivlens.training.loop import Examples, Training
 
 VOCAB = 40

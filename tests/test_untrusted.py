@@ -46,7 +46,8 @@ from ivlens.forgetting import cell, plan
 from ivlens.forgetting.run_study import Study
 from ivlens.models import hooked, lora
 from ivlens.models.peft import read_adapter, write_adapter
-from ivlens.patching.effects import Settings, table_of
+from ivlens.patching.effects import Settings
+from ivlens.patching.head_effects import table_of
 from ivlens.prompts.chat import ChatTemplate
 from ivlens.prompts.template import named as read_template
 from ivlens.shapes import Head

@@ -7,20 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from ivlens.markup import html_table, plain, safe
+from ivlens.tables import UNMEASURED, Line, Table, plain, print_table, safe, table_html
 
 if TYPE_CHECKING:
     import pandas as pd
-    import rich.table
 
     from ivlens.datasets.task import Task
     from ivlens.patching.effects import HeadEffects
     from ivlens.vectors.instruction_vector import InstructionVector
     from ivlens.vectors.universal_heads import Universal
-
-UNMEASURED = "not measured"
 MOST_HEADS = 20
 """Heads of a vector that a table lists; the others are in the file of effects."""
 _VALUES = ("accuracy", "95 % interval", "P(answer)", "95 % interval")
@@ -37,18 +34,6 @@ STEERED = {
     "steered, bottom": "zero-shot + low-AIE heads",
     "steered, other-task": "zero-shot + other tasks",
 }
-Line = tuple[str, ...]
-
-
-class Table(NamedTuple):
-    """A table as it is shown, every cell a text."""
-
-    heading: str
-    columns: Line
-    """The first stands over the names of the lines."""
-    parts: tuple[list[Line], ...]
-    """Lines, with a rule between the parts."""
-    note: str = ""
 
 
 @runtime_checkable
@@ -224,30 +209,3 @@ def _heads(found: Findings) -> list[Line]:
         (str(head), f"{float(aie[head]):{style}}", f"[{float(low[head]):{style}}, {float(high[head]):{style}}]")
         for head in heads
     ]
-
-
-def print_table(table: Table, *, justify: Any = "right") -> None:
-    """The columns and lines of a table; its heading and its note are left to the caller."""
-    from rich.console import Console
-
-    Console().print(_text_table(table, justify))
-
-
-def _text_table(table: Table, justify: Any) -> rich.table.Table:
-    import rich.table
-    from rich import box
-    from rich.text import Text
-
-    shown = rich.table.Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for number, column in enumerate(table.columns):
-        shown.add_column(Text(plain(column)), justify=justify if number else "left", overflow="fold")
-    for part in table.parts:
-        for line in part:
-            shown.add_row(*(Text(plain(cell)) for cell in line))
-        shown.add_section()
-    return shown
-
-
-def table_html(table: Table) -> str:
-    """The columns and lines of a table, for a notebook."""
-    return html_table(table.columns, [line for part in table.parts for line in part])

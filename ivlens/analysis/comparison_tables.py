@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ivlens.analysis.audit_tables import UNMEASURED, Line, Table, print_table, table_html
-from ivlens.markup import plain, safe
+from ivlens.tables import plain, safe
 
 if TYPE_CHECKING:
     import pandas as pd

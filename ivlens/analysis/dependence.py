@@ -22,7 +22,7 @@ from ivlens.errors import IvlensError
 from ivlens.measures import Interval, bootstrap, interval
 from ivlens.patching import interventions
 from ivlens.patching.interventions import Change, Outcomes
-from ivlens.prompts.builders import Tokens
+from ivlens.prompts.tokens import Tokens
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer

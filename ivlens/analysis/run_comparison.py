@@ -21,16 +21,19 @@ from ivlens.analysis.comparison import CHANGES
 from ivlens.analysis.comparison import Comparison as Comparison
 from ivlens.analysis.dependence import DEPENDENCE, Dependence, per_prompt, recovery
 from ivlens.analysis.drift import AIE, DRIFT, Written, aie_table, head_drift, vector_drift, written
+from ivlens.analysis.tuned_model import TunedModel, find_tuned_model
 from ivlens.analysis.wordings import Choice, unusual, worded
 from ivlens.datasets.task import Task
 from ivlens.datasets.task import task as find_task
-from ivlens.errors import IvlensError, ModelError, ShapeMismatch
-from ivlens.models import hooked, lora, peft, peft_config
+from ivlens.errors import IvlensError, ModelError
+from ivlens.models import hooked, lora
 from ivlens.models.lora import Adapter
-from ivlens.patching.effects import EFFECTS, HeadEffects, Settings, example_prompts, measure_effects, task_mean_z
+from ivlens.patching.effects import HeadEffects, Settings, example_prompts, measure_effects, task_mean_z
+from ivlens.patching.head_effects import EFFECTS
 from ivlens.patching.sweep import Effect
-from ivlens.prompts.builders import DEFAULT, Corruption, Source, tokenize, zero_shot
+from ivlens.prompts.builders import DEFAULT, Corruption, Source, zero_shot
 from ivlens.prompts.chat import Layout
+from ivlens.prompts.tokens import tokenize
 from ivlens.shapes import GIB
 from ivlens.storage import run_folder
 from ivlens.vectors.head_choice import Asked, Chosen, asked, pinned
@@ -107,7 +110,7 @@ def compare(
         raise IvlensError(f"top is {top}, but the model has {n_heads} heads; take fewer")
     work = _Work(
         base=base,
-        pair=_other(base, tuned),
+        pair=find_tuned_model(base, tuned),
         task=task,
         settings=settings,
         top=top,
@@ -141,41 +144,6 @@ def compare(
     return Comparison.read(out)
 
 
-class _Other(NamedTuple):
-    """The tuned model: one of its own, or an adapter that makes it of the base model."""
-
-    model: HookedTransformer | Adapter
-    name: str
-
-
-def _other(base: HookedTransformer, tuned: HookedTransformer | Adapter | str | Path | Sequence[str | Path]) -> _Other:
-    if isinstance(tuned, Sequence) and not isinstance(tuned, str):
-        if len(tuned) != 1:
-            stacked = lora.stack([peft.read_adapter(folder, base) for folder in tuned])
-            return _Other(stacked, " + ".join([hooked.model_name(base), *(Path(one).resolve().name for one in tuned)]))
-        tuned = tuned[0]
-    if isinstance(tuned, Adapter):
-        lora.check(base, tuned)
-        return _Other(tuned, f"{hooked.model_name(base)} + adapter")
-    if isinstance(tuned, str | Path):
-        if (Path(tuned) / peft_config.CONFIG).is_file():
-            name = f"{hooked.model_name(base)} + {Path(tuned).resolve().name}"
-            return _Other(peft.read_adapter(tuned, base), name)
-        names = {dtype: name for name, dtype in hooked.DTYPES.items()}
-        tuned = hooked.load(tuned, device=str(base.cfg.device), dtype=names.get(base.cfg.dtype, "auto"))
-    ours, theirs = (
-        {name: getattr(model.cfg, name) for name in ("n_layers", "n_heads", "d_head", "d_model")}
-        for model in (base, tuned)
-    )
-    if ours != theirs:
-        unlike = [f"{name} {theirs[name]} instead of {ours[name]}" for name in ours if ours[name] != theirs[name]]
-        raise ShapeMismatch(
-            f"{hooked.model_name(tuned)} has {', '.join(unlike)} of {hooked.model_name(base)}; give a model that was "
-            "fine-tuned from it"
-        )
-    return _Other(tuned, hooked.model_name(tuned))
-
-
 class _Shelf(NamedTuple):
     """Where tables are kept; nowhere without a run."""
 
@@ -200,7 +168,7 @@ class _Work:
     """One comparison on its way."""
 
     base: HookedTransformer
-    pair: _Other
+    pair: TunedModel
     task: Task
     settings: Settings
     top: int

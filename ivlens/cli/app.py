@@ -20,8 +20,8 @@ import typer
 from ivlens.cli import options
 from ivlens.cli.options import parse_bytes
 from ivlens.errors import IvlensError
-from ivlens.markup import plain
 from ivlens.storage.command_line import typed
+from ivlens.tables import plain
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -25,7 +25,7 @@ from ivlens.datasets.csv_files import Columns
 from ivlens.datasets.huggingface import HUB
 from ivlens.datasets.task_files import Content
 from ivlens.errors import TaskError
-from ivlens.markup import html_table
+from ivlens.tables import html_table
 
 BUILT_IN = Path(__file__).parents[1] / "lab" / "tasks"
 TOLERATED_CONTRADICTIONS = 0.01

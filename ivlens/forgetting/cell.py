@@ -27,7 +27,7 @@ from ivlens.forgetting.plan import Plan
 from ivlens.models import lora, peft, peft_layout
 from ivlens.patching import effects
 from ivlens.patching.activations import mean_z
-from ivlens.prompts.builders import Tokens, tokenize
+from ivlens.prompts.tokens import Tokens, tokenize
 from ivlens.storage import atomic_files, parquet
 from ivlens.training import checkpoints, loop
 from ivlens.training.guidance import Guidance, Guide

@@ -25,7 +25,8 @@ from ivlens.measures import Interval, interval
 from ivlens.models import hooked
 from ivlens.patching.effects import Settings, indirect_effects
 from ivlens.progress import track
-from ivlens.prompts.builders import tokenize, zero_shot
+from ivlens.prompts.builders import zero_shot
+from ivlens.prompts.tokens import tokenize
 from ivlens.storage import run_record
 from ivlens.vectors import controls
 from ivlens.vectors.instruction_vector import write_vector

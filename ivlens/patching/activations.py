@@ -17,7 +17,7 @@ from ivlens.measures import first_token_probability, greedy_match
 from ivlens.models import bridge
 from ivlens.patching import block_forward
 from ivlens.progress import track
-from ivlens.prompts.builders import Tokens
+from ivlens.prompts.tokens import Tokens
 from ivlens.shapes import Head, MeanZ
 
 if TYPE_CHECKING:

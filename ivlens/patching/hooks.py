@@ -17,7 +17,7 @@ from ivlens.models import bridge
 from ivlens.patching.activations import AnswerLogits, answer_logits, batches
 from ivlens.patching.branches import Answers, read_answers
 from ivlens.progress import track
-from ivlens.prompts.builders import Tokens
+from ivlens.prompts.tokens import Tokens
 from ivlens.shapes import Head
 
 if TYPE_CHECKING:

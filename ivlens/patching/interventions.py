@@ -23,7 +23,7 @@ from ivlens.patching import branches
 from ivlens.patching import hooks as reruns
 from ivlens.patching.activations import batches, unembed
 from ivlens.patching.block_forward import attend, write
-from ivlens.prompts.builders import Tokens
+from ivlens.prompts.tokens import Tokens
 from ivlens.shapes import Head, MeanZ, Residual
 
 if TYPE_CHECKING:

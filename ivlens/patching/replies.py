@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ivlens.markup import html_table, safe
 from ivlens.measures import Interval, interval
 from ivlens.patching.activations import replied
-from ivlens.plots.points import interval_text
-from ivlens.prompts.builders import Prompt, Tokens, tokenize
+from ivlens.prompts.builders import Prompt
+from ivlens.prompts.tokens import Tokens, tokenize
+from ivlens.tables import html_table, interval_text, safe
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer

@@ -18,7 +18,7 @@ from ivlens.models import bridge
 from ivlens.patching import branches, hooks
 from ivlens.patching.block_forward import Rows, write
 from ivlens.patching.branches import Answers, Junction
-from ivlens.prompts.builders import Tokens
+from ivlens.prompts.tokens import Tokens
 from ivlens.shapes import GIB, Cie, Head, MeanZ
 
 if TYPE_CHECKING:

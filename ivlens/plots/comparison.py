@@ -13,8 +13,8 @@ from plotly.subplots import make_subplots
 from ivlens.errors import FigureError
 from ivlens.plots import marks
 from ivlens.plots.layout import legend_height, raise_panels
+from ivlens.plots.marks import read_points
 from ivlens.plots.notebook import Figure
-from ivlens.plots.points import read_points
 from ivlens.plots.stage_heatmaps import aie_heatmaps
 from ivlens.plots.style import BLACK, BLUE, GREY, Width, lay_out, safe
 

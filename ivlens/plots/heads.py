@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike
 
 from ivlens.errors import FigureError
 from ivlens.plots.notebook import Figure
-from ivlens.plots.points import interval_text
 from ivlens.plots.style import BLACK, DIVERGING, LEFT, NOT_MEASURED, Width, lay_out, pixels, safe, tick_step
+from ivlens.tables import interval_text
 
 _BESIDE_GRID = 88
 """Pixels for the colour bar, its numbers and its title."""

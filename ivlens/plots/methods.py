@@ -15,9 +15,10 @@ import plotly.graph_objects as go
 from ivlens.errors import FigureError
 from ivlens.plots import marks
 from ivlens.plots.layout import arrange, finish, legend_height
+from ivlens.plots.marks import Point, read_points
 from ivlens.plots.notebook import Figure
-from ivlens.plots.points import Point, interval_text, read_points
 from ivlens.plots.style import BLUE, COLOURS, GREY, Width, lay_out, safe
+from ivlens.tables import interval_text
 
 _NAME = 6.2
 """Pixels of a letter of a method's name."""

@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 from ivlens.errors import FigureError
 from ivlens.plots import marks
 from ivlens.plots.layout import Panels, arrange, finish, step
-from ivlens.plots.points import Point, read_points
+from ivlens.plots.marks import Point, read_points
 from ivlens.plots.style import COLOURS, GREY, Width, safe
 
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "x")

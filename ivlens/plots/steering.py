@@ -13,8 +13,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ivlens.plots import marks
+from ivlens.plots.marks import Point, read_accuracies, read_points
 from ivlens.plots.notebook import Figure
-from ivlens.plots.points import Point, read_accuracies, read_points
 from ivlens.plots.style import BLUE, GREY, Width, lay_out, safe, tick_step
 
 

@@ -4,7 +4,6 @@ from ivlens.prompts.builders import Corruption as Corruption
 from ivlens.prompts.builders import Prompt as Prompt
 from ivlens.prompts.builders import Source as Source
 from ivlens.prompts.builders import Template as Template
-from ivlens.prompts.builders import Tokens as Tokens
 from ivlens.prompts.builders import clean as clean
 from ivlens.prompts.builders import corrupted as corrupted
 from ivlens.prompts.builders import cycled as cycled
@@ -12,6 +11,7 @@ from ivlens.prompts.builders import few_shot as few_shot
 from ivlens.prompts.builders import instructed as instructed
 from ivlens.prompts.builders import shuffle_outputs as shuffle_outputs
 from ivlens.prompts.builders import statements as statements
-from ivlens.prompts.builders import tokenize as tokenize
 from ivlens.prompts.builders import zero_shot as zero_shot
 from ivlens.prompts.chat import ChatTemplate as ChatTemplate
+from ivlens.prompts.tokens import Tokens as Tokens
+from ivlens.prompts.tokens import tokenize as tokenize

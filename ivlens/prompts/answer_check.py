@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ivlens.datasets.task import Task, TaskWarning, listed
 from ivlens.errors import PromptError
 from ivlens.models import hooked
-from ivlens.prompts.builders import Tokens
+from ivlens.prompts.tokens import Tokens
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer

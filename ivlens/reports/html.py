@@ -21,12 +21,12 @@ from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs, get_plotlyjs_version
 
 from ivlens.errors import RunError
-from ivlens.markup import plain
 from ivlens.plots.notebook import figure_json
 from ivlens.reports import page as pages
 from ivlens.storage import run_folder
 from ivlens.storage.atomic_files import read_json, write_whole
 from ivlens.storage.run_record import RunRecord, flat
+from ivlens.tables import plain
 
 NAME = "report.html"
 

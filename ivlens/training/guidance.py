@@ -22,7 +22,7 @@ from torch import Tensor
 from ivlens.errors import IvlensError
 from ivlens.measures import kl_divergence
 from ivlens.patching.activations import AnswerLogits, differentiable_answer_logits
-from ivlens.prompts.builders import Tokens
+from ivlens.prompts.tokens import Tokens
 from ivlens.shapes import Head
 
 if TYPE_CHECKING:

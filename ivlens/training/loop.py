@@ -24,7 +24,7 @@ from ivlens.errors import IvlensError, ShapeMismatch, TrainingError
 from ivlens.measures import token_log_probs
 from ivlens.models.lora import Adapter
 from ivlens.patching.activations import AnswerLogits, differentiable_answer_logits
-from ivlens.prompts.builders import Tokens
+from ivlens.prompts.tokens import Tokens
 from ivlens.training import checkpoints
 from ivlens.training.guidance import Guide
 from ivlens.training.methods import Method

@@ -12,7 +12,7 @@ from ivlens.errors import IvlensError
 from ivlens.measures import group_means
 from ivlens.models import hooked as models
 from ivlens.models import peft
-from ivlens.patching.effects import EFFECTS, cie_of, of_prompts, table_of
+from ivlens.patching.head_effects import EFFECTS, cie_of, of_prompts, table_of
 from ivlens.shapes import Head
 from ivlens.storage import atomic_files, parquet
 from ivlens.vectors import function_vectors, vector_formats

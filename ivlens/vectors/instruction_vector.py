@@ -20,12 +20,12 @@ import torch
 from safetensors.torch import save
 
 from ivlens.errors import IvlensError, ShapeMismatch
-from ivlens.markup import html_table, safe
 from ivlens.models import hooked
 from ivlens.patching.activations import path_to_residual, unembed
 from ivlens.patching.effects import Settings
 from ivlens.shapes import Head, HeadGrid, MeanZ, Residual
 from ivlens.storage import atomic_files, run_folder, tensor_files
+from ivlens.tables import html_table, safe
 
 if TYPE_CHECKING:
     import pandas as pd

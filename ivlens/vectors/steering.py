@@ -24,7 +24,8 @@ from ivlens.patching import hooks as reruns
 from ivlens.patching.block_forward import Rows
 from ivlens.patching.branches import Answers, Junction
 from ivlens.patching.effects import HeadEffects, Settings, indirect_effects, task_mean_z
-from ivlens.prompts.builders import Tokens, tokenize, zero_shot
+from ivlens.prompts.builders import zero_shot
+from ivlens.prompts.tokens import Tokens, tokenize
 from ivlens.shapes import GIB, Head
 from ivlens.vectors.instruction_vector import InstructionVector, check_layer, check_width, write_vector
 

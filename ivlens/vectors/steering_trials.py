@@ -20,7 +20,7 @@ from torch import Tensor
 from ivlens.datasets.task import Task
 from ivlens.measures import interval
 from ivlens.patching.effects import HeadEffects
-from ivlens.prompts.builders import Tokens
+from ivlens.prompts.tokens import Tokens
 from ivlens.shapes import GIB, Head, Residual
 from ivlens.vectors import controls
 from ivlens.vectors.instruction_vector import write_vector

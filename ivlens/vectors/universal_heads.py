@@ -28,7 +28,8 @@ from ivlens.models import hooked
 from ivlens.patching.activations import answered
 from ivlens.patching.effects import Settings, measure_effects, task_mean_z
 from ivlens.progress import track
-from ivlens.prompts.builders import clean, tokenize, zero_shot
+from ivlens.prompts.builders import clean, zero_shot
+from ivlens.prompts.tokens import tokenize
 from ivlens.shapes import GIB, Head, HeadGrid
 from ivlens.storage import atomic_files, tensor_files
 from ivlens.vectors.instruction_vector import check_head, check_layer, write_vector

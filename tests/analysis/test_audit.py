@@ -23,7 +23,7 @@ from ivlens.analysis.run_audit import HEADS, MEASURES, STEERING, Audit
 from ivlens.datasets.task import Pair, Task
 from ivlens.errors import IvlensError, RunError
 from ivlens.models import hooked
-from ivlens.patching.effects import EFFECTS
+from ivlens.patching.head_effects import EFFECTS
 from ivlens.storage.run_folder import Source, open_run
 
 SMALL: dict[str, Any] = {

@@ -24,7 +24,7 @@ from ivlens.models.lora import Adapter, LoraConfig
 from ivlens.patching import interventions
 from ivlens.patching.effects import Settings
 from ivlens.patching.interventions import Change
-from ivlens.prompts.builders import Tokens
+from ivlens.prompts.tokens import Tokens
 from ivlens.shapes import Head
 from ivlens.vectors.instruction_vector import InstructionVector
 from ivlens.vectors.steering import instruction_vector

@@ -23,7 +23,6 @@ from choreographer.browsers.chromium import Chromium
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ivlens.analysis.audit_tables import plain
 from ivlens.cli import main, parse_bytes
 from ivlens.datasets.task import task, tasks
 from ivlens.errors import IvlensError
@@ -33,6 +32,7 @@ from ivlens.models.checkpoint import quiet_transformers
 from ivlens.models.lora import LoraConfig
 from ivlens.models.peft import read_adapter, write_adapter
 from ivlens.storage.atomic_files import Lock
+from ivlens.tables import plain
 
 SMALL = ["--shots", "2", "--clean-prompts", "4", "--prompts", "3", "--top", "3"]
 FIGURES = ["aie", "heads", "measures", "steering"]

@@ -32,7 +32,7 @@ from ivlens.forgetting.preparation import general_tasks
 from ivlens.forgetting.run_study import Study
 from ivlens.models import hooked, lora
 from ivlens.models.lora import LoraConfig
-from ivlens.prompts.builders import tokenize
+from ivlens.prompts.tokens import tokenize
 from ivlens.training import loop
 from ivlens.training.benchmark_stages import stage
 from ivlens.training.guidance import Guidance

@@ -32,7 +32,7 @@ from ivlens.patching import hooks as reruns
 from ivlens.patching import interventions, sweep
 from ivlens.patching.activations import last_z, path_to_residual
 from ivlens.patching.interventions import Change
-from ivlens.prompts.builders import Tokens
+from ivlens.prompts.tokens import Tokens
 from ivlens.shapes import Head
 from ivlens.vectors.steering import steer_every_layer, steered
 

@@ -9,7 +9,7 @@ import pytest
 from choreographer.browsers.chromium import Chromium
 
 import ivlens
-from ivlens import markup, plots
+from ivlens import plots, tables
 from ivlens.plots import notebook
 from ivlens.plots.notebook import DATA, figure_html
 
@@ -96,7 +96,7 @@ def test_no_title_leaves_its_script():
 
 
 def test_tables_show_text_as_it_is():
-    table = markup.html_table(("<b>", "n"), [("a\x1b[1m", "<i>1</i>")])
+    table = tables.html_table(("<b>", "n"), [("a\x1b[1m", "<i>1</i>")])
     assert "<b>" not in table and "<i>" not in table and "a\\x1b[1m" in table and "\x1b" not in table
 
 

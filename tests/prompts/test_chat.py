@@ -16,8 +16,8 @@ from ivlens.datasets.task import Pair, Task
 from ivlens.errors import PromptError
 from ivlens.patching.effects import Settings
 from ivlens.prompts import chat, chat_sandbox
-from ivlens.prompts.builders import tokenize
 from ivlens.prompts.chat import ChatTemplate
+from ivlens.prompts.tokens import tokenize
 
 # Words of the tiny model's tokenizer, which knows no others.
 TAGGED = (

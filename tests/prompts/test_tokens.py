@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerFast
 
 from ivlens.datasets.task import Pair
 from ivlens.errors import PromptError
-from ivlens.prompts.builders import Prompt, tokenize
+from ivlens.prompts.builders import Prompt
+from ivlens.prompts.tokens import tokenize
 
 SPECIAL = ["<bos>", "<unk>"]
 CORPUS = ["Q: hot\nA: cold\n\n", "Q: cold hot\nA: hot cold", "A: a: b: A:\n", "Q:a\nA:b c", "the cold the hot"] * 4

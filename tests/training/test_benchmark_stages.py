@@ -19,7 +19,8 @@ from ivlens.datasets.task import Pair, TaskWarning, read, task
 from ivlens.errors import TaskError
 from ivlens.lab.sequences import SEQUENCES, TASKS
 from ivlens.models import hooked
-from ivlens.prompts.builders import Prompt, tokenize
+from ivlens.prompts.builders import Prompt
+from ivlens.prompts.tokens import tokenize
 from ivlens.training.benchmark_stages import stage
 from ivlens.training.stages import Stage
 

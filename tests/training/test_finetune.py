@@ -25,7 +25,7 @@ from ivlens.errors import IvlensError, ShapeMismatch, TrainingError
 from ivlens.models import lora
 from ivlens.models.lora import Adapter, LoraConfig
 from ivlens.patching.activations import differentiable_answer_logits
-from ivlens.prompts.builders import Tokens
+from ivlens.prompts.tokens import Tokens
 from ivlens.training.guidance import GUIDANCE, Guidance, Guide
 from ivlens.training.loop import Examples, Step, Training, answer_loss, finetune
 from ivlens.training.methods import Ewc, Lora, Lwf

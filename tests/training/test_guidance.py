@@ -27,7 +27,7 @@ from ivlens.errors import IvlensError
 from ivlens.models import lora
 from ivlens.models.lora import Adapter
 from ivlens.patching.activations import differentiable_answer_logits, with_answers
-from ivlens.prompts.builders import Tokens
+from ivlens.prompts.tokens import Tokens
 from ivlens.shapes import Head
 from ivlens.training.guidance import GUIDANCE, Guidance, Guide, kept_z, steer_answers
 from ivlens.training.loop import Training, finetune

@@ -18,7 +18,8 @@ from ivlens.errors import IvlensError, ShapeMismatch
 from ivlens.measures import first_token_probability, greedy_match
 from ivlens.patching.activations import answer_logits
 from ivlens.patching.effects import HeadEffects, Settings, indirect_effects
-from ivlens.prompts.builders import tokenize, zero_shot
+from ivlens.prompts.builders import zero_shot
+from ivlens.prompts.tokens import tokenize
 from ivlens.shapes import Head
 from ivlens.vectors import controls, steering_trials
 from ivlens.vectors.instruction_vector import InstructionVector, write_vector

@@ -1,0 +1,129 @@
+"""What did an audit find of one model on one task: which heads, which vector, what it does beside controls?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from ivlens import plots
+from ivlens.analysis import audit_tables
+from ivlens.analysis.wordings import WORDINGS
+from ivlens.errors import IvlensError, RunError
+from ivlens.patching.effects import HeadEffects
+from ivlens.patching.head_effects import EFFECTS
+from ivlens.storage import run_folder
+from ivlens.vectors.instruction_vector import InstructionVector
+from ivlens.vectors.steering_trials import VALUES
+from ivlens.vectors.universal_heads import Considered
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+
+MEASURES = ("measure", *VALUES)
+
+
+STEERING = ("heads", "n_heads", "layer", "scale", "draws", *VALUES)
+
+
+HEADS = ("heads", "n_heads", "layers", "draws", *VALUES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """What an audit found; the tables are tidy, one line a number with its interval."""
+
+    effects: HeadEffects
+    vector: InstructionVector
+    measures: pd.DataFrame
+    """Accuracy and probability of the answer (first token) of the unsteered and the steered model."""
+    steering: pd.DataFrame
+    """Zero-shot accuracy with the vector added at every layer, beside its controls."""
+    heads: pd.DataFrame
+    """The same at the layer that validation pairs chose, against the number of heads."""
+    instructions: pd.DataFrame | None = None
+    """What every wording did on validation pairs, where the best was asked for."""
+    universal: pd.DataFrame | None = None
+    """Which tasks universal heads were ranked on and why, where these were asked for."""
+    folder: Path | None = None
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Audit:
+        """What a complete run folder holds, without the model.
+
+        Raises:
+            RunError: no run, not an audit's, unfinished, or damaged.
+        """
+        run = run_folder.read_run(folder)
+        if run.record.command != "audit":
+            raise RunError(f"{folder} is of `ivlens {run.record.command}`, not of an audit; give an audit's folder")
+        vector = InstructionVector.load(run.path("vector.safetensors"))
+        z, settings = vector.measured()
+        return cls(
+            effects=HeadEffects.from_frame(
+                run.read_table("effects", columns=EFFECTS),
+                mean_z=z,
+                settings=settings,
+                **{key: getattr(vector, key) for key in ("task", "task_digest", "model", "model_digest")},
+            ),
+            vector=vector,
+            measures=run.read_table("measures", columns=MEASURES),
+            steering=run.read_table("steering", columns=STEERING),
+            heads=run.read_table("heads", columns=HEADS),
+            instructions=_kept(run, "instructions", WORDINGS),
+            universal=_kept(run, "universal_tasks", Considered._fields),
+            folder=Path(folder),
+        )
+
+    def figures(self) -> dict[str, go.Figure]:
+        """Every figure of the audit by file name."""
+        where = f"{self.vector.task} on {self.vector.model}"
+        accuracy = {"accuracy_low": "low", "accuracy_high": "high"}
+        bars = {"accuracy": "value", **accuracy}
+        baselines = {name: self.accuracy(name) for name in ("zero-shot", "instructed", "few-shot")}
+        lines = {name: value for name, value in baselines.items() if not math.isnan(value)}
+        return {
+            "aie": self.effects.figure(marked=self.vector.heads),
+            "measures": plots.measures_bars(self.measures.rename(columns=bars), title=f"Accuracy: {where}"),
+            "steering": plots.steering_by_layer(
+                self.steering.rename(columns=accuracy),
+                baselines=lines,
+                title=f"Zero-shot accuracy with a vector of {len(self.vector.heads)} heads added: {where}",
+            ),
+            "heads": plots.accuracy_by_heads(
+                self.heads.rename(columns=accuracy),
+                baselines=lines,
+                title=f"Zero-shot accuracy by number of heads in the vector: {where}",
+            ),
+        }
+
+    def accuracy(self, measure: str) -> float:
+        """Accuracy of one line of `measures`, NaN where it was not measured.
+
+        Raises:
+            IvlensError: there is no such line; those that there are, are named.
+        """
+        found = dict(zip(self.measures["measure"], self.measures["accuracy"], strict=True))
+        if measure not in found:
+            raise IvlensError(f"there is no measure {measure!r}; there are {', '.join(map(repr, found))}")
+        return float(found[measure])
+
+    def __repr__(self) -> str:
+        heads = " ".join(map(str, self.vector.heads[:5])) + (" ..." if len(self.vector.heads) > 5 else "")
+        return (
+            f"Audit({self.vector.task} on {self.vector.model}: zero-shot accuracy {self.accuracy('zero-shot'):.2f}, "
+            f"with the vector of {len(self.vector.heads)} heads ({heads}) at layer {self.vector.layer} "
+            f"{self.accuracy('steered'):.2f}, of random heads {self.accuracy('steered, random'):.2f})"
+        )
+
+    def _repr_html_(self) -> str:
+        return audit_tables.audit_html(self)
+
+
+def _kept(run: run_folder.Run, name: str, columns: Sequence[str]) -> pd.DataFrame | None:
+    return run.read_table(name, columns=columns) if run.has(f"{name}.parquet") else None

@@ -1,0 +1,159 @@
+"""What every head did on every prompt, its mean with an interval, and the table that it is kept in."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from ivlens.errors import IvlensError
+from ivlens.measures import bootstrap, group_means
+from ivlens.patching.settings import Settings
+from ivlens.shapes import Cie, Head, HeadGrid, MeanZ
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+
+# Columns of a table of effects.
+EFFECTS = ("prompt", "query", "layer", "head", "cie", "baseline")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadEffects:
+    """Causal indirect effects of every head on every prompt, and what they were measured with."""
+
+    cie: Cie
+    """Patched minus unpatched, per prompt: probability (`prob`) or nats (`nll`)."""
+    baseline: Float[Tensor, " prompt"]
+    """Unpatched probability (`prob`) or log-likelihood in nats (`nll`) of the answer."""
+    queries: Int[Tensor, " prompt"]
+    """Prompts of one number ask the same query; they are drawn together when intervals are computed."""
+    mean_z: MeanZ
+    """What was patched in."""
+    settings: Settings
+    task: str
+    task_digest: str
+    model: str
+    model_digest: str
+
+    @property
+    def aie(self) -> HeadGrid:
+        """Average indirect effect: the mean over queries, each query being the mean over its prompts."""
+        return group_means(self.cie, self.queries).mean(0)
+
+    @property
+    def unit(self) -> str:
+        return self.settings.unit
+
+    def interval(self, confidence: float = 0.95) -> tuple[HeadGrid, HeadGrid]:
+        """Lower and upper bound of the percentile bootstrap interval over queries; NaN where there is only one."""
+        return bootstrap(self.cie, self.queries, confidence=confidence, seed=self.settings.seed)
+
+    def ranked(self) -> list[Head]:
+        """All heads, the largest AIE first; equal ones by address."""
+        n_heads = self.cie.shape[2]
+        order = torch.argsort(self.aie.flatten(), descending=True, stable=True).tolist()
+        return [Head(index // n_heads, index % n_heads) for index in order]
+
+    def top(self, k: int = 10) -> list[Head]:
+        """The k heads of largest AIE. Never report their AIE on the prompts that chose them as their effect."""
+        return self._first(self.ranked(), k)
+
+    def bottom(self, k: int = 10) -> list[Head]:
+        """The k heads of smallest AIE, the smallest first: a control."""
+        return self._first(self.ranked()[::-1], k)
+
+    def _first(self, heads: list[Head], k: int) -> list[Head]:
+        if not 1 <= k <= len(heads):
+            raise IvlensError(f"k is {k}, but the model has {len(heads)} heads; take 1 to {len(heads)}")
+        return heads[:k]
+
+    @classmethod
+    def from_frame(cls, frame: pd.DataFrame, **others: Any) -> HeadEffects:
+        """What `to_frame` made; `others` are the fields that a table does not hold."""
+        cie = cie_of(frame)
+        return cls(cie=cie, baseline=of_prompts(frame, "baseline"), queries=of_prompts(frame, "query"), **others)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One line per prompt and head: `prompt`, `query`, `layer`, `head`, `cie`, `baseline`."""
+        return table_of(self.cie, self.queries, self.baseline)
+
+    def figure(self, *, marked: Sequence[Head] = ()) -> go.Figure:
+        """Heatmap of the AIE, layers down and heads across; `marked` heads are outlined."""
+        from ivlens.plots import head_heatmap
+
+        low, high = self.interval()
+        return head_heatmap(
+            self.aie.cpu().numpy(),
+            low=low.cpu().numpy(),
+            high=high.cpu().numpy(),
+            unit=self.unit,
+            marked=marked,
+            title=f"AIE of every head of {self.model}, {self.task}",
+        )
+
+    def __repr__(self) -> str:
+        low, high = self.interval()
+        best = [f"{head} {self.aie[head]:+.3f} [{low[head]:+.3f}, {high[head]:+.3f}]" for head in self.top(3)]
+        return (
+            f"HeadEffects({self.task} on {self.model}: {len(self.cie)} prompts, {self.cie.shape[1]}x"
+            f"{self.cie.shape[2]} heads, {self.unit}; top {', '.join(best)})"
+        )
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        """The figure where plotly has a renderer for notebooks, and one line of text everywhere."""
+        return {"text/plain": repr(self), **self.figure()._repr_mimebundle_()}
+
+
+def table_of(cie: Cie, queries: Int[Tensor, " prompt"], baseline: Float[Tensor, " prompt"]) -> pd.DataFrame:
+    """Effects as a table of `EFFECTS`, one line per prompt and head."""
+    import pandas as pd
+
+    axes = np.indices(cie.shape).reshape(3, -1)
+    return pd.DataFrame(
+        {
+            "prompt": axes[0],
+            "query": queries.cpu().numpy()[axes[0]],
+            "layer": axes[1],
+            "head": axes[2],
+            "cie": cie.cpu().numpy().reshape(-1),
+            "baseline": baseline.cpu().numpy()[axes[0]],
+        }
+    )
+
+
+def cie_of(frame: pd.DataFrame) -> Cie:
+    """The effects in a table, in whichever order its lines are.
+
+    Raises:
+        IvlensError: it has not one line for every prompt and head, or columns of another kind than numbers.
+    """
+    axes = [frame[axis].to_numpy() for axis in ("prompt", "layer", "head")]
+    kinds = "".join(frame[name].dtype.kind for name in EFFECTS)
+    if not len(frame) or not re.fullmatch("i{4}ff", kinds):
+        raise IvlensError(f"the table of effects has {len(frame)} lines of kinds {kinds}; run the audit again")
+    shape = tuple(int(axis.max()) + 1 for axis in axes)
+    order = np.lexsort(axes[::-1])
+    # Sizes first: a number of a damaged file may be of any size.
+    if len(frame) != math.prod(shape) or not np.array_equal(np.stack(axes)[:, order], np.indices(shape).reshape(3, -1)):
+        n_prompts, n_layers, n_heads = shape
+        raise IvlensError(
+            f"the table of effects has {len(frame)} lines, but {n_prompts} prompts of {n_layers}x{n_heads} heads "
+            "need one each; run the audit again"
+        )
+    return torch.tensor(frame["cie"].to_numpy()[order]).reshape(shape)
+
+
+def of_prompts(frame: pd.DataFrame, column: str) -> Shaped[Tensor, " prompt"]:
+    """What every prompt of a table of effects has but once: its `query`, its `baseline`."""
+    per_prompt = frame.sort_values(["prompt", "layer", "head"]).drop_duplicates("prompt")
+    return torch.tensor(np.asarray(per_prompt[column]))

@@ -1,0 +1,58 @@
+"""How many prompts and rows fit into memory at once?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from ivlens.errors import PromptError
+from ivlens.prompts.tokens import Tokens
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+
+# Copies of its rows that a block makes on the way (scores and pattern; gate, activation and its intermediates).
+SCORE_COPIES, MLP_COPIES = 4, 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What fits into memory at once."""
+
+    prompts: int
+    """Prompts of one batch."""
+    rows: int
+    """Rows of each of these prompts that pass a block together."""
+    logits: int
+    """Rows that are unembedded together, over all prompts."""
+
+    @classmethod
+    def of(cls, model: HookedTransformer, tokens: Tokens, per_layer: int, memory: int) -> Budget:
+        """Share `memory` bytes: half for what a batch of prompts keeps, half for what its rows need on their way.
+
+        Raises:
+            PromptError: not even one prompt fits.
+        """
+        cfg = model.cfg
+        bytes_each = torch.finfo(cfg.dtype).bits // 8
+        pos, tail = tokens.prompts.shape[1] + tokens.answers.shape[1] - 1, tokens.answers.shape[1]
+        per_token = MLP_COPIES * (0 if cfg.attn_only else cfg.d_mlp or 0) + 8 * cfg.d_model
+        rows = 2 * (1 + cfg.n_layers * per_layer) * tail * cfg.d_model
+        caches = 2 * cfg.n_layers * (cfg.n_key_value_heads or cfg.n_heads) * cfg.d_head * pos
+        reading = pos * per_token + SCORE_COPIES * cfg.n_heads * pos * pos
+        one_row = bytes_each * tail * (per_token + SCORE_COPIES * cfg.n_heads * pos)
+        one_prompt = bytes_each * (rows + caches + reading) + one_row
+        # TransformerLens turns the unembedding around into a copy whenever it is used.
+        half = (memory - bytes_each * cfg.d_model * cfg.d_vocab_out) // 2
+        prompts = min(len(tokens), half // one_prompt)
+        if prompts < 1:
+            raise PromptError(
+                f"memory is {memory:,} bytes, but one prompt of {pos} tokens needs "
+                f"{memory + 2 * (one_prompt - half):,}; give more, or use fewer shots"
+            )
+        # Logits are held in float32 beside the model's own precision, with one copy for the softmax.
+        one_logit_row = (bytes_each + 8) * cfg.d_vocab_out
+        return cls(prompts=prompts, rows=max(1, half // (one_row * prompts)), logits=max(1, half // one_logit_row))

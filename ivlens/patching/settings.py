@@ -1,0 +1,52 @@
+"""What can a measurement be asked for?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ivlens.errors import IvlensError
+from ivlens.patching import sweep
+from ivlens.prompts import chat
+from ivlens.prompts.builders import DEFAULT, Corruption, Source
+from ivlens.prompts.chat import Layout
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How effects are measured; part of every record."""
+
+    shots: int = 10
+    """Demonstrations of a clean (or shuffled) prompt."""
+    clean_prompts: int = 100
+    """Prompts that `mean_z` is the mean over."""
+    prompts: int = 25
+    """Corrupted prompts that heads are patched on."""
+    corruption: Corruption = "shuffled"
+    source: Source = "demonstrations"
+    effect: sweep.Effect = "prob"
+    seed: int = 0
+    template: Layout = DEFAULT
+
+    @property
+    def unit(self) -> str:
+        """Of an effect: `probability` or `nats`."""
+        return "nats" if self.effect == "nll" else "probability"
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> Settings:
+        """What `dataclasses.asdict` made."""
+        return cls(**{**record, "template": chat.from_record(record["template"])})
+
+    def __post_init__(self) -> None:
+        known = {"corruption": ("shuffled", "zero-shot"), "source": ("demonstrations", "instruction")}
+        known["effect"] = ("prob", "nll")
+        for name, choices in known.items():
+            if getattr(self, name) not in choices:
+                raise IvlensError(f"{name} is {getattr(self, name)!r}; it must be {' or '.join(map(repr, choices))}")
+        for name, least in {"shots": 0, "clean_prompts": 1, "prompts": 1, "seed": 0}.items():
+            if getattr(self, name) < least:
+                raise IvlensError(f"{name} is {getattr(self, name)}; it must be {least} or more")
