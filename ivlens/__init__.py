@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from ivlens.forgetting.plan import Plan as Plan
     from ivlens.forgetting.run_study import Study as Study
     from ivlens.forgetting.run_study import study as study
-    from ivlens.models.peft import load as load
+    from ivlens.models.loader import load as load
     from ivlens.patching.effects import HeadEffects as HeadEffects
     from ivlens.patching.effects import indirect_effects as indirect_effects
     from ivlens.patching.replies import Replies as Replies
@@ -66,7 +66,7 @@ _HOME = {
     "IvlensError": "errors",
     "Plan": "forgetting.plan",
     "Replies": "patching.replies",
-    "Study": "forgetting.run_study",
+    "Study": "forgetting.study",
     "Task": "datasets.task",
     "Template": "prompts.template",
     "Universal": "vectors.universal_heads",
@@ -76,7 +76,7 @@ _HOME = {
     "convert": "vectors.convert",
     "indirect_effects": "patching.effects",
     "instruction_vector": "vectors.steering",
-    "load": "models.peft",
+    "load": "models.loader",
     "lora": "models.lora",
     "plots": "plots",
     "report": "reports.html",

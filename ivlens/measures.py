@@ -15,6 +15,8 @@ from jaxtyping import Bool, Float, Int
 from scipy import stats
 from torch import Tensor
 
+from ivlens.tables import interval_text
+
 
 class Interval(NamedTuple):
     """A mean over prompts and the bounds of its confidence interval."""
@@ -22,6 +24,13 @@ class Interval(NamedTuple):
     mean: float
     low: float
     high: float
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def text(self, digits: int = 3) -> str:
+        """As `0.042 [0.031, 0.055]`."""
+        return interval_text(*self, digits=digits)
 
 
 def full_precision(tensor: Tensor) -> Tensor:

@@ -27,9 +27,10 @@ from ivlens.models.checkpoint import quiet_transformers
 from ivlens.models.peft import read_adapter
 from ivlens.patching import sweep
 from ivlens.patching.activations import answer_logits, last_z
-from ivlens.patching.effects import Settings
+from ivlens.patching.settings import Settings
 from ivlens.shapes import Head
-from ivlens.vectors.instruction_vector import InstructionVector, write_vector
+from ivlens.vectors.head_writing import write_vector
+from ivlens.vectors.instruction_vector import InstructionVector
 from ivlens.vectors.steering import steer_every_layer, steered
 
 RECORD = Path(__file__).with_suffix(".json")

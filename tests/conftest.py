@@ -13,7 +13,7 @@ from checkpoints import build
 
 import ivlens
 from ivlens.datasets.task import Pair, Task
-from ivlens.prompts.builders import Template
+from ivlens.prompts.template import Template
 from ivlens.prompts.tokens import Tokens
 
 if TYPE_CHECKING:

@@ -36,18 +36,18 @@ from safetensors.torch import load_file
 from small import small_examples, small_model, trained_adapter
 
 from ivlens.analysis import comparison, drift
+from ivlens.analysis.audit import HEADS, MEASURES, STEERING, Audit
 from ivlens.analysis.dependence import DEPENDENCE
-from ivlens.analysis.run_audit import HEADS, MEASURES, STEERING, Audit
 from ivlens.analysis.wordings import WORDINGS
 from ivlens.datasets.task import Pair
 from ivlens.datasets.task import read as read_task
 from ivlens.errors import IvlensError
 from ivlens.forgetting import cell, plan
-from ivlens.forgetting.run_study import Study
-from ivlens.models import hooked, lora
+from ivlens.forgetting.study import Study
+from ivlens.models import loader, lora, lora_file
 from ivlens.models.peft import read_adapter, write_adapter
-from ivlens.patching.effects import Settings
 from ivlens.patching.head_effects import table_of
+from ivlens.patching.settings import Settings
 from ivlens.prompts.chat import ChatTemplate
 from ivlens.prompts.template import named as read_template
 from ivlens.shapes import Head
@@ -328,8 +328,8 @@ READERS = {
         lambda folder: Universal.load(folder / "a.safetensors"),
     ),
     "adapter": Reader(
-        lambda folder: lora.save(trained_adapter(MODEL), folder / "a.safetensors"),
-        lambda folder: lora.load(folder / "a.safetensors", MODEL),
+        lambda folder: lora_file.save_adapter(trained_adapter(MODEL), folder / "a.safetensors"),
+        lambda folder: lora_file.load_adapter(folder / "a.safetensors", MODEL),
     ),
     "training checkpoint": Reader(training, training),
     "function vector": Reader(saved(torch.randn(1, 20)), lambda folder: vector_formats.read_vector(folder / "a.pt")),
@@ -430,7 +430,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def peft_reader(checkpoint: Path) -> Reader:
-    model = hooked.load(checkpoint)
+    model = loader.load_without_adapters(checkpoint)
     adapter = lora.fresh(model, lora.LoraConfig(rank=2), seed=1)
     for factors in adapter.factors.values():
         factors.B.data.normal_()
@@ -446,7 +446,7 @@ def test_a_mutated_checkpoint_is_loaded_or_refused_in_a_sentence_of_ours(checkpo
         for path in checkpoint.iterdir():
             (folder / path.name).write_bytes(path.read_bytes())
 
-    fuzz(Reader(make, hooked.load), tmp_path / "files", 40)
+    fuzz(Reader(make, loader.load_without_adapters), tmp_path / "files", 40)
 
 
 def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
@@ -551,7 +551,7 @@ def test_a_configuration_of_a_larger_model_is_refused_before_memory_is_taken(
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | change))
     with bounded(), pytest.raises(IvlensError, match=sentence):
-        hooked.load(tmp_path)
+        loader.load_without_adapters(tmp_path)
 
 
 def test_shards_outside_of_the_folder_are_refused(checkpoint: Path, tmp_path: Path) -> None:
@@ -561,7 +561,7 @@ def test_shards_outside_of_the_folder_are_refused(checkpoint: Path, tmp_path: Pa
     shards = dict.fromkeys(load_file(tmp_path / "model-1.safetensors"), "../elsewhere.safetensors")
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shards}))
     with pytest.raises(IvlensError, match=r"names '../elsewhere.safetensors', which is not in that folder"):
-        hooked.load(tmp_path)
+        loader.load_without_adapters(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json", "generation_config.json"])
@@ -571,7 +571,7 @@ def test_a_pipe_in_a_checkpoint_is_refused_and_not_waited_for(name: str, checkpo
             (tmp_path / path.name).write_bytes(path.read_bytes())
     os.mkfifo(tmp_path / name)
     with pytest.raises(IvlensError, match=f"{name} in .* cannot be read"):
-        hooked.load(tmp_path)
+        loader.load_without_adapters(tmp_path)
 
 
 def test_a_packed_data_set_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:

@@ -14,8 +14,7 @@ from ivlens import plots
 from ivlens.analysis import audit_tables
 from ivlens.analysis.wordings import WORDINGS
 from ivlens.errors import IvlensError, RunError
-from ivlens.patching.effects import HeadEffects
-from ivlens.patching.head_effects import EFFECTS
+from ivlens.patching.head_effects import EFFECTS, HeadEffects
 from ivlens.storage import run_folder
 from ivlens.vectors.instruction_vector import InstructionVector
 from ivlens.vectors.steering_trials import VALUES

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from ivlens.datasets.task import Task
-    from ivlens.patching.effects import HeadEffects
+    from ivlens.patching.head_effects import HeadEffects
     from ivlens.vectors.instruction_vector import InstructionVector
     from ivlens.vectors.universal_heads import Universal
 MOST_HEADS = 20

@@ -12,8 +12,7 @@ from ivlens.analysis import comparison_tables
 from ivlens.analysis.dependence import DEPENDENCE
 from ivlens.analysis.drift import AIE, DRIFT
 from ivlens.errors import IvlensError, RunError
-from ivlens.patching.effects import HeadEffects
-from ivlens.patching.head_effects import EFFECTS
+from ivlens.patching.head_effects import EFFECTS, HeadEffects
 from ivlens.plots import comparison
 from ivlens.storage import run_folder
 from ivlens.vectors.instruction_vector import InstructionVector

@@ -20,7 +20,9 @@ from ivlens.datasets.task import Task
 from ivlens.errors import IvlensError
 from ivlens.measures import bootstrap, group_means
 from ivlens.patching.activations import batches, last_z, path_to_residual
-from ivlens.patching.effects import HeadEffects, Settings, clean_prompts
+from ivlens.patching.effects import clean_prompts
+from ivlens.patching.head_effects import HeadEffects
+from ivlens.patching.settings import Settings
 from ivlens.shapes import Head
 
 if TYPE_CHECKING:

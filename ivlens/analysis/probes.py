@@ -20,12 +20,14 @@ from ivlens.datasets.task import Task, TaskWarning, tasks
 from ivlens.datasets.task import task as find_task
 from ivlens.errors import IvlensError, PromptError, TaskError
 from ivlens.patching.activations import mean_z
-from ivlens.prompts.builders import Prompt, cycled, instructed, statements, zero_shot
+from ivlens.prompts.builders import cycled, instructed, statements, zero_shot
 from ivlens.prompts.chat import Layout
+from ivlens.prompts.template import Prompt
 from ivlens.prompts.tokens import Tokens, tokenize
 from ivlens.shapes import Head, MeanZ
 from ivlens.vectors import controls
-from ivlens.vectors.instruction_vector import InstructionVector, write_vector
+from ivlens.vectors.head_writing import write_vector
+from ivlens.vectors.instruction_vector import InstructionVector
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer

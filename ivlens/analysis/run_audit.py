@@ -25,11 +25,13 @@ from ivlens.datasets.task import task as find_task
 from ivlens.errors import IvlensError
 from ivlens.models import hooked
 from ivlens.patching.activations import answered
-from ivlens.patching.effects import HeadEffects, Settings, example_prompts, measure_effects, task_mean_z
-from ivlens.patching.head_effects import EFFECTS
+from ivlens.patching.effects import example_prompts, measure_effects, task_mean_z
+from ivlens.patching.head_effects import EFFECTS, HeadEffects
+from ivlens.patching.settings import Settings
 from ivlens.patching.sweep import Effect
-from ivlens.prompts.builders import DEFAULT, Corruption, Prompt, Source
+from ivlens.prompts.builders import Corruption, Source
 from ivlens.prompts.chat import Layout
+from ivlens.prompts.template import DEFAULT, Prompt
 from ivlens.prompts.tokens import tokenize
 from ivlens.shapes import GIB, Head
 from ivlens.storage import run_folder

@@ -26,13 +26,15 @@ from ivlens.analysis.wordings import Choice, unusual, worded
 from ivlens.datasets.task import Task
 from ivlens.datasets.task import task as find_task
 from ivlens.errors import IvlensError, ModelError
-from ivlens.models import hooked, lora
+from ivlens.models import hooked, loader, lora
 from ivlens.models.lora import Adapter
-from ivlens.patching.effects import HeadEffects, Settings, example_prompts, measure_effects, task_mean_z
-from ivlens.patching.head_effects import EFFECTS
+from ivlens.patching.effects import example_prompts, measure_effects, task_mean_z
+from ivlens.patching.head_effects import EFFECTS, HeadEffects
+from ivlens.patching.settings import Settings
 from ivlens.patching.sweep import Effect
-from ivlens.prompts.builders import DEFAULT, Corruption, Source, zero_shot
+from ivlens.prompts.builders import Corruption, Source, zero_shot
 from ivlens.prompts.chat import Layout
+from ivlens.prompts.template import DEFAULT
 from ivlens.prompts.tokens import tokenize
 from ivlens.shapes import GIB
 from ivlens.storage import run_folder
@@ -102,7 +104,7 @@ def compare(
         if value < 1:
             raise IvlensError(f"{name} is {value}; it must be 1 or more")
     task.split(shots=shots, seed=seed)
-    base = hooked.load(base) if isinstance(base, str | Path) else base
+    base = loader.load_without_adapters(base) if isinstance(base, str | Path) else base
     chosen_heads = asked(heads, base)
     top = len(chosen_heads) if isinstance(chosen_heads, tuple) else top
     n_heads = base.cfg.n_layers * base.cfg.n_heads

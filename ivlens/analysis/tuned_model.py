@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ivlens.analysis.comparison import Comparison as Comparison
 from ivlens.errors import ShapeMismatch
-from ivlens.models import hooked, lora, peft, peft_config
+from ivlens.models import hooked, loader, lora, peft, peft_config
 from ivlens.models.lora import Adapter
 
 if TYPE_CHECKING:
@@ -40,7 +40,9 @@ def find_tuned_model(
             name = f"{hooked.model_name(base)} + {Path(tuned).resolve().name}"
             return TunedModel(peft.read_adapter(tuned, base), name)
         names = {dtype: name for name, dtype in hooked.DTYPES.items()}
-        tuned = hooked.load(tuned, device=str(base.cfg.device), dtype=names.get(base.cfg.dtype, "auto"))
+        tuned = loader.load_without_adapters(
+            tuned, device=str(base.cfg.device), dtype=names.get(base.cfg.dtype, "auto")
+        )
     ours, theirs = (
         {name: getattr(model.cfg, name) for name in ("n_layers", "n_heads", "d_head", "d_model")}
         for model in (base, tuned)

@@ -15,9 +15,10 @@ import pandas as pd
 from ivlens.datasets.task import Pair, Task
 from ivlens.errors import IvlensError, TaskError
 from ivlens.patching.activations import answered
-from ivlens.patching.effects import Settings
-from ivlens.prompts.builders import DEFAULT, instructed
+from ivlens.patching.settings import Settings
+from ivlens.prompts.builders import instructed
 from ivlens.prompts.chat import Layout
+from ivlens.prompts.template import DEFAULT
 from ivlens.prompts.tokens import tokenize
 from ivlens.storage.run_folder import Table
 from ivlens.vectors import steering_trials

@@ -20,6 +20,7 @@ import typer
 from ivlens.cli import options
 from ivlens.cli.options import parse_bytes
 from ivlens.errors import IvlensError
+from ivlens.reports import findings
 from ivlens.storage.command_line import typed
 from ivlens.tables import plain
 
@@ -229,7 +230,7 @@ def universal(
         raise IvlensError(f"out is {str(out)!r}; give a name that ends in .json or .safetensors")
     import ivlens
     from ivlens.analysis import audit_tables
-    from ivlens.patching.effects import Settings
+    from ivlens.patching.settings import Settings
 
     chosen = [ivlens.task(name) for name in (ivlens.tasks() if tasks is None else options.listed(tasks))]
     settings = _settings(shots, clean_prompts, prompts, corruption, source, effect, seed)
@@ -265,7 +266,7 @@ def _early(
 ) -> dict[str, Any]:
     """Heads and wordings as they are meant. Refuses, before a large model is read, what can be refused without it."""
     from ivlens.analysis.wordings import check
-    from ivlens.patching.effects import Settings
+    from ivlens.patching.settings import Settings
     from ivlens.prompts.chat import CHAT
     from ivlens.prompts.template import named as template_named
     from ivlens.vectors.head_choice import named
@@ -319,10 +320,9 @@ def redraw(
 ) -> None:
     """Draw every figure again from saved numbers, without the model."""
     from ivlens.plots import export
-    from ivlens.reports import page
 
     formats = tuple(name.strip() for name in format.split(","))
-    exported = export.export(page.read(run).figures(), run / "figures", formats=formats)
+    exported = export.export(findings.read_findings(run).figures(), run / "figures", formats=formats)
     _notice(exported)
     names = dict.fromkeys(path.stem for path in exported.written)
     suffixes = dict.fromkeys(path.suffix[1:] for path in exported.written)

@@ -24,7 +24,7 @@ from ivlens.datasets.task import Task
 from ivlens.errors import TrainingError
 from ivlens.forgetting.evaluation import COLUMNS, Examination
 from ivlens.forgetting.plan import Plan
-from ivlens.models import lora, peft, peft_layout
+from ivlens.models import lora, lora_file, peft, peft_layout
 from ivlens.patching import effects
 from ivlens.patching.activations import mean_z
 from ivlens.prompts.tokens import Tokens, tokenize
@@ -34,7 +34,7 @@ from ivlens.training.guidance import Guidance, Guide
 from ivlens.training.methods import History, Method
 from ivlens.training.stages import Stage
 from ivlens.vectors.controls import with_norm
-from ivlens.vectors.instruction_vector import write_vector
+from ivlens.vectors.head_writing import write_vector
 from ivlens.vectors.universal_heads import Universal
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def run(cell: Cell, bench: Bench, stages: Sequence[Stage], examination: Examinat
         method, past = cell.plan.method(cell.plan.parts(cell.method)[0]), list[lora.Adapter]()
         for number in range(1, len(stages) + 1):
             if cell.is_done(number):
-                past.append(lora.load(cell.path(number, ".safetensors"), bench.model))
+                past.append(lora_file.load_adapter(cell.path(number, ".safetensors"), bench.model))
             else:
                 adapter = _learn(cell, number, stages, bench, method, past)
                 past.append(adapter)
@@ -143,7 +143,7 @@ def _learn(
             f"the last step of stage {number} ({stage.name}), step {plan.training.steps - 1}, made the adapter NaN or "
             "infinite; lower the rate"
         )
-    lora.save(adapter, cell.path(number, ".safetensors"))
+    lora_file.save_adapter(adapter, cell.path(number, ".safetensors"))
     taken = taken.assign(**cell.where, stage=number, task=stage.name)
     _write(cell.path(number, "-steps.parquet"), taken[list(STEPS)])
     return adapter

@@ -17,7 +17,8 @@ from ivlens.datasets.task import Task
 from ivlens.errors import TaskError
 from ivlens.forgetting.plan import Evaluation
 from ivlens.patching.activations import answered
-from ivlens.prompts.builders import Prompt, few_shot, instructed, statements
+from ivlens.prompts.builders import few_shot, instructed, statements
+from ivlens.prompts.template import Prompt
 from ivlens.prompts.tokens import Tokens, tokenize
 from ivlens.training.stages import Stage
 

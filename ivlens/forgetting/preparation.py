@@ -12,7 +12,7 @@ from ivlens.datasets.task import task as find_task
 from ivlens.errors import StudyError, TaskError
 from ivlens.forgetting.cell import Bench
 from ivlens.forgetting.plan import Plan
-from ivlens.patching.effects import Settings
+from ivlens.patching.settings import Settings
 from ivlens.storage import run_folder
 from ivlens.training import benchmark_stages, stages
 from ivlens.training.stages import Stage

@@ -9,94 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from ivlens.datasets.task import Task
-from ivlens.errors import RunError, StudyError
-from ivlens.forgetting import metrics, plan
+from ivlens.errors import StudyError
+from ivlens.forgetting import plan
 from ivlens.forgetting import workers as crew
 from ivlens.forgetting.cell import EVALUATIONS, GRIDS, STEPS
 from ivlens.forgetting.plan import Plan
 from ivlens.forgetting.preparation import general_tasks, refuse_unfit_guidance, sequence
-from ivlens.models import hooked, peft
+from ivlens.forgetting.study import Study
+from ivlens.models import hooked, loader
 from ivlens.progress import track
 from ivlens.storage import parquet, run_folder
 from ivlens.training.stages import Stage
-from ivlens.vectors.universal_heads import Universal
 
 if TYPE_CHECKING:
-    import plotly.graph_objects as go
     from transformer_lens import HookedTransformer
-
-
-KEY = ("AP", "F", "GP", "IP")
-"""The measures that a study is told by."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Study:
-    """What a study found; tidy tables, one line a number."""
-
-    evaluations: pd.DataFrame
-    """Every measure of every task after every stage of every cell; stage 0 is the base model."""
-    steps: pd.DataFrame
-    """Loss, penalty and gradient of every optimiser step."""
-    grids: pd.DataFrame
-    """AIE of every head of base and tuned model on the probes."""
-    plan: Plan
-    guided: tuple[str, ...]
-    """General tasks that the universal heads and the general vectors are of."""
-    folder: Path
-
-    @classmethod
-    def read(cls, folder: str | Path) -> Study:
-        """What a complete run folder holds, without the model.
-
-        Raises:
-            RunError: no run, not a study's, unfinished, or damaged.
-        """
-        run = run_folder.read_run(folder)
-        if run.record.command != "study":
-            raise RunError(f"{folder} is of `ivlens {run.record.command}`, not of a study; give a study's folder")
-        settings = dict(run.record.settings)
-        return cls(
-            evaluations=run.read_table("evaluations", columns=EVALUATIONS),
-            steps=run.read_table("steps", columns=STEPS),
-            grids=run.read_table("aie", columns=GRIDS),
-            plan=plan.from_record({**settings, "model": run.source("model").name}),
-            guided=Universal.load(run.path("universal.safetensors")).tasks,
-            folder=Path(folder),
-        )
-
-    @property
-    def summary(self) -> pd.DataFrame:
-        """AP, F, GP, IP and their like per method, with intervals over seeds; see `forgetting.summary`."""
-        return metrics.summary(self.evaluations, guided=self.guided)
-
-    def difference(self, method: str, other: str) -> pd.DataFrame:
-        """What one method has over another, paired by seed; see `forgetting.difference`."""
-        return metrics.difference(self.evaluations, method, other, guided=self.guided)
-
-    def figures(self) -> dict[str, go.Figure]:
-        """Every figure of the study by file name."""
-        from ivlens.forgetting import figures as study_figures
-
-        return study_figures.figures(self)
-
-    def __repr__(self) -> str:
-        lines = self.summary.set_index(["method", "measure"])["value"]
-        found = [f"{name}: " + ", ".join(f"{key} {lines[name, key]:.2f}" for key in KEY) for name in self.plan.methods]
-        seeds = f"{len(self.plan.seeds)} seed{'s' if len(self.plan.seeds) > 1 else ''}"
-        return f"Study({self.plan.name} on {self.plan.model}, {seeds}; {'; '.join(found)})"
-
-    def _repr_html_(self) -> str:
-        from ivlens.forgetting import tables
-
-        return tables.study_html(self)
 
 
 def study(
@@ -127,7 +59,7 @@ def study(
     asked = name if isinstance(name, Plan) else plan.read(name)
     general = general_tasks(asked)
     sequences = {seed: sequence(asked, seed, general) for seed in asked.seeds}
-    base = peft.load(model or asked.model, device="auto" if model else device, dtype="auto" if model else dtype)
+    base = loader.load(model or asked.model, device="auto" if model else device, dtype="auto" if model else dtype)
     refuse_unfit_guidance(asked, base)
     asked = asked.with_changes(model=model and hooked.model_name(model))
     sources = _sources(asked, base, general, sequences)

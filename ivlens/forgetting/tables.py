@@ -9,8 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from ivlens.analysis.audit_tables import UNMEASURED, Line, Table, print_table, table_html
-from ivlens.tables import plain, safe
+from ivlens.tables import UNMEASURED, Line, Table, plain, print_table, safe, table_html
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -22,7 +22,7 @@ from ivlens.forgetting.cell import Bench, Cell
 from ivlens.forgetting.evaluation import examination
 from ivlens.forgetting.plan import Plan
 from ivlens.forgetting.preparation import bench_from, bench_of, general_tasks, sequence
-from ivlens.models import peft
+from ivlens.models import loader
 from ivlens.storage import run_folder
 from ivlens.training.stages import Stage
 
@@ -140,7 +140,7 @@ def _start_worker(asked: Plan, folder: Path, device: str, dtype: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the study itself, which ends its workers.
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(asked.threads)
-    base, general = peft.load(asked.model, device=device, dtype=dtype), general_tasks(asked)
+    base, general = loader.load(asked.model, device=device, dtype=dtype), general_tasks(asked)
     _WORKER["general"] = general
     _WORKER["bench"] = bench_from(asked, base, general, folder / "universal.safetensors")
 

@@ -25,7 +25,8 @@ from ivlens.lab.curriculum import (
 )
 from ivlens.measures import Interval, interval
 from ivlens.patching import activations
-from ivlens.prompts.builders import DEFAULT, Prompt, Template, shuffle_outputs, statements, zero_shot
+from ivlens.prompts.builders import shuffle_outputs, statements, zero_shot
+from ivlens.prompts.template import DEFAULT, Prompt, Template
 from ivlens.prompts.tokens import tokenize
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from ivlens.datasets.task import Pair, Task
-from ivlens.prompts.builders import DEFAULT
+from ivlens.prompts.template import DEFAULT
 
 Form = Literal["before", "between", "demonstrations", "both", "shuffled", "statement"]
 Kind = Literal["context", "query", "mark", "answer"]

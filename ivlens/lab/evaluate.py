@@ -22,14 +22,15 @@ from ivlens.datasets.task import Task, task, tasks
 from ivlens.lab import MODEL, RECORD, SETTINGS
 from ivlens.lab.abilities import abilities, answered
 from ivlens.measures import Interval, interval
-from ivlens.models import hooked
-from ivlens.patching.effects import Settings, indirect_effects
+from ivlens.models import loader
+from ivlens.patching.effects import indirect_effects
+from ivlens.patching.settings import Settings
 from ivlens.progress import track
 from ivlens.prompts.builders import zero_shot
 from ivlens.prompts.tokens import tokenize
 from ivlens.storage import run_record
 from ivlens.vectors import controls
-from ivlens.vectors.instruction_vector import write_vector
+from ivlens.vectors.head_writing import write_vector
 from ivlens.vectors.steering import steer_every_layer
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def targets(found: Mapping[str, Mapping[str, Numbers]], over_tasks: Mapping[str,
 
 def record(folder: Path, settings: Path = SETTINGS) -> dict[str, Any]:
     """Measure the model in `folder`, with everything that decided the numbers."""
-    model = hooked.load(folder)
+    model = loader.load_without_adapters(folder)
     chosen = [task(name) for name in tasks()]
     found = measure(model, chosen)
     over_tasks = means(found)

@@ -25,8 +25,6 @@ from ivlens.storage.atomic_files import LARGEST_TEXT, read_json, reason, refuse_
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-LAB = Path(__file__).parents[1] / "lab" / "model"
 # What transformers raises for a missing shard, a value out of range, a field of the wrong type, an unknown name.
 BROKEN = (
     *(OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError),
@@ -36,7 +34,6 @@ LONGEST = 2**21
 """Positions. Tables of rotary models are as long."""
 SLACK = 2**26
 """Parameters that may be lacking in any checkpoint before it is refused unread."""
-HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,33 +48,6 @@ class Checkpoint:
     """What the weights are stored as; `model` holds them as float32."""
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-
-
-def locate(model: str | Path, *, revision: str | None = None) -> Path:
-    """The folder of `lab`, of a local checkpoint, or of a hub id (downloaded, or out of the hub's cache).
-
-    Raises:
-        ModelError: there is no such folder, or the hub cannot be reached or does not know it.
-    """
-    if model == "lab":
-        if not (LAB / "config.json").is_file():
-            raise ModelError(
-                f"the lab model is missing from this installation ({LAB}); reinstall ivlens, "
-                "or train it with python -m ivlens.lab.train"
-            )
-        return LAB
-    folder = Path(model).expanduser()
-    try:
-        is_folder, is_there = folder.is_dir(), folder.exists()
-    except OSError as error:
-        raise ModelError(f"{str(model)[:60]!r} cannot be a folder ({error.strerror}); give another path") from error
-    if is_folder:
-        return folder
-    if is_there:
-        raise ModelError(f"{model} is a file; give the folder that has config.json and model.safetensors in it")
-    if isinstance(model, Path) or model.startswith((".", "/", "~")) or model.count("/") > 1 or not model:
-        raise ModelError(f"there is no folder {str(model)!r}; give a Hugging Face folder, a hub id, or 'lab'")
-    return _from_hub(model, revision)
 
 
 def read(folder: Path, *, name: str) -> Checkpoint:
@@ -136,35 +106,6 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-
-
-def _from_hub(name: str, revision: str | None) -> Path:
-    import httpx
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        found = snapshot_download(
-            name,
-            revision=revision,
-            allow_patterns=HUB_FILES,
-            ignore_patterns=["*/*", "consolidated*"],
-            etag_timeout=5,
-        )
-    except HFValidationError as error:
-        raise ModelError(f"{name!r} is neither a folder here nor a hub id; give one, or 'lab'") from error
-    except HfHubHTTPError as error:
-        raise ModelError(
-            f"the Hugging Face hub did not give {name!r} (revision {revision or 'main'}): {_flat(error)}; "
-            "check the name, and log in if the model is gated"
-        ) from error
-    # No network, HF_HUB_OFFLINE, a time-out, a connection that broke off, a full disk.
-    except (OSError, httpx.HTTPError) as error:
-        raise ModelError(
-            f"there is no folder {name!r} here and it cannot be had from the Hugging Face hub "
-            f"({type(error).__name__}); give the path of a downloaded folder, or go online"
-        ) from error
-    return Path(found)
 
 
 def _architecture(folder: Path) -> str:

@@ -11,10 +11,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import safetensors.torch
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -23,12 +21,9 @@ from torch.nn.utils import parametrize
 from ivlens.errors import IvlensError, ShapeMismatch
 from ivlens.models import hooked
 from ivlens.models.weights import TARGETS, Target, as_weight, is_adapted, locate, matrix_shape, weight_name
-from ivlens.storage import atomic_files, tensor_files
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
-
-FORMAT = "ivlens.adapter/1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,12 +240,12 @@ def update_matrix(factors: Factors, scale: float) -> Float[Tensor, "d_in d_out"]
 def check(model: HookedTransformer, adapter: Adapter) -> None:
     """Raises ShapeMismatch where the adapter does not fit, IvlensError where it is not finite."""
     for name, (a, b) in adapter.factors.items():
-        _check_shapes(model, name, tuple(a.shape), tuple(b.shape))
+        check_shapes(model, name, tuple(a.shape), tuple(b.shape))
         if not bool(a.isfinite().all() and b.isfinite().all()):
             raise IvlensError(f"the adapter has NaN or infinity for {name}; train or save it again")
 
 
-def _check_shapes(model: HookedTransformer, name: str, a: tuple[int, ...], b: tuple[int, ...]) -> None:
+def check_shapes(model: HookedTransformer, name: str, a: tuple[int, ...], b: tuple[int, ...]) -> None:
     d_in, d_out = matrix_shape(model, name)
     if len(a) != 2 or len(b) != 2 or a[1] != d_in or b[0] != d_out or a[0] != b[1]:
         raise ShapeMismatch(
@@ -261,46 +256,3 @@ def _check_shapes(model: HookedTransformer, name: str, a: tuple[int, ...], b: tu
 
 def _updates(model: HookedTransformer) -> list[Update]:
     return [module for module in model.modules() if isinstance(module, Update)]
-
-
-def save(adapter: Adapter, path: Path) -> None:
-    """Write the factors as they are into one safetensors file; `adapters.write_adapter` writes PEFT's form."""
-    held = {
-        f"{name}.{part}": getattr(factors, part).detach().cpu().contiguous()
-        for name, factors in adapter.factors.items()
-        for part in Factors._fields
-    }
-    atomic_files.write_whole(
-        path, safetensors.torch.save(held, metadata={"format": FORMAT, "scale": repr(adapter.scale)})
-    )
-
-
-def load(path: Path, model: HookedTransformer) -> Adapter:
-    """Read what `save` wrote, onto the model's device.
-
-    Raises:
-        IvlensError: not such a file.
-        ShapeMismatch: it is of another model.
-    """
-    remedy = "delete it and run the same command again"
-    shapes, metadata = tensor_files.stored(path, remedy=remedy)
-    if metadata.get("format") != FORMAT:
-        raise IvlensError(
-            f"{path} is of format {metadata.get('format')!r}, not {FORMAT!r}; give a file that save wrote"
-        )
-    names = {name.rpartition(".")[0] for name in shapes}
-    if set(shapes) != {f"{name}.{part}" for name in names for part in Factors._fields}:
-        raise IvlensError(f"{path} has tensors that make no pairs of A and B; {remedy}")
-    for name in names:
-        _check_shapes(model, name, shapes[f"{name}.A"], shapes[f"{name}.B"])
-    try:
-        scale = float(metadata["scale"])
-    except (KeyError, ValueError) as error:
-        raise IvlensError(f"{path} does not say how strong its updates are; {remedy}") from error
-    if not math.isfinite(scale):
-        raise IvlensError(f"{path} says that its updates are {scale} times as strong; {remedy}")
-    held, _ = tensor_files.read(path, remedy=remedy, device=model.cfg.device or "cpu", most=None)
-    factors = {name: Factors(*(held[f"{name}.{part}"] for part in Factors._fields)) for name in sorted(names)}
-    adapter = Adapter(factors=factors, scale=scale)
-    check(model, adapter)
-    return adapter

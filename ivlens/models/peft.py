@@ -7,7 +7,7 @@ Hugging Face model's linear layers.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,68 +28,6 @@ if TYPE_CHECKING:
 WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-def load(
-    model: str | Path | HookedTransformer,
-    *,
-    adapter: str | Path | Sequence[str | Path] | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    revision: str | None = None,
-) -> HookedTransformer:
-    """Load a model, prove that it computes what transformers computes, and merge adapters into its weights.
-
-    The proof runs in float32 on the CPU, on a short prompt of random tokens, and takes 4 bytes of memory a parameter.
-
-    Args:
-        model: `lab`, a local Hugging Face folder, a hub id, or a HookedTransformer or TransformerBridge, which
-            is checked and returned as it is. Needs safetensors; pickles and code out of a checkpoint are never run.
-        adapter: A local folder that PEFT saved a LoRA adapter of this model to, or several, merged from left to right.
-            The model keeps its name; its weight digest becomes another one.
-        device: `auto` (CUDA if there is any, else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`.
-        dtype: `float32`, `bfloat16`, `float16`, `float64`, or `auto`: float32, but bfloat16 on CUDA for a checkpoint
-            that is stored in 16 bits.
-        revision: Branch, tag or commit of a hub id.
-
-    Returns:
-        A model in eval mode with no gradients and with its tokenizer. Text gets a BOS token where the checkpoint's
-        own tokenizer adds one, and on GPT-2, whose heads rest on `<|endoftext|>` (TransformerLens' convention).
-
-    Raises:
-        ModelError: the model cannot be read, is not supported, or comes out different (see `models.load`).
-        ShapeMismatch: the adapter is of another model.
-        IvlensError: an adapter cannot be read, asks for what ivlens does not compute, or changes nothing.
-    """
-    folders = [adapter] if isinstance(adapter, str | Path) else list(adapter or ())
-    if not folders:
-        return hooked.load(model, device=device, dtype=dtype, revision=revision)
-    if not isinstance(model, str | Path):
-        raise IvlensError(
-            f"adapter was given with a {type(model).__name__}, which is taken as it is; give the model's folder or hub "
-            "id, or attach what ivlens.models.peft.read_adapter returns"
-        )
-    for folder in folders:  # Before a large model is read.
-        read_config(Path(folder))
-    loaded = hooked.load(model, device=device, dtype=dtype, revision=revision)
-    for folder in folders:
-        _merge(loaded, folder)
-    return loaded
-
-
-def _merge(model: HookedTransformer, folder: str | Path) -> None:
-    """Merge one adapter for good; raises IvlensError where that changes nothing, or makes outputs NaN."""
-    found = read_adapter(folder, model)
-    before = _log_probs(model)
-    lora.merge(model, found)
-    after = _log_probs(model)
-    if not after.isfinite().all():
-        raise IvlensError(f"with the adapter in {folder} the model's outputs are NaN or infinite; train it again")
-    if torch.equal(before, after):
-        raise IvlensError(
-            f"the adapter in {folder} changes no output of {hooked.model_name(model)} in {model.cfg.dtype}; "
-            "load in float32, or give an adapter that was trained"
-        )
 
 
 def read_adapter(folder: str | Path, model: HookedTransformer) -> Adapter:
@@ -278,9 +216,3 @@ def _fuse(adapter: Adapter, model: HookedTransformer, linear: Linear) -> Factors
         start = next(start for start, own in zip(starts, stacked, strict=True) if torch.equal(factors.A, own))
         b[rows.to(b.device), start : start + len(factors.A)] = factors.B.detach()
     return Factors(a.detach(), b)
-
-
-def _log_probs(model: HookedTransformer) -> Tensor:
-    tokens = torch.randint(model.cfg.d_vocab, (1, min(32, model.cfg.n_ctx)), generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        return model(tokens.to(model.cfg.device)).float().log_softmax(-1)

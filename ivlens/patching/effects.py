@@ -20,8 +20,9 @@ from ivlens.patching.activations import mean_z
 from ivlens.patching.head_effects import HeadEffects
 from ivlens.patching.settings import Settings
 from ivlens.prompts import answer_check
-from ivlens.prompts.builders import DEFAULT, Corruption, Prompt, Source, clean, corrupted, cycled
+from ivlens.prompts.builders import Corruption, Source, clean, corrupted, cycled
 from ivlens.prompts.chat import Layout
+from ivlens.prompts.template import DEFAULT, Prompt
 from ivlens.prompts.tokens import Tokens, tokenize
 from ivlens.shapes import GIB, MeanZ
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ivlens.measures import Interval, interval
 from ivlens.patching.activations import replied
-from ivlens.prompts.builders import Prompt
+from ivlens.prompts.template import Prompt
 from ivlens.prompts.tokens import Tokens, tokenize
-from ivlens.tables import html_table, interval_text, safe
+from ivlens.tables import html_table, safe
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -62,7 +62,7 @@ class Replies:
         )
 
     def __repr__(self) -> str:
-        right, first = (interval_text(*found, digits=2) for found in (self.accuracy, self.probability))
+        right, first = (found.text(2) for found in (self.accuracy, self.probability))
         return f"Replies({len(self.prompts)} prompts: accuracy {right}, P(answer) {first})"
 
     def _repr_html_(self) -> str:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from ivlens.errors import IvlensError
 from ivlens.patching import sweep
 from ivlens.prompts import chat
-from ivlens.prompts.builders import DEFAULT, Corruption, Source
+from ivlens.prompts.builders import Corruption, Source
 from ivlens.prompts.chat import Layout
+from ivlens.prompts.template import DEFAULT
 
 if TYPE_CHECKING:
     pass

@@ -20,14 +20,14 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 
 from ivlens import plots
+from ivlens.analysis.audit import Audit
 from ivlens.analysis.comparison import Comparison
 from ivlens.analysis.drift import chance_jaccard
-from ivlens.analysis.run_audit import Audit
 from ivlens.errors import RunError
-from ivlens.forgetting.run_study import Study
+from ivlens.forgetting.study import Study
 from ivlens.plots import export
 from ivlens.plots.notebook import figure_json
-from ivlens.reports import page
+from ivlens.reports import findings
 from ivlens.storage import run_folder
 from ivlens.storage.atomic_files import write_whole
 from ivlens.storage.run_record import RECORD
@@ -87,7 +87,7 @@ def digest(content: bytes) -> str:
 
 def _of_run(path: Path) -> Iterator[tuple[str, Drawn]]:
     record = run_folder.read_run(path).record
-    found = page.read(path)
+    found = findings.read_findings(path)
     origin = record.model_dump(mode="json", include={"command", "settings", "sources", "seed", "versions", "finished"})
     of_study = f" {record.settings['name']}" if record.command == "study" else ""
     origin = {**origin, "command": f"ivlens {record.command}{of_study}", "n": _counts(found)}
@@ -95,7 +95,7 @@ def _of_run(path: Path) -> Iterator[tuple[str, Drawn]]:
         yield name, Drawn(figure, origin)
 
 
-def _counts(found: page.Found) -> dict[str, int]:
+def _counts(found: findings.Found) -> dict[str, int]:
     match found:
         case Study():
             return {"seeds": len(set(found.evaluations["seed"])), "stages": len(found.plan.tasks)}

@@ -22,6 +22,7 @@ from plotly.offline import get_plotlyjs, get_plotlyjs_version
 
 from ivlens.errors import RunError
 from ivlens.plots.notebook import figure_json
+from ivlens.reports import findings
 from ivlens.reports import page as pages
 from ivlens.storage import run_folder
 from ivlens.storage.atomic_files import read_json, write_whole
@@ -47,7 +48,7 @@ def report(folder: str | Path) -> Path:
     """
     run = run_folder.read_run(folder)
     path = run.path(NAME)
-    page = pages.page(pages.read(folder))
+    page = findings.page_of(findings.read_findings(folder))
     try:
         content = _render(page, run)
     except (KeyError, TypeError, AttributeError) as error:

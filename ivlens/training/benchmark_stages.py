@@ -21,7 +21,7 @@ from ivlens.datasets.huggingface import HUB, is_saved
 from ivlens.datasets.task import Pair, TaskWarning, exists, read, task, tasks
 from ivlens.errors import TaskError
 from ivlens.lab.sequences import SEQUENCES, TASKS
-from ivlens.prompts.builders import Prompt
+from ivlens.prompts.template import Prompt
 from ivlens.storage.json_files import read_json
 from ivlens.training.stages import FEWEST, TRAIN_SHARE, VALIDATION_SHARE, Stage
 

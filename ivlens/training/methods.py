@@ -20,7 +20,7 @@ from ivlens.measures import kl_divergence, token_log_probs
 from ivlens.models.lora import Adapter, merged, silenced, stack, update_matrix
 from ivlens.models.weights import as_weight, locate
 from ivlens.patching.activations import AnswerLogits, differentiable_answer_logits
-from ivlens.prompts.builders import Prompt
+from ivlens.prompts.template import Prompt
 from ivlens.prompts.tokens import Tokens
 
 if TYPE_CHECKING:

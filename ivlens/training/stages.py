@@ -13,8 +13,9 @@ import numpy as np
 
 from ivlens.datasets.task import Pair, Task
 from ivlens.errors import TaskError
-from ivlens.prompts.builders import DEFAULT, Prompt, instructed, zero_shot
+from ivlens.prompts.builders import instructed, zero_shot
 from ivlens.prompts.chat import Layout
+from ivlens.prompts.template import DEFAULT, Prompt
 
 TRAIN_SHARE, VALIDATION_SHARE = 0.60, 0.15
 """Of a task's pairs; the rest is for the test."""

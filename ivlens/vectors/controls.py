@@ -18,9 +18,11 @@ from torch import Tensor
 
 from ivlens.datasets.task import Task, TaskWarning
 from ivlens.errors import PromptError, TaskError
-from ivlens.patching.effects import HeadEffects, Settings, task_mean_z
+from ivlens.patching.effects import task_mean_z
+from ivlens.patching.head_effects import HeadEffects
+from ivlens.patching.settings import Settings
 from ivlens.shapes import Head, Residual
-from ivlens.vectors.instruction_vector import write_vector
+from ivlens.vectors.head_writing import write_vector
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer

@@ -11,12 +11,13 @@ import torch
 from ivlens.errors import IvlensError
 from ivlens.measures import group_means
 from ivlens.models import hooked as models
-from ivlens.models import peft
+from ivlens.models import loader
 from ivlens.patching.head_effects import EFFECTS, cie_of, of_prompts, table_of
 from ivlens.shapes import Head
 from ivlens.storage import atomic_files, parquet
 from ivlens.vectors import function_vectors, vector_formats
-from ivlens.vectors.instruction_vector import InstructionVector, write_vector
+from ivlens.vectors.head_writing import write_vector
+from ivlens.vectors.instruction_vector import InstructionVector
 from ivlens.vectors.vector_formats import Facts, Form, Found
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def _built(source: Path, facts: Facts, effects: str | Path | None, heads: Sequen
         aie = group_means(cie, of_prompts(table, "query")).mean(0)
         left_out = (*left_out, *more)
         heads = heads or _top(aie, top)
-    hooked = peft.load(facts.model)
+    hooked = loader.load(facts.model)
     if any(bool(block.attn.b_O.any()) for block in hooked.blocks):
         left_out = (*left_out, "the output bias b_O, which function_vectors adds once for every head")
     vector = InstructionVector(

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,11 +20,12 @@ from safetensors.torch import save
 
 from ivlens.errors import IvlensError, ShapeMismatch
 from ivlens.models import hooked
-from ivlens.patching.activations import path_to_residual, unembed
-from ivlens.patching.effects import Settings
+from ivlens.patching.activations import unembed
+from ivlens.patching.settings import Settings
 from ivlens.shapes import Head, HeadGrid, MeanZ, Residual
 from ivlens.storage import atomic_files, run_folder, tensor_files
 from ivlens.tables import html_table, safe
+from ivlens.vectors.head_writing import check_head, check_layer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -280,33 +280,6 @@ class InstructionVector:
     @property
     def _n_heads(self) -> str:
         return f"{len(self.heads)} heads" if self.heads else "heads not known"
-
-
-def write_vector(model: HookedTransformer, mean_z: MeanZ, heads: Sequence[Head]) -> Residual:
-    """Sum over heads of what each adds to the residual stream, `b_O` left out; in float32 at least."""
-    grid = (model.cfg.n_layers, model.cfg.n_heads)
-    if tuple(mean_z.shape) != (*grid, model.cfg.d_head):
-        raise ShapeMismatch(
-            f"mean_z is {tuple(mean_z.shape)} but {hooked.model_name(model)} has heads {(*grid, model.cfg.d_head)} as "
-            "(layer, head, d_head); recompute it with mean_z(model, clean)"
-        )
-    total = torch.zeros(model.cfg.d_model, dtype=mean_z.dtype, device=mean_z.device)
-    for head in heads:
-        check_head(head, grid)
-        total += mean_z[head] @ path_to_residual(model, head, mean_z)
-    return total
-
-
-def check_head(head: Head, grid: tuple[int, ...]) -> None:
-    """Raises IvlensError when a grid of layers by heads has no such head."""
-    if not (0 <= head.layer < grid[0] and 0 <= head.head < grid[1]):
-        raise IvlensError(f"there is no head {head}: the model has {grid[0]} layers of {grid[1]} heads, from 0")
-
-
-def check_layer(layer: int, n_layers: int) -> None:
-    """Raises IvlensError when there is no such layer."""
-    if not 0 <= layer < n_layers:
-        raise IvlensError(f"there is no layer {layer}: the model has {n_layers} layers, counted from 0")
 
 
 def check_width(vector: InstructionVector, model: HookedTransformer, *, remedy: str) -> None:

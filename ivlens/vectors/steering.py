@@ -23,11 +23,14 @@ from ivlens.patching import branches
 from ivlens.patching import hooks as reruns
 from ivlens.patching.block_forward import Rows
 from ivlens.patching.branches import Answers, Junction
-from ivlens.patching.effects import HeadEffects, Settings, indirect_effects, task_mean_z
+from ivlens.patching.effects import indirect_effects, task_mean_z
+from ivlens.patching.head_effects import HeadEffects
+from ivlens.patching.settings import Settings
 from ivlens.prompts.builders import zero_shot
 from ivlens.prompts.tokens import Tokens, tokenize
 from ivlens.shapes import GIB, Head
-from ivlens.vectors.instruction_vector import InstructionVector, check_layer, check_width, write_vector
+from ivlens.vectors.head_writing import check_layer, write_vector
+from ivlens.vectors.instruction_vector import InstructionVector, check_width
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer

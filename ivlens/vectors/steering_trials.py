@@ -19,11 +19,11 @@ from torch import Tensor
 
 from ivlens.datasets.task import Task
 from ivlens.measures import interval
-from ivlens.patching.effects import HeadEffects
+from ivlens.patching.head_effects import HeadEffects
 from ivlens.prompts.tokens import Tokens
 from ivlens.shapes import GIB, Head, Residual
 from ivlens.vectors import controls
-from ivlens.vectors.instruction_vector import write_vector
+from ivlens.vectors.head_writing import write_vector
 from ivlens.vectors.steering import steer_every_layer
 
 if TYPE_CHECKING:

@@ -26,13 +26,14 @@ from ivlens.datasets.task import tasks as built_in
 from ivlens.errors import IvlensError, PromptError, ShapeMismatch, TaskError
 from ivlens.models import hooked
 from ivlens.patching.activations import answered
-from ivlens.patching.effects import Settings, measure_effects, task_mean_z
+from ivlens.patching.effects import measure_effects, task_mean_z
+from ivlens.patching.settings import Settings
 from ivlens.progress import track
 from ivlens.prompts.builders import clean, zero_shot
 from ivlens.prompts.tokens import tokenize
 from ivlens.shapes import GIB, Head, HeadGrid
 from ivlens.storage import atomic_files, tensor_files
-from ivlens.vectors.instruction_vector import check_head, check_layer, write_vector
+from ivlens.vectors.head_writing import check_head, check_layer, write_vector
 from ivlens.vectors.steering import steer_every_layer
 
 if TYPE_CHECKING:

@@ -19,12 +19,13 @@ from transformer_lens import HookedTransformer
 
 import ivlens
 from ivlens import prompts
-from ivlens.analysis.run_audit import HEADS, MEASURES, STEERING, Audit
+from ivlens.analysis.audit import HEADS, MEASURES, STEERING, Audit
 from ivlens.datasets.task import Pair, Task
 from ivlens.errors import IvlensError, RunError
 from ivlens.models import hooked
 from ivlens.patching.head_effects import EFFECTS
-from ivlens.storage.run_folder import Source, open_run
+from ivlens.storage.run_folder import open_run
+from ivlens.storage.run_record import Source
 
 SMALL: dict[str, Any] = {
     "shots": 3,

@@ -33,11 +33,11 @@ from ivlens.measures import interval
 from ivlens.models import hooked, lora
 from ivlens.models.lora import Adapter, LoraConfig
 from ivlens.models.peft import read_adapter, write_adapter
-from ivlens.patching.effects import HeadEffects
+from ivlens.patching.head_effects import HeadEffects
 from ivlens.plots import comparison
 from ivlens.plots.style import NOT_MEASURED
 from ivlens.shapes import Head
-from ivlens.vectors.instruction_vector import write_vector
+from ivlens.vectors.head_writing import write_vector
 
 SMALL: dict[str, Any] = {
     "shots": 3,
@@ -398,7 +398,8 @@ def test_another_adapter_is_another_run(
 
 
 def test_a_run_of_another_kind_is_no_comparison(tmp_path: Path) -> None:
-    from ivlens.storage.run_folder import Source, open_run
+    from ivlens.storage.run_folder import open_run
+    from ivlens.storage.run_record import Source
 
     with open_run(
         tmp_path / "other", command="audit", settings={}, sources={"model": Source(name="lab", digest="1")}, seed=0

@@ -22,8 +22,8 @@ from ivlens.measures import interval
 from ivlens.models import lora
 from ivlens.models.lora import Adapter, LoraConfig
 from ivlens.patching import interventions
-from ivlens.patching.effects import Settings
 from ivlens.patching.interventions import Change
+from ivlens.patching.settings import Settings
 from ivlens.prompts.tokens import Tokens
 from ivlens.shapes import Head
 from ivlens.vectors.instruction_vector import InstructionVector

@@ -23,11 +23,12 @@ from choreographer.browsers.chromium import Chromium
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ivlens.cli import main, parse_bytes
+from ivlens.cli import main
+from ivlens.cli.options import parse_bytes
 from ivlens.datasets.task import task, tasks
 from ivlens.errors import IvlensError
 from ivlens.lab.vocabulary import CONTEXT, tokenizer
-from ivlens.models import hooked, lora
+from ivlens.models import hooked, loader, lora
 from ivlens.models.checkpoint import quiet_transformers
 from ivlens.models.lora import LoraConfig
 from ivlens.models.peft import read_adapter, write_adapter
@@ -388,7 +389,7 @@ def test_several_adapters_are_audited_as_merged_one_after_the_other(
     twice_over = ["--adapter", adapter] * 2
     assert ivlens("audit", checkpoint, *twice_over, "--task", "antonym", *SMALL, "--out", tmp_path / "run").status == 0
     record = json.loads((tmp_path / "run" / "run.json").read_text())
-    twice = hooked.load(checkpoint)
+    twice = loader.load_without_adapters(checkpoint)
     for _ in range(2):
         lora.merge(twice, read_adapter(adapter, twice))
     assert record["sources"]["model"]["digest"] == hooked.weight_digest(twice)
@@ -407,7 +408,7 @@ def test_a_device_without_memory_left_is_one_line(ivlens: Ivlens, monkeypatch: p
     def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\n2 GiB")
 
-    monkeypatch.setattr("ivlens.models.hooked.load", full)
+    monkeypatch.setattr("ivlens.models.loader.load_without_adapters", full)
     found = ivlens("audit", "lab", "--task", "antonym").complaint()
     assert found == "the device ran out of memory; give a smaller --memory, or --device cpu"
 

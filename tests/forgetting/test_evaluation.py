@@ -14,7 +14,8 @@ from ivlens.datasets.task import Pair, Task, task
 from ivlens.errors import TaskError
 from ivlens.forgetting.evaluation import COLUMNS, examination
 from ivlens.forgetting.plan import Evaluation
-from ivlens.prompts.builders import Prompt, few_shot, instructed, statements
+from ivlens.prompts.builders import few_shot, instructed, statements
+from ivlens.prompts.template import Prompt
 from ivlens.training.benchmark_stages import stage
 from ivlens.training.stages import Stage
 

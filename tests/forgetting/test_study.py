@@ -29,8 +29,8 @@ from ivlens.forgetting import cell
 from ivlens.forgetting import workers as crew
 from ivlens.forgetting.plan import Evaluation, Plan
 from ivlens.forgetting.preparation import general_tasks
-from ivlens.forgetting.run_study import Study
-from ivlens.models import hooked, lora
+from ivlens.forgetting.study import Study
+from ivlens.models import hooked, lora, lora_file
 from ivlens.models.lora import LoraConfig
 from ivlens.prompts.tokens import tokenize
 from ivlens.training import loop
@@ -103,7 +103,7 @@ def test_all_cells_start_from_the_same_base_model(found: Study) -> None:
 
 
 def test_the_tuned_models_numbers_are_those_of_its_adapters(found: Study, folder: Path, lab: HookedTransformer) -> None:
-    adapters = [lora.load(folder / "cells" / "lora-0" / f"stage-{i}.safetensors", lab) for i in (1, 2)]
+    adapters = [lora_file.load_adapter(folder / "cells" / "lora-0" / f"stage-{i}.safetensors", lab) for i in (1, 2)]
     tokens = tokenize(lab, stage("class-letter", seed=0).test)
     for number in (1, 2):
         with lora.attached(lab, *adapters[:number]):
@@ -490,7 +490,7 @@ def written(folder: Path, name: str, n: int, **others: Any) -> str:
 def test_a_plan_that_cannot_be_carried_out_is_refused_before_the_model_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], sentence: str
 ) -> None:
-    monkeypatch.setattr("ivlens.models.peft.load", None)
+    monkeypatch.setattr("ivlens.models.loader.load", None)
     files = {"antonym": (20, {}), "small": (5, {}), "bare": (20, {"instructions": []}), "few": (3, {})}
     paths = {name: written(tmp_path, name, n, **others) for name, (n, others) in (files | {"twelve": (12, {})}).items()}
 
@@ -600,7 +600,7 @@ def test_a_slip_on_the_command_line_is_one_line_before_the_model_is_read(
     arguments: list[str],
     sentence: str,
 ) -> None:
-    monkeypatch.setattr("ivlens.models.peft.load", None)
+    monkeypatch.setattr("ivlens.models.loader.load", None)
     arguments = [one.format(file=file) for one in arguments]
     assert sentence in command(*arguments, "--out", tmp_path / "run").complaint()
     assert not (tmp_path / "run").exists()

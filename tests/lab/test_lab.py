@@ -22,7 +22,7 @@ from ivlens.lab import curriculum, evaluate, roles, vocabulary
 from ivlens.lab.abilities import abilities, answered
 from ivlens.lab.batches import Encoder, batches
 from ivlens.lab.train import Phase, TrainingConfig, new_model, train
-from ivlens.models import hooked
+from ivlens.models import loader
 from ivlens.patching.effects import indirect_effects
 from ivlens.shapes import Head
 
@@ -57,7 +57,7 @@ def tokens():
 
 @pytest.fixture(scope="module")
 def model():
-    return hooked.load("lab")
+    return loader.load_without_adapters("lab")
 
 
 @pytest.fixture(scope="module")

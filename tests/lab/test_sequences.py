@@ -12,7 +12,7 @@ from ivlens.lab.abilities import answered
 from ivlens.lab.sequences import SEQUENCES, TASKS
 from ivlens.lab.sequences.__main__ import made
 from ivlens.lab.sequences.facts import drawn
-from ivlens.models import hooked
+from ivlens.models import loader
 from ivlens.prompts.builders import instructed
 from ivlens.training.stages import Stage, check_sequence
 
@@ -24,7 +24,7 @@ WRITTEN = {word for name in tasks() for pair in task(name).pairs for word in pai
 
 @pytest.fixture(scope="module")
 def model():
-    return hooked.load("lab")
+    return loader.load_without_adapters("lab")
 
 
 def test_the_committed_files_are_what_the_script_makes():

@@ -19,7 +19,7 @@ from ivlens.errors import ModelError
 from ivlens.models.architectures import ARCHITECTURES
 from ivlens.patching.activations import last_z, path_to_residual
 from ivlens.shapes import Head
-from ivlens.vectors.instruction_vector import write_vector
+from ivlens.vectors.head_writing import write_vector
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),

@@ -225,7 +225,7 @@ def test_steering_a_bridge_touches_the_prompts_end_and_leaves_no_trace(folders: 
 
 
 def _settings() -> Any:
-    from ivlens.patching.effects import Settings
+    from ivlens.patching.settings import Settings
 
     return Settings(**SMALL)
 

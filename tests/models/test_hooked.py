@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
-import ivlens.checkpoint
 import pytest
 import torch
 from checkpoints import FAMILIES, KINDS, build, random_hooked
@@ -23,10 +22,12 @@ from transformer_lens import HookedTransformer
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-import ivlens.models.checkpoint
 import ivlens.models.hooked
+import ivlens.models.loader
+import ivlens.models.verification
 from ivlens.errors import ModelError
-from ivlens.models.hooked import load, model_name, weight_digest
+from ivlens.models.hooked import model_name, weight_digest
+from ivlens.models.loader import load_without_adapters
 
 REQUEST = httpx.Request("GET", "https://huggingface.co/someone/model")
 TOKENS = torch.randint(4, 120, (2, 60), generator=torch.Generator().manual_seed(1))
@@ -65,7 +66,7 @@ def test_log_probabilities_equal_those_of_transformers(family: str, tmp_path: Pa
     hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     with torch.no_grad():
         theirs = hf(TOKENS).logits.log_softmax(-1)
-    ours = load(folder)(TOKENS).log_softmax(-1)
+    ours = load_without_adapters(folder)(TOKENS).log_softmax(-1)
     assert (ours - theirs).abs().max().item() <= 1e-4
     assert theirs.std() > 0.5, "the model is too flat to tell a mistake"
 
@@ -93,7 +94,7 @@ OVERRIDES = {
 def test_unusual_configurations_come_out_right(case: str, tmp_path: Path) -> None:
     family, overrides = OVERRIDES[case]
     folder = build(family, tmp_path / "tiny", **overrides)
-    model, tokens = load(folder), TOKENS[:, :12] if case == "short-context" else TOKENS
+    model, tokens = load_without_adapters(folder), TOKENS[:, :12] if case == "short-context" else TOKENS
     hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     with torch.no_grad():
         difference = model(tokens).log_softmax(-1) - hf(tokens).logits.log_softmax(-1)
@@ -101,15 +102,15 @@ def test_unusual_configurations_come_out_right(case: str, tmp_path: Path) -> Non
 
 
 def test_a_window_is_probed_past_its_edge(tmp_path: Path) -> None:
-    model = load(build("mistral", tmp_path / "tiny", sliding_window=40))
-    assert ivlens.models.hooked._probe_tokens(model).shape[1] > 40
+    model = load_without_adapters(build("mistral", tmp_path / "tiny", sliding_window=40))
+    assert ivlens.models.verification._probe_tokens(model).shape[1] > 40
 
 
 def test_a_model_that_comes_out_different_is_refused(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     translate = ivlens.models.hooked.hooked_fields
     monkeypatch.setattr(ivlens.models.hooked, "hooked_fields", lambda *a: translate(*a) | {"rotary_base": 9000})
     with pytest.raises(ModelError, match=r"tiny as LlamaForCausalLM does not come out right: .* differ by"):
-        load(llama)
+        load_without_adapters(llama)
 
 
 def test_loading_twice_gives_the_same_digest_in_any_process(llama: Path) -> None:
@@ -119,22 +120,22 @@ def test_loading_twice_gives_the_same_digest_in_any_process(llama: Path) -> None
         f"print(models.weight_digest(models.load({str(llama)!r})))"
     )
     other = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
-    digest = weight_digest(load(llama))
+    digest = weight_digest(load_without_adapters(llama))
     assert (other.stdout.strip(), other.stderr) == (digest, "")
-    assert weight_digest(load(llama)) == digest
+    assert weight_digest(load_without_adapters(llama)) == digest
 
 
 def test_the_digest_changes_with_one_weight_and_with_the_dtype(llama: Path) -> None:
-    digest = weight_digest(load(llama))
-    assert weight_digest(load(llama, dtype="bfloat16")) != digest
-    model = load(llama)
+    digest = weight_digest(load_without_adapters(llama))
+    assert weight_digest(load_without_adapters(llama, dtype="bfloat16")) != digest
+    model = load_without_adapters(llama)
     model.blocks[1].attn.b_O[3] += 1e-7
     assert weight_digest(model) != digest
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
 def test_the_dtype_holds_everywhere(dtype: str, llama: Path) -> None:
-    model, wanted = load(llama, dtype=dtype), getattr(torch, dtype)
+    model, wanted = load_without_adapters(llama, dtype=dtype), getattr(torch, dtype)
     assert model.cfg.dtype == wanted
     assert {weight.dtype for weight in model.parameters()} == {wanted}
     assert model(TOKENS).dtype == wanted
@@ -142,14 +143,14 @@ def test_the_dtype_holds_everywhere(dtype: str, llama: Path) -> None:
 
 
 def test_float64_and_bfloat16_stay_near_float32(llama: Path) -> None:
-    exact = load(llama, dtype="float64")(TOKENS).log_softmax(-1)
-    assert (load(llama)(TOKENS).log_softmax(-1) - exact).abs().max() < 1e-4
-    assert (load(llama, dtype="bfloat16")(TOKENS).float().log_softmax(-1) - exact).abs().mean() < 0.2
+    exact = load_without_adapters(llama, dtype="float64")(TOKENS).log_softmax(-1)
+    assert (load_without_adapters(llama)(TOKENS).log_softmax(-1) - exact).abs().max() < 1e-4
+    assert (load_without_adapters(llama, dtype="bfloat16")(TOKENS).float().log_softmax(-1) - exact).abs().mean() < 0.2
 
 
 def test_weights_are_as_in_the_checkpoint_and_share_no_memory(tmp_path: Path) -> None:
     folder = build("gpt2", tmp_path / "tiny")
-    model, stored = load(folder), load_file(folder / "model.safetensors")
+    model, stored = load_without_adapters(folder), load_file(folder / "model.safetensors")
     assert torch.equal(model.blocks[2].ln1.w, stored["transformer.h.2.ln_1.weight"])
     assert torch.equal(model.W_E, stored["transformer.wte.weight"])
     starts = [weight.untyped_storage().data_ptr() for weight in model.parameters()]
@@ -158,7 +159,7 @@ def test_weights_are_as_in_the_checkpoint_and_share_no_memory(tmp_path: Path) ->
 
 
 def test_a_loaded_model_is_in_eval_mode_without_gradients(llama: Path) -> None:
-    model = load(llama)
+    model = load_without_adapters(llama)
     assert not model.training
     assert not any(weight.requires_grad for weight in model.parameters())
 
@@ -174,7 +175,7 @@ def test_loading_leaves_nothing_behind(
     random = torch.get_rng_state()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        load(llama)
+        load_without_adapters(llama)
     assert capfd.readouterr() == ("", "")
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled(), torch.get_default_dtype()) == settings
     assert torch.equal(torch.get_rng_state(), random)
@@ -183,7 +184,7 @@ def test_loading_leaves_nothing_behind(
 
 @pytest.mark.parametrize("name", ["llama", "gemma-2-x", "gpt2", "hubert-t5-Llama-2-7b", "meta-llama/Llama-2-7b"])
 def test_the_name_of_the_path_means_nothing(name: str, tmp_path: Path) -> None:
-    model = load(build("neox", tmp_path / name))
+    model = load_without_adapters(build("neox", tmp_path / name))
     assert model.cfg.original_architecture == "GPTNeoXForCausalLM"
     assert model_name(model) == Path(name).name
 
@@ -194,7 +195,7 @@ def test_the_name_of_the_path_means_nothing(name: str, tmp_path: Path) -> None:
 def test_bos_is_prepended_where_the_tokenizer_does_it_and_on_gpt2(
     family: str, by_default: bool, tmp_path: Path
 ) -> None:
-    model = load(build(family, tmp_path / "tiny"))
+    model = load_without_adapters(build(family, tmp_path / "tiny"))
     words = [4, 6, 12, 10]
     assert model.to_tokens("Q : w1 ,").tolist() == [[1, *words] if by_default else words]
     assert model.to_tokens("Q : w1 ,", prepend_bos=False).tolist() == [words]
@@ -206,7 +207,7 @@ def test_a_tokenizer_without_a_pad_token_pads_with_eos(llama: Path) -> None:
     settings = json.loads((llama / "tokenizer_config.json").read_text())
     del settings["pad_token"]
     (llama / "tokenizer_config.json").write_text(json.dumps(settings))
-    model = load(llama)
+    model = load_without_adapters(llama)
     assert model.tokenizer.pad_token == "<eos>"
     assert model.cfg.d_vocab == 120
 
@@ -214,22 +215,22 @@ def test_a_tokenizer_without_a_pad_token_pads_with_eos(llama: Path) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_hooked_transformer_is_returned_as_it_is(kind: str) -> None:
     model = random_hooked(kind)
-    assert load(model) is model
+    assert load_without_adapters(model) is model
     assert all((weight != 0).any() for weight in model.parameters())
     assert model(TOKENS).isfinite().all()
 
 
 def test_a_hooked_transformer_is_checked() -> None:
     with pytest.raises(ModelError, match="random-gpt2 has bidirectional attention; ivlens needs a causal model"):
-        load(random_hooked("gpt2", attention_dir="bidirectional"))
+        load_without_adapters(random_hooked("gpt2", attention_dir="bidirectional"))
     model = random_hooked("llama")
     model.blocks[2].attn.W_O[1, 0, 0] = torch.nan
     with pytest.raises(ModelError, match=r"blocks\.2\.attn\.W_O in random-llama has 1 NaN or infinite"):
-        load(model)
+        load_without_adapters(model)
     with pytest.raises(ModelError, match="taken as it is"):
-        load(random_hooked("gpt2"), dtype="bfloat16")
+        load_without_adapters(random_hooked("gpt2"), dtype="bfloat16")
     with pytest.raises(ModelError, match="a dict is not a model"):
-        load({"model": 1})  # pyright: ignore[reportArgumentType]
+        load_without_adapters({"model": 1})  # pyright: ignore[reportArgumentType]
 
 
 def _drop(key: str) -> Callable[[Path], Path]:
@@ -339,7 +340,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Path], str]] = {
 def test_a_broken_folder_is_refused_in_one_sentence(case: str, llama: Path) -> None:
     spoil, sentence = BROKEN[case]
     with pytest.raises(ModelError, match=sentence) as caught:
-        load(spoil(llama))
+        load_without_adapters(spoil(llama))
     assert "\n" not in str(caught.value)
 
 
@@ -356,7 +357,7 @@ def test_what_a_converter_would_drop_is_refused(
     family: str, fields: dict[str, object], sentence: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ModelError, match=sentence):
-        load(build(family, tmp_path / "tiny", **fields))
+        load_without_adapters(build(family, tmp_path / "tiny", **fields))
 
 
 @pytest.mark.parametrize(
@@ -375,18 +376,18 @@ def test_what_a_converter_would_drop_is_refused(
 )
 def test_a_wrong_argument_is_refused(model: str | Path, options: dict[str, str], sentence: str) -> None:
     with pytest.raises(ModelError, match=sentence):
-        load(model, **options)
+        load_without_adapters(model, **options)
 
 
 def test_a_missing_lab_model_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(ivlens.models.checkpoint, "LAB", tmp_path)
+    monkeypatch.setattr(ivlens.models.loader, "LAB", tmp_path)
     with pytest.raises(ModelError, match="the lab model is missing from this installation"):
-        load("lab")
+        load_without_adapters("lab")
 
 
 def test_lab_is_the_folder_in_the_package(monkeypatch: pytest.MonkeyPatch, llama: Path) -> None:
-    monkeypatch.setattr(ivlens.models.checkpoint, "LAB", llama)
-    assert model_name(load("lab")) == "lab"
+    monkeypatch.setattr(ivlens.models.loader, "LAB", llama)
+    assert model_name(load_without_adapters("lab")) == "lab"
 
 
 def test_a_hub_id_offline_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -397,7 +398,7 @@ def test_a_hub_id_offline_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     with pytest.raises(
         ModelError, match="no folder 'someone/model' here and it cannot be had from the Hugging Face hub"
     ):
-        load("someone/model")
+        load_without_adapters("someone/model")
 
 
 def test_a_hub_that_says_no_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -406,7 +407,7 @@ def test_a_hub_that_says_no_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
     with pytest.raises(ModelError, match=r"hub did not give 'someone/model' \(revision main\): Repos.* 404 Client"):
-        load("someone/model")
+        load_without_adapters("someone/model")
 
 
 def test_a_downloaded_hub_id_takes_the_same_path(monkeypatch: pytest.MonkeyPatch, llama: Path) -> None:
@@ -417,6 +418,6 @@ def test_a_downloaded_hub_id_takes_the_same_path(monkeypatch: pytest.MonkeyPatch
         return str(llama)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    model = load("someone/model", revision="v2")
+    model = load_without_adapters("someone/model", revision="v2")
     assert isinstance(model, HookedTransformer)
     assert (asked["name"], asked["revision"], model_name(model)) == ("someone/model", "v2", "someone/model")

@@ -17,10 +17,11 @@ from transformer_lens import HookedTransformer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ivlens.errors import IvlensError, ShapeMismatch
-from ivlens.models import hooked, lora, peft_layout
+from ivlens.models import hooked, loader, lora, peft_layout
 from ivlens.models.architectures import ARCHITECTURES
+from ivlens.models.loader import load
 from ivlens.models.lora import Adapter, Factors, LoraConfig
-from ivlens.models.peft import load, read_adapter, write_adapter
+from ivlens.models.peft import read_adapter, write_adapter
 from ivlens.models.weights import TARGETS, Target
 from ivlens.storage import tensor_files
 
@@ -36,7 +37,7 @@ ATTENTION = ("W_Q", "W_K", "W_V", "W_O")
 
 @pytest.fixture
 def llama(folders: Callable[[str], Path]) -> HookedTransformer:
-    return hooked.load(folders("llama-gqa"))
+    return loader.load_without_adapters(folders("llama-gqa"))
 
 
 def transformers_model(folder: Path) -> PreTrainedModel:
@@ -102,7 +103,7 @@ def test_an_adapter_of_all_linear_layers_means_here_what_it_means_in_peft(
     family: str, folders: Callable[[str], Path], tmp_path: Path
 ) -> None:
     theirs = saved(folders(family), tmp_path, target_modules="all-linear")
-    model = hooked.load(folders(family))
+    model = loader.load_without_adapters(folders(family))
     adapter = read_adapter(tmp_path, model)
     assert difference(log_probs(model, adapter), theirs) < 1e-4
     assert difference(log_probs(model), theirs) > 1, "the adapter must move the outputs"
@@ -112,7 +113,7 @@ def test_an_adapter_of_all_linear_layers_means_here_what_it_means_in_peft(
 def test_a_written_adapter_means_in_peft_what_it_means_here(
     family: str, folders: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    model = hooked.load(folders(family))
+    model = loader.load_without_adapters(folders(family))
     adapter = random_adapter(model, *targets_of(model))
     write_adapter(adapter, tmp_path, model, base="someone/base")
     ours = log_probs(model, adapter)
@@ -155,7 +156,7 @@ def test_what_a_configuration_asks_for_is_done_as_peft_does_it(
 ) -> None:
     family, settings = VARIANTS[case]
     theirs = saved(folders(family), tmp_path / "theirs", **settings)
-    model = hooked.load(folders(family))
+    model = loader.load_without_adapters(folders(family))
     adapter = read_adapter(tmp_path / "theirs", model)
     ours = log_probs(model, adapter)
     assert difference(ours, theirs) < 1e-4 < 1 < difference(log_probs(model), theirs)
@@ -171,7 +172,7 @@ def test_a_written_fan_in_fan_out_says_nothing_here_as_in_peft(
     written = json.loads((tmp_path / "adapter_config.json").read_text())["fan_in_fan_out"]
     assert written == (family == "gpt2")
     configured(tmp_path, fan_in_fan_out=not written)
-    model = hooked.load(folders(family))
+    model = loader.load_without_adapters(folders(family))
     with pytest.warns(UserWarning, match="fan_in_fan_out is set to"):
         theirs = peft_log_probs(folders(family), tmp_path)
     assert difference(log_probs(model, read_adapter(tmp_path, model)), theirs) < 1e-4
@@ -181,7 +182,7 @@ def test_a_written_fan_in_fan_out_says_nothing_here_as_in_peft(
 def test_writing_and_reading_gives_the_same_factors_to_the_bit(
     family: str, folders: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    model = hooked.load(folders(family))
+    model = loader.load_without_adapters(folders(family))
     adapter = random_adapter(model, *targets_of(model))
     write_adapter(adapter, tmp_path, model)
     again = read_adapter(tmp_path, model)
@@ -195,7 +196,7 @@ def test_weights_of_a_fused_layer_share_A_when_read_and_stack_theirs_when_writte
     family: str, folders: Callable[[str], Path], tmp_path: Path
 ) -> None:
     saved(folders(family), tmp_path, target_modules="all-linear")
-    model = hooked.load(folders(family))
+    model = loader.load_without_adapters(folders(family))
     shared = read_adapter(tmp_path, model)
     write_adapter(shared, tmp_path, model)
     assert rank_of(tmp_path) == 4, "shared factors are not stacked"
@@ -251,7 +252,7 @@ def test_half_precision_factors_are_read_as_float32(dtype: torch.dtype, llama: H
 
 
 def test_in_a_float64_model_the_update_is_computed_in_float64(folders: Callable[[str], Path], tmp_path: Path) -> None:
-    model = hooked.load(folders("llama"), dtype="float64")
+    model = loader.load_without_adapters(folders("llama"), dtype="float64")
     saved(folders("llama"), tmp_path, target_modules=["q_proj"])
     assert {factor.dtype for factor in read_adapter(tmp_path, model).parameters()} == {torch.float64}
 
@@ -343,7 +344,7 @@ def test_an_adapter_of_another_model_is_refused_with_both_shapes(
 ) -> None:
     write_adapter(random_adapter(llama, "W_Q"), tmp_path, llama)
     with pytest.raises(ShapeMismatch, match=r"B \(24, 3\) for .*, but tiny at rank 3 needs \(3, 32\) and \(32, 3\)"):
-        read_adapter(tmp_path, hooked.load(folders("llama")))
+        read_adapter(tmp_path, loader.load_without_adapters(folders("llama")))
 
 
 FILES: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -443,7 +444,7 @@ def test_several_adapters_are_merged_from_left_to_right_as_peft_merges_them(
     ours = load(base, adapter=[first, second])
     # Two updates of large random weights, rounded to float32 after each.
     assert difference(log_probs(ours), theirs) < 5e-4 < 1 < difference(after_one, theirs)
-    model, stacked = hooked.load(base), load(base, adapter=[first])
+    model, stacked = loader.load_without_adapters(base), load(base, adapter=[first])
     assert difference(log_probs(stacked), after_one) < 1e-4
     both = lora.stack([read_adapter(folder, model) for folder in (first, second)])
     assert difference(log_probs(model, both), theirs) < 5e-4

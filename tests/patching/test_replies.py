@@ -11,7 +11,8 @@ import ivlens
 from ivlens.datasets.task import Pair
 from ivlens.errors import PromptError
 from ivlens.patching.replies import SHOWN
-from ivlens.prompts.builders import Prompt, instructed, zero_shot
+from ivlens.prompts.builders import instructed, zero_shot
+from ivlens.prompts.template import Prompt
 
 
 def test_a_reply_is_what_greedy_decoding_writes_up_to_the_first_wrong_token(lab: HookedTransformer) -> None:

@@ -16,7 +16,7 @@ from ivlens import prompts
 from ivlens.datasets.task import Pair, Task
 from ivlens.errors import PromptError, TaskError
 from ivlens.patching.activations import answer_logits
-from ivlens.prompts.builders import Prompt, Template
+from ivlens.prompts.template import Prompt, Template
 from ivlens.prompts.tokens import tokenize
 
 PAIRS = [Pair("hot", "cold"), Pair("up", "down"), Pair("big", "small"), Pair("old", "new")]

@@ -14,7 +14,7 @@ import ivlens
 from ivlens import prompts
 from ivlens.datasets.task import Pair, Task
 from ivlens.errors import PromptError
-from ivlens.patching.effects import Settings
+from ivlens.patching.settings import Settings
 from ivlens.prompts import chat, chat_sandbox
 from ivlens.prompts.chat import ChatTemplate
 from ivlens.prompts.tokens import tokenize

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ivlens.datasets.task import Pair
 from ivlens.errors import PromptError
-from ivlens.prompts.builders import Prompt
+from ivlens.prompts.template import Prompt
 from ivlens.prompts.tokens import tokenize
 
 SPECIAL = ["<bos>", "<unk>"]

@@ -30,9 +30,9 @@ from ivlens.errors import RunError
 from ivlens.forgetting import plan
 from ivlens.models import lora
 from ivlens.models.lora import LoraConfig
-from ivlens.prompts.builders import Template
 from ivlens.prompts.chat import ChatTemplate
-from ivlens.reports import page as pages
+from ivlens.prompts.template import Template
+from ivlens.reports import findings
 from ivlens.reports.html import _again, report
 from ivlens.storage.command_line import typed
 from ivlens.storage.run_folder import open_run
@@ -149,18 +149,18 @@ def test_what_a_task_file_holds_is_on_the_page_as_text(folders: dict[str, Path],
     assert len(found.all("script")) == 3 and not found.all("img")
     ((_, heading),) = found.all("h1")
     assert SHOWN in heading and SHOWN in "".join(text for _, text in found.all("pre"))
-    title = pages.page(pages.read(folders[kind])).title
+    title = findings.page_of(findings.read_findings(folders[kind])).title
     assert HOSTILE in title and data_of(folders[kind])["title"] == title
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_figures_and_tables_are_those_of_the_run(folders: dict[str, Path], kind: str) -> None:
-    run, data = pages.read(folders[kind]), data_of(folders[kind])
+    run, data = findings.read_findings(folders[kind]), data_of(folders[kind])
     drawn = run.figures()
     assert set(data["figures"]) == set(drawn) != set()
     for name, figure in drawn.items():
         assert data["figures"][name] == json.loads(figure.to_json())
-    page = pages.page(run)
+    page = findings.page_of(run)
     cells = [text for _, text in elements(folders[kind]).all("td")]
     wanted = [cell for table in page.tables for part in table.parts for line in part for cell in line[1:]]
     assert cells[: len(wanted)] == wanted

@@ -14,7 +14,8 @@ import pytest
 
 from ivlens.errors import RunError
 from ivlens.storage import atomic_files
-from ivlens.storage.run_folder import Source, open_run, read_run
+from ivlens.storage.run_folder import open_run, read_run
+from ivlens.storage.run_record import Source
 
 MODEL = Source(name="lab", digest="ab12cd34ef567890")
 TASK = Source(name="antonym", digest="77")

@@ -18,8 +18,8 @@ import ivlens.lab
 from ivlens.datasets.task import Pair, TaskWarning, read, task
 from ivlens.errors import TaskError
 from ivlens.lab.sequences import SEQUENCES, TASKS
-from ivlens.models import hooked
-from ivlens.prompts.builders import Prompt
+from ivlens.models import loader
+from ivlens.prompts.template import Prompt
 from ivlens.prompts.tokens import tokenize
 from ivlens.training.benchmark_stages import stage
 from ivlens.training.stages import Stage
@@ -51,7 +51,7 @@ def test_a_word_has_one_space_before_it(tmp_path: Path, prompt: str, answer: str
 
 
 def test_the_answer_is_a_word_of_the_model_wherever_the_space_stands(tmp_path: Path):
-    model = hooked.load("lab")
+    model = loader.load_without_adapters("lab")
     tokens = AutoTokenizer.from_pretrained(ivlens.lab.MODEL)
     for seam in ("Q: big\nA:", "Q: big\nA: "):
         entries = [{"prompt": seam.replace("big", word), "answer": "small"} for word in ("big", "old", "hot")]

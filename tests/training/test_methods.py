@@ -27,7 +27,7 @@ from ivlens.errors import IvlensError
 from ivlens.models import lora, weights
 from ivlens.models.lora import Adapter, Factors
 from ivlens.patching.activations import differentiable_answer_logits
-from ivlens.prompts.builders import Prompt
+from ivlens.prompts.template import Prompt
 from ivlens.prompts.tokens import Tokens
 from ivlens.training.guidance import Guidance, Guide, steer_answers
 from ivlens.training.loop import Examples, Step, Training, finetune

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from ivlens.datasets.task import Pair, Task, task
 from ivlens.errors import TaskError
-from ivlens.prompts.builders import Prompt, Template, instructed
+from ivlens.prompts.builders import instructed
+from ivlens.prompts.template import Prompt, Template
 from ivlens.training.stages import Stage, check_sequence
 
 

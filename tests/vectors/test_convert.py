@@ -21,8 +21,8 @@ import ivlens
 from ivlens.analysis import probes
 from ivlens.cli.app import main
 from ivlens.errors import IvlensError, ShapeMismatch
-from ivlens.patching.effects import HeadEffects, Settings
-from ivlens.patching.head_effects import table_of
+from ivlens.patching.head_effects import HeadEffects, table_of
+from ivlens.patching.settings import Settings
 from ivlens.reports import gallery
 from ivlens.shapes import Head
 from ivlens.storage import parquet

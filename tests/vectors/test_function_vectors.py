@@ -14,7 +14,8 @@ from transformer_lens import HookedTransformer
 import ivlens
 from ivlens.datasets.task import Pair, Task, TaskWarning, task
 from ivlens.errors import PromptError
-from ivlens.patching.effects import Settings, ranking_prompts
+from ivlens.patching.effects import ranking_prompts
+from ivlens.patching.settings import Settings
 
 FOLDER = Path(__file__).parents[3] / "shared" / "data" / "function_vectors"
 FILES = sorted(FOLDER.glob("*.json"))

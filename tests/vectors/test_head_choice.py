@@ -15,16 +15,16 @@ from safetensors.torch import save_file
 from transformer_lens import HookedTransformer
 
 import ivlens
-from ivlens.analysis.run_audit import Audit
+from ivlens.analysis.audit import Audit
 from ivlens.datasets.task import Pair, Task, TaskWarning, task
 from ivlens.errors import IvlensError, RunError
 from ivlens.models import lora
 from ivlens.models.lora import LoraConfig
-from ivlens.patching.effects import Settings
+from ivlens.patching.settings import Settings
 from ivlens.shapes import Head
 from ivlens.vectors import controls, head_choice
 from ivlens.vectors.head_choice import named
-from ivlens.vectors.instruction_vector import write_vector
+from ivlens.vectors.head_writing import write_vector
 from ivlens.vectors.universal_heads import Considered, Universal, universal_heads
 
 SMALL: dict[str, Any] = {"shots": 3, "clean_prompts": 4, "prompts": 3, "draws": 2, "template": WORD_TEMPLATE}

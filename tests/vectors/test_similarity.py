@@ -8,7 +8,7 @@ import torch
 
 from ivlens import plots
 from ivlens.errors import FigureError, IvlensError, ShapeMismatch
-from ivlens.patching.effects import Settings
+from ivlens.patching.settings import Settings
 from ivlens.shapes import Head
 from ivlens.vectors.instruction_vector import InstructionVector
 from ivlens.vectors.similarity import overlap, similarity

@@ -17,12 +17,15 @@ from ivlens.datasets.task import Task
 from ivlens.errors import IvlensError, ShapeMismatch
 from ivlens.measures import first_token_probability, greedy_match
 from ivlens.patching.activations import answer_logits
-from ivlens.patching.effects import HeadEffects, Settings, indirect_effects
+from ivlens.patching.effects import indirect_effects
+from ivlens.patching.head_effects import HeadEffects
+from ivlens.patching.settings import Settings
 from ivlens.prompts.builders import zero_shot
 from ivlens.prompts.tokens import tokenize
 from ivlens.shapes import Head
 from ivlens.vectors import controls, steering_trials
-from ivlens.vectors.instruction_vector import InstructionVector, write_vector
+from ivlens.vectors.head_writing import write_vector
+from ivlens.vectors.instruction_vector import InstructionVector
 from ivlens.vectors.steering import instruction_vector, steer_every_layer, steered
 
 SETTINGS = {"shots": 3, "clean_prompts": 12, "prompts": 6}

@@ -12,9 +12,10 @@ from transformer_lens import HookedTransformer
 
 from ivlens.datasets.task import Pair, Task, TaskWarning, task
 from ivlens.errors import IvlensError
-from ivlens.patching.effects import Settings, measure_effects, task_mean_z
+from ivlens.patching.effects import measure_effects, task_mean_z
+from ivlens.patching.settings import Settings
 from ivlens.shapes import Head
-from ivlens.vectors.instruction_vector import write_vector
+from ivlens.vectors.head_writing import write_vector
 from ivlens.vectors.universal_heads import Universal, universal_heads
 
 SETTINGS = Settings(shots=3, clean_prompts=6, prompts=4, seed=1)

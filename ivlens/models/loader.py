@@ -1,0 +1,249 @@
+"""How is a model found, loaded, and given the adapters that belong to it?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ivlens.errors import IvlensError
+from ivlens.models import hooked, loader, lora
+from ivlens.models.peft import read_adapter
+from ivlens.models.peft_config import read_config
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+from typing import TYPE_CHECKING
+
+from ivlens.errors import ModelError
+from ivlens.models.checkpoint import _flat
+
+if TYPE_CHECKING:
+    pass
+
+from typing import TYPE_CHECKING
+
+from ivlens.models import bridge
+from ivlens.models.checkpoint import read, refuse_non_finite
+from ivlens.models.hooked import DTYPES, build_hooked, model_name
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformer_lens import HookedTransformer
+
+
+def load_without_adapters(
+    model: str | Path | HookedTransformer,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+) -> HookedTransformer:
+    """Load a model and prove on a short prompt that it computes what transformers computes.
+
+    The check runs in float32 on the CPU, with eager attention, before any cast, and takes 4 bytes of memory a
+    parameter there. Its prompt is random tokens, long enough to pass a sliding window of up to 1,024 tokens;
+    the far edge of a longer window is not tested. Rotary frequencies, which long contexts need and a short prompt
+    does not show, are compared one by one.
+
+    Args:
+        model: `lab`, a local Hugging Face folder, a hub id, or a HookedTransformer or TransformerBridge, which is
+            checked and returned as it is. Needs safetensors; pickles and code out of a checkpoint are never run.
+        device: `auto` (CUDA if there is any, else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`.
+        dtype: `float32`, `bfloat16`, `float16`, `float64`, or `auto`: float32, but bfloat16 on CUDA for a checkpoint
+            that is stored in 16 bits.
+        revision: Branch, tag or commit of a hub id.
+
+    Returns:
+        A model in eval mode with no gradients and with its tokenizer. Text gets a BOS token where the
+        checkpoint's own tokenizer adds one, and on GPT-2, whose heads rest on `<|endoftext|>`
+        (TransformerLens' convention). A model that is returned as it is keeps its own `cfg.default_prepend_bos`.
+
+    Raises:
+        ModelError: it cannot be found or read whole, is not supported, has NaN in it, is not causal, or comes
+            out different from transformers by more than `TOLERANCE`.
+    """
+    if not isinstance(model, str | Path):
+        return _as_it_is(model, device=device, dtype=dtype, revision=revision)
+    where, asked = _device(device), _dtype(dtype)
+    folder = find_folder(model, revision=revision)
+    name = folder.resolve().name if Path(model).expanduser().is_dir() and model != "lab" else str(model)
+    checkpoint = read(folder, name=name)
+    if asked is None:
+        half = checkpoint.dtype in (torch.bfloat16, torch.float16)
+        asked = torch.bfloat16 if half and where.startswith("cuda") else torch.float32
+    return build_hooked(checkpoint, device=where, dtype=asked)
+
+
+def _as_it_is(model: HookedTransformer, *, device: str, dtype: str, revision: str | None) -> HookedTransformer:
+    kind = type(model).__name__
+    is_bridge = bridge.is_bridge(model)
+    if not is_bridge and "HookedTransformer" not in [base.__name__ for base in type(model).__mro__]:
+        raise ModelError(
+            f"a {kind} is not a model; give 'lab', a folder, a hub id, a HookedTransformer or a TransformerBridge"
+        )
+    if (device, dtype, revision) != ("auto", "auto", None):
+        raise ModelError(f"a {kind} is taken as it is; leave device, dtype and revision out, or use model.to")
+    if model.cfg.attention_dir != "causal":
+        raise ModelError(f"{model_name(model)} has {model.cfg.attention_dir} attention; ivlens needs a causal model")
+    refuse_non_finite(model, model_name(model))
+    if is_bridge:
+        bridge.check(model)
+    return model
+
+
+def _device(device: str) -> str:
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise ModelError(f"{device!r} is not a device; give auto, cpu, cuda, cuda:1 or mps") from error
+    available = {
+        "cpu": True,
+        "cuda": (wanted.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not available.get(wanted.type, False):
+        raise ModelError(f"this machine has no device {device!r}; use cpu, or auto to let ivlens choose")
+    return str(wanted)
+
+
+def _dtype(dtype: str) -> torch.dtype | None:
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ModelError(f"{dtype!r} is not a dtype ivlens computes in; give auto, {', '.join(DTYPES)}")
+    return DTYPES.get(dtype)
+
+
+LAB = Path(__file__).parents[1] / "lab" / "model"
+
+
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+
+
+def find_folder(model: str | Path, *, revision: str | None = None) -> Path:
+    """The folder of `lab`, of a local checkpoint, or of a hub id (downloaded, or out of the hub's cache).
+
+    Raises:
+        ModelError: there is no such folder, or the hub cannot be reached or does not know it.
+    """
+    if model == "lab":
+        if not (LAB / "config.json").is_file():
+            raise ModelError(
+                f"the lab model is missing from this installation ({LAB}); reinstall ivlens, "
+                "or train it with python -m ivlens.lab.train"
+            )
+        return LAB
+    folder = Path(model).expanduser()
+    try:
+        is_folder, is_there = folder.is_dir(), folder.exists()
+    except OSError as error:
+        raise ModelError(f"{str(model)[:60]!r} cannot be a folder ({error.strerror}); give another path") from error
+    if is_folder:
+        return folder
+    if is_there:
+        raise ModelError(f"{model} is a file; give the folder that has config.json and model.safetensors in it")
+    if isinstance(model, Path) or model.startswith((".", "/", "~")) or model.count("/") > 1 or not model:
+        raise ModelError(f"there is no folder {str(model)!r}; give a Hugging Face folder, a hub id, or 'lab'")
+    return _from_hub(model, revision)
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    import httpx
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        found = snapshot_download(
+            name,
+            revision=revision,
+            allow_patterns=HUB_FILES,
+            ignore_patterns=["*/*", "consolidated*"],
+            etag_timeout=5,
+        )
+    except HFValidationError as error:
+        raise ModelError(f"{name!r} is neither a folder here nor a hub id; give one, or 'lab'") from error
+    except HfHubHTTPError as error:
+        raise ModelError(
+            f"the Hugging Face hub did not give {name!r} (revision {revision or 'main'}): {_flat(error)}; "
+            "check the name, and log in if the model is gated"
+        ) from error
+    # No network, HF_HUB_OFFLINE, a time-out, a connection that broke off, a full disk.
+    except (OSError, httpx.HTTPError) as error:
+        raise ModelError(
+            f"there is no folder {name!r} here and it cannot be had from the Hugging Face hub "
+            f"({type(error).__name__}); give the path of a downloaded folder, or go online"
+        ) from error
+    return Path(found)
+
+
+def load(
+    model: str | Path | HookedTransformer,
+    *,
+    adapter: str | Path | Sequence[str | Path] | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+) -> HookedTransformer:
+    """Load a model, prove that it computes what transformers computes, and merge adapters into its weights.
+
+    The proof runs in float32 on the CPU, on a short prompt of random tokens, and takes 4 bytes of memory a parameter.
+
+    Args:
+        model: `lab`, a local Hugging Face folder, a hub id, or a HookedTransformer or TransformerBridge, which
+            is checked and returned as it is. Needs safetensors; pickles and code out of a checkpoint are never run.
+        adapter: A local folder that PEFT saved a LoRA adapter of this model to, or several, merged from left to right.
+            The model keeps its name; its weight digest becomes another one.
+        device: `auto` (CUDA if there is any, else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`.
+        dtype: `float32`, `bfloat16`, `float16`, `float64`, or `auto`: float32, but bfloat16 on CUDA for a checkpoint
+            that is stored in 16 bits.
+        revision: Branch, tag or commit of a hub id.
+
+    Returns:
+        A model in eval mode with no gradients and with its tokenizer. Text gets a BOS token where the checkpoint's
+        own tokenizer adds one, and on GPT-2, whose heads rest on `<|endoftext|>` (TransformerLens' convention).
+
+    Raises:
+        ModelError: the model cannot be read, is not supported, or comes out different (see `models.load`).
+        ShapeMismatch: the adapter is of another model.
+        IvlensError: an adapter cannot be read, asks for what ivlens does not compute, or changes nothing.
+    """
+    folders = [adapter] if isinstance(adapter, str | Path) else list(adapter or ())
+    if not folders:
+        return loader.load_without_adapters(model, device=device, dtype=dtype, revision=revision)
+    if not isinstance(model, str | Path):
+        raise IvlensError(
+            f"adapter was given with a {type(model).__name__}, which is taken as it is; give the model's folder or hub "
+            "id, or attach what ivlens.models.peft.read_adapter returns"
+        )
+    for folder in folders:  # Before a large model is read.
+        read_config(Path(folder))
+    loaded = loader.load_without_adapters(model, device=device, dtype=dtype, revision=revision)
+    for folder in folders:
+        _merge(loaded, folder)
+    return loaded
+
+
+def _merge(model: HookedTransformer, folder: str | Path) -> None:
+    """Merge one adapter for good; raises IvlensError where that changes nothing, or makes outputs NaN."""
+    found = read_adapter(folder, model)
+    before = _log_probs(model)
+    lora.merge(model, found)
+    after = _log_probs(model)
+    if not after.isfinite().all():
+        raise IvlensError(f"with the adapter in {folder} the model's outputs are NaN or infinite; train it again")
+    if torch.equal(before, after):
+        raise IvlensError(
+            f"the adapter in {folder} changes no output of {hooked.model_name(model)} in {model.cfg.dtype}; "
+            "load in float32, or give an adapter that was trained"
+        )
+
+
+def _log_probs(model: HookedTransformer) -> Tensor:
+    tokens = torch.randint(model.cfg.d_vocab, (1, min(32, model.cfg.n_ctx)), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        return model(tokens.to(model.cfg.device)).float().log_softmax(-1)

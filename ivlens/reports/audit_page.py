@@ -1,0 +1,74 @@
+"""What does a page say about an audit?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ivlens.analysis import audit_tables
+from ivlens.analysis.audit import Audit
+from ivlens.reports.page import LAB, QUERIES, SPLIT, WORDS, Page, name_every_line, order_figures
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+_AUDIT = {
+    "measures": (
+        "What the model does",
+        "Accuracy without a vector, by kind of prompt, and zero-shot with each vector.",
+    ),
+    "aie": (
+        "Which heads carry the task",
+        "AIE of every head; those of the vector are outlined. The middle of the scale is 0.",
+    ),
+    "steering": (
+        "Where the vector works",
+        "Zero-shot accuracy with a vector added after each block. The layer in use was chosen on other queries.",
+    ),
+    "heads": ("How many heads it takes", "Zero-shot accuracy by number of heads, beside as many random ones."),
+}
+
+
+def audit_page(found: Audit) -> Page:
+    vector, effects = found.vector, found.effects
+    return Page(
+        kind="Audit",
+        title=f"{vector.task} on {vector.model}",
+        question=f"Which attention heads of {vector.model} carry the task {vector.task}, and does the vector that they "
+        "write make the model do it?",
+        answer=audit_tables.sentence(found),
+        cautions=(
+            _audit_controls(found.measures),
+            f"The heads were chosen by their AIE on {len(effects.cie)} prompts; expect less on others. Accuracies are "
+            "of queries on which nothing was chosen.",
+            "Intervals are over queries: they say nothing of other tasks, models or seeds.",
+            *([LAB] if vector.model == "lab" else []),
+        ),
+        captions=_AUDIT,
+        figures=order_figures(found.figures(), _AUDIT),
+        tables=tuple(map(name_every_line, audit_tables.audit_tables(found))),
+        words=WORDS
+        | {
+            "random heads": "vectors of as many heads drawn at random, brought to the norm of the vector",
+            "low-AIE heads": "the same of the heads of smallest AIE",
+            "other tasks": "vectors of other tasks, built in the same way",
+            "interval": QUERIES,
+        },
+        method=SPLIT,
+        data={"measures": found.measures, "steering": found.steering, "heads": found.heads},
+    )
+
+
+def _audit_controls(measures: pd.DataFrame) -> str:
+    """Which controls do no worse than the vector, so far as the intervals tell."""
+    lines = {line["measure"]: line for line in measures.to_dict("records")}
+    told = []
+    for what, name in {"accuracy": "accuracy", "P(answer)": "probability"}.items():
+        least = lines["steered"][f"{name}_low"]
+        close = [
+            label.removeprefix("zero-shot + ")
+            for measure, label in audit_tables.STEERED.items()
+            if measure != "steered" and measure in lines and lines[measure][f"{name}_high"] >= least
+        ]
+        told.append(f"in {what}, {' and '.join(close) or 'none'}")
+    return f"Controls whose interval reaches the vector's: {'; '.join(told)}."

@@ -1,0 +1,87 @@
+"""What does a page say about a study?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ivlens.forgetting import tables as study_tables
+from ivlens.forgetting.study import Study
+from ivlens.reports.page import DEPENDENCE, LAB, Page, order_figures
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+_STUDY = {
+    "trade-off": (
+        "What was learned against what was kept",
+        "Accuracy on new tasks, each right after its stage, against accuracy on general tasks after the last stage. Up "
+        "and to the right is better.",
+    ),
+    "methods": ("Method by method", "After the last stage; the dashed line is the base model."),
+    "accuracy": (
+        "Stage by stage",
+        "Accuracy on the tasks learned so far and on general tasks; stage 0 is the base model.",
+    ),
+    "r-matrix": ("Every task after every stage", "Mean over seeds; on hover, the lowest and the highest seed."),
+    "instruction-knowledge": (
+        "Instruction and knowledge",
+        "P(answer) with the instruction and of the plain statement of the same facts.",
+    ),
+    "dependence": (
+        "Dependence on the vector",
+        "On the base model's vector, before the first and after the last stage.",
+    ),
+    "drift": ("How far the vectors moved", "Cosine with the base model's vector after each stage."),
+    "aie": ("Which heads carry the tasks", "AIE before the first stage, after the last, and the difference."),
+    "recovery": ("What the vector brings back", "Accuracy with the base model's vector added, and with a random one."),
+}
+
+
+def study_page(found: Study) -> Page:
+    plan = found.plan
+    return Page(
+        kind="Study",
+        title=study_tables.where(found),
+        question=f"{plan.model} learns {', '.join(plan.tasks)}, one after the other. What does each method learn, and "
+        "what does it forget?",
+        answer=study_tables.sentence(found),
+        cautions=(
+            *_study_controls(found.summary),
+            "Intervals are over seeds, which part the pairs, draw the adapters and order the batches; no correction is "
+            "made for the number of methods and measures."
+            if len(plan.seeds) > 1
+            else "One seed: there are no intervals, and differences may be chance.",
+            *([LAB] if plan.model == "lab" else []),
+        ),
+        captions=_STUDY,
+        figures=order_figures(found.figures(), _STUDY),
+        tables=tuple(study_tables.study_tables(found)),
+        words=_STUDY_WORDS | DEPENDENCE | {"interval": study_tables.interval_note(found)},
+        method="Every cell, a method with a seed, trained a LoRA adapter on the tasks in their order; after each stage "
+        "all tasks so far, the general tasks and the dependence on the base model's vector were measured, on the same "
+        "prompts for every cell.",
+        data={"summary": found.summary},
+    )
+
+
+_STUDY_WORDS = {
+    "learned": "accuracy on each new task right after its own stage, mean over tasks",
+    "AP": "accuracy on all learned tasks after the last stage",
+    "F": "how far the tasks before the last have fallen from their best",
+    "GP, IP": "accuracy on general tasks, which are never trained on, with their instruction; with demonstrations",
+    "GP, unguided": "the same of general tasks that the guidance has seen nothing of",
+    "GP kept": "share of the GP lost by the unguided method that a guided one keeps",
+    "P(instruction), P(knowledge)": "P(answer) with the instruction; of the plain statement of the same fact",
+    "+iv, +kl, ...": "a method's guidance; +kl is plain distillation from the base model, the control of the others",
+}
+
+
+def _study_controls(summary: pd.DataFrame) -> Iterator[str]:
+    """Which guided methods differ in GP from the unguided one and from plain distillation."""
+    for other in dict.fromkeys(summary["method"]):
+        own = summary.query(f"measure == {f'GP over {other}'!r}")
+        if not all(own["low"].isna()):
+            names = ", ".join(own.query("low > 0 or high < 0")["method"]) or "no method"
+            yield f"In GP, the interval of the difference from {other} is clear of 0 for {names}."

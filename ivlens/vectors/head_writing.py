@@ -1,0 +1,43 @@
+"""What do heads write into the residual stream, and are there such heads and layers?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from ivlens.errors import IvlensError, ShapeMismatch
+from ivlens.models import hooked
+from ivlens.patching.activations import path_to_residual
+from ivlens.shapes import Head, MeanZ, Residual
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+
+def write_vector(model: HookedTransformer, mean_z: MeanZ, heads: Sequence[Head]) -> Residual:
+    """Sum over heads of what each adds to the residual stream, `b_O` left out; in float32 at least."""
+    grid = (model.cfg.n_layers, model.cfg.n_heads)
+    if tuple(mean_z.shape) != (*grid, model.cfg.d_head):
+        raise ShapeMismatch(
+            f"mean_z is {tuple(mean_z.shape)} but {hooked.model_name(model)} has heads {(*grid, model.cfg.d_head)} as "
+            "(layer, head, d_head); recompute it with mean_z(model, clean)"
+        )
+    total = torch.zeros(model.cfg.d_model, dtype=mean_z.dtype, device=mean_z.device)
+    for head in heads:
+        check_head(head, grid)
+        total += mean_z[head] @ path_to_residual(model, head, mean_z)
+    return total
+
+
+def check_head(head: Head, grid: tuple[int, ...]) -> None:
+    """Raises IvlensError when a grid of layers by heads has no such head."""
+    if not (0 <= head.layer < grid[0] and 0 <= head.head < grid[1]):
+        raise IvlensError(f"there is no head {head}: the model has {grid[0]} layers of {grid[1]} heads, from 0")
+
+
+def check_layer(layer: int, n_layers: int) -> None:
+    """Raises IvlensError when there is no such layer."""
+    if not 0 <= layer < n_layers:
+        raise IvlensError(f"there is no layer {layer}: the model has {n_layers} layers, counted from 0")
