@@ -25,7 +25,7 @@ check: .venv/installed-check
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: .venv/installed
-	$(BIN)/python -m ivlens.bench
+	$(BIN)/python benchmarks/speed.py
 
 figures: .venv/installed
 	$(BIN)/python -m ivlens.reports.gallery figures

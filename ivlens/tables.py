@@ -1,6 +1,7 @@
 """How are tables and texts that came from files shown, in a terminal and on a page?
 
-As they are, whatever markup is in them."""
+As they are, whatever markup is in them.
+"""
 
 from __future__ import annotations
 

@@ -20,15 +20,8 @@ if TYPE_CHECKING:
 from typing import TYPE_CHECKING
 
 from ivlens.errors import ModelError
-from ivlens.models.checkpoint import _flat
-
-if TYPE_CHECKING:
-    pass
-
-from typing import TYPE_CHECKING
-
 from ivlens.models import bridge
-from ivlens.models.checkpoint import read, refuse_non_finite
+from ivlens.models.checkpoint import _flat, read, refuse_non_finite
 from ivlens.models.hooked import DTYPES, build_hooked, model_name
 
 if TYPE_CHECKING:

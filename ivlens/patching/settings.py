@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ivlens.errors import IvlensError
 from ivlens.patching import sweep
@@ -11,9 +11,6 @@ from ivlens.prompts import chat
 from ivlens.prompts.builders import Corruption, Source
 from ivlens.prompts.chat import Layout
 from ivlens.prompts.template import DEFAULT
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from itertools import cycle, islice
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -19,9 +19,6 @@ from ivlens.prompts.chat import Layout
 from ivlens.prompts.template import DEFAULT as DEFAULT
 from ivlens.prompts.template import Prompt as Prompt
 from ivlens.prompts.template import Template as Template
-
-if TYPE_CHECKING:
-    pass
 
 Source = Literal["demonstrations", "instruction"]
 Corruption = Literal["shuffled", "zero-shot"]

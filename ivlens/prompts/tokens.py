@@ -1,6 +1,7 @@
 """Which tokens are a prompt's, and which are its answer's?
 
-At the seam of both, the tokens are those of the joined text."""
+At the seam of both, the tokens are those of the joined text.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ivlens.analysis.audit import Audit
 from ivlens.analysis.comparison import Comparison
@@ -13,10 +12,6 @@ from ivlens.reports.comparison_page import comparison_page
 from ivlens.reports.page import Page
 from ivlens.reports.study_page import study_page
 from ivlens.storage import run_folder
-
-if TYPE_CHECKING:
-    pass
-
 
 Found = Audit | Comparison | Study
 

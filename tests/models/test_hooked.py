@@ -115,9 +115,9 @@ def test_a_model_that_comes_out_different_is_refused(llama: Path, monkeypatch: p
 
 def test_loading_twice_gives_the_same_digest_in_any_process(llama: Path) -> None:
     code = (
-        "import os, sys; before = dict(os.environ); import ivlens.models.hooked as models;"
+        "import os, sys; before = dict(os.environ); from ivlens.models import hooked, loader;"
         "assert dict(os.environ) == before; assert not {'transformers', 'transformer_lens'} & set(sys.modules);"
-        f"print(models.weight_digest(models.load({str(llama)!r})))"
+        f"print(hooked.weight_digest(loader.load({str(llama)!r})))"
     )
     other = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
     digest = weight_digest(load_without_adapters(llama))

@@ -100,8 +100,8 @@ def test_other_numbers_are_another_figure(tmp_path, drawn):
 
 
 def test_a_folder_is_drawn_with_its_records(tmp_path, monkeypatch):
-    export = gallery.figures.export
-    monkeypatch.setattr(gallery.figures, "export", lambda *given, **others: export(*given, ["html"], **others))
+    export = gallery.export.export
+    monkeypatch.setattr(gallery.export, "export", lambda *given, **others: export(*given, ["html"], **others))
     shutil.copytree(FOLDER / "numbers" / "lab-tasks", tmp_path / "numbers" / "mine")
     exported = gallery.write(tmp_path)
     assert isinstance(exported, Exported) and exported.notice is None

@@ -1,4 +1,4 @@
-"""How fast is the sweep, and what does guidance cost a training step? `python -m ivlens.bench`.
+"""How fast is the sweep, and what does guidance cost a training step? `make bench`.
 
 The sweep is held against one run per head and against the matrix products alone. Everything is measured in one run on
 one machine; the sweep on random weights, since speed does not depend on them.

@@ -1,0 +1,43 @@
+"""`ivlens study`: what does each method of fine-tuning forget?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ivlens.cli import options
+from ivlens.cli.output import draw_missing
+from ivlens.tables import plain
+
+
+def study(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME|FILE", help="A built-in study such as lab-func, or a TOML file.")
+    ],
+    out: Annotated[Path, typer.Option(help="Run folder, which the same command goes on with.")],
+    methods: Annotated[str | None, typer.Option(metavar="LIST", help="In place of the study's: lora,lora+iv")] = None,
+    seeds: Annotated[str | None, typer.Option(metavar="LIST", help="In place of the study's: 0,1,2")] = None,
+    steps: Annotated[int | None, options.number("Steps of every stage, in place of the study's.")] = None,
+    workers: Annotated[int | None, options.number("Cells side by side; one a core on the CPU, one on a GPU.")] = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+) -> None:
+    """Learn a sequence of tasks with several methods, and measure what each one forgets."""
+    import dataclasses
+
+    import ivlens
+    from ivlens.forgetting import plan
+    from ivlens.forgetting import tables as study_tables
+
+    asked = plan.read(name).with_changes(
+        methods=None if methods is None else tuple(options.listed(methods)),
+        seeds=None if seeds is None else tuple(map(options.whole, options.listed(seeds))),
+    )
+    if steps is not None:
+        asked = asked.with_changes(training=dataclasses.replace(asked.training, steps=steps))
+    found = ivlens.study(asked, out=out, workers=workers, device=device, dtype=dtype)
+    study_tables.print_study(found)
+    draw_missing(found.figures(), out)
+    print(f"In {plain(str(out))}: run.json, tables, every stage's adapters and figures/.")
