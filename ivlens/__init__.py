@@ -30,6 +30,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ivlens import plots as plots
+    from ivlens import prompts as prompts
+    from ivlens import training as training
     from ivlens.analysis.comparison import Comparison as Comparison
     from ivlens.analysis.run_audit import Audit as Audit
     from ivlens.analysis.run_audit import audit as audit
@@ -41,11 +43,13 @@ if TYPE_CHECKING:
     from ivlens.forgetting.plan import Plan as Plan
     from ivlens.forgetting.run_study import Study as Study
     from ivlens.forgetting.run_study import study as study
+    from ivlens.models import lora as lora
     from ivlens.models.loader import load as load
     from ivlens.patching.effects import HeadEffects as HeadEffects
     from ivlens.patching.effects import indirect_effects as indirect_effects
     from ivlens.patching.replies import Replies as Replies
     from ivlens.patching.replies import ask as ask
+    from ivlens.patching.settings import Settings as Settings
     from ivlens.prompts.chat import template as template
     from ivlens.prompts.template import Template as Template
     from ivlens.reports.html import report as report
@@ -66,6 +70,7 @@ _HOME = {
     "IvlensError": "errors",
     "Plan": "forgetting.plan",
     "Replies": "patching.replies",
+    "Settings": "patching.settings",
     "Study": "forgetting.study",
     "Task": "datasets.task",
     "Template": "prompts.template",
@@ -79,12 +84,14 @@ _HOME = {
     "load": "models.loader",
     "lora": "models.lora",
     "plots": "plots",
+    "prompts": "prompts",
     "report": "reports.html",
     "steered": "vectors.steering",
     "study": "forgetting.run_study",
     "task": "datasets.task",
     "tasks": "datasets.task",
     "template": "prompts.chat",
+    "training": "training",
     "universal_heads": "vectors.universal_heads",
 }
 

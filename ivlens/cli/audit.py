@@ -10,7 +10,7 @@ import typer
 from ivlens.cli import options
 from ivlens.cli.checks import check_early, settings_of
 from ivlens.cli.options import parse_bytes
-from ivlens.cli.output import draw_missing
+from ivlens.cli.output import draw_missing, file_name
 from ivlens.tables import plain
 
 

@@ -17,9 +17,10 @@ def redraw(
 ) -> None:
     """Draw every figure again from saved numbers, without the model."""
     from ivlens.plots import export
+    from ivlens.reports.findings import read_findings
 
     formats = tuple(name.strip() for name in format.split(","))
-    exported = export.export(findings.read_findings(run).figures(), run / "figures", formats=formats)
+    exported = export.export(read_findings(run).figures(), run / "figures", formats=formats)
     say_notice(exported)
     names = dict.fromkeys(path.stem for path in exported.written)
     suffixes = dict.fromkeys(path.suffix[1:] for path in exported.written)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from ivlens.datasets.task import Task, TaskWarning, listed
 from ivlens.errors import PromptError
-from ivlens.models import hooked
 from ivlens.prompts.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ def _refuse_unknown(model: HookedTransformer, task: Task, answers: Sequence[str]
     lost = sorted({answer for answer, is_unknown in zip(answers, unknown, strict=True) if is_unknown})
     if not lost:
         return
-    known = f"the tokenizer of {hooked.model_name(model)} has no tokens for"
+    known = f"the tokenizer of {model.cfg.model_name} has no tokens for"
     if all(unknown):
         raise PromptError(f"{known} any answer of task {task.name!r} ({listed(lost, 3)}); give a task in its words")
     warnings.warn(
@@ -61,7 +60,7 @@ def _warn_of_spelled(model: HookedTransformer, task: Task, answers: Sequence[str
         return
     answer, length = max(spelled.items(), key=lambda item: item[1])
     warnings.warn(
-        f"the tokenizer of {hooked.model_name(model)} spells most answers of task {task.name!r} letter by letter "
+        f"the tokenizer of {model.cfg.model_name} spells most answers of task {task.name!r} letter by letter "
         f"({answer!r} in {length} tokens): it lacks these words, and the first token is a letter; measure with "
         "effect='nll', or give a task in its words",
         TaskWarning,
