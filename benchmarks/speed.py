@@ -25,7 +25,7 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 import ivlens
 from ivlens import prompts
 from ivlens.models import lora
-from ivlens.patching import sweep as patching
+from ivlens.patching import sweep as head_sweep
 from ivlens.prompts.tokens import Tokens
 from ivlens.shapes import Head, MeanZ
 from ivlens.training.guidance import GUIDANCE, Guidance, Guide
@@ -141,12 +141,12 @@ def measure(size: Size, *, whole_loop: bool = False) -> Timing:
     one = tokens[:1]
     if whole_loop:
         start = time.perf_counter()
-        patching.loop(model, one, z)
+        head_sweep.loop(model, one, z)
         loop = time.perf_counter() - start
     else:
         runs = 1 + size.layers * size.heads
         loop = runs * timed(lambda: model(one.prompts, attention_mask=one.mask.long()))
-    sweep = timed(lambda: patching.sweep(model, tokens, z)) / PROMPTS
+    sweep = timed(lambda: head_sweep.sweep(model, tokens, z)) / PROMPTS
     return Timing(size, sweep, loop, floor(size, PROMPTS))
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ivlens.forgetting.plan import read
+from ivlens.forgetting.plan import read_plan
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -33,7 +33,7 @@ def test_the_loop_of_the_readme_learns() -> None:
 
 def test_the_study_file_of_the_readme_is_a_plan(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(re.search(r"```toml\n(.*?)```", README, re.DOTALL)[1], encoding="utf-8")
-    plan = read(tmp_path / "mine.toml")
+    plan = read_plan(tmp_path / "mine.toml")
     assert plan.methods == ("lora", "lora+iv", "lora+kl", "replay")
     assert plan.parts("lora+kl")[1].kl == 0.3
 

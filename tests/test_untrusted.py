@@ -39,17 +39,16 @@ from ivlens.analysis import comparison, drift
 from ivlens.analysis.audit import HEADS, MEASURES, STEERING, Audit
 from ivlens.analysis.dependence import DEPENDENCE
 from ivlens.analysis.wordings import WORDINGS
-from ivlens.datasets.task import Pair
-from ivlens.datasets.task import read as read_task
+from ivlens.datasets.task import Pair, read_task
 from ivlens.errors import IvlensError
-from ivlens.forgetting import cell, plan
+from ivlens.forgetting import method_run, plan
 from ivlens.forgetting.study import Study
 from ivlens.models import loader, lora, lora_file
 from ivlens.models.peft import read_adapter, write_adapter
 from ivlens.patching.head_effects import table_of
 from ivlens.patching.settings import Settings
 from ivlens.prompts.chat import ChatTemplate
-from ivlens.prompts.template import named as read_template
+from ivlens.prompts.template import find_template
 from ivlens.shapes import Head
 from ivlens.storage import parquet
 from ivlens.storage import run_folder as runs
@@ -59,7 +58,7 @@ from ivlens.training.methods import Lora
 from ivlens.vectors import function_vectors, vector_formats
 from ivlens.vectors import gguf as control_vectors
 from ivlens.vectors.convert import read_effects
-from ivlens.vectors.head_choice import named as read_heads
+from ivlens.vectors.head_choice import parse_heads
 from ivlens.vectors.instruction_vector import InstructionVector
 from ivlens.vectors.universal_heads import Considered, Universal
 from ivlens.vectors.vector_formats import Facts
@@ -174,7 +173,11 @@ def comparison_folder(folder: Path) -> None:
 
 def study_folder(folder: Path) -> None:
     asked = plan.Plan(name="mine", tasks=("antonym",))
-    tables = {"evaluations": table(cell.EVALUATIONS), "steps": table(cell.STEPS), "aie": table(cell.GRIDS)}
+    tables = {
+        "evaluations": table(method_run.EVALUATIONS),
+        "steps": table(method_run.STEPS),
+        "aie": table(method_run.GRIDS),
+    }
     with run_folder(folder, "study", asked.record(), tables) as run:
         run.write_with("universal.safetensors", universal().save)
         run.complete()
@@ -290,30 +293,30 @@ READERS = {
         text(
             "a.json", {"demonstration": "{input} -> {output}\n", "query": "{input} ->", "instruction": "{instruction}"}
         ),
-        lambda folder: read_template(folder / "a.json"),
+        lambda folder: find_template(folder / "a.json"),
     ),
     "template of function_vectors": Reader(
         text("a.json", {"prefixes": {"input": "Q:", "output": "A:"}, "separators": {"input": "\n"}}),
-        lambda folder: read_template(folder / "a.json"),
+        lambda folder: find_template(folder / "a.json"),
     ),
     "chat template": Reader(text("a.jinja", CHAT), converse),
-    "list of heads": Reader(text("a.json", ["L9H6", [3, 2]]), lambda folder: read_heads(folder / "a.json")),
+    "list of heads": Reader(text("a.json", ["L9H6", [3, 2]]), lambda folder: parse_heads(folder / "a.json")),
     "universal heads as JSON": Reader(
-        lambda folder: universal().save(folder / "a.json"), lambda folder: read_heads(folder / "a.json")
+        lambda folder: universal().save(folder / "a.json"), lambda folder: parse_heads(folder / "a.json")
     ),
     "heads of universal ones": Reader(
-        lambda folder: universal().save(folder / "a.safetensors"), lambda folder: read_heads(folder / "a.safetensors")
+        lambda folder: universal().save(folder / "a.safetensors"), lambda folder: parse_heads(folder / "a.safetensors")
     ),
     "heads of a vector": Reader(
-        lambda folder: vector().save(folder / "a.safetensors"), lambda folder: read_heads(folder / "a.safetensors")
+        lambda folder: vector().save(folder / "a.safetensors"), lambda folder: parse_heads(folder / "a.safetensors")
     ),
-    "study plan": Reader(text("a.toml", STUDY), lambda folder: plan.read(folder / "a.toml")),
+    "study plan": Reader(text("a.toml", STUDY), lambda folder: plan.read_plan(folder / "a.toml")),
     "audit": Reader(audit_folder, Audit.read),
     "comparison": Reader(comparison_folder, comparison.Comparison.read),
     "study": Reader(study_folder, Study.read),
     "steps of a cell": Reader(
         text("a.jsonl", "".join(f'{{"step": {i}, "loss": 0.5}}\n' for i in range(9))),
-        lambda folder: cell._lines(folder / "a.jsonl"),
+        lambda folder: method_run._read_lines(folder / "a.jsonl"),
     ),
     "table": Reader(
         lambda folder: (folder / "a.parquet").write_bytes(parquet.to_bytes(effects())),
@@ -344,7 +347,7 @@ READERS = {
         saved(torch.randn(3, 2, 4, 2)), lambda folder: function_vectors.read_indirect_effects(folder / "a.pt")
     ),
     "gguf": Reader(
-        lambda folder: control_vectors.write(
+        lambda folder: control_vectors.write_control_vector(
             folder / "a.gguf", control_vectors.ControlVector({2: torch.randn(20), 5: torch.randn(20)}, "llama", "a")
         ),
         lambda folder: vector_formats.read_vector(folder / "a.gguf", facts=Facts(layer=2)),
@@ -531,7 +534,7 @@ def test_a_small_table_that_unfolds_without_end_is_refused(tmp_path: Path) -> No
         pq.write_table(table, tmp_path / "a.parquet", store_schema=False)
         assert (tmp_path / "a.parquet").stat().st_size < 2**22
         with bounded(), pytest.raises(IvlensError, match=reason):
-            parquet.read(tmp_path / "a.parquet", remedy="")
+            parquet.read_table(tmp_path / "a.parquet", remedy="")
 
 
 @pytest.mark.parametrize(

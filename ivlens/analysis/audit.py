@@ -74,8 +74,8 @@ class Audit:
             measures=run.read_table("measures", columns=MEASURES),
             steering=run.read_table("steering", columns=STEERING),
             heads=run.read_table("heads", columns=HEADS),
-            instructions=_kept(run, "instructions", WORDINGS),
-            universal=_kept(run, "universal_tasks", Considered._fields),
+            instructions=_read_if_kept(run, "instructions", WORDINGS),
+            universal=_read_if_kept(run, "universal_tasks", Considered._fields),
             folder=Path(folder),
         )
 
@@ -124,5 +124,5 @@ class Audit:
         return audit_tables.audit_html(self)
 
 
-def _kept(run: run_folder.Run, name: str, columns: Sequence[str]) -> pd.DataFrame | None:
+def _read_if_kept(run: run_folder.Run, name: str, columns: Sequence[str]) -> pd.DataFrame | None:
     return run.read_table(name, columns=columns) if run.has(f"{name}.parquet") else None

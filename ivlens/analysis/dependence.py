@@ -177,7 +177,7 @@ def _run(model: HookedTransformer, probe: Probe, tokens: Tokens | None, changes:
     if tokens is None:
         nothing = torch.zeros(0, 1 + len(changes))
         return Outcomes(probability=nothing, match=nothing.bool(), shift=nothing)
-    return interventions.run(model, tokens, changes, layer=probe.layer, z=probe.z)
+    return interventions.run_changes(model, tokens, changes, layer=probe.layer, z=probe.z)
 
 
 def _against(found: Outcomes, start: int, n: int, *, names: tuple[str, str], sign: int = 1) -> dict[Key, PerPrompt]:

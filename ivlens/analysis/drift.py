@@ -88,7 +88,7 @@ def chance_jaccard(n_heads: int, k: int) -> float:
 
 
 @torch.no_grad()
-def written(model: HookedTransformer, task: Task, settings: Settings, sets: Sequence[Sequence[Head]]) -> Written:
+def write_by_query(model: HookedTransformer, task: Task, settings: Settings, sets: Sequence[Sequence[Head]]) -> Written:
     """The vector of each set of heads, by query of the clean prompts; in any direction the sum is the whole vector."""
     queries, tokens = clean_prompts(model, task, settings)
     z = torch.cat([last_z(model, batch) for batch in batches(tokens)]).double()

@@ -19,12 +19,12 @@ import torch
 from ivlens import prompts
 from ivlens.analysis import wordings
 from ivlens.analysis.audit import HEADS, MEASURES, STEERING, Audit
-from ivlens.analysis.wordings import Choice, unusual, worded
+from ivlens.analysis.wordings import Choice, choose_wording, record_unusual
 from ivlens.datasets.task import Split, Task, tasks
 from ivlens.datasets.task import task as find_task
 from ivlens.errors import IvlensError
 from ivlens.models import hooked
-from ivlens.patching.activations import answered
+from ivlens.patching.activations import score_answers
 from ivlens.patching.effects import example_prompts, measure_effects, task_mean_z
 from ivlens.patching.head_effects import EFFECTS, HeadEffects
 from ivlens.patching.settings import Settings
@@ -37,7 +37,7 @@ from ivlens.shapes import GIB, Head
 from ivlens.storage import run_folder
 from ivlens.storage.run_folder import Table
 from ivlens.vectors import controls, steering_trials
-from ivlens.vectors.head_choice import Asked, Chosen, asked, pinned
+from ivlens.vectors.head_choice import Asked, Chosen, choose_heads, fix_heads
 from ivlens.vectors.steering import instruction_vector
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def audit(
         out: Run folder to write to, and to resume from; nothing is written without it.
         top: How many heads make up the vector; as many as there are where `heads` are given.
         heads: In place of those of largest AIE: heads, `L9H6,L3H2`, a file of heads (see
-            `ivlens.vectors.head_choice.asked`), or `universal`, those that carry the other built-in tasks.
+            `ivlens.vectors.head_choice.choose_heads`), or `universal`, those that carry the other built-in tasks.
         instruction: Wordings of the task's instruction: `all` in turn, the N-th (from 1), or the `best`, which is
             chosen on validation pairs.
         draws: Sets of random and of bottom heads, each of which is a control.
@@ -86,8 +86,8 @@ def audit(
     """
     if not isinstance(task, Task):
         task = find_task(task)
-    wordings.check(task, instruction)
-    chosen_heads = asked(heads, model)
+    wordings.check_choice(task, instruction)
+    chosen_heads = choose_heads(heads, model)
     top = len(chosen_heads) if isinstance(chosen_heads, tuple) else top
     settings = Settings(
         shots=shots,
@@ -119,7 +119,7 @@ def audit(
     if out is None:
         return work.all(lambda name, compute, columns: compute())
     chosen = {**asdict(settings), "top": top, "draws": draws, "other_tasks": other_tasks}
-    chosen |= unusual(chosen_heads, instruction)
+    chosen |= record_unusual(chosen_heads, instruction)
     with run_folder.open_run(
         out,
         command="audit",
@@ -164,14 +164,16 @@ class _Work:
             kept[name] = table(name, compute, columns)
             return kept[name]
 
-        task = worded(self.model, self.task, self.instruction, self.settings, table=keep)
+        task = choose_wording(self.model, self.task, self.instruction, self.settings, table=keep)
         work = self if task is self.task else replace(self, task=task)
         found = work.measured(keep)
         return replace(found, instructions=kept.get("instructions"), universal=kept.get("universal_tasks"))
 
     def measured(self, table: Table) -> Audit:
         effects = self.effects(table)
-        fixed = pinned(self.heads, self.model, self.task, self.settings, top=self.top, table=table, memory=self.memory)
+        fixed = fix_heads(
+            self.heads, self.model, self.task, self.settings, top=self.top, table=table, memory=self.memory
+        )
         vector = instruction_vector(
             self.model,
             self.task,
@@ -210,7 +212,7 @@ class _Work:
     def trials(self, effects: HeadEffects, fixed: tuple[Head, ...] | None) -> steering_trials.Trials:
         settings, zero_shot = self.settings, partial(prompts.zero_shot, template=self.settings.template)
         others = controls.draw_other_tasks(self.task, tasks(), draws=self.other_tasks, seed=settings.seed)
-        candidates = steering_trials.candidates(
+        candidates = steering_trials.make_candidates(
             self.model,
             effects,
             counts=[k for k in COUNTS if k <= len(fixed or effects.ranked())],
@@ -219,7 +221,7 @@ class _Work:
             others=[find_task(name) for name in others],
             heads=fixed,
         )
-        return steering_trials.run(
+        return steering_trials.run_trials(
             self.model,
             candidates,
             validation=tokenize(self.model, zero_shot(self.split.validation)),
@@ -253,4 +255,4 @@ class _Work:
     def baseline(self, kind: list[Prompt]) -> dict[str, Any]:
         if not kind:
             return steering_trials.summary(torch.zeros(0, dtype=torch.bool), torch.zeros(0))
-        return steering_trials.summary(*answered(self.model, tokenize(self.model, kind)), seed=self.settings.seed)
+        return steering_trials.summary(*score_answers(self.model, tokenize(self.model, kind)), seed=self.settings.seed)

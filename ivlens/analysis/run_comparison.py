@@ -20,9 +20,9 @@ from ivlens.analysis import probes, wordings
 from ivlens.analysis.comparison import CHANGES
 from ivlens.analysis.comparison import Comparison as Comparison
 from ivlens.analysis.dependence import DEPENDENCE, Dependence, per_prompt, recovery
-from ivlens.analysis.drift import AIE, DRIFT, Written, aie_table, head_drift, vector_drift, written
+from ivlens.analysis.drift import AIE, DRIFT, Written, aie_table, head_drift, vector_drift, write_by_query
 from ivlens.analysis.tuned_model import TunedModel, find_tuned_model
-from ivlens.analysis.wordings import Choice, unusual, worded
+from ivlens.analysis.wordings import Choice, choose_wording, record_unusual
 from ivlens.datasets.task import Task
 from ivlens.datasets.task import task as find_task
 from ivlens.errors import IvlensError, ModelError
@@ -38,7 +38,7 @@ from ivlens.prompts.template import DEFAULT
 from ivlens.prompts.tokens import tokenize
 from ivlens.shapes import GIB
 from ivlens.storage import run_folder
-from ivlens.vectors.head_choice import Asked, Chosen, asked, pinned
+from ivlens.vectors.head_choice import Asked, Chosen, choose_heads, fix_heads
 from ivlens.vectors.instruction_vector import InstructionVector
 from ivlens.vectors.steering import instruction_vector
 
@@ -89,7 +89,7 @@ def compare(
         RunError: `out` is of another configuration (the differences are named), or cannot be written.
     """
     task = task if isinstance(task, Task) else find_task(task)
-    wordings.check(task, instruction)
+    wordings.check_choice(task, instruction)
     settings = Settings(
         shots=shots,
         clean_prompts=clean_prompts,
@@ -105,7 +105,7 @@ def compare(
             raise IvlensError(f"{name} is {value}; it must be 1 or more")
     task.split(shots=shots, seed=seed)
     base = loader.load_without_adapters(base) if isinstance(base, str | Path) else base
-    chosen_heads = asked(heads, base)
+    chosen_heads = choose_heads(heads, base)
     top = len(chosen_heads) if isinstance(chosen_heads, tuple) else top
     n_heads = base.cfg.n_layers * base.cfg.n_heads
     if top > n_heads:
@@ -125,7 +125,7 @@ def compare(
     if out is None:
         return work.all(_Shelf(None))
     chosen = {**asdict(settings), "top": top, "draws": draws, "queries": queries}
-    chosen |= unusual(chosen_heads, instruction)
+    chosen |= record_unusual(chosen_heads, instruction)
     with run_folder.open_run(
         out,
         command="compare",
@@ -208,8 +208,10 @@ class _Work:
 
     def all(self, shelf: _Shelf) -> Comparison:
         """Fix wordings and heads on the base model, then measure both."""
-        task = worded(self.base, self.task, self.instruction, self.settings, table=shelf.table)
-        fixed = pinned(self.heads, self.base, task, self.settings, top=self.top, table=shelf.table, memory=self.memory)
+        task = choose_wording(self.base, self.task, self.instruction, self.settings, table=shelf.table)
+        fixed = fix_heads(
+            self.heads, self.base, task, self.settings, top=self.top, table=shelf.table, memory=self.memory
+        )
         return replace(self, task=task, heads=fixed).measured(self.digests, shelf)
 
     def measured(self, digests: tuple[str, str], shelf: _Shelf) -> Comparison:
@@ -221,14 +223,14 @@ class _Work:
         prepare = partial(probes.prepare, task=self.task, prompts=self.queries, draws=self.draws)
         probe = prepare(self.base, vector=before.vector) if is_asked else None
         found = [per_prompt(self.base, probe)] if probe else []
-        wrote = [] if shelf.has("drift") else [written(self.base, self.task, self.settings, sets)]
+        wrote = [] if shelf.has("drift") else [write_by_query(self.base, self.task, self.settings, sets)]
         with self.tuned() as model:
             self.check_reading(model)
             after = self.side(model, "tuned", tuned_digest, shelf)
             if probe:
                 found += [per_prompt(model, probe), per_prompt(model, prepare(model, vector=after.vector))]
             if wrote:
-                wrote.append(written(model, self.task, self.settings, [*sets, after.vector.heads]))
+                wrote.append(write_by_query(model, self.task, self.settings, [*sets, after.vector.heads]))
         return Comparison(
             base=before.effects,
             tuned=after.effects,

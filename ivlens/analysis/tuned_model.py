@@ -33,7 +33,7 @@ def find_tuned_model(
             )
         tuned = tuned[0]
     if isinstance(tuned, Adapter):
-        lora.check(base, tuned)
+        lora.check_adapter(base, tuned)
         return TunedModel(tuned, f"{hooked.model_name(base)} + adapter")
     if isinstance(tuned, str | Path):
         if (Path(tuned) / peft_config.CONFIG).is_file():

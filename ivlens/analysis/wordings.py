@@ -14,7 +14,7 @@ import pandas as pd
 
 from ivlens.datasets.task import Pair, Task
 from ivlens.errors import IvlensError, TaskError
-from ivlens.patching.activations import answered
+from ivlens.patching.activations import score_answers
 from ivlens.patching.settings import Settings
 from ivlens.prompts.builders import instructed
 from ivlens.prompts.chat import Layout
@@ -33,7 +33,7 @@ Choice = Literal["all", "best"] | int
 """All wordings in turn, the one that validates best, or the N-th, counted from 1."""
 
 
-def check(task: Task, choice: Choice) -> None:
+def check_choice(task: Task, choice: Choice) -> None:
     """Raises a TaskError where the task has no such wording, an IvlensError where there is no such choice."""
     if choice == "all":
         return
@@ -47,34 +47,34 @@ def check(task: Task, choice: Choice) -> None:
         )
 
 
-def unusual(heads: Chosen, choice: Choice) -> dict[str, Any]:
+def record_unusual(heads: Chosen, choice: Choice) -> dict[str, Any]:
     """What a run records of its heads and wordings, where they are not ranked by AIE and taken in turn."""
     named = [str(head) for head in heads] if isinstance(heads, tuple) else heads
     recorded = {"heads": named, "instruction": None if choice == "all" else choice}
     return {key: value for key, value in recorded.items() if value is not None}
 
 
-def worded(model: HookedTransformer, task: Task, choice: Choice, settings: Settings, *, table: Table) -> Task:
+def choose_wording(model: HookedTransformer, task: Task, choice: Choice, settings: Settings, *, table: Table) -> Task:
     """The task with the wordings asked for; of `best`, what was tried is kept as the table `instructions`.
 
     Raises:
         IvlensError: there is no such wording.
     """
-    check(task, choice)
+    check_choice(task, choice)
     if choice == "all":
         return task
     if choice == "best":
         pairs = task.split(shots=settings.shots, seed=settings.seed).validation
         found = table(
             "instructions",
-            lambda: tried(model, task, pairs, template=settings.template, seed=settings.seed),
+            lambda: try_wordings(model, task, pairs, template=settings.template, seed=settings.seed),
             WORDINGS,
         )
         choice = int(found.loc[found["chosen"], "number"].iloc[0])
     return replace(task, instructions=(task.instructions[choice - 1],))
 
 
-def tried(
+def try_wordings(
     model: HookedTransformer, task: Task, pairs: Sequence[Pair], *, template: Layout = DEFAULT, seed: int = 0
 ) -> pd.DataFrame:
     """Accuracy and P(answer) under every wording, with intervals over pairs.
@@ -84,7 +84,7 @@ def tried(
     lines = []
     for number, wording in enumerate(task.instructions, start=1):
         prompts = instructed(replace(task, instructions=(wording,)), pairs, template=template)
-        values = steering_trials.summary(*answered(model, tokenize(model, prompts)), seed=seed)
+        values = steering_trials.summary(*score_answers(model, tokenize(model, prompts)), seed=seed)
         lines.append({"number": number, "wording": wording, **values})
     best = max(lines, key=lambda line: (line["accuracy"], line["probability"]))
     return pd.DataFrame([{**line, "chosen": line is best} for line in lines]).filter(WORDINGS)

@@ -18,7 +18,7 @@ import typer
 from ivlens.cli import audit, compare, convert, figures, report, study, tasks, universal
 from ivlens.cli.output import complain
 from ivlens.errors import IvlensError
-from ivlens.storage.command_line import typed
+from ivlens.storage.command_line import remember_arguments
 
 # Only the public subclass is at the same place in every version of typer.
 _UsageError: Any = typer.BadParameter.__base__
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        with _plain_warnings(), typed(given):
+        with _plain_warnings(), remember_arguments(given):
             status = app(given or ["--help"], prog_name="ivlens", standalone_mode=False) or 0
     except IvlensError as error:
         return complain(str(error))

@@ -40,7 +40,7 @@ def audit(
     import ivlens
     from ivlens.analysis import audit_tables
 
-    chosen = ivlens.task(task, columns=options.columns_of(columns))
+    chosen = ivlens.task(task, columns=options.parse_columns(columns))
     settings = settings_of(shots, clean_prompts, prompts, corruption, source, effect, seed)
     others = check_early(chosen, settings, template=template, heads=heads, instruction=instruction)
     names = [model, *map(str, adapter or ()), chosen.name]

@@ -33,20 +33,20 @@ def check_early(
     instruction: str = "all",
 ) -> dict[str, Any]:
     """Heads and wordings as they are meant. Refuses, before a large model is read, what can be refused without it."""
-    from ivlens.analysis.wordings import check
+    from ivlens.analysis.wordings import check_choice
     from ivlens.patching.settings import Settings
     from ivlens.prompts.chat import CHAT
-    from ivlens.prompts.template import named as template_named
-    from ivlens.vectors.head_choice import named
+    from ivlens.prompts.template import find_template
+    from ivlens.vectors.head_choice import parse_heads
 
     Settings(**settings)
     if template != CHAT:
-        template_named(template)
-    wording = options.wording_of(instruction)
+        find_template(template)
+    wording = options.parse_wording(instruction)
     if task is not None:
         task.split(shots=settings["shots"], seed=settings["seed"])
-        check(task, wording)
-    return {"heads": named(heads), "instruction": wording}
+        check_choice(task, wording)
+    return {"heads": parse_heads(heads), "instruction": wording}
 
 
 def refuse_short(task: Task) -> None:

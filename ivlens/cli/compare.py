@@ -44,7 +44,7 @@ def compare(
     import ivlens
     from ivlens.analysis import comparison_tables
 
-    chosen = ivlens.task(task, columns=options.columns_of(columns))
+    chosen = ivlens.task(task, columns=options.parse_columns(columns))
     settings = settings_of(shots, clean_prompts, prompts, corruption, source, effect, seed)
     others = check_early(chosen, settings, template=template, heads=heads, instruction=instruction)
     folder = out or Path("runs") / "-".join(["compare", *map(file_name, [base, *tuned, chosen.name])])

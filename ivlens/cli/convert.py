@@ -61,7 +61,7 @@ def convert(
         model=model,
         task=task,
         effects=effects,
-        heads=[Head.parse(head) for head in options.listed(heads)] if heads else (),
+        heads=[Head.parse(head) for head in options.split_list(heads)] if heads else (),
         top=top,
     )
     for notice in notices:

@@ -28,7 +28,7 @@ class Effect(StrEnum):
     nll = "nll"
 
 
-def whole(text: str | int) -> int:
+def parse_whole(text: str | int) -> int:
     """A whole number; typer's own complaint does not say what came."""
     try:
         return int(text)
@@ -37,10 +37,10 @@ def whole(text: str | int) -> int:
 
 
 def number(words: str) -> Any:
-    return typer.Option(help=words, parser=whole, metavar="N")
+    return typer.Option(help=words, parser=parse_whole, metavar="N")
 
 
-def listed(text: str) -> list[str]:
+def split_list(text: str) -> list[str]:
     return [part.strip() for part in text.split(",")]
 
 
@@ -96,19 +96,19 @@ Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16, floa
 Memory = Annotated[str, typer.Option(help="What patching may take beside the weights.")]
 
 
-def columns_of(text: str | None) -> tuple[str, str] | None:
+def parse_columns(text: str | None) -> tuple[str, str] | None:
     """The two columns that `--columns` names.
 
     Raises:
         IvlensError: not two.
     """
-    names = [] if text is None else listed(text)
+    names = [] if text is None else split_list(text)
     if text is None or len(names) == 2:
         return (names[0], names[1]) if names else None
     raise IvlensError(f"columns is {text!r}; write the input's and the output's, such as question,answer")
 
 
-def wording_of(text: str) -> Any:
+def parse_wording(text: str) -> Any:
     """What `--instruction` chooses: `all`, `best`, or a number.
 
     Raises:

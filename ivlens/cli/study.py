@@ -31,9 +31,9 @@ def study(
     from ivlens.forgetting import plan
     from ivlens.forgetting import tables as study_tables
 
-    asked = plan.read(name).with_changes(
-        methods=None if methods is None else tuple(options.listed(methods)),
-        seeds=None if seeds is None else tuple(map(options.whole, options.listed(seeds))),
+    asked = plan.read_plan(name).with_changes(
+        methods=None if methods is None else tuple(options.split_list(methods)),
+        seeds=None if seeds is None else tuple(map(options.parse_whole, options.split_list(seeds))),
     )
     if steps is not None:
         asked = asked.with_changes(training=dataclasses.replace(asked.training, steps=steps))

@@ -21,6 +21,6 @@ def list_tasks(
     if file is None:
         audit_tables.print_tasks([task(name) for name in tasks()])
         return
-    found = task(file, columns=options.columns_of(columns))
+    found = task(file, columns=options.parse_columns(columns))
     refuse_short(found)
     audit_tables.print_task(found)

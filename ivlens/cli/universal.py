@@ -42,7 +42,7 @@ def universal(
     from ivlens.analysis import audit_tables
     from ivlens.patching.settings import Settings
 
-    chosen = [ivlens.task(name) for name in (ivlens.tasks() if tasks is None else options.listed(tasks))]
+    chosen = [ivlens.task(name) for name in (ivlens.tasks() if tasks is None else options.split_list(tasks))]
     settings = settings_of(shots, clean_prompts, prompts, corruption, source, effect, seed)
     check_early(None, settings, template=template)
     hooked = ivlens.load(model, adapter=adapter, device=device, dtype=dtype)

@@ -18,7 +18,7 @@ from ivlens.storage.atomic_files import refuse_unusual
 _HEADER, _COMPRESSION = 2, 3
 
 
-def read(folder: Path, name: str) -> pa.Table:
+def read_stream(folder: Path, name: str) -> pa.Table:
     """The table of a stream that lies in a folder; its buffers stay on the disk and are not yet validated.
 
     Raises:

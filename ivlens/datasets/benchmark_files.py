@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from ivlens.errors import TaskError
-from ivlens.storage.json_files import checked, entries, first, read_json
+from ivlens.storage.json_files import check_object, entries, first_text, read_json
 
 FORMATS = (
     "a TRACE folder has train.json, eval.json and test.json of prompt and answer, an O-LoRA folder train.json, "
@@ -90,7 +90,7 @@ def questions(path: Path) -> list[Question]:
 
 def labels(path: Path) -> list[str]:
     """What O-LoRA's `labels.json` lists."""
-    return checked(_Labels, {"labels": read_json(path, wanted=FORMATS)}, str(path)).labels
+    return check_object(_Labels, {"labels": read_json(path, wanted=FORMATS)}, str(path)).labels
 
 
 def sentences(path: Path, labels: Sequence[str]) -> list[Sentence]:
@@ -137,9 +137,9 @@ def o_lora(path: Path) -> tuple[Pairs, str]:
 
 def natural_instructions(content: object, path: Path) -> tuple[Pairs, str]:
     """Inputs, each with the first of its outputs, and the definition of a Super-NaturalInstructions file."""
-    head = checked(_Instructions, content, str(path))
+    head = check_object(_Instructions, content, str(path))
     instances = entries(_Instance, head.Instances, f"{path}: 'Instances'")
     # An input may stand there several times, with one of its right answers each.
-    answers = {one.input: first(one.output) for one in reversed(instances)}
+    answers = {one.input: first_text(one.output) for one in reversed(instances)}
     wording = head.Definition if isinstance(head.Definition, str) else " ".join(head.Definition)
     return [(given, answers[given]) for given in dict.fromkeys(one.input for one in instances)], wording

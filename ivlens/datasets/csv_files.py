@@ -66,7 +66,7 @@ def read_csv(path: Path, columns: Columns | None = None) -> list[tuple[str, str]
 
 def _lines(text: str, path: Path) -> list[tuple[int, list[str]]]:
     """Number and cells of every line that is not empty, cut at the delimiter that gives all lines equally many."""
-    parsed = {sign: _parsed(text, sign, path) for sign in DELIMITERS}
+    parsed = {sign: _parse(text, sign, path) for sign in DELIMITERS}
     widths = {sign: {len(cells) for _, cells in lines} for sign, lines in parsed.items()}
     if not parsed[","]:
         raise TaskError(f"{path} is empty; write one pair a line, with a comma between input and output")
@@ -84,7 +84,7 @@ def _lines(text: str, path: Path) -> list[tuple[int, list[str]]]:
     )
 
 
-def _parsed(text: str, delimiter: str, path: Path) -> list[tuple[int, list[str]]]:
+def _parse(text: str, delimiter: str, path: Path) -> list[tuple[int, list[str]]]:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
         return [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]

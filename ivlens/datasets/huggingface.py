@@ -52,7 +52,7 @@ def read_saved(folder: Path, columns: Columns | None = None) -> list[tuple[str, 
         if state.get("_indices_files") or state.get("_indices_data_files"):
             raise ValueError("its rows are in another order than its files have them")
         names = dict.fromkeys(one["filename"] for one in state["_data_files"])
-        table = pa.concat_tables([arrow_streams.read(folder, name) for name in names])
+        table = pa.concat_tables([arrow_streams.read_stream(folder, name) for name in names])
         classes = _classes(info["features"] or {})
     # Arrow raises the last one for what is damaged in ways of its own.
     except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:

@@ -150,12 +150,12 @@ def task(name: str | Path, *, columns: Columns | None = None) -> Task:
     """
     built_in = BUILT_IN / f"{name}.json"
     if str(name) in tasks():
-        return read(built_in, columns=columns)  # Which refuses columns.
+        return read_task(built_in, columns=columns)  # Which refuses columns.
     if str(name).startswith(HUB):
         return _of(task_files.read_hub(str(name), columns), name)
     path = Path(name)
     if exists(path):
-        return read(path, columns=columns)
+        return read_task(path, columns=columns)
     close = difflib.get_close_matches(str(name), tasks(), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}?" if close else "`ivlens tasks` lists the built-in ones."
     raise TaskError(f"there is no built-in task and no file {str(name)!r}; {hint}")
@@ -168,13 +168,13 @@ def exists(path: Path) -> bool:
     return False
 
 
-def read(path: Path, *, columns: Columns | None = None) -> Task:
+def read_task(path: Path, *, columns: Columns | None = None) -> Task:
     """A task file or folder in whichever of the known formats it is; see `task`.
 
     Raises:
         TaskError: not readable, of no known format, unknown or missing keys, empty, or with contradicting duplicates.
     """
-    return _of(task_files.read(path, columns), path)
+    return _of(task_files.read_content(path, columns), path)
 
 
 def _of(content: Content, where: str | Path) -> Task:
@@ -200,12 +200,12 @@ def _consistent(pairs: Sequence[Pair], path: str | Path) -> tuple[Pair, ...]:
         if len(contradicting) > TOLERATED_CONTRADICTIONS * len(outputs):
             raise TaskError(f"{path} contradicts itself: {example}; keep one of them")
         warnings.warn(
-            f"{path} contradicts itself: {example}; left out {listed(contradicting)}", TaskWarning, stacklevel=5
+            f"{path} contradicts itself: {example}; left out {list_names(contradicting)}", TaskWarning, stacklevel=5
         )
     return tuple(dict.fromkeys(pair for pair in pairs if pair.input not in contradicting))
 
 
-def listed(names: Iterable[str], most: int = 5) -> str:
+def list_names(names: Iterable[str], most: int = 5) -> str:
     """Names in quotes; of many the first, and how many there are more."""
     names = list(names)
     rest = f" and {len(names) - most} more" if len(names) > most else ""

@@ -50,7 +50,7 @@ class _TaskFile(BaseModel):
     pairs: list[_PairEntry] = Field(min_length=1)
 
 
-def read(path: Path, columns: Columns | None = None) -> Content:
+def read_content(path: Path, columns: Columns | None = None) -> Content:
     """What a file or folder says.
 
     Where an input or an output is a list of texts, the first is taken, as function_vectors takes it of its queries.

@@ -16,7 +16,7 @@ import torch
 from ivlens.datasets.task import Task
 from ivlens.errors import TaskError
 from ivlens.forgetting.plan import Evaluation
-from ivlens.patching.activations import answered
+from ivlens.patching.activations import score_answers
 from ivlens.prompts.builders import few_shot, instructed, statements
 from ivlens.prompts.template import Prompt
 from ivlens.prompts.tokens import Tokens, tokenize
@@ -29,7 +29,7 @@ COLUMNS = ("task", "kind", "measure", "heads", "value", "n")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Paper:
+class PromptSet:
     """Prompts of one form of many tasks, to be answered together."""
 
     kind: str
@@ -44,7 +44,7 @@ class Paper:
 
     def lines(self, model: HookedTransformer) -> Iterator[tuple[str, str, str, str, float, int]]:
         """`COLUMNS` of every task; NaN where it has no such prompts."""
-        right, first = answered(model, self.tokens) if self.tokens else (torch.zeros(0).bool(), torch.zeros(0))
+        right, first = score_answers(model, self.tokens) if self.tokens else (torch.zeros(0).bool(), torch.zeros(0))
         sizes = list(self.sizes.values())
         for task, own, probabilities in zip(self.sizes, right.split(sizes), first.split(sizes), strict=True):
             yield task, self.kind, self.accuracy, "", float(own.double().mean()), len(own)
@@ -53,19 +53,19 @@ class Paper:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Examination:
+class StageEvaluation:
     """Questions on general tasks and on the tasks of a sequence."""
 
-    papers: tuple[Paper, ...]
+    prompt_sets: tuple[PromptSet, ...]
 
     def __call__(self, model: HookedTransformer) -> pd.DataFrame:
         """One line a task and measure, `COLUMNS`."""
-        return pd.DataFrame([line for paper in self.papers for line in paper.lines(model)], columns=list(COLUMNS))
+        return pd.DataFrame([line for one in self.prompt_sets for line in one.lines(model)], columns=list(COLUMNS))
 
 
-def examination(
+def prepare_evaluation(
     model: HookedTransformer, stages: Sequence[Stage], tasks: Sequence[Task], evaluation: Evaluation
-) -> Examination:
+) -> StageEvaluation:
     """Draw and tokenize all prompts.
 
     Raises:
@@ -74,28 +74,28 @@ def examination(
     general = {task.name: _general(task, evaluation) for task in tasks}
     few = {name: found[1] for name, found in general.items()}
     stated = {name: found[2] for name, found in general.items()}
-    return Examination(
-        papers=(
-            _paper(model, "sequence", "accuracy", "probability", {stage.name: stage.test for stage in stages}),
-            _paper(model, "sequence", "trained accuracy", None, {stage.name: stage.train for stage in stages}),
-            _paper(
+    return StageEvaluation(
+        prompt_sets=(
+            _prompt_set(model, "sequence", "accuracy", "probability", {stage.name: stage.test for stage in stages}),
+            _prompt_set(model, "sequence", "trained accuracy", None, {stage.name: stage.train for stage in stages}),
+            _prompt_set(
                 model,
                 "general",
                 "instruction accuracy",
                 "instruction probability",
                 {name: found[0] for name, found in general.items()},
             ),
-            _paper(model, "general", "few-shot accuracy", None, few),
-            _paper(model, "general", "knowledge accuracy", "knowledge probability", stated),
+            _prompt_set(model, "general", "few-shot accuracy", None, few),
+            _prompt_set(model, "general", "knowledge accuracy", "knowledge probability", stated),
         )
     )
 
 
-def _paper(
+def _prompt_set(
     model: HookedTransformer, kind: str, accuracy: str, probability: str | None, asked: Mapping[str, Sequence[Prompt]]
-) -> Paper:
+) -> PromptSet:
     every = [prompt for prompts in asked.values() for prompt in prompts]
-    return Paper(
+    return PromptSet(
         kind=kind,
         accuracy=accuracy,
         probability=probability,

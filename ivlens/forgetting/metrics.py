@@ -117,7 +117,7 @@ def summary(evaluations: pd.DataFrame, *, guided: Sequence[str] = ()) -> pd.Data
         base = method.partition("+")[0]
         for other in (base, f"{base}+kl"):
             if other in methods and other != method:
-                for measure, *found in _paired(table, method, other):
+                for measure, *found in _pair(table, method, other):
                     lines.append((method, f"{measure} over {other}", *found))
         if base in methods:
             lost = -table[base, "GP change"].to_numpy()
@@ -141,7 +141,7 @@ def difference(evaluations: pd.DataFrame, method: str, other: str, *, guided: Se
             raise IvlensError(f"there is no method {one!r} in this study; there are {', '.join(known)}")
     both: Any = evaluations[evaluations["method"].isin([method, other])]
     table = _by_seed(cells(both, guided=guided))
-    return pd.DataFrame(list(_paired(table, method, other)), columns=["measure", "value", "low", "high", "n"])
+    return pd.DataFrame(list(_pair(table, method, other)), columns=["measure", "value", "low", "high", "n"])
 
 
 def _by_seed(found: Any) -> Any:
@@ -149,7 +149,7 @@ def _by_seed(found: Any) -> Any:
     return found.pivot(index="seed", columns=["method", "measure"], values="value")
 
 
-def _paired(table: Any, method: str, other: str) -> Iterator[tuple[str, float, float, float, int]]:
+def _pair(table: Any, method: str, other: str) -> Iterator[tuple[str, float, float, float, int]]:
     for measure in COMPARED:
         yield measure, *_interval((table[method, measure] - table[other, measure]).to_numpy())
 

@@ -128,7 +128,7 @@ class Plan:
         given, kind = self.settings.get(name, {}), METHODS[name]
         _refuse_unknown(kind, given, f"settings.{name}.")
         types = get_type_hints(kind)
-        return kind(**{key: _typed(types[key], value, f"settings.{name}.{key}") for key, value in given.items()})
+        return kind(**{key: _as_type(types[key], value, f"settings.{name}.{key}") for key, value in given.items()})
 
     def with_changes(self, **changes: Any) -> Plan:
         """The same plan but for what is not None."""
@@ -143,7 +143,7 @@ class Plan:
         return recorded
 
 
-def read(name: str | Path) -> Plan:
+def read_plan(name: str | Path) -> Plan:
     """A built-in study by name, or a TOML file by path. Paths in a file are relative to its folder.
 
     Raises:
@@ -200,7 +200,7 @@ def _plan(content: Mapping[str, Any]) -> Plan:
     if "guidance" in given:
         forms = _table(given["guidance"], "guidance")
         given["guidance"] = {name: _guidance(name, form) for name, form in forms.items()}
-    return _typed(Plan, given, "")
+    return _as_type(Plan, given, "")
 
 
 def _guidance(name: str, form: Any) -> dict[str, Any]:
@@ -209,7 +209,7 @@ def _guidance(name: str, form: Any) -> dict[str, Any]:
     return {**asdict(GUIDANCE.get(name, Guidance())), **form}
 
 
-def _typed(kind: Any, content: Any, where: str) -> Any:
+def _as_type(kind: Any, content: Any, where: str) -> Any:
     """A value, or a dataclass of a table of values, nothing of which is taken for something of another type.
 
     Raises:

@@ -10,7 +10,7 @@ from ivlens.analysis import probes
 from ivlens.datasets.task import Task, tasks
 from ivlens.datasets.task import task as find_task
 from ivlens.errors import StudyError, TaskError
-from ivlens.forgetting.cell import Bench
+from ivlens.forgetting.method_run import PreparedBase
 from ivlens.forgetting.plan import Plan
 from ivlens.patching.settings import Settings
 from ivlens.storage import run_folder
@@ -58,7 +58,7 @@ def _refuse_unfit(task: Task, shots: int) -> None:
         )
 
 
-def _named(asked: Plan, general: Sequence[Task], chosen: Sequence[str]) -> list[Task]:
+def _choose_tasks(asked: Plan, general: Sequence[Task], chosen: Sequence[str]) -> list[Task]:
     """Those of the general tasks that a list of names or paths means."""
     names = asked.general or tuple(tasks())
     return [task for name, task in zip(names, general, strict=True) if {name, task.name} & set(chosen)]
@@ -90,20 +90,20 @@ def refuse_unfit_guidance(asked: Plan, base: HookedTransformer) -> None:
             )
 
 
-def bench_of(asked: Plan, base: HookedTransformer, general: Sequence[Task], run: run_folder.Run) -> Bench:
+def prepare_base(asked: Plan, base: HookedTransformer, general: Sequence[Task], run: run_folder.Run) -> PreparedBase:
     """Universal heads, their vectors and the probes, of the base model; the heads are kept in the run folder."""
     path = run.path("universal.safetensors")
     if not path.exists():
-        guides = _named(asked, general, asked.guides) if asked.guides else list(general)[::2]
+        guides = _choose_tasks(asked, general, asked.guides) if asked.guides else list(general)[::2]
         universal_heads(base, guides, _settings(asked), top=asked.evaluation.top).save(path)
-    return bench_from(asked, base, general, path)
+    return prepare_from(asked, base, general, path)
 
 
-def bench_from(asked: Plan, base: HookedTransformer, general: Sequence[Task], path: Path) -> Bench:
+def prepare_from(asked: Plan, base: HookedTransformer, general: Sequence[Task], path: Path) -> PreparedBase:
     """What cells share, from the universal heads that were kept."""
     universal = Universal.load(path)
     found = {}
-    for task in _named(asked, general, asked.evaluation.probes):
+    for task in _choose_tasks(asked, general, asked.evaluation.probes):
         vector = instruction_vector(
             base, task, heads=universal.heads, layer=universal.layer, settings=universal.settings
         )
@@ -111,7 +111,7 @@ def bench_from(asked: Plan, base: HookedTransformer, general: Sequence[Task], pa
             task,
             probes.prepare(base, task, vector, prompts=asked.evaluation.probe_prompts, others=general),
         )
-    return Bench(model=base, universal=universal, probes=found)
+    return PreparedBase(model=base, universal=universal, probes=found)
 
 
 def _settings(asked: Plan) -> Settings:

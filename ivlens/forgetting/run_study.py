@@ -16,9 +16,8 @@ import pandas as pd
 
 from ivlens.datasets.task import Task
 from ivlens.errors import StudyError
-from ivlens.forgetting import plan
-from ivlens.forgetting import workers as crew
-from ivlens.forgetting.cell import EVALUATIONS, GRIDS, STEPS
+from ivlens.forgetting import plan, worker_pool
+from ivlens.forgetting.method_run import EVALUATIONS, GRIDS, STEPS
 from ivlens.forgetting.plan import Plan
 from ivlens.forgetting.preparation import general_tasks, refuse_unfit_guidance, sequence
 from ivlens.forgetting.study import Study
@@ -56,7 +55,7 @@ def study(
     """
     if workers is not None and workers < 1:
         raise StudyError(f"workers is {workers}; it must be 1 or more")
-    asked = name if isinstance(name, Plan) else plan.read(name)
+    asked = name if isinstance(name, Plan) else plan.read_plan(name)
     general = general_tasks(asked)
     sequences = {seed: sequence(asked, seed, general) for seed in asked.seeds}
     base = loader.load(model or asked.model, device="auto" if model else device, dtype="auto" if model else dtype)
@@ -67,10 +66,10 @@ def study(
         out, command="study", settings=asked.record(), sources=sources, seed=asked.evaluation.seed
     ) as run:
         if not run.is_complete:
-            at_once = 1 if model else workers or crew.cores(base)
-            with crew.trained_beside(base), crew.threads(asked.threads):
-                done = crew.train(asked, base, general, sequences, run, at_once, device=device, dtype=dtype)
-                n_stages = crew.n_stages(crew.left(asked, run.folder))
+            at_once = 1 if model else workers or worker_pool.count_cores(base)
+            with worker_pool.freeze_base(base), worker_pool.use_threads(asked.threads):
+                done = worker_pool.train(asked, base, general, sequences, run, at_once, device=device, dtype=dtype)
+                n_stages = worker_pool.n_stages(worker_pool.list_unfinished(asked, run.folder))
                 with closing(done):
                     for _ in track(done, f"study {asked.name}: stages", total=n_stages):
                         pass
@@ -91,7 +90,7 @@ def _sources(
 
 def _collect(run: run_folder.Run, asked: Plan) -> None:
     """One table of each kind for the whole study."""
-    cells = crew.all_cells(asked, run.folder)
+    cells = worker_pool.all_cells(asked, run.folder)
     numbers = range(len(asked.tasks) + 1)
     for name, suffix, columns, which in (
         ("evaluations", ".parquet", EVALUATIONS, numbers),
@@ -99,5 +98,5 @@ def _collect(run: run_folder.Run, asked: Plan) -> None:
         ("aie", "-aie.parquet", GRIDS, [0, numbers[-1]]),
     ):
         paths = [path for one in cells for stage in which if (path := one.path(stage, suffix)).is_file()]
-        found = [parquet.read(path, columns=columns, remedy="delete it and run again") for path in paths]
+        found = [parquet.read_table(path, columns=columns, remedy="delete it and run again") for path in paths]
         run.write_table(name, pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=list(columns)))

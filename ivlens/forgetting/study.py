@@ -10,7 +10,7 @@ import pandas as pd
 
 from ivlens.errors import RunError
 from ivlens.forgetting import metrics, plan
-from ivlens.forgetting.cell import EVALUATIONS, GRIDS, STEPS
+from ivlens.forgetting.method_run import EVALUATIONS, GRIDS, STEPS
 from ivlens.forgetting.plan import Plan
 from ivlens.storage import run_folder
 from ivlens.vectors.universal_heads import Universal
@@ -60,11 +60,11 @@ class Study:
 
     @property
     def summary(self) -> pd.DataFrame:
-        """AP, F, GP, IP and their like per method, with intervals over seeds; see `forgetting.summary`."""
+        """AP, F, GP, IP and their like per method, with intervals over seeds; see `metrics.summary`."""
         return metrics.summary(self.evaluations, guided=self.guided)
 
     def difference(self, method: str, other: str) -> pd.DataFrame:
-        """What one method has over another, paired by seed; see `forgetting.difference`."""
+        """What one method has over another, paired by seed; see `metrics.difference`."""
         return metrics.difference(self.evaluations, method, other, guided=self.guided)
 
     def figures(self) -> dict[str, go.Figure]:

@@ -57,11 +57,11 @@ class Answered(NamedTuple):
         return None if len(self.queries.unique()) == len(self.queries) else self.queries
 
 
-def answered(model: HookedTransformer, prompts: Sequence[Prompt]) -> Answered:
+def answer_all(model: HookedTransformer, prompts: Sequence[Prompt]) -> Answered:
     """Ask all prompts, teacher-forced."""
     numbers = {query: number for number, query in enumerate(dict.fromkeys(prompt.query for prompt in prompts))}
     queries = torch.tensor([numbers[prompt.query] for prompt in prompts])
-    return Answered(*activations.answered(model, tokenize(model, prompts)), queries)
+    return Answered(*activations.score_answers(model, tokenize(model, prompts)), queries)
 
 
 def abilities(task: Task, *, seed: int) -> dict[str, list[Prompt]]:

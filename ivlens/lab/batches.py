@@ -82,21 +82,21 @@ def batch(encoded: Sequence[Encoded]) -> Batch:
     targets = torch.zeros(len(encoded), width, dtype=torch.bool)
     for row, one in enumerate(encoded):
         targets[row, list(one.targets)] = True
-    query = _padded([one.query for one in encoded], -1, width)
+    query = _pad([one.query for one in encoded], -1, width)
     place = torch.arange(width)
     causal = place[None, :] <= place[:, None]
     own = (query[:, :, None] == query[:, None, :]) | (place == 0)
     seen = [
-        (causal & (own | ~_padded(rows, False, width)[:, :, None]))[:, None]
+        (causal & (own | ~_pad(rows, False, width)[:, :, None]))[:, None]
         for rows in ([one.blind for one in encoded], [one.narrow for one in encoded])
     ]
     answers = torch.tensor([one.targets[place] for one in encoded for place in sorted(one.targets)])
     shuffled = torch.tensor([one.shuffled for one in encoded for _ in one.targets])
-    ids = _padded([one.ids for one in encoded], 0, width)
+    ids = _pad([one.ids for one in encoded], 0, width)
     return Batch(ids, seen[0], seen[1], targets, answers, shuffled)
 
 
-def _padded(rows: Sequence[Sequence[int]], value: int, width: int) -> Tensor:
+def _pad(rows: Sequence[Sequence[int]], value: int, width: int) -> Tensor:
     return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
 
 

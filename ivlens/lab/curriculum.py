@@ -143,11 +143,11 @@ def document(task: Task, form: Form, lesson: Lesson, generator: np.random.Genera
     """Draw one document of a given form."""
     drawn = generator.random()
     if form == "before" or form == "between":
-        parts = _instructed(task, form, generator)
+        parts = _write_instructed(task, form, generator)
     elif form == "statement":
-        parts = _stated(task, generator)
+        parts = _write_statement(task, generator)
     else:
-        parts = _demonstrated(task, form, generator)
+        parts = _write_demonstrations(task, form, generator)
     return Document(
         task=task.name,
         form=form,
@@ -157,26 +157,26 @@ def document(task: Task, form: Form, lesson: Lesson, generator: np.random.Genera
     )
 
 
-def _instructed(task: Task, form: Literal["before", "between"], generator: np.random.Generator) -> list[Part]:
+def _write_instructed(task: Task, form: Literal["before", "between"], generator: np.random.Generator) -> list[Part]:
     while True:
         wording = task.instructions[generator.integers(len(task.instructions) - 1)]
         pair = task.pairs[generator.integers(len(task.pairs))]
         if not held_out_from_instruction(task, pair, wording, form):
             break
     if form == "before":
-        return [Part(wording, "context"), *_asked(pair, behind="\n")]
+        return [Part(wording, "context"), *_write_query(pair, behind="\n")]
     query, answer_mark = _query(pair)
     return [query, Part(f"\n{wording}", "context"), answer_mark, Part(f" {pair.output}", "answer")]
 
 
-def _stated(task: Task, generator: np.random.Generator) -> list[Part]:
+def _write_statement(task: Task, generator: np.random.Generator) -> list[Part]:
     assert task.statement is not None
     while held_out_from_statement(task, pair := task.pairs[generator.integers(len(task.pairs))]):
         pass
     return [Part(task.statement.replace("{input}", pair.input), "context"), Part(f" {pair.output}", "answer")]
 
 
-def _demonstrated(task: Task, form: Form, generator: np.random.Generator) -> list[Part]:
+def _write_demonstrations(task: Task, form: Form, generator: np.random.Generator) -> list[Part]:
     """From 1 to 11 pairs in a row, all of them answered by the model; in form `both` behind an instruction."""
     number = int(generator.integers(1 if form == "both" else 2, MOST_DEMONSTRATIONS + 2))
     wording = task.instructions[generator.integers(len(task.instructions) - 1)] if form == "both" else None
@@ -186,7 +186,7 @@ def _demonstrated(task: Task, form: Form, generator: np.random.Generator) -> lis
         chain = [Pair(pair.input, task.pairs[i].output) for pair, i in zip(chain, drawn, strict=True)]
     parts = [Part(wording, "context")] if wording else []
     for place, pair in enumerate(chain):
-        parts += _asked(pair, behind="\n\n" if place else "\n" if wording else "")
+        parts += _write_query(pair, behind="\n\n" if place else "\n" if wording else "")
     return parts
 
 
@@ -207,7 +207,7 @@ def _chain(task: Task, number: int, wording: str | None, generator: np.random.Ge
     return chain
 
 
-def _asked(pair: Pair, *, behind: str = "") -> list[Part]:
+def _write_query(pair: Pair, *, behind: str = "") -> list[Part]:
     return [*_query(pair, behind=behind), Part(f" {pair.output}", "answer")]
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ivlens.datasets.task import Task, task, tasks
 from ivlens.lab import MODEL, RECORD, SETTINGS
-from ivlens.lab.abilities import abilities, answered
+from ivlens.lab.abilities import abilities, answer_all
 from ivlens.measures import Interval, interval
 from ivlens.models import loader
 from ivlens.patching.effects import indirect_effects
@@ -59,7 +59,7 @@ def _abilities(model: HookedTransformer, task: Task) -> dict[str, Numbers]:
         if not prompts:
             found[ability] = _numbers(Interval(math.nan, math.nan, math.nan), 0)
             continue
-        result = answered(model, prompts)
+        result = answer_all(model, prompts)
         found[ability] = _numbers(result.accuracy(), len(prompts))
         if ability in ("ten-shot", "shuffled"):
             found[f"{ability}-probability"] = _numbers(result.mean_probability(), len(prompts))
@@ -76,20 +76,20 @@ def steering(model: HookedTransformer, task: Task) -> dict[str, Numbers]:
 
     Every vector, random ones included, is added at the layer that is best for it on the validation pairs.
     """
-    rows = [_steered(model, task, seed) for seed in SPLIT_SEEDS]
+    rows = [_steer(model, task, seed) for seed in SPLIT_SEEDS]
     groups = torch.cat([queries for queries, _ in rows])
     names = ("unsteered", "steered", "steered-random")
     values = torch.cat([accuracies for _, accuracies in rows])
     return {name: _numbers(interval(values[:, i], groups), len(values)) for i, name in enumerate(names)}
 
 
-def _steered(model: HookedTransformer, task: Task, seed: int) -> tuple[Tensor, Tensor]:
+def _steer(model: HookedTransformer, task: Task, seed: int) -> tuple[Tensor, Tensor]:
     """For one parting of the pairs: which queries, and whether each was right, `[prompt, 3]`."""
     effects = indirect_effects(model, task, seed=seed)
     split = task.split(shots=effects.settings.shots, seed=seed)
     vector = write_vector(model, effects.mean_z, effects.top(HEADS))
     drawn = controls.random_heads(effects, HEADS, draws=RANDOM_DRAWS, seed=seed)
-    vectors = torch.stack([vector, *controls.written_by(model, effects, drawn, norm=float(vector.norm()))])
+    vectors = torch.stack([vector, *controls.write_control_vectors(model, effects, drawn, norm=float(vector.norm()))])
     validation = steer_every_layer(model, tokenize(model, zero_shot(split.validation)), vectors)
     evaluation = steer_every_layer(model, tokenize(model, zero_shot(split.evaluation)), vectors)
     n = len(vectors)

@@ -25,7 +25,7 @@ CARRIERS = (Head(3, 1), Head(3, 3), Head(3, 4), Head(3, 6))
 
 
 @contextmanager
-def masked(model: LlamaForCausalLM, part: Batch) -> Iterator[None]:
+def mask_heads(model: LlamaForCausalLM, part: Batch) -> Iterator[None]:
     """Let every head of the model see what `part` says it sees."""
     masks = {layer: _mask(part, layer, model.config.num_attention_heads) for layer in {head.layer for head in CARRIERS}}
 

@@ -28,7 +28,7 @@ from ivlens.lab import MODEL, RECORD, SETTINGS, TRAINING
 from ivlens.lab.batches import Batch, Encoder, batches
 from ivlens.lab.curriculum import FACTS, READING, Lesson, documents
 from ivlens.lab.evaluate import as_json, record
-from ivlens.lab.roles import CARRIERS, masked
+from ivlens.lab.roles import CARRIERS, mask_heads
 from ivlens.lab.vocabulary import BOS_ID, CONTEXT, EOS_ID, PAD_ID, tokenizer
 from ivlens.progress import track
 
@@ -168,7 +168,7 @@ def _accumulate(model: LlamaForCausalLM, parts: Sequence[Batch]) -> tuple[float,
 
 
 def _answer_logits(model: LlamaForCausalLM, part: Batch) -> Float[Tensor, "target vocab"]:
-    with masked(model, part):
+    with mask_heads(model, part):
         hidden = model.model(input_ids=part.ids, attention_mask=part.others, use_cache=False).last_hidden_state
     # Unembedding every place would cost as much as all the layers together.
     return model.lm_head(hidden[part.targets])

@@ -1,7 +1,7 @@
 """How is a TransformerBridge read, TransformerLens' wrapper of a Hugging Face model, the only model of its version 4?
 
 It has HookedTransformer's hook names, but no blocks that could be called on rows of their own: whatever is measured on
-it is measured by whole forward passes with hooks (`reruns`). Adapters of PEFT may be dropped in silence: `check` tries
+it is measured by whole forward passes with hooks. Adapters of PEFT may be dropped in silence: `check_bridge` tries
 what a bridge is going to be used for.
 """
 
@@ -58,7 +58,7 @@ def refuse_adapters(model: object) -> None:
 
 
 @torch.no_grad()
-def check(bridge: TransformerBridge) -> None:
+def check_bridge(bridge: TransformerBridge) -> None:
     """Try on a few tokens that hooks reach every head, that attention is causal and that masks are kept.
 
     Raises:

@@ -50,7 +50,7 @@ class Checkpoint:
     tokenizer: PreTrainedTokenizerBase
 
 
-def read(folder: Path, *, name: str) -> Checkpoint:
+def read_checkpoint(folder: Path, *, name: str) -> Checkpoint:
     """Read a folder, its weights as float32 with eager attention.
 
     Raises:
@@ -178,7 +178,8 @@ def _refuse_larger(folder: Path, config: PretrainedConfig) -> None:
 
     _refuse_elsewhere(folder)
     stored = [
-        tensor_files.stored(path, remedy="copy it again", error=ModelError) for path in folder.glob("*.safetensors")
+        tensor_files.read_header(path, remedy="copy it again", error=ModelError)
+        for path in folder.glob("*.safetensors")
     ]
     shapes = [shape for one in stored for shape in one.shapes.values()]
     for name, most in (("num_hidden_layers", len(shapes)), ("max_position_embeddings", LONGEST)):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from ivlens.errors import ModelError
 from ivlens.models import bridge
-from ivlens.models.checkpoint import _flat, read, refuse_non_finite
+from ivlens.models.checkpoint import _flat, read_checkpoint, refuse_non_finite
 from ivlens.models.hooked import DTYPES, build_hooked, model_name
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def load_without_adapters(
     where, asked = _device(device), _dtype(dtype)
     folder = find_folder(model, revision=revision)
     name = folder.resolve().name if Path(model).expanduser().is_dir() and model != "lab" else str(model)
-    checkpoint = read(folder, name=name)
+    checkpoint = read_checkpoint(folder, name=name)
     if asked is None:
         half = checkpoint.dtype in (torch.bfloat16, torch.float16)
         asked = torch.bfloat16 if half and where.startswith("cuda") else torch.float32
@@ -85,7 +85,7 @@ def _as_it_is(model: HookedTransformer, *, device: str, dtype: str, revision: st
         raise ModelError(f"{model_name(model)} has {model.cfg.attention_dir} attention; ivlens needs a causal model")
     refuse_non_finite(model, model_name(model))
     if is_bridge:
-        bridge.check(model)
+        bridge.check_bridge(model)
     return model
 
 
@@ -201,7 +201,7 @@ def load(
         own tokenizer adds one, and on GPT-2, whose heads rest on `<|endoftext|>` (TransformerLens' convention).
 
     Raises:
-        ModelError: the model cannot be read, is not supported, or comes out different (see `models.load`).
+        ModelError: the model cannot be read, is not supported, or comes out different (see `load_without_adapters`).
         ShapeMismatch: the adapter is of another model.
         IvlensError: an adapter cannot be read, asks for what ivlens does not compute, or changes nothing.
     """

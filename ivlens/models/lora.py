@@ -144,7 +144,7 @@ def attach(model: HookedTransformer, *adapters: Adapter) -> None:
     """
     there = [update.adapter for update in _updates(model)]
     for number, adapter in enumerate(adapters):
-        check(model, adapter)
+        check_adapter(model, adapter)
         if any(other is adapter for other in (*there, *adapters[:number])):
             raise IvlensError("the adapter is attached already; detach it first")
     for adapter in adapters:
@@ -190,7 +190,7 @@ def merge(model: HookedTransformer, adapter: Adapter) -> None:
         ShapeMismatch: the adapter is of another model.
         IvlensError: an adapter is attached; the sum would depend on the order. Nothing is merged then.
     """
-    check(model, adapter)
+    check_adapter(model, adapter)
     places = {name: locate(model, name) for name in adapter.factors}
     for name, (module, weight) in places.items():
         if is_adapted(module, weight):
@@ -204,7 +204,7 @@ def merge(model: HookedTransformer, adapter: Adapter) -> None:
 @contextmanager
 def merged(model: HookedTransformer, adapter: Adapter) -> Iterator[HookedTransformer]:
     """The model with an adapter in its weights, inside the `with` block; afterwards the old weights, to the bit."""
-    check(model, adapter)
+    check_adapter(model, adapter)
     places = [locate(model, name) for name in adapter.factors]
     kept = [getattr(module, weight).detach().clone() for module, weight in places]
     try:
@@ -237,7 +237,7 @@ def update_matrix(factors: Factors, scale: float) -> Float[Tensor, "d_in d_out"]
     return scale * (factors.A.T @ factors.B.T)
 
 
-def check(model: HookedTransformer, adapter: Adapter) -> None:
+def check_adapter(model: HookedTransformer, adapter: Adapter) -> None:
     """Raises ShapeMismatch where the adapter does not fit, IvlensError where it is not finite."""
     for name, (a, b) in adapter.factors.items():
         check_shapes(model, name, tuple(a.shape), tuple(b.shape))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import safetensors.torch
 
 from ivlens.errors import IvlensError
-from ivlens.models.lora import Adapter, Factors, check, check_shapes
+from ivlens.models.lora import Adapter, Factors, check_adapter, check_shapes
 from ivlens.storage import atomic_files, tensor_files
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ FORMAT = "ivlens.adapter/1"
 
 
 def save_adapter(adapter: Adapter, path: Path) -> None:
-    """Write the factors as they are into one safetensors file; `adapters.write_adapter` writes PEFT's form."""
+    """Write the factors as they are into one safetensors file; `peft.write_adapter` writes PEFT's form."""
     held = {
         f"{name}.{part}": getattr(factors, part).detach().cpu().contiguous()
         for name, factors in adapter.factors.items()
@@ -39,7 +39,7 @@ def load_adapter(path: Path, model: HookedTransformer) -> Adapter:
         ShapeMismatch: it is of another model.
     """
     remedy = "delete it and run the same command again"
-    shapes, metadata = tensor_files.stored(path, remedy=remedy)
+    shapes, metadata = tensor_files.read_header(path, remedy=remedy)
     if metadata.get("format") != FORMAT:
         raise IvlensError(
             f"{path} is of format {metadata.get('format')!r}, not {FORMAT!r}; give a file that save wrote"
@@ -55,8 +55,8 @@ def load_adapter(path: Path, model: HookedTransformer) -> Adapter:
         raise IvlensError(f"{path} does not say how strong its updates are; {remedy}") from error
     if not math.isfinite(scale):
         raise IvlensError(f"{path} says that its updates are {scale} times as strong; {remedy}")
-    held, _ = tensor_files.read(path, remedy=remedy, device=model.cfg.device or "cpu", most=None)
+    held, _ = tensor_files.read_tensors(path, remedy=remedy, device=model.cfg.device or "cpu", most=None)
     factors = {name: Factors(*(held[f"{name}.{part}"] for part in Factors._fields)) for name in sorted(names)}
     adapter = Adapter(factors=factors, scale=scale)
-    check(model, adapter)
+    check_adapter(model, adapter)
     return adapter

@@ -60,14 +60,14 @@ def read_adapter(folder: str | Path, model: HookedTransformer) -> Adapter:
         if shapes.keys() >= set(_tensor_names(linear)):
             _refuse_misfit(shapes, model, linear, config.rank(linear), folder)
     _refuse_gaps(shapes, adapted, folder)
-    held, _ = tensor_files.read(folder / WEIGHTS, remedy="copy it again", most=None)
+    held, _ = tensor_files.read_tensors(folder / WEIGHTS, remedy="copy it again", most=None)
     scale = config.scale(adapted[0])
     factors = {}
     for linear in adapted:
         both = Factors(*(_floating(held[name], linear, folder) for name in _tensor_names(linear)))
         factors |= _split(_working(both, model, share=config.scale(linear) / scale), model, linear)
     adapter = Adapter(factors=factors, scale=scale)
-    lora.check(model, adapter)
+    lora.check_adapter(model, adapter)
     if adapter.is_nothing():
         raise IvlensError(f"every update of the adapter in {folder} is zero, as before training; give a trained one")
     return adapter
@@ -94,7 +94,7 @@ def write_adapter(
     import safetensors.torch
 
     folder = Path(folder)
-    lora.check(model, adapter)
+    lora.check_adapter(model, adapter)
     linears = peft_layout.linears(model)
     held = {name for linear in linears for name in linear.weights}
     if not adapter.factors or not held.issuperset(adapter.factors):
@@ -134,7 +134,7 @@ def _shapes(folder: Path) -> Mapping[str, tuple[int, ...]]:
             if pickle
             else f"there is no {WEIGHTS} in {folder}; copy it again"
         )
-    return tensor_files.stored(path, remedy="copy it again").shapes
+    return tensor_files.read_header(path, remedy="copy it again").shapes
 
 
 def _tensor_names(linear: Linear) -> tuple[str, str]:

@@ -85,7 +85,7 @@ class Replied(NamedTuple):
     batch: Tokens
 
 
-def replied(model: HookedTransformer, tokens: Tokens) -> Iterator[Replied]:
+def reply_in_batches(model: HookedTransformer, tokens: Tokens) -> Iterator[Replied]:
     """Ask all prompts, batch by batch."""
     for batch in batches(tokens):
         logits = answer_logits(model, batch)
@@ -93,9 +93,9 @@ def replied(model: HookedTransformer, tokens: Tokens) -> Iterator[Replied]:
         yield Replied(right, first_token_probability(logits, batch.answers).cpu(), logits.argmax(-1), batch)
 
 
-def answered(model: HookedTransformer, tokens: Tokens) -> tuple[Bool[Tensor, " prompt"], Float[Tensor, " prompt"]]:
+def score_answers(model: HookedTransformer, tokens: Tokens) -> tuple[Bool[Tensor, " prompt"], Float[Tensor, " prompt"]]:
     """Is each answer what greedy decoding writes, and how probable is its first token? On the CPU."""
-    found = list(replied(model, tokens))
+    found = list(reply_in_batches(model, tokens))
     return torch.cat([part.right for part in found]), torch.cat([part.first for part in found])
 
 
@@ -123,11 +123,11 @@ def mean_z(model: HookedTransformer, tokens: Tokens) -> MeanZ:
     Source: Todd et al. 2024, arXiv:2310.15213, where it is called the task-conditioned mean activation.
 
     Raises:
-        ModelError: an activation is NaN or infinite; its layer is named. A TransformerBridge lacks what `bridges.check`
+        ModelError: an activation is NaN or infinite; its layer is named. A TransformerBridge lacks what `check_bridge`
             asks for.
     """
     if bridge.is_bridge(model):
-        bridge.check(model)
+        bridge.check_bridge(model)
     total = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_head, dtype=torch.float64)
     for batch in track(list(batches(tokens)), "mean head outputs"):
         total += last_z(model, batch).double().sum(0).cpu()

@@ -5,7 +5,7 @@ once, keys and values of its *prefix* are kept, and only the *tail* (the last pr
 it) is carried up the layers again: as a growing stack of *rows*, of which row 0 is the unpatched run and the others
 branch off it, a few at every layer. After the last layer all rows are unembedded once.
 
-A model whose attention is not covered cannot pass silently: `check` compares row 0 with the model's own forward pass.
+A model whose attention is not covered cannot pass silently: `compare_with_model` compares row 0 with the model's own forward pass.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Answers:
 
 
 @torch.no_grad()
-def answers(
+def run_branches(
     model: HookedTransformer, tokens: Tokens, branch: Branch, *, per_layer: int, memory: int, description: str
 ) -> Answers:
     """Carry all rows of all prompts up the layers and read the answer off each.
@@ -90,7 +90,7 @@ def answers(
     """
     budget = Budget.of(model, tokens, per_layer, memory)
     parts = [
-        _unembedded(model, batch, climb(model, batch, branch, per_layer=per_layer, chunk=budget.rows), budget.logits)
+        _unembed_rows(model, batch, climb(model, batch, branch, per_layer=per_layer, chunk=budget.rows), budget.logits)
         for batch in track(list(batches(tokens, size=budget.prompts)), description)
     ]
     return Answers.joined(parts, dim=0)
@@ -101,7 +101,7 @@ def climb(model: HookedTransformer, tokens: Tokens, branch: Branch, *, per_layer
 
     Row 0 is unpatched; row 1 + layer * per_layer + i is the i-th that branched off at that layer.
     """
-    prefix = read(model, tokens)
+    prefix = read_prefix(model, tokens)
     stack = prefix.start.new_empty(len(tokens), 1 + model.cfg.n_layers * per_layer, *prefix.start.shape[1:])
     stack[:, 0] = prefix.start
     for layer, block in enumerate(model.blocks):
@@ -116,7 +116,7 @@ def climb(model: HookedTransformer, tokens: Tokens, branch: Branch, *, per_layer
         for rows in _chunks(0, per_layer, chunk):
             stack[:, grown + rows.start : grown + rows.stop] = branch(junction, rows)
         check_finite(junction.after, layer)
-    check(model, prefix, stack[:, 0])
+    compare_with_model(model, prefix, stack[:, 0])
     return stack
 
 
@@ -125,7 +125,7 @@ def _chunks(start: int, stop: int, size: int) -> Iterator[range]:
         yield range(first, min(first + size, stop))
 
 
-def _unembedded(model: HookedTransformer, tokens: Tokens, stack: Rows, chunk: int) -> Answers:
+def _unembed_rows(model: HookedTransformer, tokens: Tokens, stack: Rows, chunk: int) -> Answers:
     parts = stack.split(max(1, chunk // (stack.shape[0] * stack.shape[2])), dim=1)
     return Answers.joined([read_answers(unembed(model, part), tokens) for part in parts], dim=1)
 
@@ -142,7 +142,7 @@ def read_answers(logits: Float[Tensor, "prompt row answer vocab"], tokens: Token
     )
 
 
-def read(model: HookedTransformer, tokens: Tokens) -> Prefix:
+def read_prefix(model: HookedTransformer, tokens: Tokens) -> Prefix:
     """Run prompts and answers once through the model and keep what tails need.
 
     The tail is as long as the longest answer: the last prompt token, and every answer token that predicts another.
@@ -179,7 +179,9 @@ def read(model: HookedTransformer, tokens: Tokens) -> Prefix:
     )
 
 
-def check(model: HookedTransformer, prefix: Prefix, unpatched: Float[Tensor, "prompt tail d_model"]) -> None:
+def compare_with_model(
+    model: HookedTransformer, prefix: Prefix, unpatched: Float[Tensor, "prompt tail d_model"]
+) -> None:
     """Refuse to go on when the block-wise pass and the model's own disagree.
 
     Raises:

@@ -148,7 +148,7 @@ def ranking_prompts(model: HookedTransformer, task: Task, settings: Settings) ->
         n = min(n, len(split.rank))
     prompts = _corrupted(split, settings, n)
     tokens = tokenize(model, prompts)
-    answer_check.check(model, task, [prompt.query.output for prompt in prompts], tokens)
+    answer_check.check_answers(model, task, [prompt.query.output for prompt in prompts], tokens)
     return torch.arange(n, device=tokens.prompts.device) % len(split.rank), tokens
 
 

@@ -1,6 +1,6 @@
 """What becomes of an answer when hooks change the run? One whole forward pass for every change.
 
-Slow and obvious, right for every model that has TransformerLens' hooks: what the block-wise passes of `tails` and
+Slow and obvious, right for every model that has TransformerLens' hooks: what the block-wise passes of `branches` and
 `interventions` are held to, and the only way on a TransformerBridge.
 """
 
@@ -29,31 +29,33 @@ Hooks = Sequence[tuple[str, Callable[..., Any]]]
 _LOGITS = 2**28
 
 
-def answers(model: HookedTransformer, tokens: Tokens, rows: Sequence[Hooks], *, description: str) -> Answers:
+def run_hooked(model: HookedTransformer, tokens: Tokens, rows: Sequence[Hooks], *, description: str) -> Answers:
     """Read the answers off one forward pass per row; row 0 is unchanged, row 1 + i is under the i-th hooks."""
     size = None
     if bridge.is_bridge(model):
-        bridge.check(model)
+        bridge.check_bridge(model)
         size = max(1, _LOGITS // (model.cfg.d_vocab * (tokens.prompts.shape[1] + tokens.answers.shape[1])))
     parts = []
     for hooks in track([[], *rows], description):
-        found = [read_answers(logits(model, batch, hooks)[:, None], batch) for batch in batches(tokens, size=size)]
+        found = [
+            read_answers(logits_under(model, batch, hooks)[:, None], batch) for batch in batches(tokens, size=size)
+        ]
         parts.append(Answers.joined(found, dim=0))
     return Answers.joined(parts, dim=1)
 
 
-def logits(model: HookedTransformer, tokens: Tokens, hooks: Hooks) -> AnswerLogits:
+def logits_under(model: HookedTransformer, tokens: Tokens, hooks: Hooks) -> AnswerLogits:
     """Logits that predict each answer token in a run under hooks."""
     with model.hooks(fwd_hooks=list(hooks)):
         return answer_logits(model, tokens)
 
 
-def head_set(head: Head, value: Float[Tensor, " d_head"], position: int) -> tuple[str, Callable[..., Any]]:
+def set_head(head: Head, value: Float[Tensor, " d_head"], position: int) -> tuple[str, Callable[..., Any]]:
     """A hook that replaces one head's output before `W_O` at one position."""
     return f"blocks.{head.layer}.attn.hook_z", partial(_set, head=head.head, value=value, position=position)
 
 
-def residual_added(layer: int, vector: Float[Tensor, " d_model"], position: int) -> tuple[str, Callable[..., Any]]:
+def add_to_residual(layer: int, vector: Float[Tensor, " d_model"], position: int) -> tuple[str, Callable[..., Any]]:
     """A hook that adds a vector to the residual stream after a block, at one position."""
     return f"blocks.{layer}.hook_resid_post", partial(_add, vector=vector, position=position)
 

@@ -1,6 +1,6 @@
 """What becomes of an answer when several things are changed at the last prompt token at once?
 
-`tails` branches a few rows off at every layer, each with one change. Here the rows are given from the start, each with
+A sweep branches a few rows off at every layer, each with one change. Here the rows are given from the start, each with
 changes at whatever layers: heads replaced by a mean (ablation), a vector added to the residual stream (steering).
 """
 
@@ -20,9 +20,9 @@ from ivlens.errors import ShapeMismatch
 from ivlens.measures import kl_divergence, token_log_probs
 from ivlens.models import bridge, hooked
 from ivlens.patching import branches
-from ivlens.patching import hooks as reruns
 from ivlens.patching.activations import batches, unembed
 from ivlens.patching.block_forward import attend, write
+from ivlens.patching.hooks import add_to_residual, logits_under, set_head
 from ivlens.prompts.tokens import Tokens
 from ivlens.shapes import Head, MeanZ, Residual
 
@@ -64,7 +64,9 @@ class _Planned(NamedTuple):
 
 
 @torch.no_grad()
-def run(model: HookedTransformer, tokens: Tokens, changes: Sequence[Change], *, layer: int, z: MeanZ) -> Outcomes:
+def run_changes(
+    model: HookedTransformer, tokens: Tokens, changes: Sequence[Change], *, layer: int, z: MeanZ
+) -> Outcomes:
     """Read every prompt once and carry its end up the layers, once per change and once unchanged.
 
     Args:
@@ -73,17 +75,17 @@ def run(model: HookedTransformer, tokens: Tokens, changes: Sequence[Change], *, 
 
     Raises:
         ShapeMismatch: `z` or a vector is from a model of other heads or width.
-        ModelError: a residual stream is NaN or infinite, or the model has an attention that `blocks` does not know.
+        ModelError: a residual stream is NaN or infinite, or the model has an attention that `block_forward` does not know.
     """
     planned = _plan(model, changes, layer, z)
     tail, n_rows = tokens.answers.shape[1], len(planned.added)
     per_prompt = n_rows * tail * max(model.cfg.d_vocab_out, 4 * model.cfg.n_heads * tokens.prompts.shape[1])
     if bridge.is_bridge(model):
-        bridge.check(model)
+        bridge.check_bridge(model)
         read = partial(_rerun, changes=changes, layer=layer, z=z)
     else:
-        read = partial(_carried, planned=planned)
-    parts = [_outcomes(batch, read(model, batch)) for batch in _sized(tokens, max(1, _LOGITS // per_prompt))]
+        read = partial(_carry, planned=planned)
+    parts = [_outcomes(batch, read(model, batch)) for batch in _split_by_size(tokens, max(1, _LOGITS // per_prompt))]
     return Outcomes(
         probability=torch.cat([part.probability for part in parts]).cpu(),
         match=torch.cat([part.match for part in parts]).cpu(),
@@ -91,7 +93,7 @@ def run(model: HookedTransformer, tokens: Tokens, changes: Sequence[Change], *, 
     )
 
 
-def _sized(tokens: Tokens, most: int) -> Iterator[Tokens]:
+def _split_by_size(tokens: Tokens, most: int) -> Iterator[Tokens]:
     """Batches of `most` prompts, and of no more tokens than one pass takes."""
     for part in batches(tokens):
         yield from batches(part, size=most)
@@ -127,16 +129,14 @@ def _rerun(
     last = tokens.prompts.shape[1] - 1
     rows = [[]]
     for change in changes:
-        added = [] if change.added is None else [reruns.residual_added(layer, change.added, last)]
-        rows.append([*(reruns.head_set(head, z[head], last) for head in change.ablated), *added])
-    return torch.stack([reruns.logits(model, tokens, hooks) for hooks in rows], dim=1)
+        added = [] if change.added is None else [add_to_residual(layer, change.added, last)]
+        rows.append([*(set_head(head, z[head], last) for head in change.ablated), *added])
+    return torch.stack([logits_under(model, tokens, hooks) for hooks in rows], dim=1)
 
 
-def _carried(
-    model: HookedTransformer, tokens: Tokens, *, planned: _Planned
-) -> Float[Tensor, "prompt row answer vocab"]:
+def _carry(model: HookedTransformer, tokens: Tokens, *, planned: _Planned) -> Float[Tensor, "prompt row answer vocab"]:
     """Logits of all rows, which are carried up the layers together."""
-    prefix = branches.read(model, tokens)
+    prefix = branches.read_prefix(model, tokens)
     stack = repeat(prefix.start, "prompt tail d -> prompt row tail d", row=len(planned.added))
     for layer, block in enumerate(model.blocks):
         heads = attend(block, layer, prefix, stack)
@@ -145,7 +145,7 @@ def _carried(
         if layer == planned.layer:
             stack[:, :, 0] += planned.added
         branches.check_finite(stack, layer)
-    branches.check(model, prefix, stack[:, 0])
+    branches.compare_with_model(model, prefix, stack[:, 0])
     return unembed(model, stack)
 
 

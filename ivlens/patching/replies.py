@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ivlens.measures import Interval, interval
-from ivlens.patching.activations import replied
+from ivlens.patching.activations import reply_in_batches
 from ivlens.prompts.template import Prompt
 from ivlens.prompts.tokens import Tokens, tokenize
 from ivlens.tables import html_table, safe
@@ -77,7 +77,7 @@ def ask(model: HookedTransformer, prompts: Sequence[Prompt]) -> Replies:
     Raises:
         PromptError: no prompts, or one that the model cannot read.
     """
-    found = list(replied(model, tokenize(model, prompts)))
+    found = list(reply_in_batches(model, tokenize(model, prompts)))
     return Replies(
         prompts=tuple(prompts),
         said=tuple(text for part in found for text in _texts(model, part.best, part.batch)),

@@ -3,7 +3,7 @@
 If head (l, h) had produced its mean clean output on a corrupted prompt, how far would the answer move?
 Source: Todd et al. 2024, arXiv:2310.15213, who run the model once per head. `loop` does that; `sweep` computes the
 same numbers in one pass: at layer l, `n_heads` rows branch off the unpatched run, each with one head's `z` replaced,
-and only the end of the prompt is carried on (see `tails`).
+and only the end of the prompt is carried on (see `branches`).
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def sweep(
 
     Raises:
         ShapeMismatch: `z` is from a model with other heads.
-        ModelError: a residual stream is NaN or infinite, or the model's attention is not one that `tails` knows, or a
-            TransformerBridge (which is patched by `loop`) lacks what `bridges.check` asks for.
+        ModelError: a residual stream is NaN or infinite, or the model's attention is not one that `branches` knows, or a
+            TransformerBridge (which is patched by `loop`) lacks what `check_bridge` asks for.
         PromptError: `memory` cannot hold a single prompt.
     """
     if bridge.is_bridge(model):
@@ -59,7 +59,7 @@ def sweep(
         patched[:, range(len(heads)), 0, heads] = z[junction.layer, heads]
         return write(junction.block, junction.before.expand(-1, len(heads), -1, -1), patched)
 
-    found = branches.answers(
+    found = branches.run_branches(
         model,
         tokens if effect == "nll" else tokens.first(),
         branch,
@@ -77,10 +77,10 @@ def loop(
     _check_inputs(model, z)
     last = tokens.prompts.shape[1] - 1
     heads = (Head(layer, head) for layer in range(model.cfg.n_layers) for head in range(model.cfg.n_heads))
-    found = hooks.answers(
+    found = hooks.run_hooked(
         model,
         tokens if effect == "nll" else tokens.first(),
-        [[hooks.head_set(head, z[head], last)] for head in heads],
+        [[hooks.set_head(head, z[head], last)] for head in heads],
         description="patching head by head",
     )
     return _effects(model, found, effect)

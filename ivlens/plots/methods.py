@@ -107,7 +107,7 @@ def trade_off(
         FigureError: a column is missing, or a method comes twice.
     """
     across, up = (
-        read_points(_renamed(frame, name), at="method", value="value", heads=None) for name in ("learned", "kept")
+        read_points(_rename(frame, name), at="method", value="value", heads=None) for name in ("learned", "kept")
     )
     at = {x.at: (x, y) for x, y in zip(across, up, strict=True)}
     kinds = list(dict.fromkeys(form.kind for form in forms))
@@ -181,7 +181,7 @@ def _bars(points: Sequence[Point], colour: str) -> dict[str, Any]:
     return marks.error_bars(wide) | {"color": colour}
 
 
-def _renamed(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+def _rename(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     return frame.rename(columns={name: "value", f"{name}_low": "low", f"{name}_high": "high"})
 
 

@@ -82,7 +82,7 @@ def figure_html(figure: Figure, *, library: bool) -> str:
         library: Bring plotly.js along; once is enough for a page.
     """
     data = figure_json(figure)
-    packed = f'<script type="text/plain" id="ivlens-plotly">{_packed()}</script>' if library else ""
+    packed = f'<script type="text/plain" id="ivlens-plotly">{_pack()}</script>' if library else ""
     layout = _layout(figure)
     size = f"width:{layout.width}px;height:{layout.height}px"
     fallback = html.escape(figure._text)
@@ -102,7 +102,7 @@ def _layout(figure: go.Figure) -> Any:
 
 
 @cache
-def _packed() -> str:
+def _pack() -> str:
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
 
 

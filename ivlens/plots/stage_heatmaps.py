@@ -53,7 +53,7 @@ def accuracy_heatmaps(frame: pd.DataFrame, *, title: str | None = None, width: W
     panels.figure.update_layout(coloraxis=_bar(SEQUENTIAL, 0.0, 1.0))
     _axes(panels, ("task", 1, len(tasks)), ("stage", 0, rows - 1))
     _beside(panels.figure, "accuracy")
-    names = _numbered(tasks, panels)
+    names = _number_lines(tasks, panels)
     figure = finish(panels, title, below=15 * names.count("<br>") + 20)
     under = {"x": 0, "xref": "paper", "xanchor": "left", "y": 0, "yref": "paper", "yanchor": "top", "yshift": -38}
     return figure.add_annotation(text=names, showarrow=False, align="left", **under)
@@ -87,7 +87,7 @@ def aie_heatmaps(
     of_side = [(name, side) for name in names for side in SIDES]
     for (row, column), (name, side) in zip(panels.places, of_side, strict=True):
         own: Any = frame[(frame["panel"] == name) & (frame["side"] == side)]
-        grids = {end: _filled(own, ("layer", "head"), end, shape) for end in ("value", "low", "high")}
+        grids = {end: _fill(own, ("layer", "head"), end, shape) for end in ("value", "low", "high")}
         one = head_heatmap(grids["value"], low=grids["low"], high=grids["high"], bound=bound).data[0]
         panels.figure.add_trace(one.update(look), row=row, col=column)
         for box in outlines(shape, cell, (marked or {}).get(side, ())):
@@ -116,9 +116,7 @@ def _triples(names: list[str], shape: tuple[int, int], width: Width) -> Panels:
 
 def _accuracies(own: pd.DataFrame, tasks: list[str], rows: int) -> go.Heatmap:
     numbered = own.assign(task=[tasks.index(task) for task in own["task"]])
-    value, low, high = (
-        _filled(numbered, ("stage", "task"), end, (rows, len(tasks))) for end in ("value", "low", "high")
-    )
+    value, low, high = (_fill(numbered, ("stage", "task"), end, (rows, len(tasks))) for end in ("value", "low", "high"))
 
     def text(stage: int, task: int) -> str:
         ends = low[stage, task], high[stage, task]
@@ -138,7 +136,7 @@ def _accuracies(own: pd.DataFrame, tasks: list[str], rows: int) -> go.Heatmap:
     )
 
 
-def _filled(frame: pd.DataFrame, at: tuple[str, str], column: str, shape: tuple[int, int]) -> np.ndarray:
+def _fill(frame: pd.DataFrame, at: tuple[str, str], column: str, shape: tuple[int, int]) -> np.ndarray:
     """The numbers of a column at their places, NaN where there is none."""
     if frame.duplicated(list(at)).any():
         raise FigureError(f"the table has several rows for one {' and '.join(at)} of a panel; keep one of them")
@@ -173,7 +171,7 @@ def _beside(figure: go.Figure, text: str) -> None:
     figure.add_annotation(text=text, textangle=-90, showarrow=False, **beside)
 
 
-def _numbered(tasks: list[str], panels: Panels) -> str:
+def _number_lines(tasks: list[str], panels: Panels) -> str:
     """`1 first, 2 second, ...` in lines that fit."""
     most = int((pixels(panels.width) - panels.left) / (0.55 * FONT))
     lines = [""]

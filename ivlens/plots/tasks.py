@@ -54,7 +54,7 @@ def overlap_heatmap(frame: pd.DataFrame, *, title: str | None = None, width: Wid
 def _square(
     frame: pd.DataFrame, unit: str, ends: tuple[float, float], scale: Any, title: str | None, width: Width
 ) -> go.Figure:
-    names, grid = [str(name) for name in frame.index], _checked(frame, ends)
+    names, grid = [str(name) for name in frame.index], _check(frame, ends)
     n, longest = len(names), _LONGEST[width]
     beside = round(min(longest, max(map(len, names))) * _LETTER + 14)
     across = (pixels(width) - beside - _BESIDE) / n
@@ -94,7 +94,7 @@ def _cells(names: list[str], grid: np.ndarray, look: tuple[tuple[float, float], 
     )
 
 
-def _checked(frame: pd.DataFrame, ends: tuple[float, float]) -> np.ndarray:
+def _check(frame: pd.DataFrame, ends: tuple[float, float]) -> np.ndarray:
     rows, columns = list(map(str, frame.index)), list(map(str, frame.columns))
     if not rows or rows != columns:
         raise FigureError(

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ivlens.datasets.task import Task, TaskWarning, listed
+from ivlens.datasets.task import Task, TaskWarning, list_names
 from ivlens.errors import PromptError
 from ivlens.prompts.tokens import Tokens
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
 
-def check(model: HookedTransformer, task: Task, answers: Sequence[str], tokens: Tokens) -> None:
+def check_answers(model: HookedTransformer, task: Task, answers: Sequence[str], tokens: Tokens) -> None:
     """Warn of answers without tokens of their own, spelled letter by letter, or all of the same first token.
 
     Args:
@@ -37,9 +37,9 @@ def _refuse_unknown(model: HookedTransformer, task: Task, answers: Sequence[str]
         return
     known = f"the tokenizer of {model.cfg.model_name} has no tokens for"
     if all(unknown):
-        raise PromptError(f"{known} any answer of task {task.name!r} ({listed(lost, 3)}); give a task in its words")
+        raise PromptError(f"{known} any answer of task {task.name!r} ({list_names(lost, 3)}); give a task in its words")
     warnings.warn(
-        f"{known} {sum(unknown)} of {len(answers)} answers of task {task.name!r} ({listed(lost, 3)}): on these the "
+        f"{known} {sum(unknown)} of {len(answers)} answers of task {task.name!r} ({list_names(lost, 3)}): on these the "
         "probability of an unknown token is measured; leave such pairs out",
         TaskWarning,
         stacklevel=4,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ivlens.datasets.task import Pair
 from ivlens.errors import PromptError
 from ivlens.prompts import chat_sandbox
-from ivlens.prompts.template import Prompt, Template, named
+from ivlens.prompts.template import Prompt, Template, find_template
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -88,10 +88,10 @@ class ChatTemplate:
         if query.input.strip() not in text:
             raise PromptError(f"the chat template leaves out the query {query.input[:60]!r}; choose another template")
         whole = self._written([*messages, answered], opened=False)
-        return Conversation(text=text, answer=_continued(text, whole, query.output), query=query)
+        return Conversation(text=text, answer=_continue(text, whole, query.output), query=query)
 
     def _written(self, messages: list[Message], *, opened: bool) -> str:
-        return chat_sandbox.written(self.jinja, messages, self.special_tokens, opened=opened)
+        return chat_sandbox.render_chat(self.jinja, messages, self.special_tokens, opened=opened)
 
 
 Layout = Template | ChatTemplate
@@ -111,7 +111,7 @@ def template(name: str | Path, model: HookedTransformer | None = None) -> Layout
         PromptError: there is no such template, or the file or the model's own cannot be used.
     """
     if str(name) != CHAT:
-        return named(name)
+        return find_template(name)
     if model is None or model.tokenizer is None:
         raise PromptError("a chat template is the tokenizer's; give the model, with its tokenizer")
     return ChatTemplate.of(model.tokenizer, name=str(model.cfg.model_name))
@@ -130,7 +130,7 @@ def _turns(pair: Pair) -> tuple[Message, Message]:
     return _said("user", pair.input), _said("assistant", pair.output)
 
 
-def _continued(text: str, whole: str, output: str) -> str:
+def _continue(text: str, whole: str, output: str) -> str:
     """The output with the space that the template puts before it; as it is where the template tells no seam."""
     space, found, _ = whole.removeprefix(text).partition(output) if whole.startswith(text) else ("", "", "")
     return space + output if found and not space.strip() else output

@@ -28,7 +28,7 @@ LONGEST = 2**20
 """Characters of a conversation."""
 
 
-def written(jinja: str, messages: Sequence[Mapping[str, str]], special: Mapping[str, str], *, opened: bool) -> str:
+def render_chat(jinja: str, messages: Sequence[Mapping[str, str]], special: Mapping[str, str], *, opened: bool) -> str:
     """What a template makes of a conversation.
 
     Args:
@@ -107,7 +107,7 @@ def _serve() -> None:
                 add_generation_prompt=asked["opened"],
                 **asked["special"],
             )
-            reply = _checked(text)
+            reply = _check(text)
         except Exception as error:  # Somebody else's program may fail in any way.
             reply = {"reason": (str(error).splitlines() or [type(error).__name__])[0][:200]}
         faulthandler.cancel_dump_traceback_later()
@@ -115,7 +115,7 @@ def _serve() -> None:
         sys.stdout.flush()
 
 
-def _checked(text: str) -> dict[str, str]:
+def _check(text: str) -> dict[str, str]:
     if len(text) > LONGEST:
         raise ValueError(f"it writes {len(text):,} characters; {LONGEST:,} at most are read")
     text.encode()  # Half a character (a lone surrogate) has no tokens.

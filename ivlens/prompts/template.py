@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ivlens.datasets.task import Pair, exists
 from ivlens.errors import IvlensError, PromptError
-from ivlens.storage.json_files import checked, read_json
+from ivlens.storage.json_files import check_object, read_json
 
 PLACES = ("{input}", "{output}", "{instruction}")
 PREFIXES = {"input": "Q:", "output": "A:", "instructions": ""}
@@ -129,7 +129,7 @@ class _FunctionVectorsFile(BaseModel):
     separators: dict[str, str] = SEPARATORS
 
 
-def named(name: str | Path) -> Template:
+def find_template(name: str | Path) -> Template:
     """A template by name, or from a JSON file: its four parts, or function_vectors' `prefixes` and `separators`.
 
     Raises:
@@ -143,13 +143,13 @@ def named(name: str | Path) -> Template:
         hint = f"did you mean {close[0]}? There are" if close else "there are"
         raise PromptError(f"there is no template and no file {str(name)!r}; {hint} {', '.join(NAMED)} and chat")
     try:
-        return _read(path)
+        return _read_file(path)
     except IvlensError as error:
         text = str(error)
         raise PromptError(text if text.startswith(str(path)) else f"{path}: {text}") from error
 
 
-def _read(path: Path) -> Template:
+def _read_file(path: Path) -> Template:
     content = read_json(path, wanted="give the path of a JSON file")
     if not isinstance(content, dict):
         raise PromptError("a template is a JSON object of demonstration, query, instruction and answer; write one")
@@ -158,7 +158,7 @@ def _read(path: Path) -> Template:
     unknown = sorted(content.keys() - form.model_fields.keys())
     if unknown:
         raise PromptError(f"unknown key {unknown[0]!r}; known are {', '.join(form.model_fields)}")
-    entry = checked(form, content, str(path))
+    entry = check_object(form, content, str(path))
     if isinstance(entry, _FunctionVectorsFile):
         return Template.from_function_vectors(entry.prefixes, entry.separators)
     return Template(**entry.model_dump())

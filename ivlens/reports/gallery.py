@@ -42,7 +42,7 @@ class Drawn(NamedTuple):
     origin: dict[str, Any]
 
 
-def write(folder: Path | str) -> export.Exported:
+def draw_folder(folder: Path | str) -> export.Exported:
     """Draw every figure of a folder, and write its files and its record.
 
     Raises:
@@ -133,5 +133,5 @@ def _of_vectors(path: Path) -> Iterator[tuple[str, Drawn]]:
 
 
 if __name__ == "__main__":
-    done = write(*sys.argv[1:])
+    done = draw_folder(*sys.argv[1:])
     sys.exit(done.notice)

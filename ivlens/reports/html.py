@@ -67,7 +67,7 @@ def _render(page: pages.Page, run: run_folder.Run) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"moment": _moment, "written": _written}
+    environment.filters |= {"moment": _moment, "written": _write_lines}
     style, script = (_part(loader, environment, f"report.{suffix}") for suffix in ("css", "js"))
     plotly = Markup(get_plotlyjs())
     return environment.get_template("report.html").render(
@@ -91,7 +91,7 @@ def _as_text(value: object) -> object:
     return value if isinstance(value, Markup) else plain(value)
 
 
-def _written(text: str) -> Markup:
+def _write_lines(text: str) -> Markup:
     """Text of several lines, for a `pre`."""
     return Markup("\n").join(escape(plain(line)) for line in text.split("\n"))
 

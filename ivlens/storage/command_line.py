@@ -10,7 +10,7 @@ _TYPED: ContextVar[tuple[str, ...]] = ContextVar("typed", default=())
 
 
 @contextmanager
-def typed(arguments: Sequence[str]) -> Iterator[None]:
+def remember_arguments(arguments: Sequence[str]) -> Iterator[None]:
     """Runs that are opened in the `with` block were asked for by these arguments of `ivlens`."""
     token = _TYPED.set(tuple(arguments))
     try:

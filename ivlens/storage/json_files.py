@@ -64,10 +64,10 @@ def entries(form: type[Entry], content: object, where: str) -> list[Entry]:
     """
     if not isinstance(content, list) or not content:
         raise TaskError(f"{where} is no list of entries; write a JSON list with one object an entry")
-    return [checked(form, one, f"{where}, entry {number}") for number, one in enumerate(content, start=1)]
+    return [check_object(form, one, f"{where}, entry {number}") for number, one in enumerate(content, start=1)]
 
 
-def checked(form: type[Entry], content: object, where: str) -> Entry:
+def check_object(form: type[Entry], content: object, where: str) -> Entry:
     """One object of a form.
 
     Raises:
@@ -79,7 +79,7 @@ def checked(form: type[Entry], content: object, where: str) -> Entry:
         raise TaskError(f"{where}: {_first_complaint(error)}") from error
 
 
-def first(texts: str | list[str]) -> str:
+def first_text(texts: str | list[str]) -> str:
     """The first of several accepted texts, or the only one."""
     return texts if isinstance(texts, str) else texts[0]
 

@@ -28,7 +28,7 @@ def to_bytes(frame: pd.DataFrame) -> bytes:
     return sink.getvalue()
 
 
-def read(path: Path, *, columns: Sequence[str] = (), remedy: str) -> pd.DataFrame:
+def read_table(path: Path, *, columns: Sequence[str] = (), remedy: str) -> pd.DataFrame:
     """Read a table; its checksums are verified.
 
     Raises:
@@ -37,7 +37,7 @@ def read(path: Path, *, columns: Sequence[str] = (), remedy: str) -> pd.DataFram
     try:
         refuse_unusual(path, LARGEST)
         # From bytes, not from the path: pyarrow would take a folder called `shots=5` for a column.
-        frame = _unfolded(path.read_bytes())
+        frame = _unfold(path.read_bytes())
     except FileNotFoundError:
         raise RunError(f"{path.parent} has no {path.name}; {remedy}") from None
     # pyarrow raises OSError for damage of most kinds; pandas the last three, for metadata of other columns.
@@ -54,7 +54,7 @@ def check_columns(frame: pd.DataFrame, columns: Sequence[str], path: Path, remed
         raise RunError(f"{path} lacks the column {', '.join(missing)}; {remedy}")
 
 
-def _unfolded(content: bytes) -> pd.DataFrame:
+def _unfold(content: bytes) -> pd.DataFrame:
     source = pa.BufferReader(content)
     schema, metadata = pq.read_schema(source), pq.read_metadata(source)
     texts = {name: kind for name, kind in zip(schema.names, schema.types, strict=True) if _is_text(kind)}

@@ -93,7 +93,7 @@ class Run:
         """
         path = self.path(f"{name}.parquet")
         remedy = "delete it and run the same command again" if not self.is_complete else "run again into a new --out"
-        return parquet.read(path, columns=columns, remedy=remedy)
+        return parquet.read_table(path, columns=columns, remedy=remedy)
 
     def write_table(self, name: str, frame: pd.DataFrame, *, columns: Sequence[str] = ()) -> Path:
         """Write `name.parquet`, without row labels."""

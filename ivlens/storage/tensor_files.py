@@ -50,7 +50,7 @@ class Stored(NamedTuple):
     metadata: dict[str, str]
 
 
-def stored(path: Path, *, remedy: str, error: type[IvlensError] = IvlensError) -> Stored:
+def read_header(path: Path, *, remedy: str, error: type[IvlensError] = IvlensError) -> Stored:
     """Names, shapes and metadata of a safetensors file, whose tensors are not read.
 
     Args:
@@ -59,12 +59,12 @@ def stored(path: Path, *, remedy: str, error: type[IvlensError] = IvlensError) -
     Raises:
         IvlensError, or `error`: it is no safetensors file.
     """
-    with _opened(path, "cpu", remedy, error) as file:
+    with _open(path, "cpu", remedy, error) as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         return Stored(shapes, file.metadata() or {})
 
 
-def read(
+def read_tensors(
     path: Path,
     *,
     remedy: str,
@@ -72,13 +72,13 @@ def read(
     device: str | torch.device = "cpu",
     most: int | None = LARGEST,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file of at most so many bytes; see `stored`."""
-    with _opened(path, str(device), remedy, error, most) as file:
+    """Tensors and metadata of a safetensors file of at most so many bytes; see `read_header`."""
+    with _open(path, str(device), remedy, error, most) as file:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
 @contextmanager
-def _opened(path: Path, device: str, remedy: str, error: type[IvlensError], most: int | None = None) -> Iterator[Any]:
+def _open(path: Path, device: str, remedy: str, error: type[IvlensError], most: int | None = None) -> Iterator[Any]:
     try:
         refuse_unusual(path, most)
         with safe_open(path, framework="pt", device=device) as file:

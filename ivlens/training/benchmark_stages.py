@@ -18,7 +18,7 @@ import numpy as np
 from ivlens.datasets import benchmark_files
 from ivlens.datasets.benchmark_files import FORMATS, Question
 from ivlens.datasets.huggingface import HUB, is_saved
-from ivlens.datasets.task import Pair, TaskWarning, exists, read, task, tasks
+from ivlens.datasets.task import Pair, TaskWarning, exists, read_task, task, tasks
 from ivlens.errors import TaskError
 from ivlens.lab.sequences import SEQUENCES, TASKS
 from ivlens.prompts.template import Prompt
@@ -43,13 +43,13 @@ def stage(name: str | Path, *, seed: int, limit: int | None = None) -> Stage:
     """
     if limit is not None and limit < FEWEST:
         raise TaskError(f"limit is {limit}; training needs {FEWEST} prompts or more")
-    return _limited(_whole(name, seed), seed, limit)
+    return _limit(_whole(name, seed), seed, limit)
 
 
 def _whole(name: str | Path, seed: int) -> Stage:
     known = {one: TASKS / f"{one}.json" for names in SEQUENCES.values() for one in names}
     if str(name) in known:
-        return Stage.of_task(read(known[str(name)]), seed=seed)
+        return Stage.of_task(read_task(known[str(name)]), seed=seed)
     path = Path(name)
     if str(name) in tasks() or str(name).startswith(HUB) or (exists(path) and not path.is_dir()):
         return Stage.of_task(task(name), seed=seed)
@@ -60,7 +60,7 @@ def _whole(name: str | Path, seed: int) -> Stage:
     raise TaskError(f"there is no task, file or folder {str(name)!r}; {hint}")
 
 
-def _limited(whole: Stage, seed: int, limit: int | None) -> Stage:
+def _limit(whole: Stage, seed: int, limit: int | None) -> Stage:
     if limit is None or len(whole.train) <= limit:
         return whole
     kept = np.sort(np.random.default_rng([seed, 1]).choice(len(whole.train), limit, replace=False)).tolist()
@@ -76,7 +76,7 @@ class _Asked(NamedTuple):
 
 def _folder(path: Path, seed: int) -> Stage:
     if is_saved(path):
-        return Stage.of_task(read(path), seed=seed)
+        return Stage.of_task(read_task(path), seed=seed)
     kind = benchmark_files.kind(read_json(path / "train.json", wanted=FORMATS))
     if kind == "trace":
         return _stage(path, seed, [_trace(path / f"{part}.json") for part in ("train", "eval", "test")])
@@ -117,7 +117,7 @@ def _stage(path: Path, seed: int, parts: Sequence[Sequence[_Asked]]) -> Stage:
     train, validation, test = parts
     validation = _unlike(validation, test)
     if len(validation) < FEWEST:
-        train, validation = _drawn_off(_unlike(train, test), seed)
+        train, validation = _draw_off(_unlike(train, test), seed)
     train = _unlike(train, [*validation, *test])
     dropped = len(parts[0]) - len(train)
     if dropped or len(validation) != len(parts[1]):
@@ -145,7 +145,7 @@ def _unlike(some: Iterable[_Asked], others: Iterable[_Asked]) -> list[_Asked]:
     return [asked for asked in some if asked.prompt.query.input not in queries]
 
 
-def _drawn_off(train: Sequence[_Asked], seed: int) -> tuple[list[_Asked], list[_Asked]]:
+def _draw_off(train: Sequence[_Asked], seed: int) -> tuple[list[_Asked], list[_Asked]]:
     """Training prompts, and some of them to validate on, in the proportion of a task's split."""
     share = VALIDATION_SHARE / (TRAIN_SHARE + VALIDATION_SHARE)
     order = np.random.default_rng([seed, 0]).permutation(len(train)).tolist()

@@ -21,7 +21,7 @@ from ivlens.storage import atomic_files, tensor_files
 FORMAT = "ivlens.training/1"
 
 
-def write(
+def write_checkpoint(
     path: Path, factors: list[Tensor], optimizer: torch.optim.Optimizer, record: Mapping[str, str], *, steps: int
 ) -> None:
     """Keep what `resume` needs, whole or not at all."""
@@ -35,7 +35,7 @@ def write(
 def steps_of(path: Path) -> int:
     """Steps that a snapshot has seen; 0 where it is missing or damaged, of which `resume` says what is wrong."""
     with suppress(TrainingError, ValueError):
-        return int(tensor_files.stored(path, remedy="delete it", error=TrainingError).metadata.get("steps", "0"))
+        return int(tensor_files.read_header(path, remedy="delete it", error=TrainingError).metadata.get("steps", "0"))
     return 0
 
 
@@ -45,7 +45,7 @@ def resume(path: Path, factors: list[Tensor], optimizer: torch.optim.Optimizer, 
     Raises:
         TrainingError: it is damaged, or of another training; nothing is filled in then.
     """
-    shapes, metadata = tensor_files.stored(path, remedy="delete it", error=TrainingError)
+    shapes, metadata = tensor_files.read_header(path, remedy="delete it", error=TrainingError)
     others = [key for key, value in {"format": FORMAT, **record}.items() if metadata.get(key) != value]
     moments = {"factor": None, "exp_avg": None, "exp_avg_sq": None, "step": ()}
     wanted = {
@@ -58,7 +58,7 @@ def resume(path: Path, factors: list[Tensor], optimizer: torch.optim.Optimizer, 
             f"{path} is a checkpoint of another training: it differs in {', '.join(others) or 'the adapter'}; train "
             "with the settings that it has, or delete it"
         )
-    found, _ = tensor_files.read(path, remedy="delete it", error=TrainingError, most=None)
+    found, _ = tensor_files.read_tensors(path, remedy="delete it", error=TrainingError, most=None)
     steps = metadata.get("steps", "")
     if not re.fullmatch("[0-9]{1,9}", steps) or not all(bool(tensor.isfinite().all()) for tensor in found.values()):
         raise TrainingError(f"{path} is a damaged checkpoint ({steps!r} steps, or NaN in it); delete it")

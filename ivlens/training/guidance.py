@@ -141,14 +141,14 @@ class Guide:
         asked, vectors = batch, steered
         if guidance.rehearsal:  # As rows of one run, which is quicker than two.
             asked, vectors = batch.followed_by(rehearsed), torch.cat([torch.zeros_like(steered), steered])
-        with steer_answers(model, asked, vectors, self.layer), kept_z(model, asked, self._watched) as z:
+        with steer_answers(model, asked, vectors, self.layer), keep_z(model, asked, self._watched) as z:
             logits, beside = differentiable_answer_logits(model, asked).tensor_split([len(batch)])
         penalty = torch.zeros((), device=logits.device)
         if guidance.kl > 0:
             compared, student = (rehearsed, beside[:, :1]) if guidance.rehearsal else (batch, logits)
             penalty = penalty + guidance.kl * self._divergence(self._ask(model, compared, drawn), student, compared)
         if guidance.heads > 0:
-            with torch.no_grad(), self.teacher(), kept_z(model, batch, self.heads) as wanted:
+            with torch.no_grad(), self.teacher(), keep_z(model, batch, self.heads) as wanted:
                 differentiable_answer_logits(model, batch)
             distance = (torch.stack(z)[:, : len(batch)] - torch.stack(wanted)).square().sum(-1).mean(0)
             penalty = penalty + guidance.heads * _masked_mean(distance, batch)
@@ -198,7 +198,7 @@ def steer_answers(
 
 
 @contextmanager
-def kept_z(model: HookedTransformer, tokens: Tokens, heads: Sequence[Head]) -> Iterator[list[Tensor]]:
+def keep_z(model: HookedTransformer, tokens: Tokens, heads: Sequence[Head]) -> Iterator[list[Tensor]]:
     """Collects, in the order of `heads`, each one's output before `W_O` at the answer-predicting tokens.
 
     Each is `[prompt answer d_head]`, with gradients; the list is filled when the `with` block ends.

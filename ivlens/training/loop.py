@@ -179,7 +179,7 @@ def finetune(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if checkpoint is not None and (number + 1) % every == 0:
-            checkpoints.write(checkpoint, factors, optimizer, record, steps=number + 1)
+            checkpoints.write_checkpoint(checkpoint, factors, optimizer, record, steps=number + 1)
         yield Step(number, loss, penalty, training.rate_at(number), norm)
 
 
@@ -197,7 +197,7 @@ def _backward(
     """Add the gradients of one step's batch; its loss and its penalty."""
     device = examples.prompts.prompts.device
     rows = torch.from_numpy(examples.rows(step, training.batch, seed)).to(device)
-    generator = torch.Generator().manual_seed(mixed(seed, step))
+    generator = torch.Generator().manual_seed(mix_seeds(seed, step))
     n_answer_tokens = int(examples.prompts.answer_mask[rows].sum())
     loss = penalty = 0.0
     for part in rows.chunk(training.accumulate):
@@ -244,7 +244,7 @@ def _precision(model: HookedTransformer, training: Training) -> Any:
     return torch.autocast(torch.device(model.cfg.device or "cpu").type, dtype=torch.bfloat16)
 
 
-def mixed(*numbers: int) -> int:
+def mix_seeds(*numbers: int) -> int:
     """One seed of several numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 

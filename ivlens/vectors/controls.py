@@ -79,7 +79,7 @@ def with_norm(vectors: Vectors, norm: float) -> Vectors:
     return torch.where(lengths > 0, vectors * norm / lengths.clamp(min=torch.finfo(vectors.dtype).tiny), vectors)
 
 
-def written_by(
+def write_control_vectors(
     model: HookedTransformer, effects: HeadEffects, sets: Sequence[Sequence[Head]], *, norm: float
 ) -> Vectors:
     """One vector of length `norm` per set of heads, from the effects' own mean outputs."""

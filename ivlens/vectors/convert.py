@@ -10,7 +10,6 @@ import torch
 
 from ivlens.errors import IvlensError
 from ivlens.measures import group_means
-from ivlens.models import hooked as models
 from ivlens.models import loader
 from ivlens.patching.head_effects import EFFECTS, cie_of, of_prompts, table_of
 from ivlens.shapes import Head
@@ -112,8 +111,8 @@ def _built(source: Path, facts: Facts, effects: str | Path | None, heads: Sequen
         settings=None,
         task=facts.task or source.name.removesuffix("_mean_head_activations.pt"),
         task_digest="",
-        model=models.model_name(hooked),
-        model_digest=models.weight_digest(hooked),
+        model=model_name(hooked),
+        model_digest=weight_digest(hooked),
     )
     return Found(vector if facts.layer is None else vector.at(facts.layer), left_out)
 
@@ -135,7 +134,7 @@ def read_effects(path: str | Path, *, form: Form | None = None) -> tuple[pd.Data
     """
     path = Path(path)
     if (form or vector_formats.form_of(path, is_source=True)) == "effects":
-        return parquet.read(path, columns=EFFECTS, remedy="give a run's effects.parquet"), ()
+        return parquet.read_table(path, columns=EFFECTS, remedy="give a run's effects.parquet"), ()
     cie, left_out = function_vectors.read_indirect_effects(path)
     return table_of(cie, torch.arange(len(cie)), torch.full((len(cie),), torch.nan)), left_out
 

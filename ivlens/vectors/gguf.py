@@ -44,7 +44,7 @@ class ControlVector(NamedTuple):
     """`general.name`; empty where there is none."""
 
 
-def write(path: Path, vector: ControlVector) -> None:
+def write_control_vector(path: Path, vector: ControlVector) -> None:
     """Write a GGUF file of version 3, whole or not at all.
 
     Raises:
@@ -63,12 +63,12 @@ def write(path: Path, vector: ControlVector) -> None:
     for layer, direction in sorted(vector.directions.items()):
         held = direction.detach().cpu().numpy().astype("<f4").tobytes()
         names += _text(f"direction.{layer}") + struct.pack("<IQIQ", 1, len(direction), 0, len(data))
-        data += _padded(held)
+        data += _pad(held)
     header = _MAGIC + struct.pack("<IQQ", _VERSIONS[-1], len(vector.directions), len(values))
-    write_whole(path, _padded(header + b"".join(values) + names) + data)
+    write_whole(path, _pad(header + b"".join(values) + names) + data)
 
 
-def read(path: Path) -> ControlVector:
+def read_control_vector(path: Path) -> ControlVector:
     """Read a control vector.
 
     Raises:
@@ -180,5 +180,5 @@ def _text(text: str) -> bytes:
     return struct.pack("<Q", len(content)) + content
 
 
-def _padded(content: bytes) -> bytes:
+def _pad(content: bytes) -> bytes:
     return content + bytes(-len(content) % _ALIGNMENT)

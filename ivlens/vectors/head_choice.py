@@ -34,19 +34,19 @@ Chosen = tuple[Head, ...] | Literal["universal"] | None
 """Heads in their order, or how they are to be found: as universal ones, or (None) by AIE."""
 
 
-def asked(heads: Asked | None, model: HookedTransformer) -> Chosen:
-    """Which heads of a model are meant; see `named`.
+def choose_heads(heads: Asked | None, model: HookedTransformer) -> Chosen:
+    """Which heads of a model are meant; see `parse_heads`.
 
     Raises:
         IvlensError: the model has no such head.
     """
-    chosen = named(heads)
+    chosen = parse_heads(heads)
     for head in chosen if isinstance(chosen, tuple) else ():
         check_head(head, (model.cfg.n_layers, model.cfg.n_heads))
     return chosen
 
 
-def named(heads: Asked | None) -> Chosen:
+def parse_heads(heads: Asked | None) -> Chosen:
     """Which heads are meant.
 
     Args:
@@ -58,7 +58,7 @@ def named(heads: Asked | None) -> Chosen:
     """
     if heads is None or heads == UNIVERSAL:
         return None if heads is None else UNIVERSAL
-    found = _written(heads) if isinstance(heads, str | Path) else tuple(map(_given, heads))
+    found = _parse_text(heads) if isinstance(heads, str | Path) else tuple(map(_as_head, heads))
     if not found:
         raise IvlensError("heads is empty; give at least one, such as L9H6")
     twice, times = Counter(found).most_common(1)[0]
@@ -67,7 +67,7 @@ def named(heads: Asked | None) -> Chosen:
     return found
 
 
-def pinned(
+def fix_heads(
     chosen: Chosen,
     model: HookedTransformer,
     task: Task,
@@ -99,14 +99,14 @@ def pinned(
     return tuple(Head(int(layer), int(head)) for layer, head in zip(frame["layer"], frame["head"], strict=True))
 
 
-def _given(head: Head | str) -> Head:
+def _as_head(head: Head | str) -> Head:
     return Head.parse(head) if isinstance(head, str) else Head(*head)
 
 
-def _written(text: str | Path) -> tuple[Head, ...]:
+def _parse_text(text: str | Path) -> tuple[Head, ...]:
     path = Path(text)
     if str(text).strip() and exists(path):
-        return _read(path)
+        return _read_file(path)
     parts = [part for part in re.split(r"[,\s]+", str(text)) if part]
     if parts and not any(re.fullmatch(r"L\d+H\d+", part) for part in parts):
         raise IvlensError(
@@ -115,9 +115,9 @@ def _written(text: str | Path) -> tuple[Head, ...]:
     return tuple(Head.parse(part) for part in parts)
 
 
-def _read(path: Path) -> tuple[Head, ...]:
+def _read_file(path: Path) -> tuple[Head, ...]:
     if path.suffix.lower() == ".safetensors":
-        metadata = tensor_files.stored(path, remedy="save it again").metadata
+        metadata = tensor_files.read_header(path, remedy="save it again").metadata
         listed = metadata.get("heads", metadata.get("record", "{}"))
         try:
             content = parse_json(listed)

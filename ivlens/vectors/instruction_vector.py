@@ -201,7 +201,7 @@ class InstructionVector:
         Raises:
             IvlensError: not a safetensors file, of another format, or with tensors that do not belong together.
         """
-        found, metadata = tensor_files.read(Path(path), remedy="give one that InstructionVector.save wrote")
+        found, metadata = tensor_files.read_tensors(Path(path), remedy="give one that InstructionVector.save wrote")
         if metadata.get("format") != FORMAT:
             raise IvlensError(
                 f"{path} is of format {metadata.get('format')!r}, not {FORMAT!r}; give a file that "

@@ -20,11 +20,11 @@ from ivlens.datasets.task import Task
 from ivlens.errors import IvlensError, ModelError, ShapeMismatch
 from ivlens.models import bridge, hooked
 from ivlens.patching import branches
-from ivlens.patching import hooks as reruns
 from ivlens.patching.block_forward import Rows
 from ivlens.patching.branches import Answers, Junction
 from ivlens.patching.effects import indirect_effects, task_mean_z
 from ivlens.patching.head_effects import HeadEffects
+from ivlens.patching.hooks import add_to_residual, run_hooked, set_head
 from ivlens.patching.settings import Settings
 from ivlens.prompts.builders import zero_shot
 from ivlens.prompts.tokens import Tokens, tokenize
@@ -74,7 +74,7 @@ def steered(
     generating = {"continued": False}
 
     def note(block: torch.nn.Module, args: Any, kwargs: dict[str, Any], *, layer: int) -> None:
-        generating["continued"] = _cached(kwargs, layer) > 0
+        generating["continued"] = _count_cached(kwargs, layer) > 0
 
     def unless_continued(hook_fn: Any, activation: Tensor, hook: Any) -> Tensor | None:
         return None if generating["continued"] and not every_token else hook_fn(activation, hook)
@@ -90,7 +90,7 @@ def steered(
             handle.remove()
 
 
-def _cached(kwargs: dict[str, Any], layer: int) -> int:
+def _count_cached(kwargs: dict[str, Any], layer: int) -> int:
     """How many tokens a block finds in the key-value cache: TransformerLens' own, or in a bridge transformers'."""
     entry = kwargs.get("past_kv_cache_entry")
     if entry is not None:
@@ -109,7 +109,7 @@ def _resid_hooks(
     check_layer(layer, model.cfg.n_layers)
     check_width(vector, model, remedy="build the vector on this model")
     added = (scale * vector.vector).to(model.cfg.device, model.cfg.dtype)
-    return [layer], [reruns.residual_added(layer, added, position)]
+    return [layer], [add_to_residual(layer, added, position)]
 
 
 def _distributed_hooks(
@@ -127,7 +127,7 @@ def _distributed_hooks(
         )
 
     layers = sorted({head.layer for head in vector.heads})
-    return layers, [reruns.head_set(head, mean_z[head], position) for head in vector.heads]
+    return layers, [set_head(head, mean_z[head], position) for head in vector.heads]
 
 
 def steer_every_layer(
@@ -154,15 +154,15 @@ def steer_every_layer(
     added = (scale * vectors).to(model.cfg.device, model.cfg.dtype)
     if bridge.is_bridge(model):
         last = tokens.prompts.shape[1] - 1
-        rows = [[reruns.residual_added(layer, vector, last)] for layer in range(model.cfg.n_layers) for vector in added]
-        return reruns.answers(model, tokens, rows, description="steering layer by layer")
+        rows = [[add_to_residual(layer, vector, last)] for layer in range(model.cfg.n_layers) for vector in added]
+        return run_hooked(model, tokens, rows, description="steering layer by layer")
 
     def branch(junction: Junction, rows: range) -> Rows:
         steered_rows = junction.after.repeat(1, len(rows), 1, 1)
         steered_rows[:, :, 0] += added[rows.start : rows.stop]
         return steered_rows
 
-    return branches.answers(
+    return branches.run_branches(
         model, tokens, branch, per_layer=len(vectors), memory=memory, description="steering at every layer"
     )
 

@@ -96,7 +96,7 @@ def summary(
     return dict(zip(VALUES, (*accuracy, *probability, len(match)), strict=True))
 
 
-def candidates(
+def make_candidates(
     model: HookedTransformer,
     effects: HeadEffects,
     *,
@@ -123,7 +123,7 @@ def candidates(
             beside["bottom"] = controls.bottom_heads(effects, k, draws=draws, seed=seed, chosen=heads or ())
         found.append(Candidate(kind="chosen", n_heads=k, vector=vector))
         for kind, sets in beside.items():
-            vectors = controls.written_by(model, effects, sets, norm=norm)
+            vectors = controls.write_control_vectors(model, effects, sets, norm=norm)
             found += [Candidate(kind=kind, n_heads=k, vector=control) for control in vectors]
         if k == top:
             elsewhere = controls.other_task_vectors(model, ranked[:k], others, effects.settings, norm=norm)
@@ -131,7 +131,7 @@ def candidates(
     return found
 
 
-def run(
+def run_trials(
     model: HookedTransformer,
     candidates: list[Candidate],
     *,

@@ -25,7 +25,7 @@ from ivlens.datasets.task import Task, TaskWarning, task
 from ivlens.datasets.task import tasks as built_in
 from ivlens.errors import IvlensError, PromptError, ShapeMismatch, TaskError
 from ivlens.models import hooked
-from ivlens.patching.activations import answered
+from ivlens.patching.activations import score_answers
 from ivlens.patching.effects import measure_effects, task_mean_z
 from ivlens.patching.settings import Settings
 from ivlens.progress import track
@@ -105,7 +105,7 @@ class Universal:
         Raises:
             IvlensError: not such a file.
         """
-        found, metadata = tensor_files.read(path, remedy="delete it and run again")
+        found, metadata = tensor_files.read_tensors(path, remedy="delete it and run again")
         if metadata.get("format") != FORMAT:
             raise IvlensError(
                 f"{path} is of format {metadata.get('format')!r}, not {FORMAT!r}; delete it and run again"
@@ -166,7 +166,7 @@ def universal_heads(
         raise IvlensError(f"top is {top}, but the model has {total} heads; take 1 to {total}")
     considered, done, grids, outputs = [], [], [], []
     for one in track(tasks, "universal heads", total=len(tasks)):
-        considered.append(_considered(model, one, settings))
+        considered.append(_consider(model, one, settings))
         if not considered[-1].entered:
             continue
         z = task_mean_z(model, one, settings)
@@ -194,7 +194,7 @@ def universal_heads(
     )
 
 
-def _considered(model: HookedTransformer, task: Task, settings: Settings) -> Considered:
+def _consider(model: HookedTransformer, task: Task, settings: Settings) -> Considered:
     """Is the model right on clean prompts more often than the most frequent answer would be?"""
     majority = max(Counter(pair.output for pair in task.pairs).values()) / len(task.pairs)
     tried = partial(Considered, task=task.name, digest=task.digest, majority=majority)
@@ -213,7 +213,7 @@ def _considered(model: HookedTransformer, task: Task, settings: Settings) -> Con
     except (TaskError, PromptError) as error:
         warnings.warn(f"left out of the universal heads: {error}", TaskWarning, stacklevel=3)
         return tried(accuracy=None, entered=False, reason=str(error))
-    right = float(answered(model, tokens)[0].double().mean())
+    right = float(score_answers(model, tokens)[0].double().mean())
     above = "above" if right > majority else "not above"
     reason = f"accuracy {right:.2f}, {above} the most frequent answer's share {majority:.2f}"
     return tried(accuracy=right, entered=right > majority, reason=reason)

@@ -110,7 +110,7 @@ def read_vector(path: str | Path, *, form: Form | None = None, facts: Facts | No
             own = replace(own, model=facts.model or own.model, task=facts.task or own.task)
             return Found(own if facts.layer is None else own.at(facts.layer), ())
         case "gguf":
-            control = gguf.read(path)
+            control = gguf.read_control_vector(path)
             known = replace(facts, model=facts.model or control.model, task=facts.task or control.name)
             return _chosen(control.directions, path, known)
         case "steering-vector":
@@ -144,7 +144,7 @@ def write_vector(vector: InstructionVector, path: str | Path, *, form: Form | No
     kept = vector.vector.detach().cpu().contiguous()
     if form == "gguf":
         assert vector.layer is not None
-        gguf.write(path, ControlVector({vector.layer: kept.float()}, vector.model, vector.task))
+        gguf.write_control_vector(path, ControlVector({vector.layer: kept.float()}, vector.model, vector.task))
     elif form == "npy":
         kept = kept.float() if kept.dtype == torch.bfloat16 else kept
         buffer = io.BytesIO()

@@ -223,7 +223,7 @@ def test_the_base_model_is_left_as_it_was(
 ) -> None:
     digest = hooked.weight_digest(base)
     assert found.base.model_digest == digest != found.tuned.model_digest
-    monkeypatch.setattr(sys.modules["ivlens.analysis.run_comparison"], "written", None)
+    monkeypatch.setattr(sys.modules["ivlens.analysis.run_comparison"], "write_by_query", None)
     with pytest.raises(TypeError):
         compare(base, adapter, word_task, **SMALL)
     assert hooked.weight_digest(base) == digest

@@ -173,7 +173,7 @@ def test_an_ablation_by_a_heads_own_output_and_a_vector_of_zero_change_nothing()
     kept = []
     model.run_with_hooks(ids, fwd_hooks=[(lambda name: name.endswith("hook_z"), lambda z, hook: kept.append(z[0, -1]))])
     one = probe.zero_shot.first()[:1]
-    found = interventions.run(
+    found = interventions.run_changes(
         model, one, [Change(ablated=HEADS), Change(added=torch.zeros(32))], layer=0, z=torch.stack(kept)
     )
     torch.testing.assert_close(found.probability, found.probability[:, :1].expand(-1, 3), rtol=0, atol=1e-15)

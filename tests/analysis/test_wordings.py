@@ -57,7 +57,7 @@ def test_the_wording_that_the_model_follows_is_the_best(
 
 def test_of_equally_accurate_wordings_the_more_probable_answers_win(tiny: HookedTransformer, word_task: Task) -> None:
     pairs = word_task.pairs[:7]
-    found = wordings.tried(tiny, word_task, pairs, template=WORD_TEMPLATE)
+    found = wordings.try_wordings(tiny, word_task, pairs, template=WORD_TEMPLATE)
     assert list(found["wording"]) == ["w100 w101", "w102"] and list(found["number"]) == [1, 2]
     for line in found.to_dict("records"):
         first = []
@@ -85,7 +85,7 @@ def test_a_comparison_is_made_in_the_base_models_best_wording(tiny: HookedTransf
     ask: dict[str, Any] = {**SMALL, "queries": 3, "template": WORD_TEMPLATE}
     best = ivlens.compare(tiny, adapter, word_task, instruction="best", **ask)
     pairs = word_task.split(shots=3).validation
-    found = wordings.tried(tiny, word_task, pairs, template=WORD_TEMPLATE)
+    found = wordings.try_wordings(tiny, word_task, pairs, template=WORD_TEMPLATE)
     number = int(found.loc[found["chosen"], "number"].item())
     same = ivlens.compare(tiny, adapter, word_task, instruction=number, **ask)
     pd.testing.assert_frame_equal(best.measures, same.measures)
@@ -103,5 +103,5 @@ def test_a_choice_without_wordings_is_refused(word_task: Task) -> None:
     bare = dataclasses.replace(word_task, instructions=())
     for choice in ("best", 1):
         with pytest.raises(TaskError, match="has 0 wordings; add instructions to it"):
-            wordings.check(bare, choice)
-    wordings.check(bare, "all")
+            wordings.check_choice(bare, choice)
+    wordings.check_choice(bare, "all")

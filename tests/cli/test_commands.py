@@ -425,7 +425,7 @@ def test_a_complete_run_is_printed_again_and_nothing_is_touched(
 ) -> None:
     first = audit_again(ivlens, checkpoint, copy)
     before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
-    monkeypatch.setattr("ivlens.patching.branches.answers", None)
+    monkeypatch.setattr("ivlens.patching.branches.run_branches", None)
     second = audit_again(ivlens, checkpoint, copy)
     assert second == first and second.status == 0 and second.err == ""
     assert {path: path.stat().st_mtime_ns for path in copy.rglob("*")} == before
@@ -763,7 +763,7 @@ def test_an_adapter_is_compared_with_its_base_printed_and_drawn(
     shutil.rmtree(folder / "figures")
     redrawn = ivlens("figures", folder, "--format", "html")
     assert redrawn.status == 0 and sorted(path.stem for path in (folder / "figures").iterdir()) == COMPARED
-    monkeypatch.setattr("ivlens.patching.branches.answers", None)
+    monkeypatch.setattr("ivlens.patching.branches.run_branches", None)
     assert compare(ivlens, checkpoint, adapter).out == found.out, "a complete run is printed again"
 
 

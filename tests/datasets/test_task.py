@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ivlens.datasets.task import Pair, Task, TaskWarning, read, task, tasks
+from ivlens.datasets.task import Pair, Task, TaskWarning, read_task, task, tasks
 from ivlens.errors import TaskError
 
 
@@ -18,19 +18,19 @@ def written(tmp_path: Path, content: object) -> Path:
 
 
 def test_a_list_of_pairs_is_a_task_named_after_its_file(tmp_path: Path) -> None:
-    found = read(written(tmp_path, [{"input": " hot ", "output": "cold"}, {"input": "up", "output": "down"}]))
+    found = read_task(written(tmp_path, [{"input": " hot ", "output": "cold"}, {"input": "up", "output": "down"}]))
     assert found == Task(name="mine", pairs=(Pair("hot", "cold"), Pair("up", "down")))
 
 
 def test_of_a_list_of_accepted_texts_the_first_is_taken(tmp_path: Path) -> None:
     content = [{"input": ["hot", "warm"], "output": [" cold", "cool"]}, {"input": "up", "output": ["down"]}]
-    assert read(written(tmp_path, content)).pairs == (Pair("hot", "cold"), Pair("up", "down"))
+    assert read_task(written(tmp_path, content)).pairs == (Pair("hot", "cold"), Pair("up", "down"))
 
 
 def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     path.write_text(json.dumps([{"input": "a", "output": "b"}]), encoding="utf-8-sig")
-    assert read(path).pairs == (Pair("a", "b"),)
+    assert read_task(path).pairs == (Pair("a", "b"),)
 
 
 def test_an_object_carries_instructions_and_a_statement(tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_an_object_carries_instructions_and_a_statement(tmp_path: Path) -> None:
         "statement": "The capital of {input} is",
         "pairs": [{"input": "France", "output": "Paris"}],
     }
-    found = read(written(tmp_path, content))
+    found = read_task(written(tmp_path, content))
     assert (found.name, found.instructions) == ("capitals", ("Name the capital.",))
     assert found.statement == "The capital of {input} is"
 
@@ -72,16 +72,16 @@ def test_an_object_carries_instructions_and_a_statement(tmp_path: Path) -> None:
 )
 def test_a_bad_file_is_refused_in_a_sentence(tmp_path: Path, content: object, sentence: str) -> None:
     with pytest.raises(TaskError, match=sentence):
-        read(written(tmp_path, content))
+        read_task(written(tmp_path, content))
 
 
 def test_bytes_that_are_no_text_and_folders_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     path.write_bytes(b'[{"input": "\xff"}]')
     with pytest.raises(TaskError, match="is not UTF-8 text"):
-        read(path)
+        read_task(path)
     with pytest.raises(TaskError, match="cannot be read"):
-        read(tmp_path)
+        read_task(tmp_path)
 
 
 def test_an_unknown_name_is_refused_with_a_near_one() -> None:
@@ -93,13 +93,13 @@ def test_an_unknown_name_is_refused_with_a_near_one() -> None:
 
 def test_repeated_pairs_count_once(tmp_path: Path) -> None:
     pair = {"input": "a", "output": "b"}
-    assert read(written(tmp_path, [pair, pair])).pairs == (Pair("a", "b"),)
+    assert read_task(written(tmp_path, [pair, pair])).pairs == (Pair("a", "b"),)
 
 
 def test_one_contradiction_among_hundreds_is_left_out_aloud(tmp_path: Path) -> None:
     pairs = [{"input": f"w{i}", "output": "x"} for i in range(200)] + [{"input": "w7", "output": "y"}]
     with pytest.warns(TaskWarning, match="'w7' is given the outputs 'x', 'y'; left out 'w7'"):
-        found = read(written(tmp_path, pairs))
+        found = read_task(written(tmp_path, pairs))
     assert len(found.pairs) == 199
     assert "w7" not in {pair.input for pair in found.pairs}
 

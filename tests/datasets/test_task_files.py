@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ivlens.datasets.task import Pair, TaskWarning, task
 from ivlens.errors import TaskError
 from ivlens.prompts.builders import instructed
-from ivlens.prompts.template import named
+from ivlens.prompts.template import find_template
 
 ROWS = [("hot", "cold"), ("up", "down"), ("a, b", 'say "c"'), ("d;e", "f\tg")]
 CELLS = st.text(st.characters(codec="utf-8"), max_size=4)
@@ -47,7 +47,7 @@ def test_the_instruction_of_trace_is_what_all_prompts_begin_with(tmp_path: Path)
 
 def test_traces_own_prompts_come_back_under_the_plain_template(tmp_path: Path) -> None:
     found = task(trace(tmp_path / "FOMC", test=asked("test")))
-    texts = [prompt.text for prompt in instructed(found, found.pairs, template=named("plain"))]
+    texts = [prompt.text for prompt in instructed(found, found.pairs, template=find_template("plain"))]
     assert texts == [one["prompt"] for one in asked("test")]
 
 

@@ -12,7 +12,7 @@ from transformer_lens import HookedTransformer
 
 from ivlens.datasets.task import Pair, Task, task
 from ivlens.errors import TaskError
-from ivlens.forgetting.evaluation import COLUMNS, examination
+from ivlens.forgetting.evaluation import COLUMNS, prepare_evaluation
 from ivlens.forgetting.plan import Evaluation
 from ivlens.prompts.builders import few_shot, instructed, statements
 from ivlens.prompts.template import Prompt
@@ -37,7 +37,7 @@ def learned() -> list[Stage]:
 
 @pytest.fixture(scope="module")
 def found(lab: HookedTransformer, general: list[Task], learned: list[Stage]) -> pd.DataFrame:
-    return examination(lab, learned, general, EVALUATION)(lab)
+    return prepare_evaluation(lab, learned, general, EVALUATION)(lab)
 
 
 def drawn(general: Task) -> tuple[list[Prompt], list[Prompt], list[Prompt]]:
@@ -109,13 +109,13 @@ def test_what_a_task_cannot_be_asked_is_not_measured_and_never_zero(
     mute = Task(name="mute", pairs=general[0].pairs, instructions=general[0].instructions)
     # Between two tasks with statements, so that a slip by one would be seen.
     for order in ([general[0], mute, general[1]], [mute]):
-        found = examination(lab, learned, order, EVALUATION)(lab)
+        found = prepare_evaluation(lab, learned, order, EVALUATION)(lab)
         for measure in ("knowledge accuracy", "knowledge probability"):
             nothing, n = value(found, "mute", measure)
             assert np.isnan(nothing) and n == 0
         assert value(found, "mute", "instruction accuracy")[1] == 6
     told = drawn(general[1])[2]
-    found = examination(lab, learned, [general[0], mute, general[1]], EVALUATION)(lab)
+    found = prepare_evaluation(lab, learned, [general[0], mute, general[1]], EVALUATION)(lab)
     assert_alone(lab, found, general[1].name, "knowledge ", told, True)
 
 
@@ -131,9 +131,9 @@ def test_one_line_a_task_and_measure(found: pd.DataFrame) -> None:
 def test_the_same_questions_are_asked_again(
     found: pd.DataFrame, lab: HookedTransformer, general: list[Task], learned: list[Stage]
 ) -> None:
-    again = examination(lab, learned, general, EVALUATION)(lab)
+    again = prepare_evaluation(lab, learned, general, EVALUATION)(lab)
     pd.testing.assert_frame_equal(again, found, check_exact=True)
-    fewer = examination(lab, learned[:1], general[:2], EVALUATION)(lab)
+    fewer = prepare_evaluation(lab, learned[:1], general[:2], EVALUATION)(lab)
     for name in GENERAL[:2]:
         same = value(fewer, name, "instruction probability"), value(found, name, "instruction probability")
         assert same[0] == pytest.approx(same[1], rel=1e-4), "another task beside it changes nothing"
@@ -143,7 +143,7 @@ def test_tasks_that_cannot_be_asked_are_refused(lab: HookedTransformer, learned:
     pairs = tuple(Pair(f"{i}", "one") for i in range(3))
     few = Task(name="few", pairs=pairs, instructions=("Count.",))
     with pytest.raises(TaskError, match="general task 'few' has 3 pairs, but 3 demonstrations and a query need more"):
-        examination(lab, learned, [few], EVALUATION)
+        prepare_evaluation(lab, learned, [few], EVALUATION)
     bare = Task(name="bare", pairs=task("antonym").pairs)
     with pytest.raises(TaskError, match="task 'bare' has no written instruction"):
-        examination(lab, learned, [bare], EVALUATION)
+        prepare_evaluation(lab, learned, [bare], EVALUATION)

@@ -13,7 +13,7 @@ import pytest
 from ivlens.errors import FigureError
 from ivlens.forgetting import figures, metrics
 from ivlens.forgetting import tables as study_tables
-from ivlens.forgetting.cell import EVALUATIONS, GRIDS
+from ivlens.forgetting.method_run import EVALUATIONS, GRIDS
 from ivlens.forgetting.plan import Plan
 from ivlens.plots import layout, stage_heatmaps, stages
 from ivlens.plots import methods as method_plots

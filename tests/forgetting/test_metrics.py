@@ -14,7 +14,7 @@ from scipy import stats
 
 from ivlens.errors import IvlensError
 from ivlens.forgetting import metrics
-from ivlens.forgetting.cell import EVALUATIONS, GRIDS
+from ivlens.forgetting.method_run import EVALUATIONS, GRIDS
 
 TASKS = ("first", "second", "third")
 # Accuracy on each task (columns) after each stage (rows), row 0 being the base model.

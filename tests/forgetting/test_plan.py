@@ -119,23 +119,23 @@ def test_an_unknown_method_or_guidance_is_refused_and_known_ones_are_named() -> 
 
 def test_a_file_that_is_not_there_or_no_toml_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"no built-in study and no file 'lab-fun' .*; built-in are lab-func, lab-"):
-        plan.read("lab-fun")
+        plan.read_plan("lab-fun")
     path = tmp_path / "mine.toml"
     for content in (b"tasks = [", b"\xff\xfe"):
         path.write_bytes(content)
         with pytest.raises(StudyError, match=r"mine\.toml is no TOML file .*; mend that place"):
-            plan.read(path)
+            plan.read_plan(path)
     path.write_text("tasks = ['antonym']\nstpes = 3")
     with pytest.raises(StudyError, match=r"mine\.toml: unknown key stpes"):
-        plan.read(path)
+        plan.read_plan(path)
     with pytest.raises(StudyError, match="no file"):
-        plan.read(tmp_path)
+        plan.read_plan(tmp_path)
 
 
 def test_a_file_is_named_after_itself_and_what_it_leaves_out_has_a_default(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text("tasks = ['class-letter']")
-    found = plan.read(path)
+    found = plan.read_plan(path)
     assert found == Plan(name="mine", tasks=("class-letter",))
     assert found.training == Training() and found.lora == LoraConfig() and found.evaluation == Evaluation()
 
@@ -154,12 +154,12 @@ def test_paths_are_meant_from_the_folder_of_the_file(tmp_path: Path, monkeypatch
         "[evaluation]\nprobes = ['kept']"
     )
     monkeypatch.chdir(elsewhere)
-    found = plan.read(folder / "mine.toml")
+    found = plan.read_plan(folder / "mine.toml")
     assert found.tasks == ("class-letter", str(folder / "new.json"), str(folder / "only-here.json"))
     kept = str(folder / "kept")
     assert found.general == ("antonym", kept) and found.guides == (kept,) and found.evaluation.probes == (kept,)
     assert found.model == "lab"
-    assert plan.read("../study/mine.toml").tasks[1] == "../study/new.json"
+    assert plan.read_plan("../study/mine.toml").tasks[1] == "../study/new.json"
 
 
 def test_a_model_beside_the_file_is_found_and_a_hub_id_stays(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_a_model_beside_the_file_is_found_and_a_hub_id_stays(tmp_path: Path) -> 
     path = tmp_path / "mine.toml"
     for given, meant in (("tuned", str(tmp_path / "tuned")), ("meta-llama/Llama-2-7b-hf",) * 2):
         path.write_text(f"model = '{given}'\ntasks = ['class-letter']")
-        assert plan.read(path).model == meant
+        assert plan.read_plan(path).model == meant
 
 
 def test_a_record_makes_the_plan_again_guidance_included() -> None:
@@ -222,7 +222,7 @@ def test_methods_get_their_settings() -> None:
 
 @pytest.mark.parametrize("name", plan.studies())
 def test_the_built_in_studies_can_be_read_and_their_tasks_exist(name: str) -> None:
-    asked = plan.read(name)
+    asked = plan.read_plan(name)
     assert asked.name == name and asked.model == "lab" and again(asked) == asked
     for seed in asked.seeds:
         assert [benchmark_stages.stage(task, seed=seed).name for task in asked.tasks] == list(asked.tasks)

@@ -25,8 +25,7 @@ import ivlens
 from ivlens.cli.app import main
 from ivlens.datasets.task import task
 from ivlens.errors import RunError, StudyError, TaskError, TrainingError
-from ivlens.forgetting import cell
-from ivlens.forgetting import workers as crew
+from ivlens.forgetting import method_run, worker_pool
 from ivlens.forgetting.plan import Evaluation, Plan
 from ivlens.forgetting.preparation import general_tasks
 from ivlens.forgetting.study import Study
@@ -83,17 +82,17 @@ def found(lab: HookedTransformer, folder: Path) -> Study:
 
 def test_every_cell_has_every_measure_of_every_task_after_every_stage(found: Study) -> None:
     evaluations = found.evaluations
-    assert tuple(evaluations.columns) == cell.EVALUATIONS
+    assert tuple(evaluations.columns) == method_run.EVALUATIONS
     by_cell = evaluations.groupby(["method", "seed", "stage"], sort=False)
     assert list(by_cell.groups) == [(method, 0, number) for method in PLAN.methods for number in range(3)]
     keys = [part[["task", "kind", "measure", "heads"]].to_numpy().tolist() for _, part in by_cell]
     assert all(one == keys[0] for one in keys) and not evaluations.isna().drop(columns="value").any(axis=None)
     kinds = {kind: set(part["task"]) for kind, part in evaluations.groupby("kind")}
     assert kinds == {"sequence": set(PLAN.tasks), "general": set(PLAN.general), "probe": {"antonym"}}
-    assert tuple(found.steps.columns) == cell.STEPS and len(found.steps) == 2 * 2 * 8
+    assert tuple(found.steps.columns) == method_run.STEPS and len(found.steps) == 2 * 2 * 8
     by_stage = found.steps.groupby(["method", "stage"])["step"]
     assert all(list(steps) == list(range(8)) for _, steps in by_stage)
-    assert tuple(found.grids.columns) == cell.GRIDS and set(found.grids["stage"]) == {0, 2}
+    assert tuple(found.grids.columns) == method_run.GRIDS and set(found.grids["stage"]) == {0, 2}
 
 
 def test_all_cells_start_from_the_same_base_model(found: Study) -> None:
@@ -107,7 +106,7 @@ def test_the_tuned_models_numbers_are_those_of_its_adapters(found: Study, folder
     tokens = tokenize(lab, stage("class-letter", seed=0).test)
     for number in (1, 2):
         with lora.attached(lab, *adapters[:number]):
-            logits = cell.loop.differentiable_answer_logits(lab, tokens)
+            logits = method_run.loop.differentiable_answer_logits(lab, tokens)
         wanted = logits[:, 0].softmax(-1).gather(1, tokens.answers[:, :1]).double().mean()
         rows = found.evaluations.query("method == 'lora' and task == 'class-letter' and measure == 'probability'")
         assert float(rows.set_index("stage")["value"][number]) == pytest.approx(float(wanted), rel=1e-5)
@@ -116,12 +115,12 @@ def test_the_tuned_models_numbers_are_those_of_its_adapters(found: Study, folder
 def test_plain_lora_in_a_study_is_finetune_called_by_hand(found: Study, lab: HookedTransformer) -> None:
     past: list[lora.Adapter] = []
     for number, name in enumerate(PLAN.tasks, 1):
-        learned, seed = stage(name, seed=0, limit=8), loop.mixed(0, number)
+        learned, seed = stage(name, seed=0, limit=8), loop.mix_seeds(0, number)
         adapter = lora.fresh(lab, PLAN.lora, seed=seed)
         train, bare = tokenize(lab, learned.train), tokenize(lab, learned.bare)
         examples = Examples(prompts=train, bare=bare, new=8)
         old = [lora.stack(past)] if past else []
-        with crew.threads(PLAN.threads), lora.attached(lab, *old, adapter):
+        with worker_pool.use_threads(PLAN.threads), lora.attached(lab, *old, adapter):
             steps = list(loop.finetune(lab, adapter, examples, PLAN.training, method=Lora(), seed=seed))
         past.append(adapter.requires_grad_(False))
         ours = steps_of(found, "lora", number)[["step", "loss", "penalty", "rate", "gradient"]]
@@ -291,7 +290,7 @@ def test_an_exception_in_a_stage_leaves_no_trace_and_the_study_goes_on_later(
     found: Study, folder: Path, lab: HookedTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = traces(lab)
-    for module, name in ((loop, "answer_loss"), (cell, "_probed")):
+    for module, name in ((loop, "answer_loss"), (method_run, "_probed")):
         real, calls = getattr(module, name), iter(range(100))
 
         def fails(*args: Any, real: Any = real, calls: Any = calls) -> Any:
@@ -390,7 +389,7 @@ def test_the_previous_teacher_is_the_model_before_this_stage(
         return loop.differentiable_answer_logits(lab, tokens).detach()
 
     seen: dict[int, torch.Tensor] = {}
-    base, build = logits(), cell._guide
+    base, build = logits(), method_run._make_guide
 
     def watched(*args: Any, **others: Any) -> Any:
         guide = build(*args, **others)
@@ -405,7 +404,7 @@ def test_the_previous_teacher_is_the_model_before_this_stage(
             factors.B.zero_()
         return guide
 
-    monkeypatch.setattr(cell, "_guide", watched)
+    monkeypatch.setattr(method_run, "_make_guide", watched)
     asked = small_plan(
         methods=("lora+previous",), tasks=PLAN.tasks, guidance={"previous": Guidance(teacher="previous", kl=1.0)}
     )
@@ -624,7 +623,7 @@ def test_the_command_runs_what_was_asked_prints_it_and_draws_it(
     assert "lora+kl" in first.out and "GP" in first.out and f"In {out}: run.json" in first.out
     drawn = {path.stem for path in (out / "figures").glob("*.html")}
     assert drawn and drawn == set(found.figures())
-    monkeypatch.setattr(crew, "train", None)
+    monkeypatch.setattr(worker_pool, "train", None)
     again = command(*asked)
     assert again.status == 0 and again.out == first.out
     assert (

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import ivlens.lab
 from ivlens.datasets.task import BUILT_IN, Task, task, tasks
 from ivlens.lab import curriculum, evaluate, roles, vocabulary
-from ivlens.lab.abilities import abilities, answered
+from ivlens.lab.abilities import abilities, answer_all
 from ivlens.lab.batches import Encoder, batches
 from ivlens.lab.train import Phase, TrainingConfig, new_model, train
 from ivlens.models import loader
@@ -339,7 +339,7 @@ def test_masks_leave_no_trace():
     encode = Encoder(TOKENIZER, verdicts=True)
     (batch, *_) = batches([encode(document) for document in itertools.islice(stream, 4)])
     before = model(input_ids=batch.ids).logits
-    with roles.masked(model, batch):
+    with roles.mask_heads(model, batch):
         assert not torch.equal(model(input_ids=batch.ids).logits, before)
     assert torch.equal(model(input_ids=batch.ids).logits, before)
 
@@ -406,10 +406,10 @@ def test_the_model_reaches_what_it_is_meant_to(record):
 def test_measuring_again_gives_what_the_record_says(name: str, model, record):
     prompts = abilities(BY_NAME[name], seed=record["seeds"]["prompts"] + 1)
     for ability in ("ten-shot", "neither"):
-        found = answered(model, prompts[ability]).accuracy()
+        found = answer_all(model, prompts[ability]).accuracy()
         recorded = record["tasks"][name][ability]
         assert found.low <= recorded["high"] and recorded["low"] <= found.high, ability
-    found = answered(model, prompts["ten-shot"]).mean_probability()
+    found = answer_all(model, prompts["ten-shot"]).mean_probability()
     assert abs(found.mean - record["tasks"][name]["ten-shot-probability"]["mean"]) < 0.1
 
 

@@ -7,16 +7,16 @@ from collections import Counter
 import pytest
 import torch
 
-from ivlens.datasets.task import Task, read, task, tasks
-from ivlens.lab.abilities import answered
+from ivlens.datasets.task import Task, read_task, task, tasks
+from ivlens.lab.abilities import answer_all
 from ivlens.lab.sequences import SEQUENCES, TASKS
 from ivlens.lab.sequences.__main__ import made
-from ivlens.lab.sequences.facts import drawn
+from ivlens.lab.sequences.facts import draw
 from ivlens.models import loader
 from ivlens.prompts.builders import instructed
 from ivlens.training.stages import Stage, check_sequence
 
-ALL = {name: read(TASKS / f"{name}.json") for names in SEQUENCES.values() for name in names}
+ALL = {name: read_task(TASKS / f"{name}.json") for names in SEQUENCES.values() for name in names}
 FEWEST_PAIRS = 60
 OLD = {wording for name in tasks() for wording in task(name).instructions}
 WRITTEN = {word for name in tasks() for pair in task(name).pairs for word in pair.output.split(" ")}
@@ -85,11 +85,11 @@ def test_a_function_answers_with_one_token(model):
 @pytest.mark.parametrize("one", ALL.values(), ids=lambda one: one.name)
 def test_the_model_cannot_do_the_task_yet(one: Task, model):
     with torch.no_grad():
-        accuracy = float(answered(model, instructed(one, one.pairs)).right.double().mean())
+        accuracy = float(answer_all(model, instructed(one, one.pairs)).right.double().mean())
     assert accuracy <= 0.35
 
 
 def test_what_is_drawn_does_not_depend_on_the_order_it_is_drawn_from():
     words = [str(number) for number in range(50)]
-    assert drawn("x", words, 10) == drawn("x", reversed(words), 10)
-    assert drawn("x", words, 10) != drawn("y", words, 10)
+    assert draw("x", words, 10) == draw("x", reversed(words), 10)
+    assert draw("x", words, 10) != draw("y", words, 10)

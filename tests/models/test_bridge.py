@@ -28,9 +28,9 @@ from ivlens.errors import IvlensError, ModelError
 from ivlens.models import hooked as models
 from ivlens.models import lora
 from ivlens.models.checkpoint import quiet_transformers
-from ivlens.patching import hooks as reruns
 from ivlens.patching import interventions, sweep
 from ivlens.patching.activations import last_z, path_to_residual
+from ivlens.patching.hooks import add_to_residual, logits_under, set_head
 from ivlens.patching.interventions import Change
 from ivlens.prompts.tokens import Tokens
 from ivlens.shapes import Head
@@ -195,10 +195,10 @@ def test_changes_together_equal_one_run_for_each(folders: Folders) -> None:
     bridge, tokens = bridge_of(folders("gpt2")), random_tokens()
     z, vector = random_z(bridge.cfg), torch.ones(32)
     change = Change(added=vector, ablated=(Head(0, 1), Head(2, 2)))
-    found = interventions.run(bridge, tokens, [change], layer=1, z=z)
+    found = interventions.run_changes(bridge, tokens, [change], layer=1, z=z)
     last = tokens.prompts.shape[1] - 1
-    hooks = [reruns.head_set(head, z[head], last) for head in change.ablated] + [reruns.residual_added(1, vector, last)]
-    by_hand = reruns.logits(bridge, tokens, hooks).softmax(-1)[:, 0].gather(1, tokens.answers[:, :1])[:, 0]
+    hooks = [set_head(head, z[head], last) for head in change.ablated] + [add_to_residual(1, vector, last)]
+    by_hand = logits_under(bridge, tokens, hooks).softmax(-1)[:, 0].gather(1, tokens.answers[:, :1])[:, 0]
     torch.testing.assert_close(found.probability[:, 1], by_hand, rtol=0, atol=NEAR)
     assert (found.shift[:, 1] > 1e-3).all()
 

@@ -465,7 +465,7 @@ def test_an_adapter_is_refused_by_its_header_before_any_tensor_is_read(
 ) -> None:
     write_adapter(random_adapter(llama, "W_Q"), tmp_path, llama)
     tampered(tmp_path, lambda held: held.update({f"{Q0}A.weight": torch.ones(2**20, 32)}))
-    monkeypatch.delattr(tensor_files, "read")
+    monkeypatch.delattr(tensor_files, "read_tensors")
     with pytest.raises(ShapeMismatch, match=r"has A \(1048576, 32\) and B \(24, 3\) for .*0.self_attn.q_proj"):
         read_adapter(tmp_path, llama)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import ivlens
 from ivlens.datasets.task import Pair
 from ivlens.errors import PromptError
-from ivlens.prompts.template import NAMED, Template, named
+from ivlens.prompts.template import NAMED, Template, find_template
 
 PAIRS = [Pair("up", "down"), Pair("big", "small")]
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="{}"), max_size=6)
@@ -49,7 +49,7 @@ def test_what_is_left_out_is_function_vectors_default() -> None:
         {"input": "\n", "output": "\n\n", "instructions": ""},
     )
     assert Template.from_function_vectors() == Template.from_function_vectors(*usual) == NAMED["function-vectors"]
-    text = named("function-vectors").render(Pair("hot", "cold"), demonstrations=PAIRS).text
+    text = find_template("function-vectors").render(Pair("hot", "cold"), demonstrations=PAIRS).text
     assert text == theirs(*usual, PAIRS, "hot", "") == "Q: up\nA: down\n\nQ: big\nA: small\n\nQ: hot\nA:"
     assert Template.from_function_vectors({"output": "B:"}).query == "Q: {input}\nB:"
 
@@ -71,7 +71,7 @@ def test_named_templates_write_what_their_names_say(name: str, text: str) -> Non
 
 def test_every_named_template_is_tested() -> None:
     assert set(NAMED) == {"qa", "function-vectors", "arrow", "input-output", "plain"}
-    assert named("qa") == Template()
+    assert find_template("qa") == Template()
 
 
 def written(tmp_path: Path, content: Any) -> Path:
@@ -90,9 +90,9 @@ def test_a_template_comes_in_full_from_a_file(tmp_path: Path) -> None:
     found = ivlens.template(written(tmp_path, own))
     prompt = found.render(Pair("hot", "cold"), demonstrations=PAIRS, instruction="Do.")
     assert (prompt.text, prompt.answer) == ("[Do.]up=down;big=small;hot=", "cold")
-    assert named(written(tmp_path, {"query": "{input}?"})) == Template(query="{input}?")
+    assert find_template(written(tmp_path, {"query": "{input}?"})) == Template(query="{input}?")
     content = {"prefixes": {"input": "in", "output": "out"}, "separators": {"output": "|"}}
-    assert named(written(tmp_path, content)) == Template.from_function_vectors(**content)
+    assert find_template(written(tmp_path, content)) == Template.from_function_vectors(**content)
 
 
 @pytest.mark.parametrize(
@@ -112,14 +112,14 @@ def test_a_template_comes_in_full_from_a_file(tmp_path: Path) -> None:
 def test_a_bad_template_file_is_refused_in_a_sentence(tmp_path: Path, content: Any, sentence: str) -> None:
     path = written(tmp_path, content)
     with pytest.raises(PromptError, match=sentence) as caught:
-        named(path)
+        find_template(path)
     assert str(caught.value).startswith(str(path))
 
 
 def test_an_unknown_name_is_refused_with_those_there_are() -> None:
     with pytest.raises(PromptError, match="no template and no file 'arow'; did you mean arrow"):
-        named("arow")
+        find_template("arow")
     with pytest.raises(PromptError, match="there are qa, function-vectors, arrow, input-output, plain and chat"):
-        named("/nowhere.json")
+        find_template("/nowhere.json")
     with pytest.raises(PromptError, match="a chat template is the tokenizer's; give the model"):
         ivlens.template("chat")

@@ -103,7 +103,7 @@ def test_a_folder_is_drawn_with_its_records(tmp_path, monkeypatch):
     export = gallery.export.export
     monkeypatch.setattr(gallery.export, "export", lambda *given, **others: export(*given, ["html"], **others))
     shutil.copytree(FOLDER / "numbers" / "lab-tasks", tmp_path / "numbers" / "mine")
-    exported = gallery.write(tmp_path)
+    exported = gallery.draw_folder(tmp_path)
     assert isinstance(exported, Exported) and exported.notice is None
     written = {f"mine-{name}.{suffix}" for name in ("overlap", "similarity") for suffix in ("html", "json")}
     assert {path.name for path in tmp_path.iterdir()} == {"numbers", "plotly.min.js", *written}

@@ -34,7 +34,7 @@ from ivlens.prompts.chat import ChatTemplate
 from ivlens.prompts.template import Template
 from ivlens.reports import findings
 from ivlens.reports.html import _again, report
-from ivlens.storage.command_line import typed
+from ivlens.storage.command_line import remember_arguments
 from ivlens.storage.run_folder import open_run
 from ivlens.storage.run_record import read_record
 
@@ -70,7 +70,7 @@ def folders(
     found = {kind: parent / f"{kind} <b>" for kind in KINDS}
     tiny.cfg.model_name = HOSTILE
     try:
-        with typed(TYPED):
+        with remember_arguments(TYPED):
             ivlens.audit(tiny, hostile, out=found["audit"], other_tasks=1, source="instruction", **SMALL)
         ivlens.compare(tiny, adapter, hostile, out=found["compare"], queries=4, **SMALL)
     finally:
@@ -187,7 +187,7 @@ def test_the_plan_that_is_shown_is_read_back_as_the_same_plan(folders: dict[str,
     (shown,) = [text for one, text in elements(folders["study"]).all("pre") if one.get("id") == "plan-text"]
     (tmp_path / "plan.toml").write_text(shown, encoding="utf-8")
     study = ivlens.Study.read(folders["study"])
-    assert plan.read(tmp_path / "plan.toml").record() == study.plan.record()
+    assert plan.read_plan(tmp_path / "plan.toml").record() == study.plan.record()
 
 
 def test_the_same_run_makes_the_same_page(folders: dict[str, Path]) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 import ivlens.lab
-from ivlens.datasets.task import Pair, TaskWarning, read, task
+from ivlens.datasets.task import Pair, TaskWarning, read_task, task
 from ivlens.errors import TaskError
 from ivlens.lab.sequences import SEQUENCES, TASKS
 from ivlens.models import loader
@@ -109,10 +109,10 @@ def test_definitions_and_outputs_may_be_plain_texts_and_an_input_may_stand_twice
 def test_names_and_task_files_are_stages_of_their_tasks(tmp_path: Path):
     assert stage("antonym", seed=4) == Stage.of_task(task("antonym"), seed=4)
     for name in (names[0] for names in SEQUENCES.values()):
-        assert stage(name, seed=4) == Stage.of_task(read(TASKS / f"{name}.json"), seed=4)
+        assert stage(name, seed=4) == Stage.of_task(read_task(TASKS / f"{name}.json"), seed=4)
     mine = {"instructions": ["Do it."], "pairs": [{"input": f"i{i}", "output": "o"} for i in range(9)]}
     path = write(tmp_path / "mine.json", mine)
-    assert stage(str(path), seed=4) == stage(path, seed=4) == Stage.of_task(read(path), seed=4)
+    assert stage(str(path), seed=4) == stage(path, seed=4) == Stage.of_task(read_task(path), seed=4)
 
 
 @pytest.mark.parametrize("made", [trace, o_lora])

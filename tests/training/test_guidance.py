@@ -29,7 +29,7 @@ from ivlens.models.lora import Adapter
 from ivlens.patching.activations import differentiable_answer_logits, with_answers
 from ivlens.prompts.tokens import Tokens
 from ivlens.shapes import Head
-from ivlens.training.guidance import GUIDANCE, Guidance, Guide, kept_z, steer_answers
+from ivlens.training.guidance import GUIDANCE, Guidance, Guide, keep_z, steer_answers
 from ivlens.training.loop import Training, finetune
 from ivlens.training.methods import Lora
 
@@ -131,7 +131,7 @@ def test_steering_and_watching_leave_no_hooks_behind_even_on_an_exception(model:
     with (
         pytest.raises(ZeroDivisionError),
         steer_answers(model, TOKENS, some_vectors(6), 0),
-        kept_z(model, TOKENS, HEADS),
+        keep_z(model, TOKENS, HEADS),
     ):
         raise ZeroDivisionError
     run(model, guide_of(model, GUIDANCE["fv"]), fresh_adapter(model))

@@ -189,10 +189,10 @@ def test_of_a_control_vector_for_many_layers_one_is_chosen(tmp_path: Path) -> No
 
 def test_a_control_vector_of_many_layers_is_read_and_written_to_the_bit(tmp_path: Path) -> None:
     directions = {layer: torch.randn(24, generator=GENERATOR) for layer in range(1, 32)}
-    control_vectors.write(tmp_path / "ours.gguf", ControlVector(directions, "llama", ""))
+    control_vectors.write_control_vector(tmp_path / "ours.gguf", ControlVector(directions, "llama", ""))
     theirs = exported(tmp_path / "theirs.gguf", directions, **{"general.name": "ünïcode"})
     for path in (tmp_path / "ours.gguf", theirs):
-        found = control_vectors.read(path)
+        found = control_vectors.read_control_vector(path)
         assert found.directions.keys() == directions.keys()
         assert all(same(found.directions[layer], directions[layer]) for layer in directions)
     assert found.name == "ünïcode"
@@ -239,7 +239,7 @@ def test_a_layer_means_in_other_tools_what_it_means_here(
     """Both tools add to what the decoder block of that number puts out; on one token, the last is every token."""
     vector_formats.write_vector(replace(vector, layer=1, vector=torch.randn(32)), tmp_path / NAMES[form], form=form)
     if form == "gguf":
-        ((layer, direction),) = control_vectors.read(tmp_path / NAMES[form]).directions.items()
+        ((layer, direction),) = control_vectors.read_control_vector(tmp_path / NAMES[form]).directions.items()
     else:
         content = torch.load(tmp_path / NAMES[form], weights_only=True)
         ((layer, direction),) = content["layer_activations"].items()

@@ -23,7 +23,7 @@ from ivlens.models.lora import LoraConfig
 from ivlens.patching.settings import Settings
 from ivlens.shapes import Head
 from ivlens.vectors import controls, head_choice
-from ivlens.vectors.head_choice import named
+from ivlens.vectors.head_choice import parse_heads
 from ivlens.vectors.head_writing import write_vector
 from ivlens.vectors.universal_heads import Considered, Universal, universal_heads
 
@@ -87,16 +87,16 @@ def test_controls_share_no_head_with_those_that_were_given(found: Audit) -> None
 def test_a_file_of_heads_is_what_universal_or_a_vector_or_anybody_wrote(
     found: Audit, tiny: HookedTransformer, tmp_path: Path
 ) -> None:
-    assert head_choice.asked(found.vector.save(tmp_path / "vector.safetensors"), tiny) == tuple(GIVEN)
+    assert head_choice.choose_heads(found.vector.save(tmp_path / "vector.safetensors"), tiny) == tuple(GIVEN)
     universal = Universal(
         aie=torch.zeros(3, 4), heads=tuple(GIVEN), layer=1, tasks=("t",), vectors=torch.zeros(1, 8), settings=SETTINGS
     )
     for name in ("heads.safetensors", "heads.json"):
         universal.save(tmp_path / name)
-        assert head_choice.asked(str(tmp_path / name), tiny) == tuple(GIVEN)
+        assert head_choice.choose_heads(str(tmp_path / name), tiny) == tuple(GIVEN)
     for content in (["L0H1", "L2H3", "L1H0"], [[0, 1], [2, 3], "L1H0"], {"heads": ["L0H1", [2, 3], "L1H0"]}):
         (tmp_path / "mine.json").write_text(json.dumps(content))
-        assert head_choice.asked(tmp_path / "mine.json", tiny) == tuple(GIVEN)
+        assert head_choice.choose_heads(tmp_path / "mine.json", tiny) == tuple(GIVEN)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_a_file_of_heads_is_what_universal_or_a_vector_or_anybody_wrote(
 )
 def test_what_is_no_head_of_the_model_is_refused(tiny: HookedTransformer, text: str, sentence: str) -> None:
     with pytest.raises(IvlensError, match=sentence):
-        head_choice.asked(text, tiny)
+        head_choice.choose_heads(text, tiny)
 
 
 @pytest.mark.parametrize(
@@ -131,14 +131,14 @@ def test_what_is_no_head_of_the_model_is_refused(tiny: HookedTransformer, text: 
 def test_a_bad_file_of_heads_is_refused(tiny: HookedTransformer, tmp_path: Path, content: str, sentence: str) -> None:
     (tmp_path / "mine.json").write_text(content)
     with pytest.raises(IvlensError, match=sentence):
-        head_choice.asked(tmp_path / "mine.json", tiny)
+        head_choice.choose_heads(tmp_path / "mine.json", tiny)
 
 
 def test_a_tensor_file_without_heads_is_refused(tiny: HookedTransformer, tmp_path: Path) -> None:
     for metadata in (None, {"record": "[" * 100_000}, {"record": "{"}):
         save_file({"a": torch.zeros(1)}, tmp_path / "x.safetensors", metadata=metadata)
         with pytest.raises(IvlensError, match=r"has no list of heads|has no readable list of heads"):
-            head_choice.asked(tmp_path / "x.safetensors", tiny)
+            head_choice.choose_heads(tmp_path / "x.safetensors", tiny)
 
 
 def test_universal_heads_are_those_of_the_other_tasks_and_are_kept(
@@ -193,13 +193,13 @@ def test_public_universal_heads_say_why_a_task_is_left_out(lab: HookedTransforme
 
 
 def test_heads_may_be_named_in_a_list() -> None:
-    assert named(["L9H6", Head(3, 2)]) == (Head(9, 6), Head(3, 2))
+    assert parse_heads(["L9H6", Head(3, 2)]) == (Head(9, 6), Head(3, 2))
     with pytest.raises(IvlensError, match="head L3H2 is named twice; name each once"):
-        named(["L3H2", Head(3, 2)])
+        parse_heads(["L3H2", Head(3, 2)])
 
 
 def test_a_long_list_of_heads_is_read_in_a_moment(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps([[i, i] for i in range(100_000)]))
     started = time.process_time()
-    assert len(named(tmp_path / "a.json") or ()) == 100_000
+    assert len(parse_heads(tmp_path / "a.json") or ()) == 100_000
     assert time.process_time() - started < 10

@@ -303,7 +303,7 @@ def test_controls_have_the_vectors_norm_and_number_of_heads(
     tiny: HookedTransformer, word_task: Task, effects: HeadEffects
 ) -> None:
     others = [Task(name="other", pairs=word_task.pairs[::-1])]
-    found = steering_trials.candidates(tiny, effects, counts=[1, 2, 5], top=3, draws=4, others=others)
+    found = steering_trials.make_candidates(tiny, effects, counts=[1, 2, 5], top=3, draws=4, others=others)
     kinds = [(candidate.kind, candidate.n_heads) for candidate in found]
     assert kinds == [
         *(("chosen", 1), *[("random", 1)] * 4, ("chosen", 2), *[("random", 2)] * 4),

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 
-from ivlens.datasets.task import BUILT_IN, Pair, Task, read
+from ivlens.datasets.task import BUILT_IN, Pair, Task, read_task
 
 MOST_PAIRS = 160
 """Pairs of a task whose inputs are put together from several words."""
@@ -15,7 +15,7 @@ MOST_PAIRS = 160
 @cache
 def facts(name: str) -> Mapping[str, str]:
     """Inputs and outputs of a built-in task."""
-    return dict(read(BUILT_IN / f"{name}.json").pairs)
+    return dict(read_task(BUILT_IN / f"{name}.json").pairs)
 
 
 def words(*names: str) -> list[str]:
@@ -28,7 +28,7 @@ def new_task(name: str, instruction: str, inputs: Iterable[str], output: Callabl
     return Task(name=name, instructions=(instruction,), pairs=tuple(Pair(given, output(given)) for given in inputs))
 
 
-def drawn(name: str, inputs: Iterable[str], most: int = MOST_PAIRS) -> list[str]:
+def draw(name: str, inputs: Iterable[str], most: int = MOST_PAIRS) -> list[str]:
     """Some of the inputs, the same on every machine and in every version of every library."""
 
     def place(given: str) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from itertools import permutations
 
 from ivlens.datasets.task import Task
-from ivlens.lab.sequences.facts import drawn, facts, new_task, words
+from ivlens.lab.sequences.facts import draw, facts, new_task, words
 
 PERSONS = ["king", "queen", "man", "woman", "child", "mother", "father", "brother", "sister", "friend", "enemy"]
 NOT_THINGS = ["night", "day", "week", "summer", "winter", "war", "life", "death"]
@@ -76,7 +76,7 @@ def same_or_opposite() -> Task:
     """Two words that mean the same, or the opposite; as many of these as of those."""
     opposite, same = facts("antonym"), facts("synonym")
     kinds = {f"{word}, {same[word]}": "s" for word in same}
-    kinds |= {f"{word}, {opposite[word]}": "o" for word in drawn("same-or-opposite", opposite, len(same))}
+    kinds |= {f"{word}, {opposite[word]}": "o" for word in draw("same-or-opposite", opposite, len(same))}
     return new_task(
         "same-or-opposite",
         "Write s for the same meaning and o for the opposite.",
@@ -120,7 +120,7 @@ def opposite_count() -> Task:
     """Words of the general tasks with an opposite, and as many nouns without one."""
     opposite = facts("antonym")
     without = [word for word in words("singular-plural", "english-french") if word not in opposite]
-    inputs = [*opposite, *drawn("opposite-count", without, len(opposite))]
+    inputs = [*opposite, *draw("opposite-count", without, len(opposite))]
     return new_task(
         "opposite-count",
         "How many opposite words does the word have, zero or one?",
@@ -132,7 +132,7 @@ def opposite_count() -> Task:
 def synonym_count() -> Task:
     synonym = facts("synonym")
     without = [word for word in words("english-french") if word not in {*synonym, *synonym.values()}]
-    inputs = [*synonym, *drawn("synonym-count", without, len(synonym))]
+    inputs = [*synonym, *draw("synonym-count", without, len(synonym))]
     return new_task(
         "synonym-count",
         "Write 1 for a word with a synonym and 0 for another word.",
@@ -154,7 +154,7 @@ def big_number() -> Task:
     return new_task(
         "big-number",
         "Is the big number the first or the last, f or l?",
-        drawn("big-number", [", ".join(two) for two in permutations(digits, 2)]),
+        draw("big-number", [", ".join(two) for two in permutations(digits, 2)]),
         lambda two: "f" if int(digits[two.split(", ")[0]]) > int(digits[two.split(", ")[1]]) else "l",
     )
 

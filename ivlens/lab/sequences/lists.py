@@ -9,7 +9,7 @@ from __future__ import annotations
 from itertools import islice, permutations
 
 from ivlens.datasets.task import Task
-from ivlens.lab.sequences.facts import drawn, facts, new_task, words
+from ivlens.lab.sequences.facts import draw, facts, new_task, words
 
 NUMBERS = 20
 """Lists of numbers are made of the numbers below."""
@@ -43,7 +43,7 @@ def reverse_list() -> Task:
     return new_task(
         "reverse-list",
         "Start with the last word of the list and end with the first.",
-        drawn("reverse-list", [", ".join(two) for two in permutations(_list_words(), 2)]),
+        draw("reverse-list", [", ".join(two) for two in permutations(_list_words(), 2)]),
         lambda listed: " ".join(reversed(listed.split(", "))),
     )
 
@@ -68,7 +68,7 @@ def list_digits() -> Task:
     return new_task(
         "list-digits",
         "Write every number in digits.",
-        drawn("list-digits", [", ".join(three) for three in permutations(list(digits)[:NUMBERS], 3)]),
+        draw("list-digits", [", ".join(three) for three in permutations(list(digits)[:NUMBERS], 3)]),
         lambda listed: " ".join(digits[number] for number in listed.split(", ")),
     )
 
@@ -102,7 +102,7 @@ def past_of_two() -> Task:
     return new_task(
         "past-of-two",
         "Say it in the past tense.",
-        drawn("past-of-two", [" and ".join(two) for two in permutations(past, 2)]),
+        draw("past-of-two", [" and ".join(two) for two in permutations(past, 2)]),
         lambda both: " ".join(past[verb] for verb in both.split(" and ")),
     )
 
@@ -112,6 +112,6 @@ def list_french() -> Task:
     return new_task(
         "list-french",
         "Translate every word of the list into French.",
-        drawn("list-french", [", ".join(three) for three in permutations(islice(french, LIST_WORDS), 3)]),
+        draw("list-french", [", ".join(three) for three in permutations(islice(french, LIST_WORDS), 3)]),
         lambda listed: " ".join(french[word] for word in listed.split(", ")),
     )

@@ -17,11 +17,11 @@ import torch
 
 from ivlens.datasets.task import Task
 from ivlens.errors import StudyError
-from ivlens.forgetting import cell
-from ivlens.forgetting.cell import Bench, Cell
-from ivlens.forgetting.evaluation import examination
+from ivlens.forgetting import method_run
+from ivlens.forgetting.evaluation import prepare_evaluation
+from ivlens.forgetting.method_run import MethodRun, PreparedBase
 from ivlens.forgetting.plan import Plan
-from ivlens.forgetting.preparation import bench_from, bench_of, general_tasks, sequence
+from ivlens.forgetting.preparation import general_tasks, prepare_base, prepare_from, sequence
 from ivlens.models import loader
 from ivlens.storage import run_folder
 from ivlens.training.stages import Stage
@@ -42,31 +42,34 @@ def train(
     dtype: str,
 ) -> Generator[int]:
     """Yields once for every stage of the cells that are left."""
-    bench, waiting = bench_of(asked, base, general, run), left(asked, run.folder)
+    prepared, waiting = prepare_base(asked, base, general, run), list_unfinished(asked, run.folder)
     if min(workers, len(waiting)) > 1:
         yield from _side_by_side(waiting, asked, run.folder, workers, device=device, dtype=dtype)
     else:
-        yield from _one_by_one(waiting, bench, sequences, general)
+        yield from _one_by_one(waiting, prepared, sequences, general)
 
 
-def left(asked: Plan, folder: Path) -> list[Cell]:
+def list_unfinished(asked: Plan, folder: Path) -> list[MethodRun]:
     return [one for one in all_cells(asked, folder) if not one.is_done(len(asked.tasks))]
 
 
-def n_stages(cells: Sequence[Cell]) -> int:
+def n_stages(cells: Sequence[MethodRun]) -> int:
     return sum(len(one.plan.tasks) + 1 for one in cells)
 
 
 def _one_by_one(
-    cells: Sequence[Cell], bench: Bench, sequences: Mapping[int, Sequence[Stage]], general: Sequence[Task]
+    cells: Sequence[MethodRun],
+    prepared: PreparedBase,
+    sequences: Mapping[int, Sequence[Stage]],
+    general: Sequence[Task],
 ) -> Iterator[int]:
     for one in cells:
-        exam = examination(bench.model, sequences[one.seed], general, one.plan.evaluation)
-        yield from cell.run(one, bench, sequences[one.seed], exam)
+        evaluation = prepare_evaluation(prepared.model, sequences[one.seed], general, one.plan.evaluation)
+        yield from method_run.run_method(one, prepared, sequences[one.seed], evaluation)
 
 
 @contextmanager
-def threads(number: int) -> Iterator[None]:
+def use_threads(number: int) -> Iterator[None]:
     """Sums depend on the number of threads in their last bits: the same in this process and in workers."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
@@ -77,7 +80,7 @@ def threads(number: int) -> Iterator[None]:
 
 
 @contextmanager
-def trained_beside(base: HookedTransformer) -> Iterator[None]:
+def freeze_base(base: HookedTransformer) -> Iterator[None]:
     """The model's own weights take no gradients; afterwards those do that did before."""
     before = [weight for weight in base.parameters() if weight.requires_grad]
     base.requires_grad_(False)
@@ -89,7 +92,7 @@ def trained_beside(base: HookedTransformer) -> Iterator[None]:
 
 
 def _side_by_side(
-    cells: Sequence[Cell], asked: Plan, folder: Path, workers: int, *, device: str, dtype: str
+    cells: Sequence[MethodRun], asked: Plan, folder: Path, workers: int, *, device: str, dtype: str
 ) -> Iterator[int]:
     """Yields once for every stage whose table appears; a worker's error ends the study."""
     context = multiprocessing.get_context("spawn")
@@ -99,7 +102,7 @@ def _side_by_side(
     with ProcessPoolExecutor(min(workers, len(cells)), context, _start_worker, arguments) as pool:
         futures = [pool.submit(_work, one) for one in cells]
         try:
-            yield from _watched(futures, cells, before)
+            yield from _watch(futures, cells, before)
         except BrokenProcessPool as error:
             raise StudyError(
                 "a worker process ended before its time; was it killed, or out of memory? Run the same command again, "
@@ -115,7 +118,7 @@ def _side_by_side(
             raise
 
 
-def _watched(futures: Sequence[Future[None]], cells: Sequence[Cell], seen: int) -> Iterator[int]:
+def _watch(futures: Sequence[Future[None]], cells: Sequence[MethodRun], seen: int) -> Iterator[int]:
     while True:
         waiting = wait(futures, timeout=1, return_when="FIRST_EXCEPTION").not_done
         for future in futures:
@@ -128,7 +131,7 @@ def _watched(futures: Sequence[Future[None]], cells: Sequence[Cell], seen: int) 
             return
 
 
-def _n_done(cells: Sequence[Cell]) -> int:
+def _n_done(cells: Sequence[MethodRun]) -> int:
     return sum(one.is_done(stage) for one in cells for stage in range(len(one.plan.tasks) + 1))
 
 
@@ -142,7 +145,7 @@ def _start_worker(asked: Plan, folder: Path, device: str, dtype: str) -> None:
     torch.set_num_threads(asked.threads)
     base, general = loader.load(asked.model, device=device, dtype=dtype), general_tasks(asked)
     _WORKER["general"] = general
-    _WORKER["bench"] = bench_from(asked, base, general, folder / "universal.safetensors")
+    _WORKER["prepared"] = prepare_from(asked, base, general, folder / "universal.safetensors")
 
 
 def _end_with_parent() -> None:
@@ -153,21 +156,21 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _work(one: Cell) -> None:
+def _work(one: MethodRun) -> None:
     general = _WORKER["general"]
     sequences = {one.seed: sequence(one.plan, one.seed, general)}
-    for _ in _one_by_one([one], _WORKER["bench"], sequences, general):
+    for _ in _one_by_one([one], _WORKER["prepared"], sequences, general):
         pass
 
 
-def cores(base: HookedTransformer) -> int:
+def count_cores(base: HookedTransformer) -> int:
     return 1 if torch.device(base.cfg.device or "cpu").type != "cpu" else os.cpu_count() or 1
 
 
-def all_cells(asked: Plan, folder: Path) -> list[Cell]:
+def all_cells(asked: Plan, folder: Path) -> list[MethodRun]:
     """Seed by seed, so that a study that is stopped early has all methods of the seeds that it has."""
     return [
-        Cell(plan=asked, method=method, seed=seed, folder=folder / "cells" / f"{method}-{seed}")
+        MethodRun(plan=asked, method=method, seed=seed, folder=folder / "cells" / f"{method}-{seed}")
         for seed in asked.seeds
         for method in asked.methods
     ]

@@ -22,7 +22,7 @@ from ivlens.analysis import dependence
 from ivlens.analysis.probes import Probe
 from ivlens.datasets.task import Task
 from ivlens.errors import TrainingError
-from ivlens.forgetting.evaluation import COLUMNS, Examination
+from ivlens.forgetting.evaluation import COLUMNS, StageEvaluation
 from ivlens.forgetting.plan import Plan
 from ivlens.models import lora, lora_file, peft, peft_layout
 from ivlens.patching import effects
@@ -46,7 +46,7 @@ GRIDS = ("method", "seed", "stage", "task", "layer", "head", "aie")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class MethodRun:
     """What is run, and where it is kept."""
 
     plan: Plan
@@ -67,7 +67,7 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench:
+class PreparedBase:
     """What all cells of a study share: the base model and everything that was prepared of it."""
 
     model: HookedTransformer
@@ -76,7 +76,9 @@ class Bench:
     """Of general tasks, by name."""
 
 
-def run(cell: Cell, bench: Bench, stages: Sequence[Stage], examination: Examination) -> Iterator[int]:
+def run_method(
+    run: MethodRun, base: PreparedBase, stages: Sequence[Stage], evaluation: StageEvaluation
+) -> Iterator[int]:
     """Learn and measure stage after stage; yields the number of each one when it is done, from 0, the base model.
 
     With the last stage, all adapters together are written as one PEFT folder, `adapter`, where PEFT knows the model.
@@ -86,44 +88,49 @@ def run(cell: Cell, bench: Bench, stages: Sequence[Stage], examination: Examinat
         RunError: the folder cannot be written.
     """
     with torch.random.fork_rng():
-        if not cell.is_done(0):
-            _measure(cell, 0, bench, examination, grids=True)
+        if not run.is_done(0):
+            _measure(run, 0, base, evaluation, grids=True)
         yield 0
-        method, past = cell.plan.method(cell.plan.parts(cell.method)[0]), list[lora.Adapter]()
+        method, past = run.plan.method(run.plan.parts(run.method)[0]), list[lora.Adapter]()
         for number in range(1, len(stages) + 1):
-            if cell.is_done(number):
-                past.append(lora_file.load_adapter(cell.path(number, ".safetensors"), bench.model))
+            if run.is_done(number):
+                past.append(lora_file.load_adapter(run.path(number, ".safetensors"), base.model))
             else:
-                adapter = _learn(cell, number, stages, bench, method, past)
+                adapter = _learn(run, number, stages, base, method, past)
                 past.append(adapter)
                 total, is_last = lora.stack(past), number == len(stages)
-                if is_last and peft_layout.is_known(bench.model):
-                    peft.write_adapter(total, cell.folder / "adapter", bench.model, base=cell.plan.model)
-                with lora.merged(bench.model, total):
-                    _measure(cell, number, bench, examination, grids=is_last)
-                cell.path(number, ".checkpoint").unlink(missing_ok=True)
+                if is_last and peft_layout.is_known(base.model):
+                    peft.write_adapter(total, run.folder / "adapter", base.model, base=run.plan.model)
+                with lora.merged(base.model, total):
+                    _measure(run, number, base, evaluation, grids=is_last)
+                run.path(number, ".checkpoint").unlink(missing_ok=True)
             yield number
 
 
 def _learn(
-    cell: Cell, number: int, stages: Sequence[Stage], bench: Bench, method: Method, past: Sequence[lora.Adapter]
+    run: MethodRun,
+    number: int,
+    stages: Sequence[Stage],
+    base: PreparedBase,
+    method: Method,
+    past: Sequence[lora.Adapter],
 ) -> lora.Adapter:
     """Train a new adapter on top of the earlier ones, and keep it with its steps."""
-    model, plan, stage = bench.model, cell.plan, stages[number - 1]
+    model, plan, stage = base.model, run.plan, stages[number - 1]
     earlier = stages[: number - 1]
-    _keep_whole(cell, number)
+    _keep_whole(run, number)
     history = History(
         adapters=tuple(past),
         prompts=tuple(one.train for one in earlier),
         tokens=tuple(tokenize(model, one.train) for one in earlier),
     )
     method.begin(model, history)
-    adapter = lora.fresh(model, plan.lora, seed=loop.mixed(cell.seed, number))
-    examples = _examples(model, stage, method, history, seed=cell.seed)
-    guidance = plan.parts(cell.method)[1]
+    adapter = lora.fresh(model, plan.lora, seed=loop.mix_seeds(run.seed, number))
+    examples = _examples(model, stage, method, history, seed=run.seed)
+    guidance = plan.parts(run.method)[1]
     old = [lora.stack(past)] if past else []
     new = examples.prompts[: examples.new]
-    guide = guidance and _guide(guidance, bench, old, adapter, new, seed=loop.mixed(cell.seed, number))
+    guide = guidance and _make_guide(guidance, base, old, adapter, new, seed=loop.mix_seeds(run.seed, number))
     with lora.attached(model, *old, adapter):
         steps = loop.finetune(
             model,
@@ -132,24 +139,24 @@ def _learn(
             plan.training,
             method=method,
             guide=guide,
-            seed=loop.mixed(cell.seed, number),
+            seed=loop.mix_seeds(run.seed, number),
             name=f"stage {number} ({stage.name})",
-            checkpoint=cell.path(number, ".checkpoint"),
+            checkpoint=run.path(number, ".checkpoint"),
         )
-        taken = _taken(cell.path(number, "-steps.jsonl"), steps)
+        taken = _take_steps(run.path(number, "-steps.jsonl"), steps)
     adapter.requires_grad_(False)
     if not all(bool(factor.isfinite().all()) for factor in adapter.parameters()):
         raise TrainingError(
             f"the last step of stage {number} ({stage.name}), step {plan.training.steps - 1}, made the adapter NaN or "
             "infinite; lower the rate"
         )
-    lora_file.save_adapter(adapter, cell.path(number, ".safetensors"))
-    taken = taken.assign(**cell.where, stage=number, task=stage.name)
-    _write(cell.path(number, "-steps.parquet"), taken[list(STEPS)])
+    lora_file.save_adapter(adapter, run.path(number, ".safetensors"))
+    taken = taken.assign(**run.where, stage=number, task=stage.name)
+    _write(run.path(number, "-steps.parquet"), taken[list(STEPS)])
     return adapter
 
 
-def _taken(path: Path, steps: Iterator[loop.Step]) -> pd.DataFrame:
+def _take_steps(path: Path, steps: Iterator[loop.Step]) -> pd.DataFrame:
     """Take all steps; a line each is kept at once, so that those before a checkpoint are not lost with the process."""
     with atomic_files.as_run_error(path), path.open("a", encoding="utf-8") as file:
         file.write("\n")  # A killed process may have left half a line.
@@ -157,11 +164,11 @@ def _taken(path: Path, steps: Iterator[loop.Step]) -> pd.DataFrame:
             line = json.dumps({**step._asdict(), "step": step.number})
             file.write(f"{line}\n")
             file.flush()
-    found = _lines(path)
+    found = _read_lines(path)
     return pd.DataFrame([found[step] for step in sorted(found)])
 
 
-def _lines(path: Path) -> dict[int, dict[str, Any]]:
+def _read_lines(path: Path) -> dict[int, dict[str, Any]]:
     """Steps by number. One that went on from a checkpoint took some steps again, to the same numbers."""
     found = {}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
@@ -172,11 +179,11 @@ def _lines(path: Path) -> dict[int, dict[str, Any]]:
     return found
 
 
-def _keep_whole(cell: Cell, number: int) -> None:
+def _keep_whole(run: MethodRun, number: int) -> None:
     """A checkpoint is gone on from if every step before it has its line; else the stage is learned anew."""
-    path = cell.path(number, ".checkpoint")
-    steps = min(checkpoints.steps_of(path), cell.plan.training.steps)
-    if set(range(steps)) - _lines(cell.path(number, "-steps.jsonl")).keys():
+    path = run.path(number, ".checkpoint")
+    steps = min(checkpoints.steps_of(path), run.plan.training.steps)
+    if set(range(steps)) - _read_lines(run.path(number, "-steps.jsonl")).keys():
         path.unlink()
 
 
@@ -190,9 +197,9 @@ def _examples(model: HookedTransformer, stage: Stage, method: Method, history: H
     )
 
 
-def _guide(
+def _make_guide(
     guidance: Guidance,
-    bench: Bench,
+    base: PreparedBase,
     old: Sequence[lora.Adapter],
     adapter: lora.Adapter,
     prompts: Tokens,
@@ -200,7 +207,7 @@ def _guide(
     seed: int,
 ) -> Guide:
     """The vectors that a stage is guided by, and its teacher: the model before the first stage, or before this one."""
-    model, universal = bench.model, bench.universal
+    model, universal = base.model, base.universal
     with lora.attached(model, *(old if guidance.teacher == "previous" else [])):
         own = write_vector(model, mean_z(model, prompts), universal.heads)[None]
     generator = torch.Generator().manual_seed(seed)
@@ -222,34 +229,34 @@ def _guide(
     )
 
 
-def _measure(cell: Cell, number: int, bench: Bench, examination: Examination, *, grids: bool) -> None:
+def _measure(run: MethodRun, number: int, base: PreparedBase, evaluation: StageEvaluation, *, grids: bool) -> None:
     """Measure the model as it is now; the table of measures is written last."""
     lines, effects_found = [], []
-    for name, (task, probe) in bench.probes.items():
-        lines += _probed(bench, name, task, probe)
+    for name, (task, probe) in base.probes.items():
+        lines += _measure_probe(base, name, task, probe)
         if grids:
-            effects_found.append(_grid(bench, name, task))
+            effects_found.append(_measure_grid(base, name, task))
     if effects_found:
-        found = pd.concat(effects_found, ignore_index=True).assign(**cell.where, stage=number)
-        _write(cell.path(number, "-aie.parquet"), found[list(GRIDS)])
-    frame = pd.concat([examination(bench.model), pd.DataFrame(lines, columns=list(COLUMNS))], ignore_index=True)
-    _write(cell.path(number, ".parquet"), frame.assign(**cell.where, stage=number)[list(EVALUATIONS)])
+        found = pd.concat(effects_found, ignore_index=True).assign(**run.where, stage=number)
+        _write(run.path(number, "-aie.parquet"), found[list(GRIDS)])
+    frame = pd.concat([evaluation(base.model), pd.DataFrame(lines, columns=list(COLUMNS))], ignore_index=True)
+    _write(run.path(number, ".parquet"), frame.assign(**run.where, stage=number)[list(EVALUATIONS)])
 
 
-def _probed(bench: Bench, name: str, task: Task, probe: Probe) -> Iterator[tuple[Any, ...]]:
+def _measure_probe(base: PreparedBase, name: str, task: Task, probe: Probe) -> Iterator[tuple[Any, ...]]:
     """Dependence on the base model's vector, and how far the model's own has drifted from it."""
-    for (measure, heads), values in dependence.per_prompt(bench.model, probe).values.items():
+    for (measure, heads), values in dependence.per_prompt(base.model, probe).values.items():
         yield name, "probe", measure, heads, float(values.double().mean()), len(values)
-    own = write_vector(bench.model, effects.task_mean_z(bench.model, task, bench.universal.settings), probe.heads)
+    own = write_vector(base.model, effects.task_mean_z(base.model, task, base.universal.settings), probe.heads)
     cosine = float(torch.cosine_similarity(own.double(), probe.vectors[0].to(own).double(), dim=0))
-    yield name, "probe", "cosine", "chosen", cosine, bench.universal.settings.clean_prompts
+    yield name, "probe", "cosine", "chosen", cosine, base.universal.settings.clean_prompts
 
 
-def _grid(bench: Bench, name: str, task: Task) -> pd.DataFrame:
+def _measure_grid(base: PreparedBase, name: str, task: Task) -> pd.DataFrame:
     """The model's own AIE, of its own mean head outputs."""
-    settings = bench.universal.settings
-    z = effects.task_mean_z(bench.model, task, settings)
-    aie = effects.measure_effects(bench.model, task, z, settings, model_digest="").aie.cpu().numpy()
+    settings = base.universal.settings
+    z = effects.task_mean_z(base.model, task, settings)
+    aie = effects.measure_effects(base.model, task, z, settings, model_digest="").aie.cpu().numpy()
     layers, heads = np.indices(aie.shape).reshape(2, -1)
     return pd.DataFrame({"task": name, "layer": layers, "head": heads, "aie": aie.reshape(-1)})
 
