@@ -30,7 +30,7 @@ from ivlens.shapes import GIB, Head
 from ivlens.steering import instruction_vector
 from ivlens.tasks import Split, Task, tasks
 from ivlens.tasks import task as find_task
-from ivlens.trials import VALUES
+from ivlens.trials import PLACES, VALUES
 from ivlens.universal import Considered
 from ivlens.vectors import InstructionVector
 from ivlens.wordings import WORDINGS, Choice, unusual, worded
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 MEASURES = ("measure", *VALUES)
 STEERING = ("heads", "n_heads", "layer", "scale", "draws", *VALUES)
-HEADS = ("heads", "n_heads", "layers", "draws", *VALUES)
+HEADS = ("heads", "n_heads", "layers", "scales", "draws", *VALUES)
 COUNTS = (1, 2, 5, 10, 20, 50, 100)
 
 
@@ -54,9 +54,11 @@ class Audit:
     measures: pd.DataFrame
     """Accuracy and probability of the answer (first token) of the unsteered and the steered model."""
     steering: pd.DataFrame
-    """Zero-shot accuracy with the vector added at every layer, beside its controls."""
+    """Zero-shot accuracy with the vector added at every layer, each at its own scale, beside its controls."""
     heads: pd.DataFrame
-    """The same at the layer that validation pairs chose, against the number of heads."""
+    """The same at the layer and scale that validation pairs chose, against the number of heads."""
+    places: pd.DataFrame
+    """Accuracy of the vector at every layer and scale on validation pairs, the chosen place marked."""
     instructions: pd.DataFrame | None = None
     """What every wording did on validation pairs, where the best was asked for."""
     universal: pd.DataFrame | None = None
@@ -86,6 +88,7 @@ class Audit:
             measures=run.read_table("measures", columns=MEASURES),
             steering=run.read_table("steering", columns=STEERING),
             heads=run.read_table("heads", columns=HEADS),
+            places=run.read_table("places", columns=PLACES),
             instructions=_kept(run, "instructions", WORDINGS),
             universal=_kept(run, "universal_tasks", Considered._fields),
             folder=Path(folder),
@@ -106,6 +109,9 @@ class Audit:
                 baselines=lines,
                 title=f"Zero-shot accuracy with a vector of {len(self.vector.heads)} heads added: {where}",
             ),
+            "places": plots.steering_heatmap(
+                self.places, title=f"Layer and scale of the vector, on validation pairs: {where}"
+            ),
             "heads": plots.accuracy_by_heads(
                 self.heads.rename(columns=accuracy),
                 baselines=lines,
@@ -125,10 +131,11 @@ class Audit:
         return float(found[measure])
 
     def __repr__(self) -> str:
-        heads = " ".join(map(str, self.vector.heads[:5])) + (" ..." if len(self.vector.heads) > 5 else "")
+        vector = self.vector
+        heads = " ".join(map(str, vector.heads[:5])) + (" ..." if len(vector.heads) > 5 else "")
         return (
-            f"Audit({self.vector.task} on {self.vector.model}: zero-shot accuracy {self.accuracy('zero-shot'):.2f}, "
-            f"with the vector of {len(self.vector.heads)} heads ({heads}) at layer {self.vector.layer} "
+            f"Audit({vector.task} on {vector.model}: zero-shot accuracy {self.accuracy('zero-shot'):.2f}, "
+            f"with the vector of {len(vector.heads)} heads ({heads}) at layer {vector.layer}, scale {vector.scale:g} "
             f"{self.accuracy('steered'):.2f}, of random heads {self.accuracy('steered, random'):.2f})"
         )
 
@@ -165,7 +172,7 @@ def audit(
             `universal`, those that carry the other built-in tasks.
         instruction: Wordings of the task's instruction: `all` in turn, the N-th (from 1), or the `best`, which is
             chosen on validation pairs.
-        draws: Sets of random and of bottom heads, each of which is a control.
+        draws: Sets of random and of bottom heads, and Gaussians, each of which is a control.
         other_tasks: Built-in tasks whose vectors are controls.
         memory: Bytes that patching and steering may take beside the weights. Does not change the numbers.
 
@@ -267,21 +274,26 @@ class _Work:
     def measured(self, table: Table) -> Audit:
         effects = self.effects(table)
         fixed = pinned(self.heads, self.model, self.task, self.settings, top=self.top, table=table, memory=self.memory)
+        # Computed when the first table asks for it: a resumed run may have them all.
+        tried = lru_cache(partial(self.trials, effects, fixed))
+        seed = self.settings.seed
+        places = table("places", lambda: tried().by_place(self.top), PLACES)
+        place = places[places["chosen"]].iloc[0]
         vector = instruction_vector(
             self.model,
             self.task,
             effects=effects,
             heads=effects.top(self.top) if fixed is None else fixed,
+            layer=int(place["layer"]),
+            scale=float(place["scale"]),
             memory=self.memory,
         )
-        # Computed when the first table asks for it: a resumed run may have them all.
-        tried = lru_cache(partial(self.trials, effects, fixed))
-        seed = self.settings.seed
         return Audit(
             effects=effects,
             vector=vector,
             steering=table("steering", lambda: tried().by_layer(self.top, seed=seed), STEERING),
             heads=table("heads", lambda: tried().by_number(seed=seed), HEADS),
+            places=places,
             measures=table("measures", lambda: self.measures(tried()), MEASURES),
         )
 
@@ -319,15 +331,19 @@ class _Work:
             candidates,
             validation=tokenize(self.model, zero_shot(self.split.validation)),
             evaluation=tokenize(self.model, zero_shot(self.split.evaluation)),
+            top=self.top,
             memory=self.memory,
         )
 
     def measures(self, tried: trials.Trials) -> pd.DataFrame:
-        """One line for the model unsteered under each kind of prompt, then for each kind of vector."""
+        """One line for the model unsteered under each kind of prompt, then for each kind of vector; then at scale 1."""
         lines = [{"measure": name, **self.baseline(kind)} for name, kind in self.baseline_prompts().items()]
-        steered = tried.by_number(seed=self.settings.seed).query("n_heads == @self.top")
-        names = ["steered" if kind == "chosen" else f"steered, {kind}" for kind in steered["heads"]]
-        return pd.concat([pd.DataFrame(lines), steered.assign(measure=names)], ignore_index=True).filter(MEASURES)
+        parts = [pd.DataFrame(lines)]
+        for suffix, unscaled in (("", False), (", scale 1", True)):
+            steered = tried.by_number(seed=self.settings.seed, unscaled=unscaled).query("n_heads == @self.top")
+            names = ["steered" if kind == "chosen" else f"steered, {kind}" for kind in steered["heads"]]
+            parts.append(steered.assign(measure=[f"{name}{suffix}" for name in names]))
+        return pd.concat(parts, ignore_index=True).filter(MEASURES)
 
     def baseline_prompts(self) -> dict[str, list[Prompt]]:
         """Prompts of the evaluation pairs by kind.

@@ -213,7 +213,7 @@ def _guide(
         vectors = {"task": own, "zero": torch.zeros_like(own), "general": universal.vectors.to(own)}[guidance.vector]
     return Guide(
         guidance=guidance,
-        vectors=vectors,
+        vectors=(universal.scale if guidance.scale is None else guidance.scale) * vectors,
         layer=universal.layer if guidance.layer is None else guidance.layer,
         heads=universal.heads,
         teacher=partial(lora.silenced, model, *([adapter] if guidance.teacher == "previous" else [])),

@@ -125,8 +125,9 @@ def _rerun(
     last = tokens.prompts.shape[1] - 1
     rows = [[]]
     for change in changes:
-        added = [] if change.added is None else [reruns.residual_added(layer, change.added, last)]
-        rows.append([*(reruns.head_set(head, z[head], last) for head in change.ablated), *added])
+        hooks = [reruns.head_set(head, z[head]) for head in change.ablated]
+        hooks += [] if change.added is None else [reruns.residual_added(layer, change.added)]
+        rows.append([reruns.at_position(hook, last) for hook in hooks])
     return torch.stack([reruns.logits(model, tokens, hooks) for hooks in rows], dim=1)
 
 

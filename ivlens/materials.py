@@ -93,7 +93,8 @@ def bench_of(asked: Plan, base: HookedTransformer, general: Sequence[Task], run:
     path = run.path("universal.safetensors")
     if not path.exists():
         guides = _named(asked, general, asked.guides) if asked.guides else list(general)[::2]
-        universal_heads(base, guides, _settings(asked), top=asked.evaluation.top).save(path)
+        chosen = asked.evaluation
+        universal_heads(base, guides, _settings(asked), top=chosen.top, scale=chosen.scale).save(path)
     return bench_from(asked, base, general, path)
 
 
@@ -103,7 +104,12 @@ def bench_from(asked: Plan, base: HookedTransformer, general: Sequence[Task], pa
     found = {}
     for task in _named(asked, general, asked.evaluation.probes):
         vector = instruction_vector(
-            base, task, heads=universal.heads, layer=universal.layer, settings=universal.settings
+            base,
+            task,
+            heads=universal.heads,
+            layer=universal.layer,
+            scale=universal.scale,
+            settings=universal.settings,
         )
         found[task.name] = (
             task,

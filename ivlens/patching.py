@@ -62,7 +62,7 @@ def sweep(
         model,
         tokens if effect == "nll" else tokens.first(),
         branch,
-        per_layer=model.cfg.n_heads,
+        counts=[model.cfg.n_heads] * model.cfg.n_layers,
         memory=memory,
         description="patching every head",
     )
@@ -79,7 +79,7 @@ def loop(
     found = reruns.answers(
         model,
         tokens if effect == "nll" else tokens.first(),
-        [[reruns.head_set(head, z[head], last)] for head in heads],
+        [[reruns.at_position(reruns.head_set(head, z[head]), last)] for head in heads],
         description="patching head by head",
     )
     return _effects(model, found, effect)

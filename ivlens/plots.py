@@ -15,6 +15,7 @@ from ivlens.comparison_plots import dependence_bars as dependence_bars
 from ivlens.head_plots import head_heatmap as head_heatmap
 from ivlens.method_plots import method_dots as method_dots
 from ivlens.method_plots import trade_off as trade_off
+from ivlens.place_plots import steering_heatmap as steering_heatmap
 from ivlens.stage_heatmaps import accuracy_heatmaps as accuracy_heatmaps
 from ivlens.stage_heatmaps import aie_heatmaps as aie_heatmaps
 from ivlens.stage_plots import stage_panels as stage_panels

@@ -21,7 +21,7 @@ from ivlens.activations import mean_z
 from ivlens.chat import Layout
 from ivlens.errors import IvlensError, PromptError, TaskError
 from ivlens.prompts import Prompt, Tokens, cycled, instructed, statements, tokenize, zero_shot
-from ivlens.shapes import Head, MeanZ
+from ivlens.shapes import Head, MeanZ, Residual
 from ivlens.tasks import Task, TaskWarning, tasks
 from ivlens.tasks import task as find_task
 from ivlens.vectors import InstructionVector, write_vector
@@ -44,7 +44,9 @@ class Probe:
     random: tuple[tuple[Head, ...], ...]
     """Draws of as many others: the control."""
     vectors: Float[Tensor, "vector d_model"]
-    """The instruction vector, then one of equal norm for each draw of random heads."""
+    """The instruction vector at its scale, then one of equal norm for each draw of random heads."""
+    unscaled: Residual | None
+    """The vector at scale 1; None where that is its scale."""
     layer: int
     """Vectors are added after this block."""
     z: MeanZ
@@ -104,13 +106,15 @@ def prepare(
     pairs = task.split(shots=settings.shots, seed=settings.seed).evaluation[:prompts]
     random = random_sets(vector, draws=draws)
     written = torch.stack([write_vector(model, z, heads) for heads in random])
+    added = vector.added
     asked = instructed(task, pairs, template=settings.template) if task.instructions else []
     told = statements(task, pairs)
     return Probe(
         task=task.name,
         heads=vector.heads,
         random=random,
-        vectors=torch.cat([vector.vector[None], controls.with_norm(written, float(vector.vector.norm()))]),
+        vectors=torch.cat([added[None], controls.with_norm(written, float(added.norm()))]),
+        unscaled=None if vector.scale == 1.0 else vector.vector,
         layer=vector.layer,
         z=other_mean_z(model, task, others, template=settings.template, seed=settings.seed),
         zero_shot=tokenize(model, zero_shot(pairs, template=settings.template)),

@@ -1,8 +1,8 @@
-"""Does adding the vector of a task make the model do the task, and at which layer?
+"""Does adding the vector of a task make the model do the task?
 
-Steering adds a vector to the residual stream after one block (`resid_post`) at the last prompt token: the site of the
-evaluation of Todd et al. 2024, arXiv:2310.15213. The layer is chosen on validation pairs; a result at the chosen layer
-is measured on evaluation pairs.
+Steering adds a vector, `scale` times, to the residual stream after one block (`resid_post`) at the last prompt token:
+the site of the evaluation of Todd et al. 2024, arXiv:2310.15213. Layer and scale are chosen on validation pairs (see
+`steering_search`); a result at the chosen place is measured on evaluation pairs.
 """
 
 from __future__ import annotations
@@ -12,19 +12,17 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from ivlens import bridges, models, reruns, tails
-from ivlens.blocks import Rows
+from ivlens import models, reruns
 from ivlens.effects import HeadEffects, Settings, indirect_effects, task_mean_z
 from ivlens.errors import IvlensError, ModelError, ShapeMismatch
-from ivlens.prompts import Tokens, tokenize, zero_shot
+from ivlens.prompt_end import PromptEnds
+from ivlens.prompts import tokenize, zero_shot
 from ivlens.shapes import GIB, Head
-from ivlens.tails import Answers, Junction
+from ivlens.steering_search import Place, search_places
 from ivlens.tasks import Task
-from ivlens.vectors import InstructionVector, check_layer, check_width, write_vector
+from ivlens.vectors import InstructionVector, check_layer, check_scale, check_width, write_vector
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -37,7 +35,7 @@ def steered(
     model: HookedTransformer,
     vector: InstructionVector,
     *,
-    scale: float = 1.0,
+    scale: float | None = None,
     layer: int | None = None,
     site: Site = "resid_post",
     position: int = -1,
@@ -45,120 +43,66 @@ def steered(
 ) -> Iterator[HookedTransformer]:
     """Steer every run inside the `with` block; leaves no trace, also on an exception.
 
+    Steered is a token of the prompt, whatever is read behind it: answers that ivlens reads along, pads, tokens that
+    `model.generate` wrote. Tokens that one hands to the model oneself are all taken for the prompt.
+
     Args:
-        scale: Factor of the vector; negative takes the task away.
+        scale: Factor of the vector; negative takes the task away. By default the vector's own, which was chosen with
+            its layer; with `distributed` 1, since the vector's own was chosen for adding the sum.
         layer: After which block to add it; the vector's own layer by default.
-        site: `resid_post`: add the vector at one layer. `distributed`: put each head's own mean output back at its own
-            layer, that is, patch the heads (`scale` must be 1).
-        position: Which token of what the model reads is steered; -1, the last prompt token, unless the answer is
-            read along.
-        every_token: While generating, steer at every new token, too. New tokens are told by the key-value cache, which
-            `model.generate` uses unless told otherwise; without it every pass looks like a prompt.
+        site: `resid_post`: add the vector at one layer. `distributed`: put each head's own mean output, times `scale`,
+            back at its own layer; with a scale of 1 that is to patch the heads.
+        position: Which token of each prompt is steered, pads not counted; -1 is the last one.
+        every_token: Steer at every token behind that one, too: those of the answer, and new ones while generating.
 
     Raises:
         ShapeMismatch: the vector is from a model of other width or heads.
-        IvlensError: no layer, or a scale that `distributed` does not know.
+        IvlensError: no layer, a scale that is not finite, or a prompt without a token at `position`.
     """
+    scale = scale if scale is not None else vector.scale if site == "resid_post" else 1.0
+    check_scale(scale)
     if site == "distributed":
-        layers, hooks = _distributed_hooks(model, vector, scale, position)
+        layers, hooks = _distributed_hooks(model, vector, scale)
     elif site == "resid_post":
-        layers, hooks = _resid_hooks(model, vector, scale, layer, position)
+        layers, hooks = _resid_hooks(model, vector, scale, layer)
     else:
         raise IvlensError(f"site is {site!r}; it must be 'resid_post' or 'distributed'")
-    generating = {"continued": False}
+    ends = PromptEnds(model, position=position, every_token=every_token)
 
-    def note(block: torch.nn.Module, args: Any, kwargs: dict[str, Any], *, layer: int) -> None:
-        generating["continued"] = _cached(kwargs, layer) > 0
+    def steer(hook_fn: Any, activation: Tensor, hook: Any) -> Tensor | None:
+        columns = ends.columns(*activation.shape[:2])
+        return None if columns is None else hook_fn(activation, hook, at=columns.to(activation.device))
 
-    def unless_continued(hook_fn: Any, activation: Tensor, hook: Any) -> Tensor | None:
-        return None if generating["continued"] and not every_token else hook_fn(activation, hook)
-
-    handles = [
-        model.blocks[layer].register_forward_pre_hook(partial(note, layer=layer), with_kwargs=True) for layer in layers
-    ]
-    try:
-        with model.hooks(fwd_hooks=[(name, partial(unless_continued, hook_fn)) for name, hook_fn in hooks]):
-            yield model
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _cached(kwargs: dict[str, Any], layer: int) -> int:
-    """How many tokens a block finds in the key-value cache: TransformerLens' own, or in a bridge transformers'."""
-    entry = kwargs.get("past_kv_cache_entry")
-    if entry is not None:
-        return entry.past_keys.shape[1]
-    # Its name differs from version to version.
-    caches = (value for value in kwargs.values() if hasattr(value, "get_seq_length"))
-    return max((int(cache.get_seq_length(layer)) for cache in caches), default=0)
+    named = [(name, partial(steer, hook_fn)) for name, hook_fn in hooks]
+    with ends.followed(layers[0]), model.hooks(fwd_hooks=named):
+        yield model
 
 
 def _resid_hooks(
-    model: HookedTransformer, vector: InstructionVector, scale: float, layer: int | None, position: int
-) -> tuple[list[int], list[tuple[str, Any]]]:
+    model: HookedTransformer, vector: InstructionVector, scale: float, layer: int | None
+) -> tuple[list[int], list[reruns.NamedHook]]:
     layer = vector.layer if layer is None else layer
     if layer is None:
         raise IvlensError("the vector has no layer yet; pass layer=..., or take vector.at(layer)")
     check_layer(layer, model.cfg.n_layers)
     check_width(vector, model, remedy="build the vector on this model")
     added = (scale * vector.vector).to(model.cfg.device, model.cfg.dtype)
-    return [layer], [reruns.residual_added(layer, added, position)]
+    return [layer], [reruns.residual_added(layer, added)]
 
 
 def _distributed_hooks(
-    model: HookedTransformer, vector: InstructionVector, scale: float, position: int
-) -> tuple[list[int], list[tuple[str, Any]]]:
-    if scale != 1.0:
-        raise IvlensError(f"site 'distributed' puts mean outputs back as they are; scale is {scale}, it must be 1")
+    model: HookedTransformer, vector: InstructionVector, scale: float
+) -> tuple[list[int], list[reruns.NamedHook]]:
     cfg, mean_z = model.cfg, vector.mean_z
-    if mean_z is None:
+    if mean_z is None or not vector.heads:
         raise IvlensError(f"the vector of {vector.task} comes without its heads' mean outputs; take site='resid_post'")
     if tuple(mean_z.shape) != (cfg.n_layers, cfg.n_heads, cfg.d_head):
         raise ShapeMismatch(
             f"the vector of {vector.model} has mean_z {tuple(mean_z.shape)}, but {models.model_name(model)} has "
             f"heads {(cfg.n_layers, cfg.n_heads, cfg.d_head)} as (layer, head, d_head); build the vector on this model"
         )
-
     layers = sorted({head.layer for head in vector.heads})
-    return layers, [reruns.head_set(head, mean_z[head], position) for head in vector.heads]
-
-
-def steer_every_layer(
-    model: HookedTransformer,
-    tokens: Tokens,
-    vectors: Float[Tensor, "vector d_model"],
-    *,
-    scale: float = 1.0,
-    memory: int = 2 * GIB,
-) -> Answers:
-    """What becomes of the answers when each vector is added at each layer, in one pass per batch of prompts.
-
-    Returns:
-        Answers with rows: 0 unsteered, then 1 + layer * n_vectors + vector.
-
-    Raises:
-        ShapeMismatch: the vectors have another width than the residual stream.
-    """
-    if vectors.shape[1] != model.cfg.d_model:
-        raise ShapeMismatch(
-            f"the vectors have width {vectors.shape[1]}, but {models.model_name(model)} has d_model "
-            f"{model.cfg.d_model}; build them on this model"
-        )
-    added = (scale * vectors).to(model.cfg.device, model.cfg.dtype)
-    if bridges.is_bridge(model):
-        last = tokens.prompts.shape[1] - 1
-        rows = [[reruns.residual_added(layer, vector, last)] for layer in range(model.cfg.n_layers) for vector in added]
-        return reruns.answers(model, tokens, rows, description="steering layer by layer")
-
-    def branch(junction: Junction, rows: range) -> Rows:
-        steered_rows = junction.after.repeat(1, len(rows), 1, 1)
-        steered_rows[:, :, 0] += added[rows.start : rows.stop]
-        return steered_rows
-
-    return tails.answers(
-        model, tokens, branch, per_layer=len(vectors), memory=memory, description="steering at every layer"
-    )
+    return layers, [reruns.head_set(head, scale * mean_z[head]) for head in vector.heads]
 
 
 def instruction_vector(
@@ -168,18 +112,19 @@ def instruction_vector(
     heads: Sequence[Head] | None = None,
     effects: HeadEffects | None = None,
     layer: int | None = None,
+    scale: float | None = None,
     memory: int = 2 * GIB,
     settings: Settings | None = None,
     seed: int = 0,
 ) -> InstructionVector:
-    """The instruction vector of a task, with the layer to add it at.
+    """The instruction vector of a task, with the layer to add it at and the scale to add it with.
 
     Args:
         heads: The heads that write it; by default the ten of largest AIE.
         effects: Measured effects; their settings and mean outputs are used. Measured first if not given and `heads`
             is not given, either.
-        layer: By default the one at which adding the vector to zero-shot prompts of the validation pairs
-            is right most often.
+        layer, scale: By default the place at which adding the vector to zero-shot prompts of the validation pairs
+            is right most often, of all layers and scales of 0.5 to 16 (see `steering_search`).
 
     Raises:
         IvlensError: a head or layer that the model does not have, or effects of another task or model.
@@ -198,17 +143,21 @@ def instruction_vector(
         raise IvlensError("heads is empty; give at least one head, such as effects.top(10)")
     z = effects.mean_z if effects else task_mean_z(model, task, settings)
     vector = write_vector(model, z, chosen)
-    if layer is None:
-        pairs = task.split(shots=settings.shots, seed=settings.seed).validation
-        tokens = tokenize(model, zero_shot(pairs, template=settings.template))
-        layer = steer_every_layer(model, tokens, vector[None], memory=memory).best_layer(0, of=1)
-    check_layer(layer, model.cfg.n_layers)
     if not bool(vector.isfinite().all()):
         raise ModelError("the vector is NaN or infinite; check the model's weights")
+    if layer is None or scale is None:
+        pairs = task.split(shots=settings.shots, seed=settings.seed).validation
+        tokens = tokenize(model, zero_shot(pairs, template=settings.template))
+        place = search_places(model, tokens, vector[None], layer=layer, scale=scale, memory=memory).best()
+    else:
+        place = Place(layer, float(scale))
+    check_layer(place.layer, model.cfg.n_layers)
+    check_scale(place.scale)
     return InstructionVector(
         vector=vector,
         heads=chosen,
-        layer=layer,
+        layer=place.layer,
+        scale=place.scale,
         mean_z=z,
         aie=effects.aie if effects else None,
         settings=settings,

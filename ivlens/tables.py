@@ -35,8 +35,10 @@ STEERED = {
     "steered": "zero-shot + vector",
     "steered, random": "zero-shot + random heads",
     "steered, bottom": "zero-shot + low-AIE heads",
+    "steered, gaussian": "zero-shot + Gaussian",
     "steered, other-task": "zero-shot + other tasks",
 }
+_UNSCALED = {f"{name}, scale 1": f"{label.removeprefix('zero-shot + ')}, scale 1" for name, label in STEERED.items()}
 Line = tuple[str, ...]
 
 
@@ -63,6 +65,8 @@ class Findings(Protocol):
     def measures(self) -> pd.DataFrame: ...
     @property
     def heads(self) -> pd.DataFrame: ...
+    @property
+    def places(self) -> pd.DataFrame: ...
     @property
     def instructions(self) -> pd.DataFrame | None: ...
     @property
@@ -123,7 +127,9 @@ def print_universal(found: Universal) -> None:
     print("\nA task enters if the model is right more often than its most frequent answer would be.\n")
     heads = [(str(head), f"{float(found.aie[head]):+.4f}") for head in found.heads[:MOST_HEADS]]
     print_table(Table("", ("universal head", f"mean AIE ({found.settings.unit})"), (heads,)))
-    print(f"\nVectors of these {len(found.heads)} heads are added best at layer {found.layer}.\n")
+    print(
+        f"\nVectors of these {len(found.heads)} heads are added best at layer {found.layer}, {found.scale:g} times.\n"
+    )
 
 
 def audit_html(found: Findings) -> str:
@@ -140,7 +146,8 @@ def audit_tables(found: Findings) -> list[Table]:
             "Without and with a vector",
             (f"{found.measures['prompts'].max()} queries", *_VALUES),
             _measures(found),
-            "Controls have the norm of the vector, and each its own best layer.\n"
+            "Controls have the norm of the vector, and each its own best layer and scale, found\n"
+            "on validation pairs with as many tries; below, all of them at scale 1.\n"
             "P(answer) is the probability of its first token.",
         ),
         Table(
@@ -180,24 +187,30 @@ def sentence(found: Findings) -> str:
     heads = "1 head" if count == 1 else f"{count} heads"
     return (
         f"Zero-shot accuracy: {alone}; "
-        f"with the vector of {heads} added at layer {found.vector.layer}: {steered}; "
+        f"with the vector of {heads} added at layer {found.vector.layer}, {_length(found)}: {steered}; "
         f"with vectors of as many random heads: {random}."
     )
 
 
-def _measures(found: Findings) -> tuple[list[Line], list[Line]]:
-    """Lines without and with a vector."""
+def _length(found: Findings) -> str:
+    """How much of the vector is added, also as a share of what it is added to."""
+    chosen = found.places[found.places["chosen"]]
+    share = f" ({chosen['share'].iloc[0]:.2g} of the residual stream's length)" if len(chosen) else ""
+    return f"{found.vector.scale:g} times{share}"
+
+
+def _measures(found: Findings) -> tuple[list[Line], ...]:
+    """Lines without a vector, with one at its place, with one at scale 1."""
     lines = found.measures.set_index("measure").to_dict("index")
     shots = found.effects.settings.shots
-    unsteered, steered = (
+    return tuple(
         [
             (label.format(shots=shots), *_interval(lines[name], "accuracy"), *_interval(lines[name], "probability", 3))
             for name, label in labels.items()
             if name in lines
         ]
-        for labels in (_BASELINES, STEERED)
+        for labels in (_BASELINES, STEERED, _UNSCALED)
     )
-    return unsteered, steered
 
 
 def _by_number(found: Findings) -> list[Line]:

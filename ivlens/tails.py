@@ -68,6 +68,10 @@ class Answers:
         """Answers of several prompts (`dim` 0) or rows (1) as one."""
         return cls(**{field.name: torch.cat([getattr(p, field.name) for p in parts], dim) for field in fields(cls)})
 
+    def rows(self, numbers: Sequence[int]) -> Answers:
+        """Some of the rows, in the order given."""
+        return Answers(**{field.name: getattr(self, field.name)[:, list(numbers)] for field in fields(self)})
+
     def best_layer(self, number: int, *, of: int) -> int:
         """The layer where row `number` of the `of` that branch off at each layer is right most often.
 
@@ -81,33 +85,33 @@ class Answers:
 
 @torch.no_grad()
 def answers(
-    model: HookedTransformer, tokens: Tokens, branch: Branch, *, per_layer: int, memory: int, description: str
+    model: HookedTransformer, tokens: Tokens, branch: Branch, *, counts: Sequence[int], memory: int, description: str
 ) -> Answers:
     """Carry all rows of all prompts up the layers and read the answer off each.
 
     Args:
         branch: Makes the rows that leave the unpatched run at a layer.
-        per_layer: How many these are.
+        counts: How many these are, by layer.
         memory: Bytes that may be taken beside the model's weights.
     """
-    budget = Budget.of(model, tokens, per_layer, memory)
+    budget = Budget.of(model, tokens, sum(counts), memory)
     parts = [
-        _unembedded(model, batch, climb(model, batch, branch, per_layer=per_layer, chunk=budget.rows), budget.logits)
+        _unembedded(model, batch, climb(model, batch, branch, counts=counts, chunk=budget.rows), budget.logits)
         for batch in track(list(batches(tokens, size=budget.prompts)), description)
     ]
     return Answers.joined(parts, dim=0)
 
 
-def climb(model: HookedTransformer, tokens: Tokens, branch: Branch, *, per_layer: int, chunk: int) -> Rows:
+def climb(model: HookedTransformer, tokens: Tokens, branch: Branch, *, counts: Sequence[int], chunk: int) -> Rows:
     """The residual stream of all rows after the last block.
 
-    Row 0 is unpatched; row 1 + layer * per_layer + i is the i-th that branched off at that layer.
+    Row 0 is unpatched; behind it are those that branched off at layer 0, then those of layer 1, and so on.
     """
     prefix = read(model, tokens)
-    stack = prefix.start.new_empty(len(tokens), 1 + model.cfg.n_layers * per_layer, *prefix.start.shape[1:])
+    stack = prefix.start.new_empty(len(tokens), 1 + sum(counts), *prefix.start.shape[1:])
     stack[:, 0] = prefix.start
-    for layer, block in enumerate(model.blocks):
-        grown = 1 + layer * per_layer
+    grown = 1
+    for layer, (block, more) in enumerate(zip(model.blocks, counts, strict=True)):
         before = stack[:, :1].clone()
         z = attend(block, layer, prefix, before)
         junction = Junction(layer=layer, block=block, before=before, z=z, after=write(block, before, z))
@@ -115,8 +119,9 @@ def climb(model: HookedTransformer, tokens: Tokens, branch: Branch, *, per_layer
         for rows in _chunks(1, grown, chunk):
             old = stack[:, rows.start : rows.stop]
             stack[:, rows.start : rows.stop] = write(block, old, attend(block, layer, prefix, old))
-        for rows in _chunks(0, per_layer, chunk):
+        for rows in _chunks(0, more, chunk):
             stack[:, grown + rows.start : grown + rows.stop] = branch(junction, rows)
+        grown += more
         check_finite(junction.after, layer)
     check(model, prefix, stack[:, 0])
     return stack
@@ -223,8 +228,8 @@ class Budget:
     """Rows that are unembedded together, over all prompts."""
 
     @classmethod
-    def of(cls, model: HookedTransformer, tokens: Tokens, per_layer: int, memory: int) -> Budget:
-        """Share `memory` bytes: half for what a batch of prompts keeps, half for what its rows need on their way.
+    def of(cls, model: HookedTransformer, tokens: Tokens, n_rows: int, memory: int) -> Budget:
+        """Share `memory` bytes: half for what a batch of prompts keeps, half for what its `n_rows` need.
 
         Raises:
             PromptError: not even one prompt fits.
@@ -233,7 +238,7 @@ class Budget:
         bytes_each = torch.finfo(cfg.dtype).bits // 8
         pos, tail = tokens.prompts.shape[1] + tokens.answers.shape[1] - 1, tokens.answers.shape[1]
         per_token = MLP_COPIES * (0 if cfg.attn_only else cfg.d_mlp or 0) + 8 * cfg.d_model
-        rows = 2 * (1 + cfg.n_layers * per_layer) * tail * cfg.d_model
+        rows = 2 * (1 + n_rows) * tail * cfg.d_model
         caches = 2 * cfg.n_layers * (cfg.n_key_value_heads or cfg.n_heads) * cfg.d_head * pos
         reading = pos * per_token + SCORE_COPIES * cfg.n_heads * pos * pos
         one_row = bytes_each * tail * (per_token + SCORE_COPIES * cfg.n_heads * pos)

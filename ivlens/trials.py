@@ -1,8 +1,8 @@
 """How well does each vector steer: the instruction vector, and every control beside it?
 
-Each candidate vector is added to zero-shot prompts at every layer. Its own layer is chosen on validation pairs; what is
-reported comes from evaluation pairs. Controls choose their layers in the same way, so that none is put at a
-disadvantage.
+Each candidate vector is added to zero-shot prompts. Its own layer and scale are chosen on validation pairs; what is
+reported comes from evaluation pairs: at the chosen place, and at scale 1 beside it. Controls choose their places in
+the same way, with as many tries, so that none is put at a disadvantage.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ivlens import controls
+from ivlens import controls, steering_search
+from ivlens.activations import residual_norms
 from ivlens.effects import HeadEffects
 from ivlens.measures import interval
 from ivlens.prompts import Tokens
 from ivlens.shapes import GIB, Head, Residual
-from ivlens.steering import steer_every_layer
+from ivlens.steering_rows import steer_rows
+from ivlens.steering_search import Place, Search
+from ivlens.tails import Answers
 from ivlens.tasks import Task
 from ivlens.vectors import write_vector
 
@@ -33,6 +36,7 @@ VALUES = (
     *("accuracy", "accuracy_low", "accuracy_high"),
     *("probability", "probability_low", "probability_high", "prompts"),
 )
+PLACES = ("layer", "scale", "share", "accuracy", "probability", "prompts", "chosen")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,44 +44,76 @@ class Candidate:
     """A vector on trial."""
 
     kind: str
-    """`chosen`, `random`, `bottom` or `other-task`."""
+    """`chosen`, `random`, `bottom`, `gaussian` or `other-task`."""
     n_heads: int
     vector: Residual
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trials:
-    """What every candidate did at every layer, on evaluation pairs."""
+    """What every candidate did on evaluation pairs, at places that were chosen on validation pairs."""
 
     candidates: list[Candidate]
-    match: Bool[Tensor, "prompt layer candidate"]
-    """Would greedy decoding write the answer?"""
-    first: Float[Tensor, "prompt layer candidate"]
-    """Probability of the first answer token."""
-    layers: list[int]
-    """Per candidate, the layer at which it did best on validation pairs."""
+    found: Answers
+    """On evaluation pairs, a row a candidate and place of `rows`."""
+    rows: dict[tuple[int, Place], int]
+    """Number of each row, by number of the candidate and place."""
+    places: list[Place]
+    """Per candidate, where it did best on validation pairs."""
+    unscaled: list[Place]
+    """Per candidate, the best place of those at scale 1."""
+    validated: Search
+    """What every candidate did at the places that were tried on validation pairs; all places of the chosen vector."""
+    norms: Float[Tensor, " layer"]
+    """Mean length of the residual stream after each block, at the last token of validation prompts."""
+    n_validation: int
 
     def by_layer(self, n_heads: int, *, seed: int = 0) -> pd.DataFrame:
-        """Accuracy and probability by layer and kind of head, for vectors of `n_heads` heads."""
+        """Accuracy and probability by layer and kind of head, for vectors of `n_heads` heads, each at its own scale."""
         lines = []
         for kind, numbers in self._groups(n_heads):
-            for layer in range(self.match.shape[1]):
-                values = summary(self.match[:, layer, numbers], self.first[:, layer, numbers], seed=seed)
-                lines.append(
-                    {"heads": kind, "n_heads": n_heads, "layer": layer, "scale": 1.0, "draws": len(numbers), **values}
-                )
+            scales = {self.places[number].scale for number in numbers}
+            common = scales.pop() if len(scales) == 1 else float("nan")
+            for layer in range(len(self.norms)):
+                values = self._values([(n, Place(layer, self.places[n].scale)) for n in numbers], seed)
+                about = {"heads": kind, "n_heads": n_heads, "layer": layer, "scale": common, "draws": len(numbers)}
+                lines.append({**about, **values})
         return pd.DataFrame(lines)
 
-    def by_number(self, *, seed: int = 0) -> pd.DataFrame:
-        """Accuracy and probability by number and kind of heads, each vector at its own layer."""
-        lines = []
+    def by_number(self, *, seed: int = 0, unscaled: bool = False) -> pd.DataFrame:
+        """Accuracy and probability by number and kind of heads, each vector at its own place (or at scale 1)."""
+        lines, places = [], self.unscaled if unscaled else self.places
         for n_heads in sorted({candidate.n_heads for candidate in self.candidates}):
             for kind, numbers in self._groups(n_heads):
-                at = [self.layers[number] for number in numbers]
-                values = summary(self.match[:, at, numbers], self.first[:, at, numbers], seed=seed)
-                layers = " ".join(map(str, at))
-                lines.append({"heads": kind, "n_heads": n_heads, "layers": layers, "draws": len(numbers), **values})
+                at = [places[number] for number in numbers]
+                about = {
+                    "heads": kind,
+                    "n_heads": n_heads,
+                    "layers": " ".join(str(place.layer) for place in at),
+                    "scales": " ".join(f"{place.scale:g}" for place in at),
+                    "draws": len(numbers),
+                }
+                lines.append({**about, **self._values(list(zip(numbers, at, strict=True)), seed)})
         return pd.DataFrame(lines)
+
+    def by_place(self, n_heads: int) -> pd.DataFrame:
+        """Every place of the chosen vector of `n_heads` heads on validation pairs, `PLACES`.
+
+        `share` is the length of what is added, as a share of the residual stream's there.
+        """
+        (number,) = dict(self._groups(n_heads))["chosen"]
+        norm, lines = float(self.candidates[number].vector.norm()), []
+        for layer, row in enumerate(self.validated.accuracy[number].tolist()):
+            for column, accuracy in enumerate(row):
+                place = Place(layer, self.validated.scales[column])
+                share = place.scale * norm / float(self.norms[layer])
+                probability = float(self.validated.probability[number, layer, column])
+                lines.append((*place, share, accuracy, probability, self.n_validation, place == self.places[number]))
+        return pd.DataFrame(lines, columns=list(PLACES))
+
+    def _values(self, at: Sequence[tuple[int, Place]], seed: int) -> dict[str, Any]:
+        rows = [self.rows[one] for one in at]
+        return summary(self.found.match[:, rows], self.found.first[:, rows], seed=seed)
 
     def _groups(self, n_heads: int) -> Iterator[tuple[str, list[int]]]:
         numbered = [(c.kind, i) for i, c in enumerate(self.candidates) if c.n_heads == n_heads]
@@ -126,6 +162,8 @@ def candidates(
             vectors = controls.written_by(model, effects, sets, norm=norm)
             found += [Candidate(kind=kind, n_heads=k, vector=control) for control in vectors]
         if k == top:
+            noise = controls.gaussians(vector, draws=draws, seed=seed, norm=norm)
+            found += [Candidate(kind="gaussian", n_heads=k, vector=control) for control in noise]
             elsewhere = controls.other_task_vectors(model, ranked[:k], others, effects.settings, norm=norm)
             found += [Candidate(kind="other-task", n_heads=k, vector=control) for control in elsewhere.values()]
     return found
@@ -137,16 +175,42 @@ def run(
     *,
     validation: Tokens,
     evaluation: Tokens,
+    top: int,
     memory: int = 2 * GIB,
 ) -> Trials:
-    """Add every candidate at every layer, to validation prompts to choose its layer, and to evaluation prompts."""
+    """Choose layer and scale of every candidate on validation prompts, and try it there on evaluation prompts.
+
+    Args:
+        top: Of candidates with this many heads all layers are tried on evaluation prompts, too, and all places of the
+            chosen one on validation prompts.
+    """
     vectors = torch.stack([candidate.vector for candidate in candidates])
-    grid = (model.cfg.n_layers, len(candidates))
-    chosen = steer_every_layer(model, validation, vectors, memory=memory)
-    found = steer_every_layer(model, evaluation, vectors, memory=memory)
+    attempt = steering_search.attempts(model, validation, vectors, memory=memory)
+    search = steering_search.search(attempt, vectors=len(candidates), n_layers=model.cfg.n_layers)
+    shown = [number for number, candidate in enumerate(candidates) if candidate.n_heads == top]
+    places = [search.best(number) for number in range(len(candidates))]
+    unscaled = [search.best(number, scale=1.0) for number in range(len(candidates))]
+    steering_search.complete(attempt, search, next(n for n in shown if candidates[n].kind == "chosen"))
+    asked = [*enumerate(places), *enumerate(unscaled)]
+    asked += [(number, Place(layer, places[number].scale)) for number in shown for layer in range(model.cfg.n_layers)]
+    # Several of them are often the same.
+    rows = {one: row for row, one in enumerate(dict.fromkeys(asked))}
+    scales = torch.tensor([place.scale for _, place in rows], dtype=vectors.dtype, device=vectors.device)
+    found = steer_rows(
+        model,
+        evaluation,
+        scales[:, None] * vectors[[number for number, _ in rows]],
+        [place.layer for _, place in rows],
+        memory=memory,
+        description="steering on evaluation pairs",
+    )
     return Trials(
         candidates=candidates,
-        match=found.match[:, 1:].unflatten(1, grid).cpu(),
-        first=found.first[:, 1:].unflatten(1, grid).cpu(),
-        layers=[chosen.best_layer(number, of=len(candidates)) for number in range(len(candidates))],
+        found=found.rows(range(1, 1 + len(rows))),
+        rows=rows,
+        places=places,
+        unscaled=unscaled,
+        validated=search,
+        norms=residual_norms(model, validation),
+        n_validation=len(validation),
     )

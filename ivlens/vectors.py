@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -42,6 +43,8 @@ class InstructionVector:
     """The heads that write it, the largest AIE first where they were ranked; none where another tool made it."""
     layer: int | None
     """Where to add it: to the residual stream after this block. None: not chosen yet."""
+    scale: float = 1.0
+    """How much of it to add there: a factor of `vector`, which stays what the heads write."""
     mean_z: MeanZ | None
     """None: not known, as of a vector that another tool made."""
     aie: HeadGrid | None = None
@@ -54,23 +57,30 @@ class InstructionVector:
     model_digest: str
     versions: dict[str, str] = field(default_factory=runs.versions)
 
-    def at(self, layer: int) -> InstructionVector:
-        """The same vector, to be added after block `layer`.
+    def at(self, layer: int, *, scale: float | None = None) -> InstructionVector:
+        """The same vector, to be added after block `layer`, `scale` times (as before unless given).
 
         Raises:
-            IvlensError: the model has no such layer.
+            IvlensError: the model has no such layer, or the scale is not finite.
         """
         if self.mean_z is not None:
             check_layer(layer, len(self.mean_z))
         elif layer < 0:
             raise IvlensError(f"there is no layer {layer}: layers are counted from 0")
-        return replace(self, layer=layer)
+        scale = self.scale if scale is None else scale
+        check_scale(scale)
+        return replace(self, layer=layer, scale=scale)
+
+    @property
+    def added(self) -> Residual:
+        """What is added to the residual stream: `scale` times the vector."""
+        return self.scale * self.vector
 
     def __add__(self, other: InstructionVector) -> InstructionVector:
-        """Both vectors at once, written by the heads of both; the layer stays where it is the same.
+        """Both vectors at once, written by the heads of both; layer and scale stay where they are the same.
 
-        The sum is still `mean_z @ W_O` over its heads: `mean_z` is the sum of what each vector's own heads write, and 0
-        for all others.
+        Vectors of two scales are added as they are used, `scale` times each; their sum has scale 1. The sum is still
+        `mean_z @ W_O` over its heads: `mean_z` is the sum of what each vector's own heads write, and 0 for all others.
 
         Raises:
             IvlensError: the vectors are of two models or widths, or were built with other settings.
@@ -84,6 +94,8 @@ class InstructionVector:
         ):
             if ours != theirs:
                 raise IvlensError(f"the vectors of {self.task} and {other.task} are of two {name}; build both alike")
+        if self.scale != other.scale:
+            return replace(self._written_out() + other._written_out(), task=f"{self.task} + {other._term}")
         own, others = self._own_z(), other._own_z()
         return replace(
             self,
@@ -108,6 +120,10 @@ class InstructionVector:
         return replace(self, vector=factor * self.vector, mean_z=mean_z, task=f"{factor:g} {self._term}")
 
     __rmul__ = __mul__
+
+    def _written_out(self) -> InstructionVector:
+        """The same vector at scale 1, as long as it is used."""
+        return replace(self.scale * self, scale=1.0, task=self.task)
 
     @property
     def _term(self) -> str:
@@ -184,6 +200,7 @@ class InstructionVector:
             "task": self.task,
             "task_digest": self.task_digest,
             "layer": self.layer,
+            "scale": self.scale,
             "site": "resid_post",
             "positions": "last prompt token",
             "heads": [str(head) for head in self.heads],
@@ -209,10 +226,13 @@ class InstructionVector:
         try:
             written = {key: files.parse_json(metadata[key]) for key in ("heads", "layer", "settings", "versions")}
             settings = written["settings"]
+            # Files of before scales were chosen have none.
+            scale = files.parse_json(metadata.get("scale", "1.0"))
             loaded = cls(
                 vector=found["vector"],
                 heads=tuple(Head.parse(head) for head in written["heads"]),
                 layer=written["layer"],
+                scale=scale,
                 mean_z=found.get("mean_z"),
                 aie=found.get("aie"),
                 settings=None if settings is None else Settings.from_record(settings),
@@ -240,6 +260,8 @@ class InstructionVector:
             raise ShapeMismatch(f"{path} holds an AIE grid of {tuple(self.aie.shape)} for heads {grid}; save it again")
         if self.layer is not None and type(self.layer) is not int:
             raise IvlensError(f"{path} is to be added at layer {self.layer!r}, which is no whole number; save it again")
+        if type(self.scale) not in (int, float) or not math.isfinite(self.scale):
+            raise IvlensError(f"{path} has scale {self.scale!r}, which is no finite number; save the vector again")
         if grid is None and self.heads:
             raise IvlensError(f"{path} is no complete vector file (heads without mean_z); save the vector again")
         for head in self.heads:
@@ -256,13 +278,15 @@ class InstructionVector:
         return float(torch.cosine_similarity(self.vector.double().cpu(), other.vector.double().cpu(), dim=0))
 
     def __repr__(self) -> str:
-        where = "no layer chosen" if self.layer is None else f"layer {self.layer}"
+        where = "no layer chosen" if self.layer is None else f"layer {self.layer}, scale {self.scale:g}"
         heads = " ".join([self._n_heads, *map(str, self.heads[:10])]) + (" ..." if len(self.heads) > 10 else "")
         return f"InstructionVector({self._name}: norm {float(self.vector.norm()):.3g}, {where}, {heads})"
 
     def _repr_html_(self) -> str:
         """Its heads with their AIE, the first ten."""
-        where = "no layer chosen" if self.layer is None else f"to be added after block {self.layer}"
+        where = (
+            "no layer chosen" if self.layer is None else f"to be added {self.scale:g} times after block {self.layer}"
+        )
         more = f", {len(self.heads) - 10} more" if len(self.heads) > 10 else ""
         about = f"norm {float(self.vector.norm()):.3g}, {where}, {self._n_heads}"
         heads, unit = self.heads[:10], self.settings.unit if self.settings else "unit unknown"
@@ -304,6 +328,12 @@ def check_layer(layer: int, n_layers: int) -> None:
     """Raises IvlensError when there is no such layer."""
     if not 0 <= layer < n_layers:
         raise IvlensError(f"there is no layer {layer}: the model has {n_layers} layers, counted from 0")
+
+
+def check_scale(scale: float) -> None:
+    """Raises IvlensError when a vector cannot be taken so many times."""
+    if not math.isfinite(scale):
+        raise IvlensError(f"scale is {scale}; it must be a finite number")
 
 
 def check_width(vector: InstructionVector, model: HookedTransformer, *, remedy: str) -> None:

@@ -27,7 +27,8 @@ from ivlens.checkpoint import quiet_transformers
 from ivlens.effects import Settings
 from ivlens.measures import answer_log_prob
 from ivlens.shapes import Head
-from ivlens.steering import steer_every_layer, steered
+from ivlens.steering import steered
+from ivlens.steering_rows import steer_every_layer
 from ivlens.tasks import Pair, Task
 from ivlens.vectors import InstructionVector, write_vector
 

@@ -29,7 +29,8 @@ from ivlens.errors import IvlensError, ModelError
 from ivlens.interventions import Change
 from ivlens.prompts import Tokens
 from ivlens.shapes import Head
-from ivlens.steering import steer_every_layer, steered
+from ivlens.steering import steered
+from ivlens.steering_rows import steer_every_layer
 from ivlens.tasks import Task
 
 HAS_HOOKED = int(version("transformer-lens").split(".")[0]) < 4
@@ -193,7 +194,8 @@ def test_changes_together_equal_one_run_for_each(folders: Folders) -> None:
     change = Change(added=vector, ablated=(Head(0, 1), Head(2, 2)))
     found = interventions.run(bridge, tokens, [change], layer=1, z=z)
     last = tokens.prompts.shape[1] - 1
-    hooks = [reruns.head_set(head, z[head], last) for head in change.ablated] + [reruns.residual_added(1, vector, last)]
+    hooks = [*(reruns.head_set(head, z[head]) for head in change.ablated), reruns.residual_added(1, vector)]
+    hooks = [reruns.at_position(hook, last) for hook in hooks]
     by_hand = reruns.logits(bridge, tokens, hooks).softmax(-1)[:, 0].gather(1, tokens.answers[:, :1])[:, 0]
     torch.testing.assert_close(found.probability[:, 1], by_hand, rtol=0, atol=NEAR)
     assert (found.shift[:, 1] > 1e-3).all()

@@ -143,7 +143,7 @@ def test_steering_and_watching_leave_no_hooks_behind_even_on_an_exception(model:
 def test_s_falls_from_one_to_zero() -> None:
     progress = (0.0, 0.2, 0.25, 0.5, 0.6, 0.75, 0.99, 1.0)
     falls = {
-        name: [Guidance(schedule=name).scale(done) for done in progress] for name in ("linear", "steps", "constant")
+        name: [Guidance(schedule=name).strength(done) for done in progress] for name in ("linear", "steps", "constant")
     }
     assert falls["linear"] == pytest.approx([1 - done for done in progress])
     assert falls["steps"] == [1.0, 1.0, 0.75, 0.5, 0.5, 0.25, 0.25, 0.0]

@@ -78,12 +78,12 @@ def test_a_smaller_budget_changes_nothing() -> None:
     z, least = random_z(model), 0
     for memory in range(50_000, 2_000_000, 50_000):
         try:
-            tails.Budget.of(model, tokens, 4, memory)
+            tails.Budget.of(model, tokens, 4 * model.cfg.n_layers, memory)
             least = memory
             break
         except PromptError:
             continue
-    budget = tails.Budget.of(model, tokens, 4, least)
+    budget = tails.Budget.of(model, tokens, 4 * model.cfg.n_layers, least)
     assert (budget.prompts, budget.rows) < (len(tokens), 1 + 3 * 4), "the small budget must force chunks"
     small = patching.sweep(model, tokens, z, effect="nll", memory=least)
     large = patching.sweep(model, tokens, z, effect="nll")

@@ -20,7 +20,8 @@ from ivlens.errors import IvlensError, ShapeMismatch
 from ivlens.measures import first_token_probability, greedy_match
 from ivlens.prompts import tokenize, zero_shot
 from ivlens.shapes import Head
-from ivlens.steering import instruction_vector, steer_every_layer, steered
+from ivlens.steering import instruction_vector, steered
+from ivlens.steering_rows import steer_every_layer
 from ivlens.tasks import Task
 from ivlens.vectors import InstructionVector, write_vector
 

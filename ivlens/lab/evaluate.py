@@ -25,7 +25,7 @@ from ivlens.lab.abilities import abilities, answered
 from ivlens.measures import Interval, interval
 from ivlens.progress import track
 from ivlens.prompts import tokenize, zero_shot
-from ivlens.steering import steer_every_layer
+from ivlens.steering_rows import steer_every_layer
 from ivlens.tasks import Task, task, tasks
 from ivlens.vectors import write_vector
 
