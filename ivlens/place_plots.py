@@ -6,6 +6,7 @@ Numbers in, figures out. NaN means "not measured": a gap, never a 0.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ from ivlens.style import LEFT, NOT_MEASURED, SEQUENTIAL, Width, lay_out, pixels,
 _COLUMNS = ("layer", "scale", "share", "accuracy", "probability", "chosen")
 _BESIDE = 78
 """Pixels for the colour bar, its numbers and its title."""
-_DOWN, _NUMBER = 24, 21
+_DOWN, _NUMBER = 24.0, 21
 """Pixels of a row, and what a cell needs across for its number."""
 
 
@@ -36,15 +37,12 @@ def steering_heatmap(frame: pd.DataFrame, *, title: str | None = None, width: Wi
     """
     _check(frame)
     layers, scales = sorted(set(frame["layer"])), sorted(set(frame["scale"]))
-    table = frame.set_index(["scale", "layer"])
-    grids = {
-        name: table[name].unstack("layer").reindex(index=scales, columns=layers).to_numpy(float)
-        for name in ("accuracy", "share", "probability")
-    }
+    table: Any = frame.set_index(["scale", "layer"])
+    accuracies = table["accuracy"].unstack("layer").reindex(index=scales, columns=layers).to_numpy(float)
     across = (pixels(width) - LEFT - _BESIDE) / len(layers)
     gap = cell_gap(min(across, _DOWN))
     cells = go.Heatmap(
-        z=grids["accuracy"],
+        z=accuracies,
         x=layers,
         zmin=0.0,
         zmax=1.0,
@@ -57,16 +55,16 @@ def steering_heatmap(frame: pd.DataFrame, *, title: str | None = None, width: Wi
     )
     figure = Figure(cells)
     if across >= _NUMBER:
-        figure.add_trace(traces.cell_numbers(grids["accuracy"], size=min(9.0, across / 2.5), first=int(layers[0])))
+        figure.add_trace(traces.cell_numbers(accuracies, size=min(9.0, across / 2.5), first=int(layers[0])))
     places = [
         (scales.index(row["scale"]), layers.index(row["layer"])) for row in frame.to_dict("records") if row["chosen"]
     ]
-    for box in outlines(grids["accuracy"].shape, (across, _DOWN), places):
+    for box in outlines(accuracies.shape, (across, _DOWN), places):
         figure.add_shape({**box, "x0": box["x0"] + layers[0], "x1": box["x1"] + layers[0]})
     figure.update_xaxes(title_text="layer steered", dtick=tick_step(len(layers), width), tick0=0, showgrid=False)
     names = [f"{scale:g}" for scale in scales]
     figure.update_yaxes(title_text="scale", tickvals=list(range(len(scales))), ticktext=names, showgrid=False, ticks="")
-    lay_out(figure, title, width, height=_DOWN * len(scales))
+    lay_out(figure, title, width, height=round(_DOWN * len(scales)))
     return figure.update_layout(plot_bgcolor=NOT_MEASURED)
 
 
@@ -83,7 +81,7 @@ def _check(frame: pd.DataFrame) -> None:
         raise FigureError("an accuracy is outside 0 to 1; pass shares, not percent")
 
 
-def _text(layer: int, scale: float, table: pd.DataFrame) -> str:
+def _text(layer: int, scale: float, table: Any) -> str:
     if (scale, layer) not in table.index:
         return f"layer {layer}, scale {scale:g}: not tried"
     row = table.loc[(scale, layer)]

@@ -177,6 +177,10 @@ def read(name: str | Path) -> Plan:
 
 def from_record(record: Mapping[str, Any]) -> Plan:
     """What `Plan.record` made, with the model's name."""
+    # Runs of before scales were chosen have none: their vectors are as long as the heads wrote them.
+    evaluation = record.get("evaluation")
+    if isinstance(evaluation, Mapping):
+        record = {**record, "evaluation": {"scale": 1.0, **evaluation}}
     return _plan(record)
 
 

@@ -73,7 +73,7 @@ def steered(
         columns = ends.columns(*activation.shape[:2])
         return None if columns is None else hook_fn(activation, hook, at=columns.to(activation.device))
 
-    named = [(name, partial(steer, hook_fn)) for name, hook_fn in hooks]
+    named: list[Any] = [(name, partial(steer, hook_fn)) for name, hook_fn in hooks]
     with ends.followed(layers[0]), model.hooks(fwd_hooks=named):
         yield model
 

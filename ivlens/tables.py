@@ -194,8 +194,8 @@ def sentence(found: Findings) -> str:
 
 def _length(found: Findings) -> str:
     """How much of the vector is added, also as a share of what it is added to."""
-    chosen = found.places[found.places["chosen"]]
-    share = f" ({chosen['share'].iloc[0]:.2g} of the residual stream's length)" if len(chosen) else ""
+    shares = found.places["share"].to_numpy(float)[found.places["chosen"].to_numpy(bool)]
+    share = f" ({shares[0]:.2g} of the residual stream's length)" if len(shares) else ""
     return f"{found.vector.scale:g} times{share}"
 
 

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertLM
 
 import ivlens
 from ivlens import dependence, interventions, lora, models, patching, probes, reruns
-from ivlens.activations import last_z, path_to_residual
+from ivlens.activations import answer_logits, last_z, path_to_residual
 from ivlens.checkpoint import quiet_transformers
 from ivlens.errors import IvlensError, ModelError
 from ivlens.interventions import Change
@@ -32,6 +32,7 @@ from ivlens.shapes import Head
 from ivlens.steering import steered
 from ivlens.steering_rows import steer_every_layer
 from ivlens.tasks import Task
+from ivlens.vectors import InstructionVector
 
 HAS_HOOKED = int(version("transformer-lens").split(".")[0]) < 4
 needs_hooked = pytest.mark.skipif(not HAS_HOOKED, reason="TransformerLens 4 has no HookedTransformer")
@@ -153,6 +154,37 @@ def test_all_that_is_done_on_a_hooked_transformer_is_done_on_a_bridge(
     ]
     numbers = [torch.tensor(frame.select_dtypes("number").to_numpy()) for frame in measured]
     torch.testing.assert_close(*numbers, rtol=0, atol=NEAR, equal_nan=True)
+
+
+@pytest.mark.parametrize("every_token", [False, True])
+@pytest.mark.parametrize("family", PROJECTION)
+def test_a_bridge_is_steered_at_each_prompts_own_token(family: str, every_token: bool, folders: Folders) -> None:
+    bridge, tokens = ivlens.load(bridge_of(folders(family))), random_tokens(n=5, answer=4, vocab=100)
+    vector = InstructionVector(
+        vector=torch.randn(bridge.cfg.d_model, generator=torch.Generator().manual_seed(3)),
+        heads=(),
+        layer=1,
+        scale=2.0,
+        mean_z=None,
+        settings=None,
+        **dict.fromkeys(("task", "task_digest", "model", "model_digest"), ""),
+    )
+    with steered(bridge, vector, every_token=every_token):
+        together = answer_logits(bridge, tokens)
+        written = bridge.generate(tokens.prompts[:1, :6], max_new_tokens=3, do_sample=False, verbose=False)
+    for row in range(len(tokens)):
+        prompt, answer = tokens.prompts[row][tokens.mask[row]], tokens.answers[row][tokens.answer_mask[row]]
+        end = len(prompt) - 1
+
+        def add(resid: torch.Tensor, hook: object, end: int = end) -> torch.Tensor:
+            resid = resid.clone()
+            resid[:, slice(end, None if every_token else end + 1)] += 2 * vector.vector
+            return resid
+
+        with bridge.hooks(fwd_hooks=[("blocks.1.hook_resid_post", add)]):
+            logits = bridge(torch.cat([prompt, answer[:-1]])[None])[0, end:]
+        torch.testing.assert_close(together[row, : len(logits)], logits, rtol=0, atol=NEAR * float(logits.abs().max()))
+    assert written.shape == (1, 9) and "generate" not in vars(bridge)
 
 
 def numbers(frame: pd.DataFrame) -> torch.Tensor:

@@ -381,6 +381,8 @@ def test_a_form_differs_from_the_published_one_only_where_its_name_says_so() -> 
         ({"temperature": math.inf}, "the guidance's temperature is inf"),
         ({"bare": True}, "the guidance is bare without rehearsal"),
         ({"rehearsal": True, "kl": 0.0}, "the guidance rehearses, but its kl is 0; give it a weight"),
+        ({"scale": 0.0}, r"the guidance's scale is 0\.0; it must be above 0, or be left out"),
+        ({"scale": math.nan}, "the guidance's scale is nan"),
         ({"vector": "tsak"}, "the guidance's vector is 'tsak'; choose of task, zero, random, other, general"),
         ({"schedule": "cosine"}, "the guidance's schedule is 'cosine'; choose of linear, steps, constant"),
         ({"teacher": "last"}, "the guidance's teacher is 'last'; choose of base, previous"),
