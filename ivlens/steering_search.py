@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ivlens.errors import IvlensError
 from ivlens.prompts import Tokens
 from ivlens.shapes import GIB
 from ivlens.steering_rows import steer_rows
@@ -172,9 +171,7 @@ def search_places(
 
     Raises:
         ShapeMismatch: the vectors have another width than the residual stream.
-        IvlensError: there are no prompts, there is no such layer, or the scale is not finite.
+        IvlensError: there is no such layer, or the scale is not finite.
     """
-    if not len(tokens):
-        raise IvlensError("layer and scale are chosen on validation prompts, and there are none; give layer and scale")
     attempt = attempts(model, tokens, vectors, memory=memory)
     return search(attempt, vectors=len(vectors), n_layers=model.cfg.n_layers, layer=layer, scale=scale)

@@ -146,8 +146,8 @@ def audit_tables(found: Findings) -> list[Table]:
             "Without and with a vector",
             (f"{found.measures['prompts'].max()} queries", *_VALUES),
             _measures(found),
-            "Controls have the norm of the vector, and each its own best layer and scale, found\n"
-            "on validation pairs with as many tries; below, all of them at scale 1.\n"
+            f"{_length(found)}Controls have the norm of the vector; each has its own best layer and scale,\n"
+            "found on validation pairs with as many tries. Below: all of them at scale 1.\n"
             "P(answer) is the probability of its first token.",
         ),
         Table(
@@ -187,16 +187,15 @@ def sentence(found: Findings) -> str:
     heads = "1 head" if count == 1 else f"{count} heads"
     return (
         f"Zero-shot accuracy: {alone}; "
-        f"with the vector of {heads} added at layer {found.vector.layer}, {_length(found)}: {steered}; "
+        f"with the vector of {heads} added {found.vector.scale:g} times at layer {found.vector.layer}: {steered}; "
         f"with vectors of as many random heads: {random}."
     )
 
 
 def _length(found: Findings) -> str:
-    """How much of the vector is added, also as a share of what it is added to."""
-    shares = found.places["share"].to_numpy(float)[found.places["chosen"].to_numpy(bool)]
-    share = f" ({shares[0]:.2g} of the residual stream's length)" if len(shares) else ""
-    return f"{found.vector.scale:g} times{share}"
+    """How long what is added is beside what it is added to."""
+    share = found.places["share"].to_numpy(float)[found.places["chosen"].to_numpy(bool)]
+    return f"What is added is {share[0]:.2g} times as long as the residual stream there.\n" if len(share) else ""
 
 
 def _measures(found: Findings) -> tuple[list[Line], ...]:

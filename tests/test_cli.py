@@ -281,7 +281,11 @@ def test_the_built_in_tasks_are_listed_and_shown(ivlens: Ivlens) -> None:
 
 def test_a_slip_among_hundreds_of_pairs_is_a_warning(ivlens: Ivlens, tmp_path: Path) -> None:
     found = ivlens("tasks", written(tmp_path, [*pairs(300), {"input": "q1", "output": "other"}]))
-    assert found.status == 0 and found.err.startswith("ivlens: warning: ") and "left out 'q1'" in found.err
+    assert (
+        found.status == 0
+        and found.err.startswith("ivlens: warning: ")
+        and "1 of 300 inputs are left out: 'q1'" in found.err
+    )
 
 
 HOSTILE = "[red]x[/red]\x1b[31m\nnext\u202eline\x9b2J <b>"
