@@ -54,12 +54,12 @@ if TYPE_CHECKING:
     from ivlens.prompts.template import Template as Template
     from ivlens.reports.html import report as report
     from ivlens.shapes import Head as Head
+    from ivlens.steering.steered_model import steered as steered
+    from ivlens.steering.universal_heads import Universal as Universal
+    from ivlens.steering.universal_heads import universal_heads as universal_heads
+    from ivlens.steering.vector_building import instruction_vector as instruction_vector
     from ivlens.vectors.convert import convert as convert
     from ivlens.vectors.instruction_vector import InstructionVector as InstructionVector
-    from ivlens.vectors.steering import instruction_vector as instruction_vector
-    from ivlens.vectors.steering import steered as steered
-    from ivlens.vectors.universal_heads import Universal as Universal
-    from ivlens.vectors.universal_heads import universal_heads as universal_heads
 
 _HOME = {
     "Audit": "analysis.audit",
@@ -74,25 +74,25 @@ _HOME = {
     "Study": "forgetting.study",
     "Task": "datasets.task",
     "Template": "prompts.template",
-    "Universal": "vectors.universal_heads",
+    "Universal": "steering.universal_heads",
     "ask": "patching.replies",
     "audit": "analysis.run_audit",
     "compare": "analysis.run_comparison",
     "convert": "vectors.convert",
     "indirect_effects": "patching.effects",
-    "instruction_vector": "vectors.steering",
+    "instruction_vector": "steering.vector_building",
     "load": "models.loader",
     "lora": "models.lora",
     "plots": "plots",
     "prompts": "prompts",
     "report": "reports.html",
-    "steered": "vectors.steering",
+    "steered": "steering.steered_model",
     "study": "forgetting.run_study",
     "task": "datasets.task",
     "tasks": "datasets.task",
     "template": "prompts.chat",
     "training": "training",
-    "universal_heads": "vectors.universal_heads",
+    "universal_heads": "steering.universal_heads",
 }
 
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -29,9 +29,10 @@ from ivlens.patching import sweep
 from ivlens.patching.activations import answer_logits, last_z
 from ivlens.patching.settings import Settings
 from ivlens.shapes import Head
+from ivlens.steering.rows import steer_every_layer
+from ivlens.steering.steered_model import steered
 from ivlens.vectors.head_writing import write_vector
 from ivlens.vectors.instruction_vector import InstructionVector
-from ivlens.vectors.steering import steer_every_layer, steered
 
 RECORD = Path(__file__).with_suffix(".json")
 README = Path(__file__).parents[1] / "README.md"

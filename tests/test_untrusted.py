@@ -50,6 +50,8 @@ from ivlens.patching.settings import Settings
 from ivlens.prompts.chat import ChatTemplate
 from ivlens.prompts.template import find_template
 from ivlens.shapes import Head
+from ivlens.steering.head_choice import parse_heads
+from ivlens.steering.universal_heads import Considered, Universal
 from ivlens.storage import parquet
 from ivlens.storage import run_folder as runs
 from ivlens.training import benchmark_stages, loop
@@ -58,9 +60,7 @@ from ivlens.training.methods import Lora
 from ivlens.vectors import function_vectors, vector_formats
 from ivlens.vectors import gguf as control_vectors
 from ivlens.vectors.convert import read_effects
-from ivlens.vectors.head_choice import parse_heads
 from ivlens.vectors.instruction_vector import InstructionVector
-from ivlens.vectors.universal_heads import Considered, Universal
 from ivlens.vectors.vector_formats import Facts
 
 ASKED = int(os.environ.get("IVLENS_FUZZ", "0"))

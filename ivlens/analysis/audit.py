@@ -15,10 +15,10 @@ from ivlens.analysis import audit_tables
 from ivlens.analysis.wordings import WORDINGS
 from ivlens.errors import IvlensError, RunError
 from ivlens.patching.head_effects import EFFECTS, HeadEffects
+from ivlens.steering.trials import PLACES, VALUES
+from ivlens.steering.universal_heads import Considered
 from ivlens.storage import run_folder
 from ivlens.vectors.instruction_vector import InstructionVector
-from ivlens.vectors.steering_trials import VALUES
-from ivlens.vectors.universal_heads import Considered
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -30,7 +30,7 @@ MEASURES = ("measure", *VALUES)
 STEERING = ("heads", "n_heads", "layer", "scale", "draws", *VALUES)
 
 
-HEADS = ("heads", "n_heads", "layers", "draws", *VALUES)
+HEADS = ("heads", "n_heads", "layers", "scales", "draws", *VALUES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +42,11 @@ class Audit:
     measures: pd.DataFrame
     """Accuracy and probability of the answer (first token) of the unsteered and the steered model."""
     steering: pd.DataFrame
-    """Zero-shot accuracy with the vector added at every layer, beside its controls."""
+    """Zero-shot accuracy with the vector added at every layer, each at its own scale, beside its controls."""
     heads: pd.DataFrame
-    """The same at the layer that validation pairs chose, against the number of heads."""
+    """The same at the layer and scale that validation pairs chose, against the number of heads."""
+    places: pd.DataFrame
+    """Accuracy of the vector at every layer and scale on validation pairs, the chosen place marked."""
     instructions: pd.DataFrame | None = None
     """What every wording did on validation pairs, where the best was asked for."""
     universal: pd.DataFrame | None = None
@@ -74,6 +76,7 @@ class Audit:
             measures=run.read_table("measures", columns=MEASURES),
             steering=run.read_table("steering", columns=STEERING),
             heads=run.read_table("heads", columns=HEADS),
+            places=run.read_table("places", columns=PLACES),
             instructions=_read_if_kept(run, "instructions", WORDINGS),
             universal=_read_if_kept(run, "universal_tasks", Considered._fields),
             folder=Path(folder),
@@ -94,6 +97,9 @@ class Audit:
                 baselines=lines,
                 title=f"Zero-shot accuracy with a vector of {len(self.vector.heads)} heads added: {where}",
             ),
+            "places": plots.steering_heatmap(
+                self.places, title=f"Layer and scale of the vector, on validation pairs: {where}"
+            ),
             "heads": plots.accuracy_by_heads(
                 self.heads.rename(columns=accuracy),
                 baselines=lines,
@@ -113,10 +119,11 @@ class Audit:
         return float(found[measure])
 
     def __repr__(self) -> str:
-        heads = " ".join(map(str, self.vector.heads[:5])) + (" ..." if len(self.vector.heads) > 5 else "")
+        vector = self.vector
+        heads = " ".join(map(str, vector.heads[:5])) + (" ..." if len(vector.heads) > 5 else "")
         return (
-            f"Audit({self.vector.task} on {self.vector.model}: zero-shot accuracy {self.accuracy('zero-shot'):.2f}, "
-            f"with the vector of {len(self.vector.heads)} heads ({heads}) at layer {self.vector.layer} "
+            f"Audit({vector.task} on {vector.model}: zero-shot accuracy {self.accuracy('zero-shot'):.2f}, "
+            f"with the vector of {len(vector.heads)} heads ({heads}) at layer {vector.layer}, scale {vector.scale:g} "
             f"{self.accuracy('steered'):.2f}, of random heads {self.accuracy('steered, random'):.2f})"
         )
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from ivlens.datasets.task import Task
     from ivlens.patching.head_effects import HeadEffects
+    from ivlens.steering.universal_heads import Universal
     from ivlens.vectors.instruction_vector import InstructionVector
-    from ivlens.vectors.universal_heads import Universal
 MOST_HEADS = 20
 """Heads of a vector that a table lists; the others are in the file of effects."""
 _VALUES = ("accuracy", "95 % interval", "P(answer)", "95 % interval")

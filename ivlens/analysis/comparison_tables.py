@@ -34,6 +34,8 @@ _RECOVERY = {
     "instruction": "with the instruction",
     "zero-shot": "query alone",
 }
+_HEADS = {"chosen": "", "random": "  random heads", "unscaled": "  the vector at scale 1"}
+"""How the line of each kind of heads is called below that of the measure."""
 _DRIFT = {
     ("cosine", "own"): "cosine of the vectors, each of its own heads",
     ("cosine", "base"): "cosine, heads of the base model in both",
@@ -85,16 +87,18 @@ def comparison_tables(found: Findings) -> list[Table]:
             (f"{queries} queries", *COLUMNS),
             (_abilities(found), _dependence(found)),
             f"Dependence is on the base model's vector of {len(found.base_vector.heads)} heads, added at layer "
-            f"{found.base_vector.layer}.\nSufficiency: P gained by adding it to the query alone; necessity: P lost with"
-            "\nthe instruction by ablating its heads; shift: KL by which taking it away moves\nthe next token. P is of "
-            "the answer's first token.",
+            f"{found.base_vector.layer}, {found.base_vector.scale:g} times.\n"
+            "Sufficiency: P gained by adding it to the query alone; necessity: P lost with\n"
+            "the instruction by ablating its heads; shift: KL by which taking it away moves\n"
+            "the next token. P is of the answer's first token.",
         ),
         Table("Heads and vector", ("heads and vector", "value", "95 % interval"), (_drift(found),)),
         Table(
             "Accuracy lost, and regained by the vector",
             ("accuracy", "lost", "regained", "95 % interval"),
             (_recovery(found),),
-            "Regained by the tuned model with the base model's vector added, or with one of\nas many random heads.",
+            "Regained by the tuned model with the base model's vector added, or with one of\n"
+            "as many random heads, of the same length.",
         ),
     ]
 
@@ -116,10 +120,12 @@ def _abilities(found: Findings) -> list[Line]:
 
 
 def _dependence(found: Findings) -> list[Line]:
+    measured = set(zip(found.measures["measure"], found.measures["heads"], strict=True))
     return [
-        (label if heads == "chosen" else "  random heads", *_change(found.measures, name, heads))
+        (below or label, *_change(found.measures, name, heads))
         for name, label in _DEPENDENCE.items()
-        for heads in ("chosen", "random")
+        for heads, below in _HEADS.items()
+        if (name, heads) in measured
     ]
 
 
@@ -140,11 +146,10 @@ def _recovery(found: Findings) -> list[Line]:
     lines = {(line["measure"], line["heads"]): line for line in found.recovery.to_dict("records")}
     shown = []
     for kind, label in _RECOVERY.items():
-        for heads in ("chosen", "random"):
-            back = lines[f"regained {kind} accuracy", heads]
-            gone = _number(lines[f"lost {kind} accuracy", ""]) if heads == "chosen" else ""
-            name = label if heads == "chosen" else "  random heads"
-            shown.append((name, gone, _number(back, signed=True), _bounds(back, signed=True)))
+        for heads, below in _HEADS.items():
+            if back := lines.get((f"regained {kind} accuracy", heads)):
+                gone = "" if below else _number(lines[f"lost {kind} accuracy", ""])
+                shown.append((below or label, gone, _number(back, signed=True), _bounds(back, signed=True)))
     return shown
 
 

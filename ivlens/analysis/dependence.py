@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 DEPENDENCE = ("measure", "heads", "n_heads", "value", "low", "high", "n")
 Key = tuple[str, str]
-"""A measure, and `chosen`, `random` or nothing."""
+"""A measure, and `chosen`, `random`, `unscaled` (the chosen heads' vector at scale 1) or nothing."""
 PerPrompt = Float[Tensor, " prompt"]
 
 _PROPORTIONS = {
@@ -96,7 +96,8 @@ def measure(model: HookedTransformer, probe: Probe) -> pd.DataFrame:
     """All measures of a model with their intervals; see `per_prompt` for what they are.
 
     Returns:
-        Columns `measure`, `heads` (`chosen`, `random`, or nothing), `n_heads`, `value`, `low`, `high`, `n` (queries).
+        Columns `measure`, `heads` (`chosen`, `random`, `unscaled`, or nothing), `n_heads`, `value`, `low`, `high`,
+        `n` (queries).
     """
     return per_prompt(model, probe).to_frame()
 
@@ -112,14 +113,16 @@ def per_prompt(model: HookedTransformer, probe: Probe) -> Dependence:
     - `steered instruction`, `steered zero-shot`: with the vector added.
 
     P is of the answer's first token (`... probability`; plain `sufficiency` and `necessity`); with `accuracy` in the
-    name, 1 where greedy decoding writes the whole answer. Changes are made at the last prompt token only.
+    name, 1 where greedy decoding writes the whole answer. Changes are made at the last prompt token only. Vectors are
+    as long as their scale says; where that is not 1, `unscaled` is the same with the vector at scale 1.
 
     Raises:
         ShapeMismatch: the model has another shape than the one that the probe was prepared of.
         ModelError: activations are NaN or infinite.
     """
-    added = [Change(added=vector) for vector in probe.vectors]
-    taken = [Change(added=-vector) for vector in probe.vectors]
+    vectors = [*probe.vectors, *([] if probe.unscaled is None else [probe.unscaled])]
+    added = [Change(added=vector) for vector in vectors]
+    taken = [Change(added=-vector) for vector in vectors]
     ablated = [Change(ablated=heads) for heads in probe.sets]
     zero_shot = _run(model, probe, probe.zero_shot, added)
     instructed = _run(model, probe, probe.instructed, [*ablated, *taken, *added])
@@ -128,13 +131,13 @@ def per_prompt(model: HookedTransformer, probe: Probe) -> Dependence:
     for name, found in (unchanged | {"zero-shot": zero_shot}).items():
         values[f"{name} probability", ""] = found.probability[:, 0]
         values[f"{name} accuracy", ""] = found.match[:, 0].to(found.probability.dtype)
-    n = len(probe.sets)
-    values |= _against(zero_shot, 1, n, names=("sufficiency", "sufficiency accuracy"))
-    values |= _against(instructed, 1, n, names=("necessity", "necessity accuracy"), sign=-1)
-    values |= _by_heads("shift", instructed.shift[:, 1 + n : 1 + 2 * n])
-    for name, found, start in (("zero-shot", zero_shot, 1), ("instruction", instructed, 1 + 2 * n)):
-        values |= _by_heads(f"steered {name} probability", found.probability[:, start : start + n])
-        values |= _by_heads(f"steered {name} accuracy", found.match[:, start : start + n])
+    n, both = len(probe.sets), len(vectors)
+    values |= _against(zero_shot, 1, n, both, names=("sufficiency", "sufficiency accuracy"))
+    values |= _against(instructed, 1, n, n, names=("necessity", "necessity accuracy"), sign=-1)
+    values |= _by_heads("shift", instructed.shift[:, 1 + n : 1 + n + both], n)
+    for name, found, start in (("zero-shot", zero_shot, 1), ("instruction", instructed, 1 + n + both)):
+        values |= _by_heads(f"steered {name} probability", found.probability[:, start : start + both], n)
+        values |= _by_heads(f"steered {name} accuracy", found.match[:, start : start + both], n)
     return Dependence(values=values, task=probe.task, n_heads=len(probe.heads), seed=probe.seed)
 
 
@@ -158,7 +161,7 @@ def recovery(base: Dependence, tuned: Dependence) -> pd.DataFrame:
     for kind in ("instruction", "zero-shot"):
         own = lost[f"{kind} accuracy", ""]
         add(f"lost {kind} accuracy", "", summarise(own, seed=tuned.seed), len(own))
-        for heads in ("chosen", "random"):
+        for heads in (heads for measure, heads in tuned.values if measure == f"steered {kind} accuracy"):
             back = tuned.values[f"steered {kind} accuracy", heads] - tuned.values[f"{kind} accuracy", ""]
             add(f"regained {kind} accuracy", heads, summarise(back, seed=tuned.seed), len(back))
             share = _share(back, gone, seed=tuned.seed) if len(back) == len(gone) else _UNMEASURED
@@ -180,19 +183,22 @@ def _run(model: HookedTransformer, probe: Probe, tokens: Tokens | None, changes:
     return interventions.run_changes(model, tokens, changes, layer=probe.layer, z=probe.z)
 
 
-def _against(found: Outcomes, start: int, n: int, *, names: tuple[str, str], sign: int = 1) -> dict[Key, PerPrompt]:
+def _against(
+    found: Outcomes, start: int, n: int, columns: int, *, names: tuple[str, str], sign: int = 1
+) -> dict[Key, PerPrompt]:
     """Changed minus unchanged, times `sign`: probability, then accuracy."""
     match = found.match.to(found.probability.dtype)
     both = {}
     for name, values in zip(names, (found.probability, match), strict=True):
-        both |= _by_heads(name, sign * (values[:, start : start + n] - values[:, :1]))
+        both |= _by_heads(name, sign * (values[:, start : start + columns] - values[:, :1]), n)
     return both
 
 
-def _by_heads(name: str, values: Tensor) -> dict[Key, PerPrompt]:
-    """Column 0 is of the chosen heads; random draws are averaged per prompt."""
+def _by_heads(name: str, values: Tensor, n: int) -> dict[Key, PerPrompt]:
+    """Column 0 is of the chosen heads, those up to `n` of random draws, averaged per prompt; one behind is unscaled."""
     values = values if values.is_floating_point() else values.float()
-    return {(name, "chosen"): values[:, 0], (name, "random"): values[:, 1:].mean(1)}
+    found = {(name, "chosen"): values[:, 0], (name, "random"): values[:, 1:n].mean(1)}
+    return found | ({(name, "unscaled"): values[:, n]} if values.shape[1] > n else {})
 
 
 def _share(back: PerPrompt, gone: PerPrompt, *, seed: int) -> Interval:

@@ -24,8 +24,8 @@ from ivlens.prompts.builders import cycled, instructed, statements, zero_shot
 from ivlens.prompts.chat import Layout
 from ivlens.prompts.template import Prompt
 from ivlens.prompts.tokens import Tokens, tokenize
-from ivlens.shapes import Head, MeanZ
-from ivlens.vectors import controls
+from ivlens.shapes import Head, MeanZ, Residual
+from ivlens.steering import controls
 from ivlens.vectors.head_writing import write_vector
 from ivlens.vectors.instruction_vector import InstructionVector
 
@@ -47,7 +47,9 @@ class Probe:
     random: tuple[tuple[Head, ...], ...]
     """Draws of as many others: the control."""
     vectors: Float[Tensor, "vector d_model"]
-    """The instruction vector, then one of equal norm for each draw of random heads."""
+    """The instruction vector at its scale, then one of equal norm for each draw of random heads."""
+    unscaled: Residual | None
+    """The vector at scale 1; None where that is its scale."""
     layer: int
     """Vectors are added after this block."""
     z: MeanZ
@@ -107,13 +109,15 @@ def prepare(
     pairs = task.split(shots=settings.shots, seed=settings.seed).evaluation[:prompts]
     random = random_sets(vector, draws=draws)
     written = torch.stack([write_vector(model, z, heads) for heads in random])
+    added = vector.added
     asked = instructed(task, pairs, template=settings.template) if task.instructions else []
     told = statements(task, pairs)
     return Probe(
         task=task.name,
         heads=vector.heads,
         random=random,
-        vectors=torch.cat([vector.vector[None], controls.with_norm(written, float(vector.vector.norm()))]),
+        vectors=torch.cat([added[None], controls.with_norm(written, float(added.norm()))]),
+        unscaled=None if vector.scale == 1.0 else vector.vector,
         layer=vector.layer,
         z=other_mean_z(model, task, others, template=settings.template, seed=settings.seed),
         zero_shot=tokenize(model, zero_shot(pairs, template=settings.template)),

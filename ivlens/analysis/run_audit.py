@@ -34,11 +34,12 @@ from ivlens.prompts.chat import Layout
 from ivlens.prompts.template import DEFAULT, Prompt
 from ivlens.prompts.tokens import tokenize
 from ivlens.shapes import GIB, Head
+from ivlens.steering import controls, trials
+from ivlens.steering.head_choice import Asked, Chosen, choose_heads, fix_heads
+from ivlens.steering.trials import PLACES
+from ivlens.steering.vector_building import instruction_vector
 from ivlens.storage import run_folder
 from ivlens.storage.run_folder import Table
-from ivlens.vectors import controls, steering_trials
-from ivlens.vectors.head_choice import Asked, Chosen, choose_heads, fix_heads
-from ivlens.vectors.steering import instruction_vector
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -71,10 +72,10 @@ def audit(
         out: Run folder to write to, and to resume from; nothing is written without it.
         top: How many heads make up the vector; as many as there are where `heads` are given.
         heads: In place of those of largest AIE: heads, `L9H6,L3H2`, a file of heads (see
-            `ivlens.vectors.head_choice.choose_heads`), or `universal`, those that carry the other built-in tasks.
+            `ivlens.steering.head_choice.choose_heads`), or `universal`, those that carry the other built-in tasks.
         instruction: Wordings of the task's instruction: `all` in turn, the N-th (from 1), or the `best`, which is
             chosen on validation pairs.
-        draws: Sets of random and of bottom heads, each of which is a control.
+        draws: Sets of random and of bottom heads, and Gaussians, each of which is a control.
         other_tasks: Built-in tasks whose vectors are controls.
         memory: Bytes that patching and steering may take beside the weights. Does not change the numbers.
 
@@ -174,21 +175,26 @@ class _Work:
         fixed = fix_heads(
             self.heads, self.model, self.task, self.settings, top=self.top, table=table, memory=self.memory
         )
+        # Computed when the first table asks for it: a resumed run may have them all.
+        tried = lru_cache(partial(self.trials, effects, fixed))
+        seed = self.settings.seed
+        places = table("places", lambda: tried().by_place(self.top), PLACES)
+        place = places[places["chosen"]].iloc[0]
         vector = instruction_vector(
             self.model,
             self.task,
             effects=effects,
             heads=effects.top(self.top) if fixed is None else fixed,
+            layer=int(place["layer"]),
+            scale=float(place["scale"]),
             memory=self.memory,
         )
-        # Computed when the first table asks for it: a resumed run may have them all.
-        tried = lru_cache(partial(self.trials, effects, fixed))
-        seed = self.settings.seed
         return Audit(
             effects=effects,
             vector=vector,
             steering=table("steering", lambda: tried().by_layer(self.top, seed=seed), STEERING),
             heads=table("heads", lambda: tried().by_number(seed=seed), HEADS),
+            places=places,
             measures=table("measures", lambda: self.measures(tried()), MEASURES),
         )
 
@@ -209,10 +215,10 @@ class _Work:
             model_digest=self.digest,
         )
 
-    def trials(self, effects: HeadEffects, fixed: tuple[Head, ...] | None) -> steering_trials.Trials:
+    def trials(self, effects: HeadEffects, fixed: tuple[Head, ...] | None) -> trials.Trials:
         settings, zero_shot = self.settings, partial(prompts.zero_shot, template=self.settings.template)
         others = controls.draw_other_tasks(self.task, tasks(), draws=self.other_tasks, seed=settings.seed)
-        candidates = steering_trials.make_candidates(
+        candidates = trials.make_candidates(
             self.model,
             effects,
             counts=[k for k in COUNTS if k <= len(fixed or effects.ranked())],
@@ -221,20 +227,24 @@ class _Work:
             others=[find_task(name) for name in others],
             heads=fixed,
         )
-        return steering_trials.run_trials(
+        return trials.run_trials(
             self.model,
             candidates,
             validation=tokenize(self.model, zero_shot(self.split.validation)),
             evaluation=tokenize(self.model, zero_shot(self.split.evaluation)),
+            top=self.top,
             memory=self.memory,
         )
 
-    def measures(self, tried: steering_trials.Trials) -> pd.DataFrame:
-        """One line for the model unsteered under each kind of prompt, then for each kind of vector."""
+    def measures(self, tried: trials.Trials) -> pd.DataFrame:
+        """One line for the model unsteered under each kind of prompt, then for each kind of vector; then at scale 1."""
         lines = [{"measure": name, **self.baseline(kind)} for name, kind in self.baseline_prompts().items()]
-        steered = tried.by_number(seed=self.settings.seed).query("n_heads == @self.top")
-        names = ["steered" if kind == "chosen" else f"steered, {kind}" for kind in steered["heads"]]
-        return pd.concat([pd.DataFrame(lines), steered.assign(measure=names)], ignore_index=True).filter(MEASURES)
+        parts = [pd.DataFrame(lines)]
+        for suffix, unscaled in (("", False), (", scale 1", True)):
+            steered = tried.by_number(seed=self.settings.seed, unscaled=unscaled).query("n_heads == @self.top")
+            names = ["steered" if kind == "chosen" else f"steered, {kind}" for kind in steered["heads"]]
+            parts.append(steered.assign(measure=[f"{name}{suffix}" for name in names]))
+        return pd.concat(parts, ignore_index=True).filter(MEASURES)
 
     def baseline_prompts(self) -> dict[str, list[Prompt]]:
         """Prompts of the evaluation pairs by kind.
@@ -254,5 +264,5 @@ class _Work:
 
     def baseline(self, kind: list[Prompt]) -> dict[str, Any]:
         if not kind:
-            return steering_trials.summary(torch.zeros(0, dtype=torch.bool), torch.zeros(0))
-        return steering_trials.summary(*score_answers(self.model, tokenize(self.model, kind)), seed=self.settings.seed)
+            return trials.summary(torch.zeros(0, dtype=torch.bool), torch.zeros(0))
+        return trials.summary(*score_answers(self.model, tokenize(self.model, kind)), seed=self.settings.seed)

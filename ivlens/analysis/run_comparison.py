@@ -37,10 +37,10 @@ from ivlens.prompts.chat import Layout
 from ivlens.prompts.template import DEFAULT
 from ivlens.prompts.tokens import tokenize
 from ivlens.shapes import GIB
+from ivlens.steering.head_choice import Asked, Chosen, choose_heads, fix_heads
+from ivlens.steering.vector_building import instruction_vector
 from ivlens.storage import run_folder
-from ivlens.vectors.head_choice import Asked, Chosen, choose_heads, fix_heads
 from ivlens.vectors.instruction_vector import InstructionVector
-from ivlens.vectors.steering import instruction_vector
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer

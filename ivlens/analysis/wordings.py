@@ -20,14 +20,14 @@ from ivlens.prompts.builders import instructed
 from ivlens.prompts.chat import Layout
 from ivlens.prompts.template import DEFAULT
 from ivlens.prompts.tokens import tokenize
+from ivlens.steering import trials
+from ivlens.steering.head_choice import Chosen
 from ivlens.storage.run_folder import Table
-from ivlens.vectors import steering_trials
-from ivlens.vectors.head_choice import Chosen
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
-WORDINGS = ("number", "wording", "chosen", *steering_trials.VALUES)
+WORDINGS = ("number", "wording", "chosen", *trials.VALUES)
 
 Choice = Literal["all", "best"] | int
 """All wordings in turn, the one that validates best, or the N-th, counted from 1."""
@@ -84,7 +84,7 @@ def try_wordings(
     lines = []
     for number, wording in enumerate(task.instructions, start=1):
         prompts = instructed(replace(task, instructions=(wording,)), pairs, template=template)
-        values = steering_trials.summary(*score_answers(model, tokenize(model, prompts)), seed=seed)
+        values = trials.summary(*score_answers(model, tokenize(model, prompts)), seed=seed)
         lines.append({"number": number, "wording": wording, **values})
     best = max(lines, key=lambda line: (line["accuracy"], line["probability"]))
     return pd.DataFrame([{**line, "chosen": line is best} for line in lines]).filter(WORDINGS)

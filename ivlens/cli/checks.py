@@ -37,7 +37,7 @@ def check_early(
     from ivlens.patching.settings import Settings
     from ivlens.prompts.chat import CHAT
     from ivlens.prompts.template import find_template
-    from ivlens.vectors.head_choice import parse_heads
+    from ivlens.steering.head_choice import parse_heads
 
     Settings(**settings)
     if template != CHAT:

@@ -28,7 +28,6 @@ from ivlens.errors import TaskError
 from ivlens.tables import html_table
 
 BUILT_IN = Path(__file__).parents[1] / "lab" / "tasks"
-TOLERATED_CONTRADICTIONS = 0.01
 
 
 class TaskWarning(UserWarning):
@@ -187,7 +186,11 @@ def _of(content: Content, where: str | Path) -> Task:
 
 
 def _consistent(pairs: Sequence[Pair], path: str | Path) -> tuple[Pair, ...]:
-    """Drop repeated pairs; refuse inputs with two outputs, or leave them out where they are very few."""
+    """Drop repeated pairs, and leave out aloud the inputs that are given two outputs.
+
+    Which of them is right is not known: measuring on such an input would be wrong either way, and refusing the file for
+    it would be worse.
+    """
     outputs = defaultdict(set)
     for pair in pairs:
         outputs[pair.input].add(pair.output)
@@ -195,13 +198,12 @@ def _consistent(pairs: Sequence[Pair], path: str | Path) -> tuple[Pair, ...]:
     if contradicting:
         given, wanted = next(iter(contradicting.items()))
         example = f"{given!r} is given the outputs {', '.join(map(repr, wanted))}"
-        # A benchmark's file may hold a slip among hundreds of pairs; measuring on that input would be wrong
-        # either way, and refusing the file would be worse than leaving it out aloud.
-        if len(contradicting) > TOLERATED_CONTRADICTIONS * len(outputs):
-            raise TaskError(f"{path} contradicts itself: {example}; keep one of them")
-        warnings.warn(
-            f"{path} contradicts itself: {example}; left out {list_names(contradicting)}", TaskWarning, stacklevel=5
-        )
+        if len(contradicting) == len(outputs):
+            raise TaskError(
+                f"{path} contradicts itself: {example}, and so is every other input; keep one output of each"
+            )
+        left_out = f"{len(contradicting)} of {len(outputs)} inputs are left out: {list_names(contradicting)}"
+        warnings.warn(f"{path} contradicts itself: {example}; {left_out}", TaskWarning, stacklevel=5)
     return tuple(dict.fromkeys(pair for pair in pairs if pair.input not in contradicting))
 
 

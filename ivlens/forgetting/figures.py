@@ -52,6 +52,7 @@ _RECOVERY = {
     "base": (BLACK, "circle-open"),
     "tuned": ("#D55E00", "circle"),
     "tuned + base vector": (_CHOSEN, "diamond"),
+    "tuned + base vector, scale 1": ("#56B4E9", "diamond-open"),
     "tuned + random vector": (GREY, "square"),
 }
 
@@ -172,6 +173,7 @@ def _recovery(found: Findings) -> go.Figure | None:
             ("base", plain, "", 0),
             ("tuned", plain, "", last),
             ("tuned + base vector", steered, "chosen", last),
+            ("tuned + base vector, scale 1", steered, "unscaled", last),
             ("tuned + random vector", steered, "random", last),
         ):
             own = probes[(probes["measure"] == measure) & (probes["heads"] == heads) & (probes["stage"] == stage)]

@@ -28,14 +28,14 @@ from ivlens.models import lora, lora_file, peft, peft_layout
 from ivlens.patching import effects
 from ivlens.patching.activations import mean_z
 from ivlens.prompts.tokens import Tokens, tokenize
+from ivlens.steering.controls import with_norm
+from ivlens.steering.universal_heads import Universal
 from ivlens.storage import atomic_files, parquet
 from ivlens.training import checkpoints, loop
 from ivlens.training.guidance import Guidance, Guide
 from ivlens.training.methods import History, Method
 from ivlens.training.stages import Stage
-from ivlens.vectors.controls import with_norm
 from ivlens.vectors.head_writing import write_vector
-from ivlens.vectors.universal_heads import Universal
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -222,7 +222,7 @@ def _make_guide(
         vectors = {"task": own, "zero": torch.zeros_like(own), "general": universal.vectors.to(own)}[guidance.vector]
     return Guide(
         guidance=guidance,
-        vectors=vectors,
+        vectors=(universal.scale if guidance.scale is None else guidance.scale) * vectors,
         layer=universal.layer if guidance.layer is None else guidance.layer,
         heads=universal.heads,
         teacher=partial(lora.silenced, model, *([adapter] if guidance.teacher == "previous" else [])),

@@ -87,7 +87,7 @@ def _of_probes(probed: Any, last: int) -> Iterator[tuple[str, float]]:
         _where(probed, stage=stage).groupby(["measure", "heads"], sort=False)["value"].mean() for stage in (0, last)
     )
     for (measure, heads), value in after.items():
-        name = f"{measure}, {heads} heads" if heads else measure
+        name = measure if not heads else f"{measure}, {'scale 1' if heads == 'unscaled' else f'{heads} heads'}"
         yield f"probe: {name}", float(value)
         yield f"probe: {name} change", float(value - before[measure, heads])
 

@@ -6,6 +6,7 @@ Unknown keys are refused. Everything that a file leaves out has a default, which
 from __future__ import annotations
 
 import json
+import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -45,6 +46,8 @@ class Evaluation:
     """Prompts that a mean head output is the mean over."""
     top: int = 10
     """Universal heads."""
+    scale: float | None = None
+    """Factor of the vectors of universal heads, of probes and guidance alike; None: chosen with their layer."""
     seed: int = 0
     """Draws the queries; the same for every cell, so that cells are compared on the same prompts."""
 
@@ -53,6 +56,8 @@ class Evaluation:
         for name, bound in {**least, "seed": 0}.items():
             if getattr(self, name) < bound:
                 raise IvlensError(f"evaluation: {name} is {getattr(self, name)}; it must be {bound} or more")
+        if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
+            raise IvlensError(f"evaluation: scale is {self.scale}; it must be above 0, or be left out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +177,10 @@ def read_plan(name: str | Path) -> Plan:
 
 def from_record(record: Mapping[str, Any]) -> Plan:
     """What `Plan.record` made, with the model's name."""
+    # Runs of before scales were chosen have none: their vectors are as long as the heads wrote them.
+    evaluation = record.get("evaluation")
+    if isinstance(evaluation, Mapping):
+        record = {**record, "evaluation": {"scale": 1.0, **evaluation}}
     return _plan(record)
 
 

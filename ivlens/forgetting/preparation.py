@@ -13,11 +13,11 @@ from ivlens.errors import StudyError, TaskError
 from ivlens.forgetting.method_run import PreparedBase
 from ivlens.forgetting.plan import Plan
 from ivlens.patching.settings import Settings
+from ivlens.steering.universal_heads import Universal, universal_heads
+from ivlens.steering.vector_building import instruction_vector
 from ivlens.storage import run_folder
 from ivlens.training import benchmark_stages, stages
 from ivlens.training.stages import Stage
-from ivlens.vectors.steering import instruction_vector
-from ivlens.vectors.universal_heads import Universal, universal_heads
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -105,7 +105,12 @@ def prepare_from(asked: Plan, base: HookedTransformer, general: Sequence[Task], 
     found = {}
     for task in _choose_tasks(asked, general, asked.evaluation.probes):
         vector = instruction_vector(
-            base, task, heads=universal.heads, layer=universal.layer, settings=universal.settings
+            base,
+            task,
+            heads=universal.heads,
+            layer=universal.layer,
+            scale=universal.scale,
+            settings=universal.settings,
         )
         found[task.name] = (
             task,

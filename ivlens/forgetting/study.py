@@ -12,8 +12,8 @@ from ivlens.errors import RunError
 from ivlens.forgetting import metrics, plan
 from ivlens.forgetting.method_run import EVALUATIONS, GRIDS, STEPS
 from ivlens.forgetting.plan import Plan
+from ivlens.steering.universal_heads import Universal
 from ivlens.storage import run_folder
-from ivlens.vectors.universal_heads import Universal
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

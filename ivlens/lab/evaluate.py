@@ -28,10 +28,10 @@ from ivlens.patching.settings import Settings
 from ivlens.progress import track
 from ivlens.prompts.builders import zero_shot
 from ivlens.prompts.tokens import tokenize
+from ivlens.steering import controls
+from ivlens.steering.rows import steer_every_layer
 from ivlens.storage import run_record
-from ivlens.vectors import controls
 from ivlens.vectors.head_writing import write_vector
-from ivlens.vectors.steering import steer_every_layer
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer

@@ -6,6 +6,7 @@ Every run takes an explicit mask: TransformerLens gives pads no position and no 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from ivlens.errors import ModelError
 from ivlens.measures import first_token_probability, greedy_match
 from ivlens.models import bridge
 from ivlens.patching import block_forward
+from ivlens.patching.prompt_end import answers_behind
 from ivlens.progress import track
 from ivlens.prompts.tokens import Tokens
 from ivlens.shapes import Head, MeanZ
@@ -64,12 +66,13 @@ def answer_logits(model: HookedTransformer, tokens: Tokens) -> AnswerLogits:
 def differentiable_answer_logits(model: HookedTransformer, tokens: Tokens) -> AnswerLogits:
     """Logits that predict each answer token, the answer so far teacher-forced.
 
-    Position 0 is the last prompt token. Hooks on the model are in force.
+    Position 0 is the last prompt token. Hooks on the model are in force; `steered` adds its vector there.
     """
     ids, mask = with_answers(tokens)
-    if bridge.is_bridge(model):
-        return model(ids, attention_mask=mask.long())[:, -tokens.answers.shape[1] :]
-    resid = model(ids, attention_mask=mask.long(), stop_at_layer=model.cfg.n_layers)
+    with answers_behind(tokens.answers.shape[1] - 1):
+        if bridge.is_bridge(model):
+            return model(ids, attention_mask=mask.long())[:, -tokens.answers.shape[1] :]
+        resid = model(ids, attention_mask=mask.long(), stop_at_layer=model.cfg.n_layers)
     return unembed(model, resid[:, -tokens.answers.shape[1] :])
 
 
@@ -115,6 +118,21 @@ def last_z(model: HookedTransformer, tokens: Tokens) -> Float[Tensor, "prompt la
         fwd_hooks=hooks,
     )
     return torch.stack(kept, dim=1)
+
+
+@torch.no_grad()
+def residual_norms(model: HookedTransformer, tokens: Tokens) -> Float[Tensor, " layer"]:
+    """Mean length of the residual stream after each block, at the last prompt token; in float64, on the CPU."""
+    total = torch.zeros(model.cfg.n_layers, dtype=torch.float64)
+
+    def add(resid: Float[Tensor, "prompt pos d_model"], hook: object, *, layer: int) -> None:
+        total[layer] += resid[:, -1].double().norm(dim=-1).sum().cpu()
+
+    layers = range(model.cfg.n_layers)
+    hooks: list[Any] = [(f"blocks.{layer}.hook_resid_post", partial(add, layer=layer)) for layer in layers]
+    for batch in batches(tokens):
+        model.run_with_hooks(batch.prompts, attention_mask=batch.mask.long(), fwd_hooks=hooks)
+    return total / len(tokens)
 
 
 def mean_z(model: HookedTransformer, tokens: Tokens) -> MeanZ:

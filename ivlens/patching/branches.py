@@ -66,6 +66,10 @@ class Answers:
         """Answers of several prompts (`dim` 0) or rows (1) as one."""
         return cls(**{field.name: torch.cat([getattr(p, field.name) for p in parts], dim) for field in fields(cls)})
 
+    def rows(self, numbers: Sequence[int]) -> Answers:
+        """Some of the rows, in the order given."""
+        return Answers(**{field.name: getattr(self, field.name)[:, list(numbers)] for field in fields(self)})
+
     def best_layer(self, number: int, *, of: int) -> int:
         """The layer where row `number` of the `of` that branch off at each layer is right most often.
 
@@ -79,33 +83,33 @@ class Answers:
 
 @torch.no_grad()
 def run_branches(
-    model: HookedTransformer, tokens: Tokens, branch: Branch, *, per_layer: int, memory: int, description: str
+    model: HookedTransformer, tokens: Tokens, branch: Branch, *, counts: Sequence[int], memory: int, description: str
 ) -> Answers:
     """Carry all rows of all prompts up the layers and read the answer off each.
 
     Args:
         branch: Makes the rows that leave the unpatched run at a layer.
-        per_layer: How many these are.
+        counts: How many these are, by layer.
         memory: Bytes that may be taken beside the model's weights.
     """
-    budget = Budget.of(model, tokens, per_layer, memory)
+    budget = Budget.of(model, tokens, sum(counts), memory)
     parts = [
-        _unembed_rows(model, batch, climb(model, batch, branch, per_layer=per_layer, chunk=budget.rows), budget.logits)
+        _unembed_rows(model, batch, climb(model, batch, branch, counts=counts, chunk=budget.rows), budget.logits)
         for batch in track(list(batches(tokens, size=budget.prompts)), description)
     ]
     return Answers.joined(parts, dim=0)
 
 
-def climb(model: HookedTransformer, tokens: Tokens, branch: Branch, *, per_layer: int, chunk: int) -> Rows:
+def climb(model: HookedTransformer, tokens: Tokens, branch: Branch, *, counts: Sequence[int], chunk: int) -> Rows:
     """The residual stream of all rows after the last block.
 
-    Row 0 is unpatched; row 1 + layer * per_layer + i is the i-th that branched off at that layer.
+    Row 0 is unpatched; behind it are those that branched off at layer 0, then those of layer 1, and so on.
     """
     prefix = read_prefix(model, tokens)
-    stack = prefix.start.new_empty(len(tokens), 1 + model.cfg.n_layers * per_layer, *prefix.start.shape[1:])
+    stack = prefix.start.new_empty(len(tokens), 1 + sum(counts), *prefix.start.shape[1:])
     stack[:, 0] = prefix.start
-    for layer, block in enumerate(model.blocks):
-        grown = 1 + layer * per_layer
+    grown = 1
+    for layer, (block, more) in enumerate(zip(model.blocks, counts, strict=True)):
         before = stack[:, :1].clone()
         z = attend(block, layer, prefix, before)
         junction = Junction(layer=layer, block=block, before=before, z=z, after=write(block, before, z))
@@ -113,8 +117,9 @@ def climb(model: HookedTransformer, tokens: Tokens, branch: Branch, *, per_layer
         for rows in _chunks(1, grown, chunk):
             old = stack[:, rows.start : rows.stop]
             stack[:, rows.start : rows.stop] = write(block, old, attend(block, layer, prefix, old))
-        for rows in _chunks(0, per_layer, chunk):
+        for rows in _chunks(0, more, chunk):
             stack[:, grown + rows.start : grown + rows.stop] = branch(junction, rows)
+        grown += more
         check_finite(junction.after, layer)
     compare_with_model(model, prefix, stack[:, 0])
     return stack

@@ -23,7 +23,8 @@ from ivlens.shapes import Head
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
-Hooks = Sequence[tuple[str, Callable[..., Any]]]
+NamedHook = tuple[str, Callable[..., Any]]
+Hooks = Sequence[NamedHook]
 
 # A bridge computes the logits of all tokens, of which only the answer's are used.
 _LOGITS = 2**28
@@ -50,27 +51,33 @@ def logits_under(model: HookedTransformer, tokens: Tokens, hooks: Hooks) -> Answ
         return answer_logits(model, tokens)
 
 
-def set_head(head: Head, value: Float[Tensor, " d_head"], position: int) -> tuple[str, Callable[..., Any]]:
-    """A hook that replaces one head's output before `W_O` at one position."""
-    return f"blocks.{head.layer}.attn.hook_z", partial(_set, head=head.head, value=value, position=position)
+def at_position(hook: NamedHook, column: int) -> NamedHook:
+    """The hook, at one column of every prompt."""
+    name, hook_fn = hook
+    return name, partial(hook_fn, at=(slice(None), column))
 
 
-def add_to_residual(layer: int, vector: Float[Tensor, " d_model"], position: int) -> tuple[str, Callable[..., Any]]:
-    """A hook that adds a vector to the residual stream after a block, at one position."""
-    return f"blocks.{layer}.hook_resid_post", partial(_add, vector=vector, position=position)
+def set_head(head: Head, value: Float[Tensor, " d_head"]) -> NamedHook:
+    """A hook that replaces one head's output before `W_O`, at tokens that are to be said (`at`)."""
+    return f"blocks.{head.layer}.attn.hook_z", partial(_set, head=head.head, value=value)
+
+
+def add_to_residual(layer: int, vector: Float[Tensor, " d_model"]) -> NamedHook:
+    """A hook that adds a vector to the residual stream after a block, at tokens that are to be said (`at`)."""
+    return f"blocks.{layer}.hook_resid_post", partial(_add, vector=vector)
 
 
 def _set(
-    z: Float[Tensor, "prompt pos head d_head"], hook: object, *, head: int, value: Tensor, position: int
+    z: Float[Tensor, "prompt pos head d_head"], hook: object, *, head: int, value: Tensor, at: Any
 ) -> Float[Tensor, "prompt pos head d_head"]:
     z = z.clone()
-    z[:, position, head] = value.to(z.device, z.dtype)
+    z[:, :, head][at] = value.to(z.device, z.dtype)
     return z
 
 
 def _add(
-    resid: Float[Tensor, "prompt pos d_model"], hook: object, *, vector: Tensor, position: int
+    resid: Float[Tensor, "prompt pos d_model"], hook: object, *, vector: Tensor, at: Any
 ) -> Float[Tensor, "prompt pos d_model"]:
     resid = resid.clone()
-    resid[:, position] += vector.to(resid.device, resid.dtype)
+    resid[at] += vector.to(resid.device, resid.dtype)
     return resid

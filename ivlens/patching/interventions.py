@@ -22,7 +22,7 @@ from ivlens.models import bridge, hooked
 from ivlens.patching import branches
 from ivlens.patching.activations import batches, unembed
 from ivlens.patching.block_forward import attend, write
-from ivlens.patching.hooks import add_to_residual, logits_under, set_head
+from ivlens.patching.hooks import add_to_residual, at_position, logits_under, set_head
 from ivlens.prompts.tokens import Tokens
 from ivlens.shapes import Head, MeanZ, Residual
 
@@ -129,8 +129,9 @@ def _rerun(
     last = tokens.prompts.shape[1] - 1
     rows = [[]]
     for change in changes:
-        added = [] if change.added is None else [add_to_residual(layer, change.added, last)]
-        rows.append([*(set_head(head, z[head], last) for head in change.ablated), *added])
+        hooks = [set_head(head, z[head]) for head in change.ablated]
+        hooks += [] if change.added is None else [add_to_residual(layer, change.added)]
+        rows.append([at_position(hook, last) for hook in hooks])
     return torch.stack([logits_under(model, tokens, hooks) for hooks in rows], dim=1)
 
 

@@ -30,8 +30,8 @@ class Budget:
     """Rows that are unembedded together, over all prompts."""
 
     @classmethod
-    def of(cls, model: HookedTransformer, tokens: Tokens, per_layer: int, memory: int) -> Budget:
-        """Share `memory` bytes: half for what a batch of prompts keeps, half for what its rows need on their way.
+    def of(cls, model: HookedTransformer, tokens: Tokens, n_rows: int, memory: int) -> Budget:
+        """Share `memory` bytes: half for what a batch of prompts keeps, half for what its `n_rows` need.
 
         Raises:
             PromptError: not even one prompt fits.
@@ -40,7 +40,7 @@ class Budget:
         bytes_each = torch.finfo(cfg.dtype).bits // 8
         pos, tail = tokens.prompts.shape[1] + tokens.answers.shape[1] - 1, tokens.answers.shape[1]
         per_token = MLP_COPIES * (0 if cfg.attn_only else cfg.d_mlp or 0) + 8 * cfg.d_model
-        rows = 2 * (1 + cfg.n_layers * per_layer) * tail * cfg.d_model
+        rows = 2 * (1 + n_rows) * tail * cfg.d_model
         caches = 2 * cfg.n_layers * (cfg.n_key_value_heads or cfg.n_heads) * cfg.d_head * pos
         reading = pos * per_token + SCORE_COPIES * cfg.n_heads * pos * pos
         one_row = bytes_each * tail * (per_token + SCORE_COPIES * cfg.n_heads * pos)

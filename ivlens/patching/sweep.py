@@ -63,7 +63,7 @@ def sweep(
         model,
         tokens if effect == "nll" else tokens.first(),
         branch,
-        per_layer=model.cfg.n_heads,
+        counts=[model.cfg.n_heads] * model.cfg.n_layers,
         memory=memory,
         description="patching every head",
     )
@@ -80,7 +80,7 @@ def loop(
     found = hooks.run_hooked(
         model,
         tokens if effect == "nll" else tokens.first(),
-        [[hooks.set_head(head, z[head], last)] for head in heads],
+        [[hooks.at_position(hooks.set_head(head, z[head]), last)] for head in heads],
         description="patching head by head",
     )
     return _effects(model, found, effect)

@@ -21,6 +21,7 @@ from ivlens.plots.stages import stage_panels as stage_panels
 from ivlens.plots.steering import accuracy_by_heads as accuracy_by_heads
 from ivlens.plots.steering import measures_bars as measures_bars
 from ivlens.plots.steering import steering_by_layer as steering_by_layer
+from ivlens.plots.steering import steering_heatmap as steering_heatmap
 from ivlens.plots.style import WIDTHS as WIDTHS
 from ivlens.plots.style import Width as Width
 from ivlens.plots.tasks import overlap_heatmap as overlap_heatmap

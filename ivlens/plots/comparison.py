@@ -32,6 +32,7 @@ _ABILITIES = {
     "zero-shot probability": "query<br>alone",
     "steered zero-shot probability": "query +<br>vector",
 }
+_HEADS = {"chosen": "chosen heads", "random": "random heads", "unscaled": "chosen heads, scale 1"}
 _NAMED = 10
 """Heads whose names stand in the figure: those of largest effect."""
 _RANKS = {
@@ -143,7 +144,7 @@ def ability_bars(frame: pd.DataFrame, *, title: str | None = None, width: Width 
         FigureError: as for `dependence_bars`.
     """
     figure = Figure()
-    shown = frame.query(f"measure in {list(_ABILITIES)} and heads != 'random' and vector != 'tuned'")
+    shown = frame.query(f"measure in {list(_ABILITIES)} and heads in ['', 'chosen'] and vector != 'tuned'")
     for model, colour in _COLOURS.items():
         points = read_points(shown.query(f"model == {model!r}"), at="measure", value="value")
         kind = marks.Kind(_SHOWN[model], points, colour, "circle")

@@ -21,9 +21,15 @@ _AUDIT = {
         "Which heads carry the task",
         "AIE of every head; those of the vector are outlined. The middle of the scale is 0.",
     ),
+    "places": (
+        "Where, and at what length, the vector works",
+        "Zero-shot accuracy with the vector added after each block, scaled; on validation pairs. Outlined: the "
+        "place that was chosen, by a search that every control went through, too.",
+    ),
     "steering": (
-        "Where the vector works",
-        "Zero-shot accuracy with a vector added after each block. The layer in use was chosen on other queries.",
+        "Layer by layer",
+        "Zero-shot accuracy with a vector added after each block, each at its own scale. Layers and scales in use were "
+        "chosen on other queries.",
     ),
     "heads": ("How many heads it takes", "Zero-shot accuracy by number of heads, beside as many random ones."),
 }
@@ -51,11 +57,19 @@ def audit_page(found: Audit) -> Page:
         | {
             "random heads": "vectors of as many heads drawn at random, brought to the norm of the vector",
             "low-AIE heads": "the same of the heads of smallest AIE",
+            "Gaussian": "random directions of the same norm, which no heads wrote",
+            "scale": "factor of the vector, chosen with the layer on validation pairs (0.5 to 16); controls choose "
+            "their own with as many tries",
             "other tasks": "vectors of other tasks, built in the same way",
             "interval": QUERIES,
         },
         method=SPLIT,
-        data={"measures": found.measures, "steering": found.steering, "heads": found.heads},
+        data={
+            "measures": found.measures,
+            "places": found.places,
+            "steering": found.steering,
+            "heads": found.heads,
+        },
     )
 
 

@@ -62,7 +62,7 @@ DEPENDENCE = {
 }
 SPLIT = (
     "The task's pairs are split into four parts that share none: one gives mean outputs and demonstrations, one ranks "
-    "heads, one chooses the layer, one is reported."
+    "heads, one chooses layer and scale, one is reported."
 )
 QUERIES = "95 %; bootstrap over queries, Wilson's for accuracies"
 LAB = (

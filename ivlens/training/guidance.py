@@ -43,6 +43,9 @@ class Guidance:
     task's; `general`: a general task's, drawn for every prompt anew; `general-random`: of equal norms."""
     layer: int | None = None
     """Block behind which the vectors are added; None: where those of the universal heads are right most often."""
+    scale: float | None = None
+    """Factor of what the heads write; None: that which was chosen with the layer. Random vectors have the same length.
+    A vector that is short beside the residual stream does nothing at 1: guidance by it is plain distillation."""
     student: bool = True
     """Is the student steered, too?"""
     schedule: Schedule = "linear"
@@ -66,6 +69,8 @@ class Guidance:
     (mean over heads and tokens, sum over `d_head`). Source: arXiv:2502.11019."""
 
     def __post_init__(self) -> None:
+        if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
+            raise IvlensError(f"the guidance's scale is {self.scale}; it must be above 0, or be left out")
         for name in ("kl", "heads"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise IvlensError(f"the guidance's {name} is {getattr(self, name)}; it must be 0 or more")
@@ -80,7 +85,7 @@ class Guidance:
             if getattr(self, name) not in known:
                 raise IvlensError(f"the guidance's {name} is {getattr(self, name)!r}; choose of {', '.join(known)}")
 
-    def scale(self, progress: float) -> float:
+    def strength(self, progress: float) -> float:
         """`s` after a share `progress` (0 to 1) of the steps."""
         if self.schedule == "constant":
             return 1.0
@@ -112,7 +117,7 @@ class Guide:
 
     guidance: Guidance
     vectors: Float[Tensor, "vector d_model"]
-    """Each prompt of a batch takes one of them."""
+    """Each prompt of a batch takes one of them, as long as they are added."""
     layer: int
     """They are added to the residual stream after this block."""
     heads: tuple[Head, ...] = ()
@@ -136,7 +141,7 @@ class Guide:
             The student's logits, of which the task's loss is computed, and what is added to that loss.
         """
         guidance, drawn = self.guidance, self._drawn(len(batch), generator)
-        steered = (guidance.scale(progress) if guidance.student else 0.0) * drawn
+        steered = (guidance.strength(progress) if guidance.student else 0.0) * drawn
         rehearsed = (bare if guidance.bare else batch).first()
         asked, vectors = batch, steered
         if guidance.rehearsal:  # As rows of one run, which is quicker than two.

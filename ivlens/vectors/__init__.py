@@ -1,1 +1,1 @@
-"""What instruction vectors are, do when added, and look like in other tools."""
+"""What instruction vectors are, how alike they are, and what they look like in other tools."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -41,3 +42,18 @@ def check_layer(layer: int, n_layers: int) -> None:
     """Raises IvlensError when there is no such layer."""
     if not 0 <= layer < n_layers:
         raise IvlensError(f"there is no layer {layer}: the model has {n_layers} layers, counted from 0")
+
+
+def check_scale(scale: float) -> None:
+    """Raises IvlensError when a vector cannot be taken so many times."""
+    if not math.isfinite(scale):
+        raise IvlensError(f"scale is {scale}; it must be a finite number")
+
+
+def check_width(vector: Residual, origin: str, model: HookedTransformer, *, remedy: str) -> None:
+    """Raises ShapeMismatch when a vector, of a model or task `origin`, is not as wide as the residual stream."""
+    if len(vector) != model.cfg.d_model:
+        raise ShapeMismatch(
+            f"the vector of {origin} has width {len(vector)}, but {hooked.model_name(model)} has d_model "
+            f"{model.cfg.d_model}; {remedy}"
+        )

@@ -19,13 +19,12 @@ import torch
 from safetensors.torch import save
 
 from ivlens.errors import IvlensError, ShapeMismatch
-from ivlens.models import hooked
 from ivlens.patching.activations import unembed
 from ivlens.patching.settings import Settings
 from ivlens.shapes import Head, HeadGrid, MeanZ, Residual
 from ivlens.storage import atomic_files, run_folder, tensor_files
 from ivlens.tables import html_table, safe
-from ivlens.vectors.head_writing import check_head, check_layer
+from ivlens.vectors.head_writing import check_head, check_layer, check_scale, check_width
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,6 +42,8 @@ class InstructionVector:
     """The heads that write it, the largest AIE first where they were ranked; none where another tool made it."""
     layer: int | None
     """Where to add it: to the residual stream after this block. None: not chosen yet."""
+    scale: float = 1.0
+    """How much of it to add there: a factor of `vector`, which stays what the heads write."""
     mean_z: MeanZ | None
     """None: not known, as of a vector that another tool made."""
     aie: HeadGrid | None = None
@@ -55,23 +56,30 @@ class InstructionVector:
     model_digest: str
     versions: dict[str, str] = field(default_factory=run_folder.versions)
 
-    def at(self, layer: int) -> InstructionVector:
-        """The same vector, to be added after block `layer`.
+    def at(self, layer: int, *, scale: float | None = None) -> InstructionVector:
+        """The same vector, to be added after block `layer`, `scale` times (as before unless given).
 
         Raises:
-            IvlensError: the model has no such layer.
+            IvlensError: the model has no such layer, or the scale is not finite.
         """
         if self.mean_z is not None:
             check_layer(layer, len(self.mean_z))
         elif layer < 0:
             raise IvlensError(f"there is no layer {layer}: layers are counted from 0")
-        return replace(self, layer=layer)
+        scale = self.scale if scale is None else scale
+        check_scale(scale)
+        return replace(self, layer=layer, scale=scale)
+
+    @property
+    def added(self) -> Residual:
+        """What is added to the residual stream: `scale` times the vector."""
+        return self.scale * self.vector
 
     def __add__(self, other: InstructionVector) -> InstructionVector:
-        """Both vectors at once, written by the heads of both; the layer stays where it is the same.
+        """Both vectors at once, written by the heads of both; layer and scale stay where they are the same.
 
-        The sum is still `mean_z @ W_O` over its heads: `mean_z` is the sum of what each vector's own heads write, and 0
-        for all others.
+        Vectors of two scales are added as they are used, `scale` times each; their sum has scale 1. The sum is still
+        `mean_z @ W_O` over its heads: `mean_z` is the sum of what each vector's own heads write, and 0 for all others.
 
         Raises:
             IvlensError: the vectors are of two models or widths, or were built with other settings.
@@ -85,6 +93,9 @@ class InstructionVector:
         ):
             if ours != theirs:
                 raise IvlensError(f"the vectors of {self.task} and {other.task} are of two {name}; build both alike")
+        if self.scale != other.scale:
+            ours, theirs = (replace(one.scale * one, scale=1.0, task=one.task) for one in (self, other))
+            return ours + theirs
         own, others = self._own_z(), other._own_z()
         return replace(
             self,
@@ -139,7 +150,7 @@ class InstructionVector:
         """
         import pandas as pd
 
-        check_width(self, model, remedy="give the model that it was built on")
+        check_width(self.vector, self.model or self.task, model, remedy="give the model that it was built on")
         if not 1 <= k <= model.cfg.d_vocab_out:
             raise IvlensError(f"k is {k}; the vocabulary has {model.cfg.d_vocab_out} tokens, take 1 or more of them")
         with torch.no_grad():
@@ -185,6 +196,7 @@ class InstructionVector:
             "task": self.task,
             "task_digest": self.task_digest,
             "layer": self.layer,
+            "scale": self.scale,
             "site": "resid_post",
             "positions": "last prompt token",
             "heads": [str(head) for head in self.heads],
@@ -212,10 +224,13 @@ class InstructionVector:
                 key: atomic_files.parse_json(metadata[key]) for key in ("heads", "layer", "settings", "versions")
             }
             settings = written["settings"]
+            # Files of before scales were chosen have none.
+            scale = files.parse_json(metadata.get("scale", "1.0"))
             loaded = cls(
                 vector=found["vector"],
                 heads=tuple(Head.parse(head) for head in written["heads"]),
                 layer=written["layer"],
+                scale=scale,
                 mean_z=found.get("mean_z"),
                 aie=found.get("aie"),
                 settings=None if settings is None else Settings.from_record(settings),
@@ -243,6 +258,8 @@ class InstructionVector:
             raise ShapeMismatch(f"{path} holds an AIE grid of {tuple(self.aie.shape)} for heads {grid}; save it again")
         if self.layer is not None and type(self.layer) is not int:
             raise IvlensError(f"{path} is to be added at layer {self.layer!r}, which is no whole number; save it again")
+        if type(self.scale) not in (int, float) or not math.isfinite(self.scale):
+            raise IvlensError(f"{path} has scale {self.scale!r}, which is no finite number; save the vector again")
         if grid is None and self.heads:
             raise IvlensError(f"{path} is no complete vector file (heads without mean_z); save the vector again")
         for head in self.heads:
@@ -259,13 +276,15 @@ class InstructionVector:
         return float(torch.cosine_similarity(self.vector.double().cpu(), other.vector.double().cpu(), dim=0))
 
     def __repr__(self) -> str:
-        where = "no layer chosen" if self.layer is None else f"layer {self.layer}"
+        where = "no layer chosen" if self.layer is None else f"layer {self.layer}, scale {self.scale:g}"
         heads = " ".join([self._n_heads, *map(str, self.heads[:10])]) + (" ..." if len(self.heads) > 10 else "")
         return f"InstructionVector({self._name}: norm {float(self.vector.norm()):.3g}, {where}, {heads})"
 
     def _repr_html_(self) -> str:
         """Its heads with their AIE, the first ten."""
-        where = "no layer chosen" if self.layer is None else f"to be added after block {self.layer}"
+        where = (
+            "no layer chosen" if self.layer is None else f"to be added {self.scale:g} times after block {self.layer}"
+        )
         more = f", {len(self.heads) - 10} more" if len(self.heads) > 10 else ""
         about = f"norm {float(self.vector.norm()):.3g}, {where}, {self._n_heads}"
         heads, unit = self.heads[:10], self.settings.unit if self.settings else "unit unknown"
@@ -280,12 +299,3 @@ class InstructionVector:
     @property
     def _n_heads(self) -> str:
         return f"{len(self.heads)} heads" if self.heads else "heads not known"
-
-
-def check_width(vector: InstructionVector, model: HookedTransformer, *, remedy: str) -> None:
-    """Raises ShapeMismatch when the vector is not as wide as the model's residual stream."""
-    if len(vector.vector) != model.cfg.d_model:
-        raise ShapeMismatch(
-            f"the vector of {vector.model or vector.task} has width {len(vector.vector)}, but "
-            f"{hooked.model_name(model)} has d_model {model.cfg.d_model}; {remedy}"
-        )

@@ -141,7 +141,7 @@ def write_vector(vector: InstructionVector, path: str | Path, *, form: Form | No
     if form == "vector":
         vector.save(path)
         return ()
-    kept = vector.vector.detach().cpu().contiguous()
+    kept = vector.added.detach().cpu().contiguous()
     if form == "gguf":
         assert vector.layer is not None
         gguf.write_control_vector(path, ControlVector({vector.layer: kept.float()}, vector.model, vector.task))
@@ -166,7 +166,7 @@ def steering_arguments(vector: InstructionVector) -> dict[str, Any]:
     """
     if vector.layer is None:
         raise IvlensError("the vector has no layer yet; take vector.at(layer)")
-    kept = vector.vector.detach().cpu().clone()
+    kept = vector.added.detach().cpu().clone()
     return {"layer_activations": {vector.layer: kept}, "layer_type": "decoder_block"}
 
 
@@ -187,7 +187,8 @@ def write_mean_activations(vector: InstructionVector, path: Path) -> tuple[str, 
     atomic_files.write_whole(path, tensor_files.torch_bytes(means))
     facts = {"the vector itself": True, **dict(_facts(vector))}
     facts.pop("the heads' mean outputs")
-    return tuple(f"mean-activations files have no place for {fact}" for fact in facts)
+    lost = [*facts, *([f"the scale ({vector.scale:g})"] if vector.scale != 1.0 else [])]
+    return tuple(f"mean-activations files have no place for {fact}" for fact in lost)
 
 
 class _StandIn:
@@ -264,6 +265,8 @@ def _facts(vector: InstructionVector) -> Iterator[tuple[str, str]]:
 
 
 def _notices(vector: InstructionVector, form: Form) -> Iterator[str]:
+    if vector.scale != 1.0:
+        yield f"the scale {vector.scale:g} is multiplied into the numbers: {form} files have no place for it"
     yield from (f"{form} files have no place for {said}" for said, name in _facts(vector) if name not in _HELD[form])
     if form == "gguf" and vector.vector.dtype == torch.float64:
         yield "gguf control vectors are float32: the vector was rounded"

@@ -38,7 +38,8 @@ SMALL: dict[str, Any] = {
     "template": WORD_TEMPLATE,
 }
 BASELINES = ["zero-shot", "instructed", "few-shot", "shuffled", "statement"]
-STEERED = ["steered", "steered, random", "steered, bottom", "steered, other-task"]
+KINDS = ["", ", random", ", bottom", ", gaussian", ", other-task"]
+STEERED = [f"steered{kind}{suffix}" for suffix in ("", ", scale 1") for kind in KINDS]
 FRAMES = ("measures", "steering", "heads")
 
 
@@ -100,16 +101,19 @@ def test_every_table_has_its_columns_and_rows(found: Audit, folder: Path) -> Non
     assert list(found.steering.columns) == list(STEERING)
     by_layer = found.steering.groupby("heads", sort=False)
     assert {kind: list(part["layer"]) for kind, part in by_layer} == {
-        kind: [0, 1, 2] for kind in ("chosen", "random", "bottom", "other-task")
+        kind: [0, 1, 2] for kind in ("chosen", "random", "bottom", "gaussian", "other-task")
     }
     assert set(found.steering["n_heads"]) == {3}
-    assert dict(by_layer["draws"].first()) == {"chosen": 1, "random": 2, "bottom": 2, "other-task": 1}
+    assert dict(by_layer["draws"].first()) == {"chosen": 1, "random": 2, "bottom": 2, "gaussian": 2, "other-task": 1}
     assert list(found.heads.columns) == list(HEADS)
     kinds = {count: list(part["heads"]) for count, part in found.heads.groupby("n_heads")}
     both = ["chosen", "random"]
-    assert kinds == {1: both, 2: both, 3: [*both, "bottom", "other-task"], 5: both, 10: both}
+    assert kinds == {1: both, 2: both, 3: [*both, "bottom", "gaussian", "other-task"], 5: both, 10: both}
     effects = pd.read_parquet(folder / "effects.parquet")
     assert list(effects.columns) == list(EFFECTS) and len(effects) == 5 * 3 * 4
+    assert list(found.places.columns) == list(PLACES) and len(found.places) == 3 * len(SCALES)
+    (place,) = found.places[found.places["chosen"]].to_dict("records")
+    assert (place["layer"], place["scale"]) == (found.vector.layer, found.vector.scale)
 
 
 def test_every_number_comes_from_the_evaluation_pairs(found: Audit, known: Task) -> None:
@@ -294,7 +298,7 @@ def test_complete_is_said_last(
     monkeypatch.setattr(ivlens.InstructionVector, "save", interrupted)
     with pytest.raises(KeyboardInterrupt):
         ivlens.audit(tiny, known, out=tmp_path / "run", **SMALL)
-    assert {path.stem for path in (tmp_path / "run").glob("*.parquet")} == {"effects", *FRAMES}
+    assert {path.stem for path in (tmp_path / "run").glob("*.parquet")} == {"effects", "places", *FRAMES}
     with pytest.raises(RunError, match=r"unfinished.*run the same command"):
         Audit.read(tmp_path / "run")
 
@@ -305,7 +309,7 @@ def test_figures_are_drawn_from_saved_numbers_without_the_model(found: Audit, fo
         "assert 'transformer_lens' not in sys.modules and 'transformers' not in sys.modules; print(*figures)"
     )
     done = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True, timeout=120)
-    assert done.stdout.split() == ["aie", "measures", "steering", "heads"], done.stderr
+    assert done.stdout.split() == ["aie", "measures", "steering", "places", "heads"], done.stderr
 
 
 def test_an_effect_in_nats_says_so(tiny: HookedTransformer, known: Task) -> None:
@@ -363,5 +367,5 @@ def test_the_settings_are_refused_in_a_sentence(tiny: HookedTransformer, known: 
 
 def test_without_controls_of_other_tasks_none_are_listed(tiny: HookedTransformer, known: Task) -> None:
     found = ivlens.audit(tiny, known, **SMALL | {"other_tasks": 0, "top": 12})
-    assert list(found.measures["measure"]) == BASELINES + STEERED[:-1]
+    assert list(found.measures["measure"]) == BASELINES + [name for name in STEERED if "other-task" not in name]
     assert 12 in set(found.heads["n_heads"])

@@ -122,14 +122,17 @@ def test_every_table_has_its_columns_and_rows(found: Comparison) -> None:
     assert found.aie.groupby("model", sort=False).size().to_dict() == {"base": 12, "tuned": 12, "difference": 12}
     assert list(found.measures.columns) == list(CHANGES)
     parts = found.measures.groupby(["model", "vector"], sort=False).size().to_dict()
-    both = {(model, vector): n for model in ("base", "tuned", "difference") for vector, n in (("", 6), ("base", 18))}
-    assert parts == both | {("tuned", "tuned"): 18}
+    # With the vector at scale 1 beside it where that is not its scale: 7 lines of `measures`, 4 of `recovery`.
+    more, own = (int(vector.scale != 1) for vector in (found.base_vector, found.tuned_vector))
+    sizes = (("", 6), ("base", 18 + 7 * more))
+    both = {(model, vector): n for model in ("base", "tuned", "difference") for vector, n in sizes}
+    assert parts == both | {("tuned", "tuned"): 18 + 7 * own}
     assert list(found.drift.columns) == list(DRIFT)
     assert list(zip(found.drift["measure"], found.drift["heads"], strict=True)) == [
         *(("jaccard", "chosen"), ("jaccard", "random"), ("spearman", "")),
         *(("cosine", "own"), ("cosine", "base"), ("cosine", "random")),
     ]
-    assert list(found.recovery.columns) == list(DEPENDENCE) and len(found.recovery) == 10
+    assert list(found.recovery.columns) == list(DEPENDENCE) and len(found.recovery) == 10 + 4 * more
 
 
 def test_intervals_contain_their_means(found: Comparison) -> None:
@@ -447,7 +450,10 @@ def test_every_head_is_a_point_and_every_bar_has_its_control(found: Comparison) 
     assert sizes.get("top in both", 0) == len(tops[0] & tops[1])
     assert sizes.get("top after", 0) == len(tops[1] - tops[0])
     bars = [trace for trace in drawn["dependence"].data if trace.type == "bar"]
-    assert [trace.name for trace in bars] == ["chosen heads", "random heads"] * 3
+    more = ["chosen heads, scale 1"] if found.base_vector.scale != 1 else []
+    names = ["chosen heads", *more, "random heads"]
+    assert [trace.name for trace in bars] == [*names, "chosen heads", "random heads", *names]
+    bars = [trace for trace in bars if trace.name in ("chosen heads", "random heads")]
     before, after = (found.value("necessity", model=model, heads="chosen") for model in ("base", "tuned"))
     assert list(bars[2].y) == [before, after] and list(bars[2].x) == ["before", "after"]
     assert [len(trace.y) for trace in drawn["abilities"].data] == [4, 4]
@@ -461,7 +467,7 @@ def test_the_first_line_is_the_answer_and_a_notebook_shows_the_rest(found: Compa
     hostile = replace(found, tuned_name="<script>alert(1)</script>\x1b[31m")
     page = hostile._repr_html_()
     assert "<script" not in page and "&lt;script&gt;" in page and "\x1b" not in page
-    assert page.count("<tr>") == 1 + 12 + 1 + 6
+    assert page.count("<tr>") == 1 + 12 + 2 * (found.base_vector.scale != 1) + 1 + 6
     assert f"{found.value('sufficiency', heads='chosen'):+.3f}" in page
 
 

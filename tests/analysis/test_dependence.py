@@ -26,8 +26,8 @@ from ivlens.patching.interventions import Change
 from ivlens.patching.settings import Settings
 from ivlens.prompts.tokens import Tokens
 from ivlens.shapes import Head
+from ivlens.steering.vector_building import instruction_vector
 from ivlens.vectors.instruction_vector import InstructionVector
-from ivlens.vectors.steering import instruction_vector
 
 SETTINGS = Settings(shots=3, clean_prompts=6, prompts=5, template=WORD_TEMPLATE)
 HEADS = (Head(0, 1), Head(2, 3), Head(2, 0))
@@ -46,6 +46,7 @@ def random_probe(seed: int = 0) -> Probe:
         heads=HEADS,
         random=RANDOM,
         vectors=torch.randn(3, 32, dtype=torch.float64, generator=generator),
+        unscaled=None,
         layer=1,
         z=torch.randn(3, 4, 8, dtype=torch.float64, generator=generator),
         zero_shot=random_tokens(seed=seed),
@@ -182,7 +183,7 @@ def test_an_ablation_by_a_heads_own_output_and_a_vector_of_zero_change_nothing()
 
 @pytest.fixture(scope="module")
 def vector(tiny: HookedTransformer, word_task: Task) -> InstructionVector:
-    return instruction_vector(tiny, word_task, heads=HEADS, settings=SETTINGS, layer=1)
+    return instruction_vector(tiny, word_task, heads=HEADS, settings=SETTINGS, layer=1, scale=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +234,7 @@ def test_the_means_for_ablation_are_over_other_tasks(
 
 def test_what_a_task_lacks_is_not_measured_and_never_zero(tiny: HookedTransformer, word_task: Task) -> None:
     bare = Task(name="bare", pairs=word_task.pairs)
-    vector = instruction_vector(tiny, bare, heads=HEADS, settings=SETTINGS, layer=1)
+    vector = instruction_vector(tiny, bare, heads=HEADS, settings=SETTINGS, layer=1, scale=1.0)
     probe = prepare(tiny, bare, vector, prompts=6, others=OTHERS)
     assert repr(probe).endswith("without instructed and statement prompts)")
     frame = measure(tiny, probe)
@@ -352,7 +353,7 @@ def test_a_broken_model_names_its_layer(probe: Probe) -> None:
 
 def test_few_other_heads_are_drawn_from_all(tiny: HookedTransformer, word_task: Task) -> None:
     many = [Head(layer, head) for layer in range(3) for head in range(3)]
-    vector = instruction_vector(tiny, word_task, heads=many, settings=SETTINGS, layer=1)
+    vector = instruction_vector(tiny, word_task, heads=many, settings=SETTINGS, layer=1, scale=1.0)
     probe = prepare(tiny, word_task, vector, others=OTHERS, draws=3)
     assert all(len(set(heads)) == 9 for heads in probe.random)
 
@@ -367,7 +368,7 @@ def test_values_of_the_lab_are_finite_and_the_vector_is_sufficient(lab: HookedTr
 
     task = ivlens.task("antonym")
     heads = [Head(layer, head) for layer in range(lab.cfg.n_layers) for head in range(2)]
-    vector = ivlens.instruction_vector(lab, task, heads=heads, layer=1, settings=Settings(clean_prompts=10))
+    vector = ivlens.instruction_vector(lab, task, heads=heads, layer=1, scale=1.0, settings=Settings(clean_prompts=10))
     found = measure(lab, prepare(lab, task, vector, prompts=4, draws=2))
     assert len(found) == 24 and not found["value"].isna().any()
     assert math.isfinite(found["high"].max())

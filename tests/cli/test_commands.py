@@ -36,8 +36,8 @@ from ivlens.storage.atomic_files import Lock
 from ivlens.tables import plain
 
 SMALL = ["--shots", "2", "--clean-prompts", "4", "--prompts", "3", "--top", "3"]
-FIGURES = ["aie", "heads", "measures", "steering"]
-TABLES = ["effects", "steering", "heads", "measures"]
+FIGURES = ["aie", "heads", "measures", "places", "steering"]
+TABLES = ["effects", "places", "steering", "heads", "measures"]
 
 
 class Outcome(NamedTuple):
@@ -252,7 +252,7 @@ def test_sizes_are_read_as_people_write_them() -> None:
             {"pairs": pairs(30), "prompt": "x"},
             "unknown key 'prompt'; known are name, instructions, statement and pairs",
         ),
-        ([*pairs(30), {"input": "q1", "output": "other"}], "contradicts itself: 'q1' is given the outputs"),
+        ([*pairs(1), {"input": "q0", "output": "other"}], "contradicts itself: 'q0' is given the outputs .* keep one"),
         (pairs(9), "has 9 pairs, but"),
     ],
 )
@@ -282,7 +282,11 @@ def test_the_built_in_tasks_are_listed_and_shown(ivlens: Ivlens) -> None:
 
 def test_a_slip_among_hundreds_of_pairs_is_a_warning(ivlens: Ivlens, tmp_path: Path) -> None:
     found = ivlens("tasks", written(tmp_path, [*pairs(300), {"input": "q1", "output": "other"}]))
-    assert found.status == 0 and found.err.startswith("ivlens: warning: ") and "left out 'q1'" in found.err
+    assert (
+        found.status == 0
+        and found.err.startswith("ivlens: warning: ")
+        and "1 of 300 inputs are left out: 'q1'" in found.err
+    )
 
 
 HOSTILE = "[red]x[/red]\x1b[31m\nnext\u202eline\x9b2J <b>"
@@ -445,7 +449,8 @@ def test_the_printed_audit_is_plain_fits_eighty_columns_and_says_the_numbers(
     assert max(map(len, lines[:-1])) <= 80 and "\x1b" not in found.out
     measures = pd.read_parquet(copy / "measures.parquet").set_index("measure")
     names = ["zero-shot", "with the instruction", "2 shots", "2 shots, shuffled", "plain statement"]
-    names += [f"zero-shot + {kind}" for kind in ("vector", "random heads", "low-AIE heads", "other tasks")]
+    kinds = ("vector", "random heads", "low-AIE heads", "Gaussian", "other tasks")
+    names += [f"zero-shot + {kind}" for kind in kinds] + [f"{kind}, scale 1" for kind in kinds]
     for name, row in zip(names, measures.to_dict("records"), strict=True):
         (line,) = [line for line in lines if line.startswith(f"{name}  ")]
         assert f" {row['accuracy']:.2f}   [{row['accuracy_low']:.2f}, {row['accuracy_high']:.2f}]" in line
@@ -569,7 +574,7 @@ def test_two_at_once_in_one_folder_are_refused(ivlens: Ivlens, checkpoint: Path,
 # Stopped in the middle
 
 
-SLOW = "import time\nfrom ivlens.vectors import steering_trials\nsteering_trials.run = lambda *a, **k: time.sleep(120)"
+SLOW = "import time\nfrom ivlens.steering import trials\ntrials.run_trials = lambda *a, **k: time.sleep(120)"
 
 
 def stopped(checkpoint: Path, folder: Path, wanted: signal.Signals) -> Outcome:
@@ -684,13 +689,13 @@ def test_figures_are_drawn_again_from_the_numbers(ivlens: Ivlens, copy: Path) ->
     shutil.rmtree(copy / "figures")
     found = ivlens("figures", copy, "--format", "html")
     assert (found.status, found.err) == (0, "")
-    assert found.out == f"In {copy / 'figures'}: aie, measures, steering, heads as html.\n"
+    assert found.out == f"In {copy / 'figures'}: aie, measures, steering, places, heads as html.\n"
     assert sorted(path.stem for path in (copy / "figures").iterdir()) == FIGURES
 
 
 def test_images_without_a_browser_are_a_notice(ivlens: Ivlens, copy: Path) -> None:
     found = ivlens("figures", copy, "--format", "png, svg")
-    assert found.status == 0 and found.err.count("\n") == 1 and "8 of 8 images (png, svg) are missing" in found.err
+    assert found.status == 0 and found.err.count("\n") == 1 and "10 of 10 images (png, svg) are missing" in found.err
 
 
 @pytest.mark.parametrize("format", ["gif", "", "png,", "png;svg"])

@@ -63,7 +63,10 @@ def test_an_object_carries_instructions_and_a_statement(tmp_path: Path) -> None:
         ([{"input": "a", "output": []}], r"'output' of pair 1 is \[\], but input should be a valid string"),
         ([{"input": "a", "output": [" ", "b"]}], "'output' of pair 1 is empty; fill it in"),
         (["a"], "pair 1 is no JSON object"),
-        ([{"input": "a", "output": "b"}, {"input": "a", "output": "c"}], "'a' is given the outputs 'b', 'c'; keep one"),
+        (
+            [{"input": "a", "output": "b"}, {"input": "a", "output": "c"}],
+            "'a' is given the outputs 'b', 'c', and so is every other input; keep one",
+        ),
         ({"pairs": [{"input": "a", "output": "b"}], "statement": "is"}, "without {input}; write {input} where"),
         ({"pairs": [{"input": "a", "output": "b"}], "instructions": "Do it."}, "'instructions' is .*valid list"),
         ({"pairs": [{"input": "a", "output": "b"}], "instructions": [" "]}, "has an empty instruction"),

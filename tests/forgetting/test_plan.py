@@ -33,8 +33,8 @@ def again(asked: Plan) -> Plan:
         ("training.stpes", "steps, batch, rate"),
         ("lora.rnak", "rank, alpha, targets"),
         ("evaluation.quieres", "queries, few_shot_queries"),
-        ("guidance.iv.lambda", "vector, layer, student, schedule, kl"),
-        ("guidance.mine.lambda", "vector, layer, student, schedule, kl"),
+        ("guidance.iv.lambda", "vector, layer, scale, student, schedule, kl"),
+        ("guidance.mine.lambda", "vector, layer, scale, student, schedule, kl"),
         ("settings.ewc.lambda", "weight, samples"),
         ("settings.ewc._seen", "weight, samples"),
         ("settings.lora.weight", "none"),
@@ -190,6 +190,14 @@ def test_a_record_makes_the_plan_again_guidance_included() -> None:
     assert asked.record()["guidance"]["kl"] == plan.asdict(GUIDANCE["kl"])
     assert asked.record()["guidance"]["iv"]["kl"] == 1.0 and "iv-steer" not in asked.record()["guidance"]
     assert "model" not in asked.record()
+
+
+def test_a_record_of_before_scales_were_chosen_is_of_scale_1() -> None:
+    record = Plan(**{**LEAST, "tasks": ("class-letter",)}).record()
+    assert record["evaluation"].pop("scale") is None
+    assert plan.from_record(record).evaluation.scale == 1.0
+    with pytest.raises(IvlensError, match=r"evaluation: scale is -1\.0; it must be above 0"):
+        Evaluation(scale=-1.0)
 
 
 def test_a_form_that_repeats_the_built_in_one_changes_nothing() -> None:

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,12 +33,12 @@ from ivlens.forgetting.study import Study
 from ivlens.models import hooked, lora, lora_file
 from ivlens.models.lora import LoraConfig
 from ivlens.prompts.tokens import tokenize
+from ivlens.steering.universal_heads import Universal
 from ivlens.training import loop
 from ivlens.training.benchmark_stages import stage
 from ivlens.training.guidance import Guidance
 from ivlens.training.loop import Examples, Training
 from ivlens.training.methods import METHODS, Lora
-from ivlens.vectors.universal_heads import Universal
 
 TABLES = ("evaluations", "steps", "aie")
 
@@ -410,6 +411,28 @@ def test_the_previous_teacher_is_the_model_before_this_stage(
     )
     ivlens.study(asked, out=tmp_path / "run", model=lab)
     assert torch.equal(seen[1], base) and not torch.equal(seen[2], base)
+
+
+@pytest.mark.parametrize("form", ["iv", "iv-random", "iv-general", "iv-general-random", "fv"])
+def test_guidance_is_as_long_as_chosen_or_as_said(
+    form: str, lab: HookedTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: dict[float | None, torch.Tensor] = {}
+    build = cell._guide
+
+    def watched(guidance: Guidance, *args: Any, **others: Any) -> Any:
+        found[guidance.scale] = build(guidance, *args, **others).vectors
+        return build(guidance, *args, **others)
+
+    monkeypatch.setattr(cell, "_guide", watched)
+    forms = {"as-chosen": GUIDANCE[form], "once": replace(GUIDANCE[form], scale=1.0)}
+    asked = smaller(methods=("lora+as-chosen", "lora+once"), guidance=forms)
+    ivlens.study(asked, out=tmp_path / "run", model=lab)
+    scale = Universal.load(tmp_path / "run" / "universal.safetensors").scale
+    torch.testing.assert_close(found[None], scale * found[1.0])
+    fixed = smaller(methods=("lora+as-chosen",), guidance=forms, evaluation=replace(asked.evaluation, scale=4.0))
+    ivlens.study(fixed, out=tmp_path / "fixed", model=lab)
+    torch.testing.assert_close(found[None], 4.0 * found[1.0])
 
 
 # Bad input

@@ -30,11 +30,12 @@ from ivlens.models import lora
 from ivlens.models.checkpoint import quiet_transformers
 from ivlens.patching import interventions, sweep
 from ivlens.patching.activations import last_z, path_to_residual
-from ivlens.patching.hooks import add_to_residual, logits_under, set_head
+from ivlens.patching.hooks import add_to_residual, at_position, logits_under, set_head
 from ivlens.patching.interventions import Change
 from ivlens.prompts.tokens import Tokens
 from ivlens.shapes import Head
-from ivlens.vectors.steering import steer_every_layer, steered
+from ivlens.steering.rows import steer_every_layer
+from ivlens.steering.steered_model import steered
 
 HAS_HOOKED = int(version("transformer-lens").split(".")[0]) < 4
 needs_hooked = pytest.mark.skipif(not HAS_HOOKED, reason="TransformerLens 4 has no HookedTransformer")
@@ -158,6 +159,37 @@ def test_all_that_is_done_on_a_hooked_transformer_is_done_on_a_bridge(
     torch.testing.assert_close(*numbers, rtol=0, atol=NEAR, equal_nan=True)
 
 
+@pytest.mark.parametrize("every_token", [False, True])
+@pytest.mark.parametrize("family", PROJECTION)
+def test_a_bridge_is_steered_at_each_prompts_own_token(family: str, every_token: bool, folders: Folders) -> None:
+    bridge, tokens = ivlens.load(bridge_of(folders(family))), random_tokens(n=5, answer=4, vocab=100)
+    vector = InstructionVector(
+        vector=torch.randn(bridge.cfg.d_model, generator=torch.Generator().manual_seed(3)),
+        heads=(),
+        layer=1,
+        scale=2.0,
+        mean_z=None,
+        settings=None,
+        **dict.fromkeys(("task", "task_digest", "model", "model_digest"), ""),
+    )
+    with steered(bridge, vector, every_token=every_token):
+        together = answer_logits(bridge, tokens)
+        written = bridge.generate(tokens.prompts[:1, :6], max_new_tokens=3, do_sample=False, verbose=False)
+    for row in range(len(tokens)):
+        prompt, answer = tokens.prompts[row][tokens.mask[row]], tokens.answers[row][tokens.answer_mask[row]]
+        end = len(prompt) - 1
+
+        def add(resid: torch.Tensor, hook: object, end: int = end) -> torch.Tensor:
+            resid = resid.clone()
+            resid[:, slice(end, None if every_token else end + 1)] += 2 * vector.vector
+            return resid
+
+        with bridge.hooks(fwd_hooks=[("blocks.1.hook_resid_post", add)]):
+            logits = bridge(torch.cat([prompt, answer[:-1]])[None])[0, end:]
+        torch.testing.assert_close(together[row, : len(logits)], logits, rtol=0, atol=NEAR * float(logits.abs().max()))
+    assert written.shape == (1, 9) and "generate" not in vars(bridge)
+
+
 def numbers(frame: pd.DataFrame) -> torch.Tensor:
     return torch.tensor(frame.select_dtypes("number").to_numpy(float))
 
@@ -197,7 +229,8 @@ def test_changes_together_equal_one_run_for_each(folders: Folders) -> None:
     change = Change(added=vector, ablated=(Head(0, 1), Head(2, 2)))
     found = interventions.run_changes(bridge, tokens, [change], layer=1, z=z)
     last = tokens.prompts.shape[1] - 1
-    hooks = [set_head(head, z[head], last) for head in change.ablated] + [add_to_residual(1, vector, last)]
+    hooks = [*(set_head(head, z[head]) for head in change.ablated), add_to_residual(1, vector)]
+    hooks = [at_position(hook, last) for hook in hooks]
     by_hand = logits_under(bridge, tokens, hooks).softmax(-1)[:, 0].gather(1, tokens.answers[:, :1])[:, 0]
     torch.testing.assert_close(found.probability[:, 1], by_hand, rtol=0, atol=NEAR)
     assert (found.shift[:, 1] > 1e-3).all()

@@ -111,7 +111,10 @@ def test_a_vector_shows_its_heads_and_what_they_carry():
     folder = Path(__file__).parents[2] / "figures" / "numbers" / "lab-tasks"
     vector = ivlens.InstructionVector.load(folder / "antonym.safetensors")
     shown = vector._repr_html_()
-    assert "<b>antonym of lab</b>" in shown and f"to be added after block {vector.layer}, 10 heads" in shown
+    assert (
+        "<b>antonym of lab</b>" in shown
+        and f"to be added {vector.scale:g} times after block {vector.layer}, 10 heads" in shown
+    )
     assert (
         all(f">{head}</th>" in shown for head in vector.heads) and f">{vector.aie[vector.heads[0]]:+.3f}</td>" in shown
     )

@@ -143,7 +143,7 @@ def test_steering_and_watching_leave_no_hooks_behind_even_on_an_exception(model:
 def test_s_falls_from_one_to_zero() -> None:
     progress = (0.0, 0.2, 0.25, 0.5, 0.6, 0.75, 0.99, 1.0)
     falls = {
-        name: [Guidance(schedule=name).scale(done) for done in progress] for name in ("linear", "steps", "constant")
+        name: [Guidance(schedule=name).strength(done) for done in progress] for name in ("linear", "steps", "constant")
     }
     assert falls["linear"] == pytest.approx([1 - done for done in progress])
     assert falls["steps"] == [1.0, 1.0, 0.75, 0.5, 0.5, 0.25, 0.25, 0.0]
@@ -381,6 +381,8 @@ def test_a_form_differs_from_the_published_one_only_where_its_name_says_so() -> 
         ({"temperature": math.inf}, "the guidance's temperature is inf"),
         ({"bare": True}, "the guidance is bare without rehearsal"),
         ({"rehearsal": True, "kl": 0.0}, "the guidance rehearses, but its kl is 0; give it a weight"),
+        ({"scale": 0.0}, r"the guidance's scale is 0\.0; it must be above 0, or be left out"),
+        ({"scale": math.nan}, "the guidance's scale is nan"),
         ({"vector": "tsak"}, "the guidance's vector is 'tsak'; choose of task, zero, random, other, general"),
         ({"schedule": "cosine"}, "the guidance's schedule is 'cosine'; choose of linear, steps, constant"),
         ({"teacher": "last"}, "the guidance's teacher is 'last'; choose of base, previous"),

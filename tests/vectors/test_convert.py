@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import build
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -117,6 +118,39 @@ def test_what_a_form_has_no_place_for_is_said_fact_by_fact(vector: InstructionVe
     assert said["gguf"] == (*(f"gguf files have no place for {fact}" for fact in everything[3:]), every_token)
     steering = [f"steering-vector files have no place for {fact}" for fact in everything[1:]]
     assert said["steering-vector"] == (*steering, every_token)
+
+
+@pytest.mark.parametrize("form", OTHERS)
+def test_other_tools_get_the_vector_as_long_as_it_is_added(
+    form: Form, vector: InstructionVector, tmp_path: Path
+) -> None:
+    scaled = replace(vector, scale=0.5)
+    notices = formats.write_vector(scaled, tmp_path / NAMES[form], form=form)
+    assert notices[0] == f"the scale 0.5 is multiplied into the numbers: {form} files have no place for it"
+    found = formats.read_vector(tmp_path / NAMES[form], form=form).vector
+    assert same(found.vector, 0.5 * NUMBERS) and found.scale == 1.0
+    assert same(torch.as_tensor(formats.steering_arguments(scaled)["layer_activations"][2]), 0.5 * NUMBERS)
+
+
+def test_our_own_files_keep_the_scale_and_the_numbers(vector: InstructionVector, tmp_path: Path) -> None:
+    scaled = replace(vector, scale=0.5)
+    found = InstructionVector.load(scaled.save(tmp_path / "a.safetensors"))
+    assert found.scale == 0.5 and same(found.vector, NUMBERS)
+    ivlens.convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", layer=1)
+    assert (InstructionVector.load(tmp_path / "b.safetensors").scale) == 0.5
+    assert "the scale (0.5)" in " ".join(formats.write_mean_activations(scaled, tmp_path / "m.pt"))
+
+
+@pytest.mark.parametrize("written", ["1e999", "null", '"2"', "true"])
+def test_a_scale_that_is_no_number_is_refused(written: str, vector: InstructionVector, tmp_path: Path) -> None:
+    path = vector.save(tmp_path / "a.safetensors")
+    metadata = vector._metadata()
+    save_file({"vector": NUMBERS, "mean_z": vector.mean_z}, path, metadata={**metadata, "scale": written})
+    with pytest.raises(IvlensError, match=r"which is no finite number|is no complete vector file"):
+        InstructionVector.load(path)
+    del metadata["scale"]
+    save_file({"vector": NUMBERS, "mean_z": vector.mean_z}, path, metadata=metadata)
+    assert InstructionVector.load(path).scale == 1.0, "a file of before scales were chosen"
 
 
 def test_what_was_not_there_is_not_said_to_be_lost(vector: InstructionVector, tmp_path: Path) -> None:
@@ -278,7 +312,7 @@ def foreign(path: Path) -> InstructionVector:
 
 def test_a_vector_of_another_tool_is_shown_added_up_and_compared_so_far_as_it_is_known(tmp_path: Path) -> None:
     one, other = foreign(tmp_path / "a.npy"), foreign(tmp_path / "b.npy")
-    assert repr(one).endswith("layer 1, heads not known)") and "a of a model not named" in repr(one)
+    assert repr(one).endswith("layer 1, scale 1, heads not known)") and "a of a model not named" in repr(one)
     shown = one._repr_html_()
     assert "heads not known" in shown and "<table>" not in shown
     assert similarity([one, other]).to_numpy() == pytest.approx(1)

@@ -22,10 +22,10 @@ from ivlens.models import lora
 from ivlens.models.lora import LoraConfig
 from ivlens.patching.settings import Settings
 from ivlens.shapes import Head
-from ivlens.vectors import controls, head_choice
-from ivlens.vectors.head_choice import parse_heads
+from ivlens.steering import controls, head_choice
+from ivlens.steering.head_choice import parse_heads
+from ivlens.steering.universal_heads import Considered, Universal, universal_heads
 from ivlens.vectors.head_writing import write_vector
-from ivlens.vectors.universal_heads import Considered, Universal, universal_heads
 
 SMALL: dict[str, Any] = {"shots": 3, "clean_prompts": 4, "prompts": 3, "draws": 2, "template": WORD_TEMPLATE}
 GIVEN = [Head(0, 1), Head(2, 3), Head(1, 0)]
@@ -144,7 +144,7 @@ def test_a_tensor_file_without_heads_is_refused(tiny: HookedTransformer, tmp_pat
 def test_universal_heads_are_those_of_the_other_tasks_and_are_kept(
     lab: HookedTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ivlens.vectors.head_choice.tasks", lambda: [*GUIDES, "synonym"])
+    monkeypatch.setattr("ivlens.steering.head_choice.tasks", lambda: [*GUIDES, "synonym"])
     small = {"shots": 3, "clean_prompts": 6, "prompts": 4, "seed": 1, "top": 4, "draws": 1, "other_tasks": 0}
     own = Task(name="mine", pairs=task("antonym").pairs[:30], instructions=task("antonym").instructions)
     own = Task(name="antonym", pairs=own.pairs)
@@ -157,7 +157,7 @@ def test_universal_heads_are_those_of_the_other_tasks_and_are_kept(
     (tmp_path / "run" / "measures.parquet").unlink()
     record = json.loads((tmp_path / "run" / "run.json").read_text()) | {"status": "running", "finished": None}
     (tmp_path / "run" / "run.json").write_text(json.dumps(record))
-    monkeypatch.setattr("ivlens.vectors.head_choice.universal_heads", None)
+    monkeypatch.setattr("ivlens.steering.head_choice.universal_heads", None)
     again = ivlens.audit(lab, own, **ask)
     pd.testing.assert_frame_equal(again.measures, found.measures)
     assert again.vector.heads == found.vector.heads

@@ -23,10 +23,12 @@ from ivlens.patching.settings import Settings
 from ivlens.prompts.builders import zero_shot
 from ivlens.prompts.tokens import tokenize
 from ivlens.shapes import Head
-from ivlens.vectors import controls, steering_trials
+from ivlens.steering import controls, trials
+from ivlens.steering.rows import steer_every_layer
+from ivlens.steering.steered_model import steered
+from ivlens.steering.vector_building import instruction_vector
 from ivlens.vectors.head_writing import write_vector
 from ivlens.vectors.instruction_vector import InstructionVector
-from ivlens.vectors.steering import instruction_vector, steer_every_layer, steered
 
 SETTINGS = {"shots": 3, "clean_prompts": 12, "prompts": 6}
 
@@ -38,7 +40,7 @@ def effects(tiny: HookedTransformer, word_task: Task) -> HeadEffects:
 
 @pytest.fixture(scope="module")
 def vector(tiny: HookedTransformer, word_task: Task, effects: HeadEffects) -> InstructionVector:
-    return instruction_vector(tiny, word_task, effects=effects, heads=effects.top(3))
+    return instruction_vector(tiny, word_task, effects=effects, heads=effects.top(3), scale=1.0)
 
 
 def test_the_vector_is_what_the_heads_add_to_the_stream(tiny: HookedTransformer, vector: InstructionVector) -> None:
@@ -100,11 +102,6 @@ def test_distributed_steering_patches_the_heads(tiny: HookedTransformer, vector:
         tiny.run_with_hooks(torch.arange(3, 9)[None], fwd_hooks=[(lambda name: name.endswith("hook_z"), keep)])
     for head in vector.heads:
         assert torch.equal(kept[head.layer][head.head], vector.mean_z[head])
-    with (
-        pytest.raises(IvlensError, match=r"scale is 2\.0, it must be 1"),
-        steered(tiny, vector, site="distributed", scale=2.0),
-    ):
-        pass
 
 
 def test_steering_at_every_layer_at_once_equals_one_run_each() -> None:
@@ -148,7 +145,7 @@ def second(tiny: HookedTransformer, word_task: Task, effects: HeadEffects) -> In
     """Of another task, of two heads of which `vector` has one."""
     z = -0.5 * effects.mean_z.flip(0)
     heads = [effects.top(3)[1], effects.bottom(1)[0]]
-    made = instruction_vector(tiny, word_task, heads=heads, layer=1, settings=effects.settings)
+    made = instruction_vector(tiny, word_task, heads=heads, layer=1, scale=1.0, settings=effects.settings)
     return replace(made, vector=write_vector(tiny, z, heads), mean_z=z, task="others", task_digest="another")
 
 
@@ -183,6 +180,19 @@ def test_a_scaled_vector_steers_as_the_scale_does(tiny: HookedTransformer, vecto
 
 def test_vectors_of_different_layers_have_no_layer_in_sum(vector: InstructionVector) -> None:
     assert (vector.at(0) + vector.at(1)).layer is None
+
+
+def test_vectors_of_two_scales_are_added_as_they_are_used(
+    tiny: HookedTransformer, vector: InstructionVector, second: InstructionVector
+) -> None:
+    total = vector.at(1, scale=4.0) - second.at(1, scale=0.5)
+    assert total.scale == 1.0 and total.layer == 1
+    torch.testing.assert_close(total.added, 4 * vector.vector - 0.5 * second.vector, rtol=0, atol=1e-12)
+    torch.testing.assert_close(write_vector(tiny, total.mean_z, total.heads), total.vector, rtol=0, atol=1e-12)
+    assert total.task == "words - others"
+    alike = vector.at(1, scale=4.0) + second.at(1, scale=4.0)
+    assert alike.scale == 4.0
+    torch.testing.assert_close(alike.added, 4 * (vector.vector + second.vector), rtol=0, atol=1e-12)
 
 
 def test_vectors_that_do_not_belong_together_are_not_added(vector: InstructionVector) -> None:
@@ -303,11 +313,12 @@ def test_controls_have_the_vectors_norm_and_number_of_heads(
     tiny: HookedTransformer, word_task: Task, effects: HeadEffects
 ) -> None:
     others = [Task(name="other", pairs=word_task.pairs[::-1])]
-    found = steering_trials.make_candidates(tiny, effects, counts=[1, 2, 5], top=3, draws=4, others=others)
+    found = trials.make_candidates(tiny, effects, counts=[1, 2, 5], top=3, draws=4, others=others)
     kinds = [(candidate.kind, candidate.n_heads) for candidate in found]
     assert kinds == [
         *(("chosen", 1), *[("random", 1)] * 4, ("chosen", 2), *[("random", 2)] * 4),
-        *(("chosen", 3), *[("random", 3)] * 4, *[("bottom", 3)] * 4, ("other-task", 3)),
+        *(("chosen", 3), *[("random", 3)] * 4, *[("bottom", 3)] * 4, *[("gaussian", 3)] * 4),
+        ("other-task", 3),
         *(("chosen", 5), *[("random", 5)] * 4),
     ]
     norms = {candidate.n_heads: float(candidate.vector.norm()) for candidate in found if candidate.kind == "chosen"}

@@ -15,8 +15,8 @@ from ivlens.errors import IvlensError
 from ivlens.patching.effects import measure_effects, task_mean_z
 from ivlens.patching.settings import Settings
 from ivlens.shapes import Head
+from ivlens.steering.universal_heads import Universal, universal_heads
 from ivlens.vectors.head_writing import write_vector
-from ivlens.vectors.universal_heads import Universal, universal_heads
 
 SETTINGS = Settings(shots=3, clean_prompts=6, prompts=4, seed=1)
 GUIDES = ("antonym", "english-french", "singular-plural")

@@ -86,6 +86,13 @@ def write_control_vectors(
     return with_norm(torch.stack([write_vector(model, effects.mean_z, heads) for heads in sets]), norm)
 
 
+def gaussians(vector: Residual, *, draws: int, seed: int = 0, norm: float) -> Vectors:
+    """`draws` directions drawn at random, each as likely as any other, at length `norm`: no heads wrote them."""
+    generator = np.random.default_rng([seed, 12])
+    drawn = torch.from_numpy(generator.standard_normal((draws, len(vector))))
+    return with_norm(drawn.to(vector.device, vector.dtype), norm)
+
+
 def other_task_vectors(
     model: HookedTransformer,
     heads: Sequence[Head],

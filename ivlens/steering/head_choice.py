@@ -16,12 +16,12 @@ from ivlens.datasets.task import task as find_task
 from ivlens.errors import IvlensError
 from ivlens.patching.settings import Settings
 from ivlens.shapes import GIB, Head
+from ivlens.steering.universal_heads import Considered, Universal, universal_heads
 from ivlens.storage import tensor_files
 from ivlens.storage.atomic_files import parse_json
 from ivlens.storage.json_files import read_json
 from ivlens.storage.run_folder import Table
 from ivlens.vectors.head_writing import check_head
-from ivlens.vectors.universal_heads import Considered, Universal, universal_heads
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer

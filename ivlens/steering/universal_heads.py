@@ -32,9 +32,9 @@ from ivlens.progress import track
 from ivlens.prompts.builders import clean, zero_shot
 from ivlens.prompts.tokens import tokenize
 from ivlens.shapes import GIB, Head, HeadGrid
+from ivlens.steering.search import Place, Tried, attempts, search
 from ivlens.storage import atomic_files, tensor_files
-from ivlens.vectors.head_writing import check_head, check_layer, write_vector
-from ivlens.vectors.steering import steer_every_layer
+from ivlens.vectors.head_writing import check_head, check_layer, check_scale, write_vector
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -63,7 +63,9 @@ class Universal:
     """Mean over `tasks`, in the unit of the settings' effect."""
     heads: tuple[Head, ...]
     layer: int
-    """Where the vectors, added to zero-shot prompts of validation pairs, are right most often."""
+    """Where the vectors, added `scale` times to zero-shot prompts of validation pairs, are right most often."""
+    scale: float = 1.0
+    """How much of them to add there."""
     tasks: tuple[str, ...]
     """Those that the model can do, on which heads were ranked."""
     vectors: Float[Tensor, "task d_model"]
@@ -88,6 +90,7 @@ class Universal:
         return {
             "heads": [str(head) for head in self.heads],
             "layer": self.layer,
+            "scale": self.scale,
             "tasks": list(self.tasks),
             "settings": asdict(self.settings),
             "considered": [one._asdict() for one in self.considered],
@@ -117,9 +120,10 @@ class Universal:
                 vectors=tensor_files.as_floats(found["vectors"], path, "vectors"),
                 heads=tuple(Head.parse(head) for head in record["heads"]),
                 layer=record["layer"],
+                scale=record.get("scale", 1.0),
                 tasks=tuple(map(str, record["tasks"])),
                 settings=Settings.from_record(record["settings"]),
-                # Files of before have neither.
+                # Files of before have none of these, nor a scale.
                 considered=tuple(Considered(**one) for one in record.get("considered", ())),
                 model=str(record.get("model", "")),
             )
@@ -137,6 +141,9 @@ class Universal:
         for head in self.heads:
             check_head(head, tuple(self.aie.shape))
         check_layer(self.layer, len(self.aie))
+        if type(self.scale) not in (int, float):
+            raise IvlensError(f"{path} has scale {self.scale!r}, which is no number; delete it and run again")
+        check_scale(self.scale)
 
 
 def universal_heads(
@@ -145,9 +152,10 @@ def universal_heads(
     settings: Settings | None = None,
     *,
     top: int = 10,
+    scale: float | None = None,
     memory: int = 2 * GIB,
 ) -> Universal:
-    """Rank heads over tasks, and choose a layer for all of their vectors.
+    """Rank heads over tasks, and choose layer and scale for all of their vectors.
 
     A task enters if the model is right on its clean prompts more often than the most frequent answer would be.
 
@@ -155,6 +163,7 @@ def universal_heads(
         tasks: Tasks, names or paths; all built-in ones unless given.
         settings: How effects are measured; its defaults are those of `indirect_effects`.
         top: How many heads.
+        scale: Of the vectors; by default chosen with the layer (see `steering_search`).
 
     Raises:
         IvlensError: the model can do none of the tasks, or has fewer heads.
@@ -182,10 +191,12 @@ def universal_heads(
     order = torch.argsort(aie.flatten(), descending=True, stable=True)[:top].tolist()
     heads = tuple(Head(index // model.cfg.n_heads, index % model.cfg.n_heads) for index in order)
     vectors = torch.stack([write_vector(model, z, heads) for z in outputs])
+    place = _best_place(model, done, vectors, settings, scale=scale, memory=memory)
     return Universal(
         aie=aie,
         heads=heads,
-        layer=_best_layer(model, done, vectors, settings, memory=memory),
+        layer=place.layer,
+        scale=place.scale,
         tasks=tuple(one.name for one in done),
         vectors=vectors,
         settings=settings,
@@ -219,13 +230,22 @@ def _consider(model: HookedTransformer, task: Task, settings: Settings) -> Consi
     return tried(accuracy=right, entered=right > majority, reason=reason)
 
 
-def _best_layer(
-    model: HookedTransformer, tasks: Sequence[Task], vectors: Tensor, settings: Settings, *, memory: int
-) -> int:
-    """The layer at which a task's vector makes most zero-shot prompts right, on average over tasks."""
-    found = []
-    for one, vector in zip(tasks, vectors, strict=True):
-        pairs = one.split(shots=settings.shots, seed=settings.seed).validation
-        tokens = tokenize(model, zero_shot(pairs, template=settings.template))
-        found.append(steer_every_layer(model, tokens, vector[None], memory=memory).match[:, 1:].double().mean(0))
-    return int(torch.stack(found).mean(0).argmax())
+def _best_place(
+    model: HookedTransformer,
+    tasks: Sequence[Task],
+    vectors: Tensor,
+    settings: Settings,
+    *,
+    scale: float | None,
+    memory: int,
+) -> Place:
+    """Where a task's vector makes most zero-shot prompts right, on average over tasks."""
+    splits = [one.split(shots=settings.shots, seed=settings.seed) for one in tasks]
+    asked = [tokenize(model, zero_shot(split.validation, template=settings.template)) for split in splits]
+    each = [attempts(model, tokens, vector[None], memory=memory) for tokens, vector in zip(asked, vectors, strict=True)]
+
+    def attempt(places: Sequence[tuple[int, Place]]) -> list[Tried]:
+        found = torch.tensor([one(places) for one in each], dtype=torch.float64)
+        return [Tried(*values) for values in found.mean(0).tolist()]
+
+    return search(attempt, vectors=1, n_layers=model.cfg.n_layers, scale=scale).best()

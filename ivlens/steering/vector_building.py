@@ -1,0 +1,88 @@
+"""What is the instruction vector of a task, and where is it to be added, how many times?
+
+The heads are those of largest AIE unless given; layer and scale are chosen together on validation pairs (see `search`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ivlens.datasets.task import Task
+from ivlens.errors import IvlensError, ModelError
+from ivlens.models import hooked
+from ivlens.patching.effects import indirect_effects, task_mean_z
+from ivlens.patching.head_effects import HeadEffects
+from ivlens.patching.settings import Settings
+from ivlens.prompts.builders import zero_shot
+from ivlens.prompts.tokens import tokenize
+from ivlens.shapes import GIB, Head
+from ivlens.steering.search import Place, search_places
+from ivlens.vectors.head_writing import check_layer, check_scale, write_vector
+from ivlens.vectors.instruction_vector import InstructionVector
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+
+def instruction_vector(
+    model: HookedTransformer,
+    task: Task,
+    *,
+    heads: Sequence[Head] | None = None,
+    effects: HeadEffects | None = None,
+    layer: int | None = None,
+    scale: float | None = None,
+    memory: int = 2 * GIB,
+    settings: Settings | None = None,
+    seed: int = 0,
+) -> InstructionVector:
+    """The instruction vector of a task, with the layer to add it at and the scale to add it with.
+
+    Args:
+        heads: The heads that write it; by default the ten of largest AIE.
+        effects: Measured effects; their settings and mean outputs are used. Measured first if not given and `heads`
+            is not given, either.
+        layer, scale: By default the place at which adding the vector to zero-shot prompts of the validation pairs
+            is right most often, of all layers and scales of 0.5 to 16 (see `steering.search`).
+
+    Raises:
+        IvlensError: a head or layer that the model does not have, or effects of another task or model.
+    """
+    if effects is None and heads is None:
+        effects = indirect_effects(model, task, seed=seed, memory=memory)
+    settings = effects.settings if effects else settings or Settings(seed=seed)
+    digest = hooked.weight_digest(model)
+    if effects is not None and (effects.model_digest, effects.task_digest) != (digest, task.digest):
+        raise IvlensError(
+            f"the effects are of task {effects.task!r} on {effects.model}, not of {task.name!r} on this model; measure "
+            "them again"
+        )
+    chosen = tuple(Head(*head) for head in (heads if heads is not None else effects.top(10) if effects else ()))
+    if not chosen:
+        raise IvlensError("heads is empty; give at least one head, such as effects.top(10)")
+    z = effects.mean_z if effects else task_mean_z(model, task, settings)
+    vector = write_vector(model, z, chosen)
+    if not bool(vector.isfinite().all()):
+        raise ModelError("the vector is NaN or infinite; check the model's weights")
+    if layer is None or scale is None:
+        pairs = task.split(shots=settings.shots, seed=settings.seed).validation
+        tokens = tokenize(model, zero_shot(pairs, template=settings.template))
+        place = search_places(model, tokens, vector[None], layer=layer, scale=scale, memory=memory).best()
+    else:
+        place = Place(layer, float(scale))
+    check_layer(place.layer, model.cfg.n_layers)
+    check_scale(place.scale)
+    return InstructionVector(
+        vector=vector,
+        heads=chosen,
+        layer=place.layer,
+        scale=place.scale,
+        mean_z=z,
+        aie=effects.aie if effects else None,
+        settings=settings,
+        task=task.name,
+        task_digest=task.digest,
+        model=hooked.model_name(model),
+        model_digest=digest,
+    )
