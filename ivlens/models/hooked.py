@@ -1,4 +1,4 @@
-"""Which model is this, and does TransformerLens compute what its checkpoint means?
+"""How does a HookedTransformer come about from a checkpoint, and which model is it?
 
 The only place where a HookedTransformer is built. Weights stay as they are in the checkpoint (no folding, no
 centring), so that an adapter means here what it means in PEFT.

@@ -1,4 +1,4 @@
-"""How is an adapter exchanged with PEFT, and how does a model come with one?
+"""How is an adapter exchanged with PEFT?
 
 A PEFT folder has `adapter_config.json` and `adapter_model.safetensors`; the names of tensors are those of the
 Hugging Face model's linear layers.

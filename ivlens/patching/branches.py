@@ -5,7 +5,8 @@ once, keys and values of its *prefix* are kept, and only the *tail* (the last pr
 it) is carried up the layers again: as a growing stack of *rows*, of which row 0 is the unpatched run and the others
 branch off it, a few at every layer. After the last layer all rows are unembedded once.
 
-A model whose attention is not covered cannot pass silently: `compare_with_model` compares row 0 with the model's own forward pass.
+A model whose attention is not covered cannot pass silently: `compare_with_model` holds row 0 against the model's own
+forward pass.
 """
 
 from __future__ import annotations

@@ -75,7 +75,8 @@ def run_changes(
 
     Raises:
         ShapeMismatch: `z` or a vector is from a model of other heads or width.
-        ModelError: a residual stream is NaN or infinite, or the model has an attention that `block_forward` does not know.
+        ModelError: a residual stream is NaN or infinite, or the model has an attention that `block_forward` does
+            not know.
     """
     planned = _plan(model, changes, layer, z)
     tail, n_rows = tokens.answers.shape[1], len(planned.added)

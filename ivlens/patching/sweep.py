@@ -45,8 +45,8 @@ def sweep(
 
     Raises:
         ShapeMismatch: `z` is from a model with other heads.
-        ModelError: a residual stream is NaN or infinite, or the model's attention is not one that `branches` knows, or a
-            TransformerBridge (which is patched by `loop`) lacks what `check_bridge` asks for.
+        ModelError: a residual stream is NaN or infinite, or the model's attention is not one that `branches` knows,
+            or a TransformerBridge (which is patched by `loop`) lacks what `check_bridge` asks for.
         PromptError: `memory` cannot hold a single prompt.
     """
     if bridge.is_bridge(model):

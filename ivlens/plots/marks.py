@@ -1,4 +1,7 @@
-"""How are numbers drawn? A line and its band for each kind of heads, baselines, error bars, numbers in cells."""
+"""Which numbers of a table can be drawn, and how: lines and bands by kind of heads, error bars, numbers in cells?
+
+Each number comes with its interval; NaN means "not measured".
+"""
 
 from __future__ import annotations
 

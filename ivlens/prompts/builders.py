@@ -1,4 +1,4 @@
-"""What does the model read? Clean, corrupted, zero-shot and instructed prompts, and their tokens.
+"""What does the model read? Clean, corrupted, zero-shot and instructed prompts.
 
 A prompt ends where the answer begins. Clean prompts let the task be read off demonstrations or an instruction;
 corrupted prompts ask the same query with the task removed.

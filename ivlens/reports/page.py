@@ -1,6 +1,6 @@
 """What does a page about a run say: which question, which answer, which figures and tables, in which words?
 
-One function for each kind of run; how a page looks is the business of `report`.
+What pages of all kinds share; there is a module for each kind, and how a page looks is the business of `html`.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import torch
 from ivlens.errors import IvlensError
 from ivlens.measures import group_means
 from ivlens.models import loader
+from ivlens.models.hooked import model_name, weight_digest
 from ivlens.patching.head_effects import EFFECTS, cie_of, of_prompts, table_of
 from ivlens.shapes import Head
 from ivlens.storage import atomic_files, parquet

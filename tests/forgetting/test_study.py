@@ -160,7 +160,7 @@ import json, os, signal, sys, time
 from pathlib import Path
 from ivlens.forgetting import plan
 from ivlens.training import loop
-from ivlens.study import study
+from ivlens import study
 
 out, workers, every, end = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 learn = loop.finetune
@@ -291,7 +291,7 @@ def test_an_exception_in_a_stage_leaves_no_trace_and_the_study_goes_on_later(
     found: Study, folder: Path, lab: HookedTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = traces(lab)
-    for module, name in ((loop, "answer_loss"), (method_run, "_probed")):
+    for module, name in ((loop, "answer_loss"), (method_run, "_measure_probe")):
         real, calls = getattr(module, name), iter(range(100))
 
         def fails(*args: Any, real: Any = real, calls: Any = calls) -> Any:
