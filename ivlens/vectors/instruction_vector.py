@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -224,13 +225,11 @@ class InstructionVector:
                 key: atomic_files.parse_json(metadata[key]) for key in ("heads", "layer", "settings", "versions")
             }
             settings = written["settings"]
-            # Files of before scales were chosen have none.
-            scale = files.parse_json(metadata.get("scale", "1.0"))
             loaded = cls(
                 vector=found["vector"],
                 heads=tuple(Head.parse(head) for head in written["heads"]),
                 layer=written["layer"],
-                scale=scale,
+                scale=atomic_files.parse_json(metadata.get("scale", "1.0")),  # Files of before have none.
                 mean_z=found.get("mean_z"),
                 aie=found.get("aie"),
                 settings=None if settings is None else Settings.from_record(settings),

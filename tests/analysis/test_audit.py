@@ -24,6 +24,8 @@ from ivlens.datasets.task import Pair, Task
 from ivlens.errors import IvlensError, RunError
 from ivlens.models import hooked
 from ivlens.patching.head_effects import EFFECTS
+from ivlens.steering.search import SCALES
+from ivlens.steering.trials import PLACES
 from ivlens.storage.run_folder import open_run
 from ivlens.storage.run_record import Source
 
@@ -182,7 +184,7 @@ def test_the_four_parts_share_no_pair_and_demonstrations_come_from_the_first(
     tiny: HookedTransformer, known: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[str, list[prompts.Prompt]]] = []
-    for name in ("patching.effects", "vectors.steering", "analysis.run_audit"):
+    for name in ("patching.effects", "steering.vector_building", "analysis.run_audit"):
 
         def record(model: Any, given: list[prompts.Prompt], name: str = name) -> Any:
             asked.append((name, list(given)))
@@ -192,9 +194,9 @@ def test_the_four_parts_share_no_pair_and_demonstrations_come_from_the_first(
     ivlens.audit(tiny, known, **SMALL)
     ours = [(name, given) for name, given in asked if {prompt.query for prompt in given} <= set(known.pairs)]
     (_, mean), (_, rank) = [entry for entry in ours if entry[0] == "patching.effects"]
-    ((_, validation),) = [entry for entry in ours if entry[0] == "vectors.steering"]
-    (_, again), *evaluation = [entry for entry in ours if entry[0] == "analysis.run_audit"]
-    assert again == validation and len(evaluation) == 6
+    assert "steering.vector_building" not in dict(ours), "layer and scale are those of the trials"
+    (_, validation), *evaluation = [entry for entry in ours if entry[0] == "analysis.run_audit"]
+    assert len(evaluation) == 6
     parts = [{p.query for p in mean}, {p.query for p in rank}, {p.query for p in validation}]
     parts += [{p.query for _, given in evaluation for p in given}]
     assert sum(map(len, parts)) == len(set.union(*parts))

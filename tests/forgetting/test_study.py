@@ -36,7 +36,7 @@ from ivlens.prompts.tokens import tokenize
 from ivlens.steering.universal_heads import Universal
 from ivlens.training import loop
 from ivlens.training.benchmark_stages import stage
-from ivlens.training.guidance import Guidance
+from ivlens.training.guidance import GUIDANCE, Guidance
 from ivlens.training.loop import Examples, Training
 from ivlens.training.methods import METHODS, Lora
 
@@ -418,19 +418,19 @@ def test_guidance_is_as_long_as_chosen_or_as_said(
     form: str, lab: HookedTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found: dict[float | None, torch.Tensor] = {}
-    build = cell._guide
+    build = method_run._make_guide
 
     def watched(guidance: Guidance, *args: Any, **others: Any) -> Any:
         found[guidance.scale] = build(guidance, *args, **others).vectors
         return build(guidance, *args, **others)
 
-    monkeypatch.setattr(cell, "_guide", watched)
+    monkeypatch.setattr(method_run, "_make_guide", watched)
     forms = {"as-chosen": GUIDANCE[form], "once": replace(GUIDANCE[form], scale=1.0)}
-    asked = smaller(methods=("lora+as-chosen", "lora+once"), guidance=forms)
+    asked = small_plan(methods=("lora+as-chosen", "lora+once"), guidance=forms)
     ivlens.study(asked, out=tmp_path / "run", model=lab)
     scale = Universal.load(tmp_path / "run" / "universal.safetensors").scale
     torch.testing.assert_close(found[None], scale * found[1.0])
-    fixed = smaller(methods=("lora+as-chosen",), guidance=forms, evaluation=replace(asked.evaluation, scale=4.0))
+    fixed = small_plan(methods=("lora+as-chosen",), guidance=forms, evaluation=replace(asked.evaluation, scale=4.0))
     ivlens.study(fixed, out=tmp_path / "fixed", model=lab)
     torch.testing.assert_close(found[None], 4.0 * found[1.0])
 

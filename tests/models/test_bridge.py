@@ -29,13 +29,14 @@ from ivlens.models import hooked as models
 from ivlens.models import lora
 from ivlens.models.checkpoint import quiet_transformers
 from ivlens.patching import interventions, sweep
-from ivlens.patching.activations import last_z, path_to_residual
+from ivlens.patching.activations import answer_logits, last_z, path_to_residual
 from ivlens.patching.hooks import add_to_residual, at_position, logits_under, set_head
 from ivlens.patching.interventions import Change
 from ivlens.prompts.tokens import Tokens
 from ivlens.shapes import Head
 from ivlens.steering.rows import steer_every_layer
 from ivlens.steering.steered_model import steered
+from ivlens.vectors.instruction_vector import InstructionVector
 
 HAS_HOOKED = int(version("transformer-lens").split(".")[0]) < 4
 needs_hooked = pytest.mark.skipif(not HAS_HOOKED, reason="TransformerLens 4 has no HookedTransformer")

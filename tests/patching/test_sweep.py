@@ -78,12 +78,12 @@ def test_a_smaller_budget_changes_nothing() -> None:
     z, least = random_z(model), 0
     for memory in range(50_000, 2_000_000, 50_000):
         try:
-            branches.Budget.of(model, tokens, 4, memory)
+            branches.Budget.of(model, tokens, 4 * model.cfg.n_layers, memory)
             least = memory
             break
         except PromptError:
             continue
-    budget = branches.Budget.of(model, tokens, 4, least)
+    budget = branches.Budget.of(model, tokens, 4 * model.cfg.n_layers, least)
     assert (budget.prompts, budget.rows) < (len(tokens), 1 + 3 * 4), "the small budget must force chunks"
     small = sweep.sweep(model, tokens, z, effect="nll", memory=least)
     large = sweep.sweep(model, tokens, z, effect="nll")
