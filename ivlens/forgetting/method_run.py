@@ -1,8 +1,8 @@
 """One method with one seed learns a sequence of tasks: what is measured after every stage?
 
-A method with a seed, a cell of the study's table, is what a study resumes. Its folder holds an adapter, a table of steps
-and a table of measures for every stage that is done; in the middle of a stage it goes on from a checkpoint. All numbers
-follow from plan and seed.
+A method with a seed, a cell of the study's table, is what a study resumes. Its folder holds an adapter, a table of
+steps and a table of measures for every stage that is done; in the middle of a stage it goes on from a checkpoint. All
+numbers follow from plan and seed.
 """
 
 from __future__ import annotations
