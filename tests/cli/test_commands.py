@@ -569,7 +569,11 @@ def test_two_at_once_in_one_folder_are_refused(ivlens: Ivlens, checkpoint: Path,
 # Stopped in the middle
 
 
-SLOW = "import time\nfrom ivlens.vectors import steering_trials\nsteering_trials.run_trials = lambda *a, **k: time.sleep(120)"
+SLOW = """
+import time
+from ivlens.vectors import steering_trials
+steering_trials.run_trials = lambda *a, **k: time.sleep(120)
+"""
 
 
 def stopped(checkpoint: Path, folder: Path, wanted: signal.Signals) -> Outcome:
