@@ -32,8 +32,10 @@ STEERED = {
     "steered": "zero-shot + vector",
     "steered, random": "zero-shot + random heads",
     "steered, bottom": "zero-shot + low-AIE heads",
+    "steered, gaussian": "zero-shot + Gaussian",
     "steered, other-task": "zero-shot + other tasks",
 }
+_UNSCALED = {f"{name}, scale 1": f"{label.removeprefix('zero-shot + ')}, scale 1" for name, label in STEERED.items()}
 
 
 @runtime_checkable
@@ -48,6 +50,8 @@ class Findings(Protocol):
     def measures(self) -> pd.DataFrame: ...
     @property
     def heads(self) -> pd.DataFrame: ...
+    @property
+    def places(self) -> pd.DataFrame: ...
     @property
     def instructions(self) -> pd.DataFrame | None: ...
     @property
@@ -108,7 +112,9 @@ def print_universal(found: Universal) -> None:
     print("\nA task enters if the model is right more often than its most frequent answer would be.\n")
     heads = [(str(head), f"{float(found.aie[head]):+.4f}") for head in found.heads[:MOST_HEADS]]
     print_table(Table("", ("universal head", f"mean AIE ({found.settings.unit})"), (heads,)))
-    print(f"\nVectors of these {len(found.heads)} heads are added best at layer {found.layer}.\n")
+    print(
+        f"\nVectors of these {len(found.heads)} heads are added best at layer {found.layer}, {found.scale:g} times.\n"
+    )
 
 
 def audit_html(found: Findings) -> str:
@@ -125,7 +131,8 @@ def audit_tables(found: Findings) -> list[Table]:
             "Without and with a vector",
             (f"{found.measures['prompts'].max()} queries", *_VALUES),
             _measures(found),
-            "Controls have the norm of the vector, and each its own best layer.\n"
+            f"{_length(found)}Controls have the norm of the vector; each has its own best layer and scale,\n"
+            "found on validation pairs with as many tries. Below: all of them at scale 1.\n"
             "P(answer) is the probability of its first token.",
         ),
         Table(
@@ -165,24 +172,29 @@ def sentence(found: Findings) -> str:
     heads = "1 head" if count == 1 else f"{count} heads"
     return (
         f"Zero-shot accuracy: {alone}; "
-        f"with the vector of {heads} added at layer {found.vector.layer}: {steered}; "
+        f"with the vector of {heads} added {found.vector.scale:g} times at layer {found.vector.layer}: {steered}; "
         f"with vectors of as many random heads: {random}."
     )
 
 
-def _measures(found: Findings) -> tuple[list[Line], list[Line]]:
-    """Lines without and with a vector."""
+def _length(found: Findings) -> str:
+    """How long what is added is beside what it is added to."""
+    share = found.places["share"].to_numpy(float)[found.places["chosen"].to_numpy(bool)]
+    return f"What is added is {share[0]:.2g} times as long as the residual stream there.\n" if len(share) else ""
+
+
+def _measures(found: Findings) -> tuple[list[Line], ...]:
+    """Lines without a vector, with one at its place, with one at scale 1."""
     lines = found.measures.set_index("measure").to_dict("index")
     shots = found.effects.settings.shots
-    unsteered, steered = (
+    return tuple(
         [
             (label.format(shots=shots), *_interval(lines[name], "accuracy"), *_interval(lines[name], "probability", 3))
             for name, label in labels.items()
             if name in lines
         ]
-        for labels in (_BASELINES, STEERED)
+        for labels in (_BASELINES, STEERED, _UNSCALED)
     )
-    return unsteered, steered
 
 
 def _by_number(found: Findings) -> list[Line]:

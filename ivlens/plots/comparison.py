@@ -165,7 +165,7 @@ def _bars(kind: marks.Kind, names: list[str], in_legend: bool) -> go.Bar:
         y=[point.value for point in kind.points],
         marker={"color": kind.colour},
         error_y=marks.error_bars(kind.points),
-        name=f"{kind.name} heads" if kind.name in ("chosen", "random") else kind.name,
+        name=_HEADS.get(kind.name, kind.name),
         legendgroup=kind.name,
         showlegend=in_legend,
         customdata=texts,

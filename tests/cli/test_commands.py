@@ -574,7 +574,11 @@ def test_two_at_once_in_one_folder_are_refused(ivlens: Ivlens, checkpoint: Path,
 # Stopped in the middle
 
 
-SLOW = "import time\nfrom ivlens.steering import trials\ntrials.run_trials = lambda *a, **k: time.sleep(120)"
+SLOW = """
+import time
+from ivlens.steering import trials
+trials.run_trials = lambda *a, **k: time.sleep(120)
+"""
 
 
 def stopped(checkpoint: Path, folder: Path, wanted: signal.Signals) -> Outcome:

@@ -186,7 +186,7 @@ def test_a_bridge_is_steered_at_each_prompts_own_token(family: str, every_token:
             return resid
 
         with bridge.hooks(fwd_hooks=[("blocks.1.hook_resid_post", add)]):
-            logits = bridge(torch.cat([prompt, answer[:-1]])[None])[0, end:]
+            logits = bridge(torch.cat([prompt, answer[:-1]])[None])[0, end:].detach()
         torch.testing.assert_close(together[row, : len(logits)], logits, rtol=0, atol=NEAR * float(logits.abs().max()))
     assert written.shape == (1, 9) and "generate" not in vars(bridge)
 

@@ -125,11 +125,11 @@ def test_other_tools_get_the_vector_as_long_as_it_is_added(
     form: Form, vector: InstructionVector, tmp_path: Path
 ) -> None:
     scaled = replace(vector, scale=0.5)
-    notices = formats.write_vector(scaled, tmp_path / NAMES[form], form=form)
+    notices = vector_formats.write_vector(scaled, tmp_path / NAMES[form], form=form)
     assert notices[0] == f"the scale 0.5 is multiplied into the numbers: {form} files have no place for it"
-    found = formats.read_vector(tmp_path / NAMES[form], form=form).vector
+    found = vector_formats.read_vector(tmp_path / NAMES[form], form=form).vector
     assert same(found.vector, 0.5 * NUMBERS) and found.scale == 1.0
-    assert same(torch.as_tensor(formats.steering_arguments(scaled)["layer_activations"][2]), 0.5 * NUMBERS)
+    assert same(torch.as_tensor(vector_formats.steering_arguments(scaled)["layer_activations"][2]), 0.5 * NUMBERS)
 
 
 def test_our_own_files_keep_the_scale_and_the_numbers(vector: InstructionVector, tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_our_own_files_keep_the_scale_and_the_numbers(vector: InstructionVector,
     assert found.scale == 0.5 and same(found.vector, NUMBERS)
     ivlens.convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", layer=1)
     assert (InstructionVector.load(tmp_path / "b.safetensors").scale) == 0.5
-    assert "the scale (0.5)" in " ".join(formats.write_mean_activations(scaled, tmp_path / "m.pt"))
+    assert "the scale (0.5)" in " ".join(vector_formats.write_mean_activations(scaled, tmp_path / "m.pt"))
 
 
 @pytest.mark.parametrize("written", ["1e999", "null", '"2"', "true"])
