@@ -15,7 +15,7 @@ from ivlens.analysis import audit_tables
 from ivlens.analysis.wordings import WORDINGS
 from ivlens.errors import IvlensError, RunError
 from ivlens.patching.head_effects import EFFECTS, HeadEffects
-from ivlens.steering.trials import PLACES, VALUES
+from ivlens.steering.trials import DRAWS, PLACES, VALUES
 from ivlens.steering.universal_heads import Considered
 from ivlens.storage import run_folder
 from ivlens.vectors.instruction_vector import InstructionVector
@@ -47,6 +47,8 @@ class Audit:
     """The same at the layer and scale that validation pairs chose, against the number of heads."""
     places: pd.DataFrame
     """Accuracy of the vector at every layer and scale on validation pairs, the chosen place marked."""
+    draws: pd.DataFrame
+    """Every vector by itself at its own place: the chosen ones, and each draw of their controls."""
     instructions: pd.DataFrame | None = None
     """What every wording did on validation pairs, where the best was asked for."""
     universal: pd.DataFrame | None = None
@@ -77,6 +79,7 @@ class Audit:
             steering=run.read_table("steering", columns=STEERING),
             heads=run.read_table("heads", columns=HEADS),
             places=run.read_table("places", columns=PLACES),
+            draws=run.read_table("draws", columns=DRAWS),
             instructions=_read_if_kept(run, "instructions", WORDINGS),
             universal=_read_if_kept(run, "universal_tasks", Considered._fields),
             folder=Path(folder),
@@ -102,6 +105,7 @@ class Audit:
             ),
             "heads": plots.accuracy_by_heads(
                 self.heads.rename(columns=accuracy),
+                draws=self.draws,
                 baselines=lines,
                 title=f"Zero-shot accuracy by number of heads in the vector: {where}",
             ),

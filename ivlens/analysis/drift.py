@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ivlens.datasets.task import Task
 from ivlens.errors import IvlensError
-from ivlens.measures import bootstrap, group_means
+from ivlens.measures import group_means, mean_bounds
 from ivlens.patching.activations import batches, last_z, path_to_residual
 from ivlens.patching.effects import clean_prompts
 from ivlens.patching.head_effects import HeadEffects
@@ -45,11 +45,11 @@ def aie_table(base: HeadEffects, tuned: HeadEffects) -> pd.DataFrame:
     """
     if base.cie.shape != tuned.cie.shape or not torch.equal(base.queries.cpu(), tuned.queries.cpu()):
         raise IvlensError("the effects of the two models are not of the same prompts; measure both with one task")
-    seed, queries = base.settings.seed, base.queries.cpu()
+    queries = base.queries.cpu()
     before, after = base.cie.double().cpu(), tuned.cie.double().cpu()
     parts = []
     for name, cie in {"base": before, "tuned": after, "difference": after - before}.items():
-        low, high = bootstrap(cie, queries, seed=seed)
+        low, high = mean_bounds(cie, queries)
         layers, heads = np.indices(cie.shape[1:]).reshape(2, -1)
         values = {"aie": group_means(cie, queries).mean(0), "low": low, "high": high}
         flat = {key: value.reshape(-1).numpy() for key, value in values.items()}

@@ -36,7 +36,7 @@ from ivlens.prompts.tokens import tokenize
 from ivlens.shapes import GIB, Head
 from ivlens.steering import controls, trials
 from ivlens.steering.head_choice import Asked, Chosen, choose_heads, fix_heads
-from ivlens.steering.trials import PLACES
+from ivlens.steering.trials import DRAWS, PLACES
 from ivlens.steering.vector_building import instruction_vector
 from ivlens.storage import run_folder
 from ivlens.storage.run_folder import Table
@@ -177,7 +177,6 @@ class _Work:
         )
         # Computed when the first table asks for it: a resumed run may have them all.
         tried = lru_cache(partial(self.trials, effects, fixed))
-        seed = self.settings.seed
         places = table("places", lambda: tried().by_place(self.top), PLACES)
         place = places[places["chosen"]].iloc[0]
         vector = instruction_vector(
@@ -192,9 +191,10 @@ class _Work:
         return Audit(
             effects=effects,
             vector=vector,
-            steering=table("steering", lambda: tried().by_layer(self.top, seed=seed), STEERING),
-            heads=table("heads", lambda: tried().by_number(seed=seed), HEADS),
+            steering=table("steering", lambda: tried().by_layer(self.top), STEERING),
+            heads=table("heads", lambda: tried().by_number(), HEADS),
             places=places,
+            draws=table("draws", lambda: tried().by_draw(), DRAWS),
             measures=table("measures", lambda: self.measures(tried()), MEASURES),
         )
 
@@ -241,7 +241,7 @@ class _Work:
         lines = [{"measure": name, **self.baseline(kind)} for name, kind in self.baseline_prompts().items()]
         parts = [pd.DataFrame(lines)]
         for suffix, unscaled in (("", False), (", scale 1", True)):
-            steered = tried.by_number(seed=self.settings.seed, unscaled=unscaled).query("n_heads == @self.top")
+            steered = tried.by_number(unscaled=unscaled).query("n_heads == @self.top")
             names = ["steered" if kind == "chosen" else f"steered, {kind}" for kind in steered["heads"]]
             parts.append(steered.assign(measure=[f"{name}{suffix}" for name in names]))
         return pd.concat(parts, ignore_index=True).filter(MEASURES)
@@ -265,4 +265,4 @@ class _Work:
     def baseline(self, kind: list[Prompt]) -> dict[str, Any]:
         if not kind:
             return trials.summary(torch.zeros(0, dtype=torch.bool), torch.zeros(0))
-        return trials.summary(*score_answers(self.model, tokenize(self.model, kind)), seed=self.settings.seed)
+        return trials.summary(*score_answers(self.model, tokenize(self.model, kind)))

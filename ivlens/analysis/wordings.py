@@ -84,7 +84,7 @@ def try_wordings(
     lines = []
     for number, wording in enumerate(task.instructions, start=1):
         prompts = instructed(replace(task, instructions=(wording,)), pairs, template=template)
-        values = trials.summary(*score_answers(model, tokenize(model, prompts)), seed=seed)
+        values = trials.summary(*score_answers(model, tokenize(model, prompts)))
         lines.append({"number": number, "wording": wording, **values})
     best = max(lines, key=lambda line: (line["accuracy"], line["probability"]))
     return pd.DataFrame([{**line, "chosen": line is best} for line in lines]).filter(WORDINGS)

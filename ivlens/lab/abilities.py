@@ -48,10 +48,10 @@ class Answered(NamedTuple):
     """Prompts of one number ask the same query."""
 
     def accuracy(self) -> Interval:
-        return interval(self.right.double(), self._groups())
+        return interval(self.right.double(), self._groups(), within=(0.0, 1.0))
 
     def mean_probability(self) -> Interval:
-        return interval(self.probability, self._groups())
+        return interval(self.probability, self._groups(), within=(0.0, 1.0))
 
     def _groups(self) -> Tensor | None:
         return None if len(self.queries.unique()) == len(self.queries) else self.queries

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from ivlens.errors import IvlensError
-from ivlens.measures import bootstrap, group_means
+from ivlens.measures import group_means, mean_bounds
 from ivlens.patching.settings import Settings
 from ivlens.shapes import Cie, Head, HeadGrid, MeanZ
 
@@ -55,8 +55,8 @@ class HeadEffects:
         return self.settings.unit
 
     def interval(self, confidence: float = 0.95) -> tuple[HeadGrid, HeadGrid]:
-        """Lower and upper bound of the percentile bootstrap interval over queries; NaN where there is only one."""
-        return bootstrap(self.cie, self.queries, confidence=confidence, seed=self.settings.seed)
+        """Lower and upper bound of the interval over queries (see `mean_bounds`); NaN where there is only one."""
+        return mean_bounds(self.cie, self.queries, confidence=confidence)
 
     def ranked(self) -> list[Head]:
         """All heads, the largest AIE first; equal ones by address."""

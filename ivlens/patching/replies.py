@@ -46,8 +46,8 @@ class Replies:
 
     @property
     def probability(self) -> Interval:
-        """Mean probability of the answer's first token, with its 95 % bootstrap interval over prompts."""
-        return interval(self.first, torch.arange(len(self.first)))
+        """Mean probability of the answer's first token, with its 95 % interval over prompts."""
+        return interval(self.first, torch.arange(len(self.first)), within=(0.0, 1.0))
 
     def to_frame(self) -> pd.DataFrame:
         """One line a prompt: `query`, `answer`, `said`, `right`, `probability` (of the answer's first token)."""

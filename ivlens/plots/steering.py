@@ -103,6 +103,7 @@ def steering_heatmap(frame: pd.DataFrame, *, title: str | None = None, width: Wi
 def accuracy_by_heads(
     frame: pd.DataFrame,
     *,
+    draws: pd.DataFrame | None = None,
     baselines: Mapping[str, float] | None = None,
     title: str | None = None,
     width: Width = "page",
@@ -111,6 +112,7 @@ def accuracy_by_heads(
 
     Args:
         frame: Columns `n_heads`, `heads`, `accuracy`, `low`, `high`; one row for a number and a kind of head.
+        draws: Columns `n_heads`, `heads`, `accuracy`; a small point for every draw of a control.
         baselines: As for `steering_by_layer`.
 
     Raises:
@@ -127,11 +129,28 @@ def accuracy_by_heads(
         texts = [f"{kind.name}, n = {point.at:g}: {point}" for point in kind.points]
         line = marks.line(kind, places, texts)
         figure.add_trace(line.update(error_y=marks.error_bars(kind.points)))
+        if draws is not None:
+            own = draws[(draws["heads"] == kind.points[0].heads) & draws["n_heads"].isin(counts)]
+            at = [counts.index(count) + aside for count in own["n_heads"]]
+            figure.add_trace(_draw_points(kind, at, own["accuracy"].tolist()))
     figure.add_traces(marks.baselines(baselines or {}, -0.3, len(counts) - 0.7))
     ticks = {"tickvals": list(range(len(counts))), "ticktext": [f"{count:g}" for count in counts]}
     figure.update_xaxes(title_text="number of heads", **ticks)
     _lay_out_accuracy(figure, title, width)
     return figure
+
+
+def _draw_points(kind: marks.Kind, at: list[float], values: list[float]) -> go.Scatter:
+    """Each draw by itself: a mean of a few may stand where none of them is."""
+    return go.Scatter(
+        x=at,
+        y=values,
+        mode="markers",
+        marker={"color": kind.colour, "symbol": "line-ew-open", "size": 7, "opacity": 0.7},
+        legendgroup=kind.name,
+        showlegend=False,
+        hovertemplate=f"{kind.name}, one draw: %{{y:.3f}}<extra></extra>",
+    )
 
 
 def measures_bars(
