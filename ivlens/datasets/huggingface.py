@@ -1,6 +1,7 @@
 """Which pairs does a data set of Hugging Face's `datasets` hold: one saved to a folder, or one of the hub?
 
-Only tables are read: no code of a data set is run.
+Only tables are read: no code of a data set is run. Saved folders are read by pyarrow (`arrow_streams` says why); those
+of the hub by the package `datasets`, which runs none either from its version 4 on.
 """
 
 from __future__ import annotations

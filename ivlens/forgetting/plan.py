@@ -1,6 +1,9 @@
 """What is to be studied: model, tasks in their order, methods, seeds and settings, as a TOML file says it.
 
 Unknown keys are refused. Everything that a file leaves out has a default, which is recorded with the run.
+
+Types are checked by pydantic. Unknown keys are found before it, by hand: it refuses them without naming those that
+there are. What is nonsense the dataclasses say themselves, which are other rooms' and used without a file, too.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The layout is the tokenizer's own chat template: demonstrations are turns of user and assistant, an instruction is the
 system's message where the template has a place for one. The template is a program out of the checkpoint: it runs in
-transformers' sandbox, in a process of its own (`sandbox`).
+transformers' sandbox, in a process of its own (`chat_sandbox`).
 """
 
 from __future__ import annotations
