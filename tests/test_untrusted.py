@@ -51,7 +51,7 @@ from ivlens.prompts.chat import ChatTemplate
 from ivlens.prompts.template import find_template
 from ivlens.shapes import Head
 from ivlens.steering.head_choice import parse_heads
-from ivlens.steering.trials import PLACES
+from ivlens.steering.trials import DRAWS, PLACES
 from ivlens.steering.universal_heads import Considered, Universal
 from ivlens.storage import parquet
 from ivlens.storage import run_folder as runs
@@ -156,7 +156,7 @@ def run_folder(folder: Path, command: str, chosen: dict[str, Any], tables: dict[
 
 def audit_folder(folder: Path) -> None:
     tables = {"effects": effects(), "measures": table(MEASURES)}
-    tables |= {"places": table(PLACES), "steering": table(STEERING), "heads": table(HEADS)}
+    tables |= {"places": table(PLACES), "draws": table(DRAWS), "steering": table(STEERING), "heads": table(HEADS)}
     tables |= {"instructions": table(WORDINGS), "universal_tasks": table(Considered._fields)}
     with run_folder(folder, "audit", {"shots": 10}, tables) as run:
         run.write_with("vector.safetensors", vector().save)
