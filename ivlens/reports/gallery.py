@@ -3,7 +3,7 @@
     python -m ivlens.reports.gallery figures
 
 `figures/numbers/NAME` is a run folder (of which its tables are enough), or a folder of vectors, one a task. Figures are
-drawn into `figures/drawn`, as `NAME-FIGURE.html`, `.svg`, `.pdf` and `.png`. An image that also lies in `figures` itself,
+drawn into `figures/drawn`, as `NAME-FIGURE.html`, `.svg`, `.pdf` and `.png`. An image that lies in `figures` as well,
 because a document shows it, is replaced there. `figures/NAME-FIGURE.json` says which command, settings, seed, model,
 number of prompts and versions the numbers are from, what is drawn, and the digests of the images beside it.
 """
@@ -34,7 +34,6 @@ from ivlens.storage.atomic_files import write_whole
 from ivlens.storage.run_record import RECORD
 from ivlens.vectors.instruction_vector import InstructionVector
 from ivlens.vectors.similarity import overlap, similarity
-
 
 DRAWN = "drawn"
 """The folder of the figures that can be drawn again at any time."""
