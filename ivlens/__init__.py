@@ -61,6 +61,8 @@ if TYPE_CHECKING:
     from ivlens.vectors.convert import convert as convert
     from ivlens.vectors.instruction_vector import InstructionVector as InstructionVector
 
+    __version__: str
+
 _HOME = {
     "Audit": "analysis.audit",
     "Comparison": "analysis.comparison",
@@ -99,6 +101,8 @@ __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":  # Written once, in pyproject.toml; looked up when it is asked for.
+        return import_module("importlib.metadata").version("ivlens")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home = import_module(f"ivlens.{_HOME[name]}")
@@ -106,4 +110,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    return sorted({*globals(), *_HOME, "__version__"})

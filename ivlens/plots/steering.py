@@ -81,7 +81,7 @@ def steering_heatmap(frame: pd.DataFrame, *, title: str | None = None, width: Wi
         colorscale=SEQUENTIAL,
         xgap=gap,
         ygap=gap,
-        colorbar={"title": {"text": "accuracy (share of prompts)", "side": "right"}, "dtick": 0.25},
+        colorbar={"dtick": 0.25},
         customdata=[[_place_text(layer, scale, table) for layer in layers] for scale in scales],
         hovertemplate="%{customdata}<extra></extra>",
     )
@@ -91,6 +91,9 @@ def steering_heatmap(frame: pd.DataFrame, *, title: str | None = None, width: Wi
     places = [
         (scales.index(row["scale"]), layers.index(row["layer"])) for row in frame.to_dict("records") if row["chosen"]
     ]
+    # As beside the heat map of heads: the colour bar's own title is larger than other text, and runs beyond the bar.
+    beside = {"x": 1, "xref": "paper", "xanchor": "left", "xshift": _BESIDE - 20, "y": 0.5, "yref": "paper"}
+    figure.add_annotation(text="accuracy", textangle=-90, showarrow=False, **beside)
     for box in outlines(accuracies.shape, (across, _DOWN), places):
         figure.add_shape({**box, "x0": box["x0"] + layers[0], "x1": box["x1"] + layers[0]})
     figure.update_xaxes(title_text="layer steered", dtick=tick_step(len(layers), width), tick0=0, showgrid=False)
