@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import pytest
+import rounding
 import torch
 from choreographer.browsers.chromium import Chromium
 from safetensors.torch import load_file, save_file
@@ -122,13 +123,13 @@ def unfinish(folder: Path, *, keep: tuple[str, ...] = (), **changes: Any) -> Non
     (folder / "run.json").write_text(json.dumps(record))
 
 
-def assert_same_numbers(one: Path, other: Path) -> None:
+def assert_same_numbers(one: Path, other: Path, *, near: float = 0.0) -> None:
     for name in TABLES:
         frames = [pd.read_parquet(folder / f"{name}.parquet") for folder in (one, other)]
-        pd.testing.assert_frame_equal(*frames, check_exact=True)
+        pd.testing.assert_frame_equal(*frames, check_exact=not near, rtol=0, atol=near)
     assert load_file(one / "vector.safetensors").keys() == {"vector", "mean_z", "aie"}
     for key, tensor in load_file(one / "vector.safetensors").items():
-        assert torch.equal(tensor, load_file(other / "vector.safetensors")[key])
+        torch.testing.assert_close(tensor, load_file(other / "vector.safetensors")[key], rtol=0, atol=near)
 
 
 def written(folder: Path, content: object, name: str = "mine.json") -> Path:
@@ -614,7 +615,9 @@ def test_a_stopped_audit_goes_on_to_the_numbers_of_an_uninterrupted_one(
     written_before = (folder / "effects.parquet").stat().st_mtime_ns
     assert audit_again(ivlens, checkpoint, folder).status == 0
     assert (folder / "effects.parquet").stat().st_mtime_ns == written_before
-    assert_same_numbers(folder, finished)
+    # Two processes: the effects are of one, the rest is of another.
+    near = rounding.bound(rounding.chain(loader.load_without_adapters(checkpoint).cfg, CONTEXT))
+    assert_same_numbers(folder, finished, near=near)
 
 
 def test_a_fault_of_ours_keeps_its_traceback(checkpoint: Path, tmp_path: Path) -> None:
