@@ -50,11 +50,22 @@ TRIED = (
 )
 
 
-def test(kernels: Kernels) -> tuple[int, str]:
+def run_tests(kernels: Kernels) -> tuple[int, str]:
     """Exit status of pytest and what it said."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as temporary:
-        command = [sys.executable, "-m", "pytest", "tests", "-m", "numeric", "-q", "--no-header", "-p", "no:cacheprovider"]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "tests",
+            "-m",
+            "numeric",
+            "-q",
+            "--no-header",
+            "-p",
+            "no:cacheprovider",
+        ]
         done = subprocess.run(
             [*command, f"--basetemp={temporary}/pytest", *sys.argv[1:]],
             env=kernels.environment(),
@@ -73,7 +84,7 @@ def main() -> int:
     print(f"{len(tried)} sets of kernels on a processor whose own are {own}", flush=True)
     failed = []
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        for kernels, (status, said) in zip(tried, pool.map(test, tried), strict=True):
+        for kernels, (status, said) in zip(tried, pool.map(run_tests, tried), strict=True):
             print(said, flush=True)
             failed += [kernels] if status else []
     print("\n".join(f"failed: {kernels}" for kernels in failed) or "green on all of them")

@@ -13,12 +13,19 @@ from hypothesis import strategies as st
 
 from ivlens import measures
 
+pytestmark = pytest.mark.numeric
+
 
 def test_log_probs_equal_a_softmax() -> None:
     logits = torch.randn(4, 3, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     tokens = torch.tensor([[0, 1, 2], [3, 4, 5], [6, 0, 1], [2, 2, 2]])
     expected = logits.softmax(-1).gather(-1, tokens[..., None])[..., 0].log()
-    torch.testing.assert_close(measures.token_log_probs(logits, tokens), expected, rtol=0, atol=rounding.bound(7, size=4.0, dtype=torch.float64))
+    torch.testing.assert_close(
+        measures.token_log_probs(logits, tokens),
+        expected,
+        rtol=0,
+        atol=rounding.bound(7, size=4.0, dtype=torch.float64),
+    )
 
 
 def test_half_precision_logits_are_raised_before_the_softmax() -> None:

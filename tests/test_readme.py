@@ -34,19 +34,24 @@ def places(number: str) -> int:
     return len(number.partition(".")[2])
 
 
-@pytest.mark.parametrize("other", ["P 0.57 [0.10, 1.00] of 20", "P 0.55 [0.10, 1.00] of 21", "P 0.55 [0.10, 1.0] of 20"])
+@pytest.mark.parametrize(
+    "other", ["P 0.57 [0.10, 1.00] of 20", "P 0.55 [0.10, 1.00] of 21", "P 0.55 [0.10, 1.0] of 20"]
+)
 def test_another_number_is_another_text(other: str) -> None:
     assert_alike("P 0.55 [0.10, 1.00] of 20", "P 0.56 [0.10, 0.99] of 20")
     with pytest.raises(AssertionError):
         assert_alike("P 0.55 [0.10, 1.00] of 20", other)
 
 
+@pytest.mark.numeric
+@pytest.mark.command
 def test_the_first_python_block_prints_what_the_readme_says() -> None:
     code, printed = re.search(r"```python\n(.*?)```\n\n```text\n(.*?)```", README, re.DOTALL).groups()
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
     assert_alike(done.stdout, printed)
 
 
+@pytest.mark.command
 def test_the_loop_of_the_readme_learns() -> None:
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     loop = next(block for block in blocks if "finetune(" in block)

@@ -305,6 +305,7 @@ def test_complete_is_said_last(
         Audit.read(tmp_path / "run")
 
 
+@pytest.mark.command
 def test_figures_are_drawn_from_saved_numbers_without_the_model(found: Audit, folder: Path) -> None:
     script = (
         "import sys; from ivlens import Audit; figures = Audit.read(sys.argv[1]).figures(); "

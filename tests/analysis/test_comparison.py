@@ -415,6 +415,7 @@ def test_a_run_of_another_kind_is_no_comparison(tmp_path: Path) -> None:
 # What is shown
 
 
+@pytest.mark.command
 def test_figures_are_drawn_from_saved_numbers_without_the_model(found: Comparison, folder: Path) -> None:
     script = (
         "import sys; from ivlens import Comparison; figures = Comparison.read(sys.argv[1]).figures(); "

@@ -30,6 +30,8 @@ from ivlens.shapes import Head
 from ivlens.steering.vector_building import instruction_vector
 from ivlens.vectors.instruction_vector import InstructionVector
 
+pytestmark = pytest.mark.numeric
+
 SETTINGS = Settings(shots=3, clean_prompts=6, prompts=5, template=WORD_TEMPLATE)
 HEADS = (Head(0, 1), Head(2, 3), Head(2, 0))
 RANDOM = ((Head(0, 0), Head(1, 1), Head(2, 2)), (Head(1, 0), Head(1, 2), Head(1, 3)))

@@ -154,6 +154,7 @@ def shell(*arguments: object, code: str = "", **options: Any) -> subprocess.Pope
 # Help
 
 
+@pytest.mark.command
 def test_help_comes_quickly_and_without_torch() -> None:
     started = time.perf_counter()
     code = "import atexit; atexit.register(lambda: print('torch' in sys.modules, 'numpy' in sys.modules))"
@@ -598,6 +599,7 @@ def stopped(checkpoint: Path, folder: Path, wanted: signal.Signals) -> Outcome:
     return Outcome(process.returncode, out, err)
 
 
+@pytest.mark.command
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are others there")
 @pytest.mark.parametrize("wanted", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_audit_goes_on_to_the_numbers_of_an_uninterrupted_one(
@@ -620,6 +622,7 @@ def test_a_stopped_audit_goes_on_to_the_numbers_of_an_uninterrupted_one(
     assert_same_numbers(folder, finished, near=near)
 
 
+@pytest.mark.command
 def test_a_fault_of_ours_keeps_its_traceback(checkpoint: Path, tmp_path: Path) -> None:
     process = shell(
         "tasks",
@@ -719,6 +722,7 @@ def test_figures_of_what_is_no_run_are_one_line(ivlens: Ivlens, tmp_path: Path) 
 # Python, without the type checks of the test suite
 
 
+@pytest.mark.command
 def test_wrong_arguments_of_the_python_surface_are_sentences(checkpoint: Path) -> None:
     script = """
 import sys

@@ -21,6 +21,8 @@ from ivlens.prompts.tokens import tokenize
 from ivlens.training.benchmark_stages import stage
 from ivlens.training.stages import Stage
 
+pytestmark = pytest.mark.numeric
+
 EVALUATION = Evaluation(queries=6, few_shot_queries=4, shots=3, seed=2)
 GENERAL = ("antonym", "country-capital", "choose-first", "next-two")
 LEARNED = ("class-letter", "english-german")

@@ -41,6 +41,8 @@ from ivlens.training.guidance import GUIDANCE, Guidance
 from ivlens.training.loop import Examples, Training
 from ivlens.training.methods import METHODS, Lora
 
+pytestmark = pytest.mark.slow
+
 TABLES = ("evaluations", "steps", "aie")
 
 

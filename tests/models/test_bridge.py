@@ -39,6 +39,8 @@ from ivlens.steering.rows import steer_every_layer
 from ivlens.steering.steered_model import steered
 from ivlens.vectors.instruction_vector import InstructionVector
 
+pytestmark = pytest.mark.numeric
+
 HAS_HOOKED = int(version("transformer-lens").split(".")[0]) < 4
 needs_hooked = pytest.mark.skipif(not HAS_HOOKED, reason="TransformerLens 4 has no HookedTransformer")
 SMALL = {"shots": 3, "clean_prompts": 8, "prompts": 4, "template": WORD_TEMPLATE}

@@ -30,6 +30,8 @@ from ivlens.errors import ModelError
 from ivlens.models.hooked import model_name, weight_digest
 from ivlens.models.loader import load_without_adapters
 
+pytestmark = pytest.mark.numeric
+
 REQUEST = httpx.Request("GET", "https://huggingface.co/someone/model")
 TOKENS = torch.randint(4, 120, (2, 60), generator=torch.Generator().manual_seed(1))
 
@@ -115,6 +117,7 @@ def test_a_model_that_comes_out_different_is_refused(llama: Path, monkeypatch: p
         load_without_adapters(llama)
 
 
+@pytest.mark.command
 def test_loading_twice_gives_the_same_digest_in_any_process(llama: Path) -> None:
     code = (
         "import os, sys; before = dict(os.environ); from ivlens.models import hooked, loader;"

@@ -29,6 +29,7 @@ from ivlens.storage import tensor_files
 TOKENS = torch.randint(4, 120, (2, 40), generator=torch.Generator().manual_seed(1))
 # PEFT corrects fan_in_fan_out and says so, and asks transformers by an old name.
 pytestmark = [
+    pytest.mark.numeric,
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to:UserWarning"),
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
 ]

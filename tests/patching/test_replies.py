@@ -15,6 +15,8 @@ from ivlens.patching.replies import SHOWN
 from ivlens.prompts.builders import instructed, zero_shot
 from ivlens.prompts.template import Prompt
 
+pytestmark = pytest.mark.numeric
+
 
 def test_a_reply_is_what_greedy_decoding_writes_up_to_the_first_wrong_token(lab: HookedTransformer) -> None:
     task = ivlens.task("next-two")  # Answers of two tokens.

@@ -20,6 +20,8 @@ from ivlens.patching import branches, sweep
 from ivlens.patching.activations import answer_logits, last_z, mean_z
 from ivlens.shapes import MeanZ
 
+pytestmark = pytest.mark.numeric
+
 
 def random_z(model: HookedTransformer, seed: int = 1) -> MeanZ:
     shape = (model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_head)
@@ -90,6 +92,7 @@ def test_a_smaller_budget_changes_nothing() -> None:
     torch.testing.assert_close(small, large, rtol=0, atol=rounding.of_forward(model, tokens.prompts))
 
 
+@pytest.mark.command
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of a process is read from /proc")
 @pytest.mark.parametrize("mebibytes", [64, 128, 256])
 def test_the_sweep_keeps_its_memory_budget(mebibytes: int) -> None:
@@ -139,7 +142,9 @@ def test_an_answer_of_one_token_has_the_same_sign_in_both_effects() -> None:
 def test_the_mean_head_output_is_that_of_each_prompt_alone() -> None:
     model, tokens = random_hooked("local"), random_tokens()
     alone = torch.stack([last_z(model, tokens[i : i + 1])[0] for i in range(len(tokens))])
-    torch.testing.assert_close(mean_z(model, tokens), alone.mean(0), rtol=0, atol=rounding.of_forward(model, tokens.prompts))
+    torch.testing.assert_close(
+        mean_z(model, tokens), alone.mean(0), rtol=0, atol=rounding.of_forward(model, tokens.prompts)
+    )
 
 
 def test_low_precision_stays_near_full_precision() -> None:

@@ -142,6 +142,7 @@ def test_a_chrome_that_hangs_is_ended_and_said(tmp_path, fake_chrome):
     assert threading.active_count() == threads
 
 
+@pytest.mark.browser
 @needs_chrome
 def test_images_are_written_in_every_format_at_the_size_of_print(tmp_path):
     exported = export.export({"a": grid(), "b": plots.head_heatmap(np.eye(3), width="column")}, tmp_path)
@@ -152,6 +153,7 @@ def test_images_are_written_in_every_format_at_the_size_of_print(tmp_path):
     assert (tmp_path / "a.svg").read_text().startswith("<svg") and (tmp_path / "a.pdf").read_bytes()[:4] == b"%PDF"
 
 
+@pytest.mark.browser
 @needs_chrome
 def test_images_can_be_drawn_where_an_event_loop_runs_already(tmp_path):
     import asyncio
@@ -162,6 +164,7 @@ def test_images_can_be_drawn_where_an_event_loop_runs_already(tmp_path):
     assert names(asyncio.run(in_a_notebook())) == ["a.svg"]
 
 
+@pytest.mark.browser
 @needs_chrome
 def test_images_drawn_before_a_failure_are_kept(tmp_path, monkeypatch):
     draw = kaleido.Kaleido.calc_fig
@@ -179,6 +182,7 @@ def test_images_drawn_before_a_failure_are_kept(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.browser
 @needs_chrome
 def test_a_fault_of_ours_is_not_taken_for_a_failure_of_the_browser(tmp_path, monkeypatch):
     def broken(self):

@@ -29,6 +29,8 @@ from ivlens.steering.steered_model import steered
 from ivlens.steering.universal_heads import universal_heads
 from ivlens.steering.vector_building import instruction_vector
 
+pytestmark = pytest.mark.numeric
+
 PARTS = 10
 """Heads that each head of the lab model is split into."""
 POSITIONS = 60
@@ -133,7 +135,9 @@ def test_the_split_model_computes_what_the_lab_model_does(
 ) -> None:
     tokens = tokenize(lab, zero_shot(antonym.pairs[:8]))
     ours, theirs = (activations.answer_logits(model, tokens) for model in (split_lab, lab))
-    torch.testing.assert_close(ours.log_softmax(-1), theirs.log_softmax(-1), rtol=0, atol=rounding.of_forward(split_lab, tokens.prompts))
+    torch.testing.assert_close(
+        ours.log_softmax(-1), theirs.log_softmax(-1), rtol=0, atol=rounding.of_forward(split_lab, tokens.prompts)
+    )
 
 
 def test_a_vector_that_is_too_short_is_found_its_length(
@@ -175,7 +179,9 @@ def test_the_audit_reports_the_chosen_length_beside_scale_1(
         fwd_hooks=[(name, lambda resid, hook: kept.append(resid[:, -1].norm(dim=-1).mean()))],
     )
     wanted = float(found.vector.added.norm() / kept[0])
-    assert float(chosen["share"].iloc[0]) == pytest.approx(wanted, rel=rounding.bound(rounding.chain(lab.cfg, POSITIONS)))
+    assert float(chosen["share"].iloc[0]) == pytest.approx(
+        wanted, rel=rounding.bound(rounding.chain(lab.cfg, POSITIONS))
+    )
     by_layer = found.steering.query("heads == 'chosen'")
     assert set(by_layer["scale"]) == {found.vector.scale}
 
@@ -186,7 +192,9 @@ def test_dependence_is_measured_at_the_chosen_length_with_scale_1_beside_it(
     heads = parts_of(instruction_vector(lab, antonym, layer=2, scale=1.0).heads)
     vector = instruction_vector(split_lab, antonym, heads=heads, layer=2, scale=8.0)
     probe = probes.prepare(split_lab, antonym, vector, prompts=10, draws=2)
-    assert probe.vectors.norm(dim=1).tolist() == pytest.approx([float(vector.added.norm())] * 3, rel=rounding.bound(lab.cfg.d_model))
+    assert probe.vectors.norm(dim=1).tolist() == pytest.approx(
+        [float(vector.added.norm())] * 3, rel=rounding.bound(lab.cfg.d_model)
+    )
     found = dependence.per_prompt(split_lab, probe)
     whole = dependence.per_prompt(
         split_lab, probes.prepare(split_lab, antonym, vector.at(2, scale=1.0), prompts=10, draws=2)

@@ -31,6 +31,8 @@ from ivlens.steering.vector_building import instruction_vector
 from ivlens.vectors.head_writing import write_vector
 from ivlens.vectors.instruction_vector import InstructionVector
 
+pytestmark = pytest.mark.numeric
+
 SETTINGS = {"shots": 3, "clean_prompts": 12, "prompts": 6}
 
 

@@ -19,6 +19,8 @@ from ivlens.shapes import Head
 from ivlens.steering.universal_heads import Universal, universal_heads
 from ivlens.vectors.head_writing import write_vector
 
+pytestmark = pytest.mark.numeric
+
 SETTINGS = Settings(shots=3, clean_prompts=6, prompts=4, seed=1)
 GUIDES = ("antonym", "english-french", "singular-plural")
 

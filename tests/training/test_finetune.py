@@ -30,6 +30,8 @@ from ivlens.training.guidance import GUIDANCE, Guidance, Guide
 from ivlens.training.loop import Examples, Step, Training, answer_loss, finetune
 from ivlens.training.methods import Ewc, Lora, Lwf
 
+pytestmark = pytest.mark.numeric
+
 TRAINING = Training(steps=6, batch=4, rate=0.02, warmup=2, weight_decay=0.1, clip=2.0)
 CLIP = 1.4
 """A norm that some of these steps' gradients exceed."""

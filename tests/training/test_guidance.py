@@ -34,6 +34,8 @@ from ivlens.training.guidance import GUIDANCE, Guidance, Guide, keep_z, steer_an
 from ivlens.training.loop import Training, finetune
 from ivlens.training.methods import Lora
 
+pytestmark = pytest.mark.numeric
+
 HEADS = (Head(1, 2), Head(0, 3), Head(1, 0))
 TOKENS, BARE = small_tokens(), small_tokens(seed=1)
 

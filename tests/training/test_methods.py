@@ -34,6 +34,8 @@ from ivlens.training.guidance import Guidance, Guide, steer_answers
 from ivlens.training.loop import Examples, Step, Training, finetune
 from ivlens.training.methods import METHODS, Ewc, History, Lora, Lwf, Method, Olora, Replay, fisher
 
+pytestmark = pytest.mark.numeric
+
 TRAINING = Training(steps=5, batch=4, rate=0.02, warmup=1)
 
 
