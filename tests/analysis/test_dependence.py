@@ -122,6 +122,7 @@ def twin(model: HookedTransformer, probe: Probe) -> dict[tuple[str, str], list[f
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_dependence_is_that_of_one_hooked_run_per_prompt(kind: str) -> None:
     model, probe = random_hooked(kind), random_probe()

@@ -294,6 +294,7 @@ def test_a_slip_among_hundreds_of_pairs_is_a_warning(ivlens: Ivlens, tmp_path: P
 HOSTILE = "[red]x[/red]\x1b[31m\nnext\u202eline\x9b2J <b>"
 
 
+@pytest.mark.slow
 def test_names_from_files_are_only_text(ivlens: Ivlens, tmp_path: Path, checkpoint: Path) -> None:
     lines = [{"input": f"[bold]{i}", "output": "\x1b]0;x\x07 w"} for i in range(14)]
     path = written(tmp_path, {"name": HOSTILE, "instructions": ["[blink]\x1b[0m"], "pairs": lines})
@@ -376,6 +377,7 @@ def test_answers_that_begin_alike_are_warned_of_and_the_run_goes_on(
     assert "effect='nll'" in warning
 
 
+@pytest.mark.slow
 def test_an_adapter_is_audited_in_a_folder_of_its_own(
     ivlens: Ivlens, checkpoint: Path, adapter: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -389,6 +391,7 @@ def test_an_adapter_is_audited_in_a_folder_of_its_own(
     assert base["name"] == tuned["name"] and base["digest"] != tuned["digest"]
 
 
+@pytest.mark.slow
 def test_several_adapters_are_audited_as_merged_one_after_the_other(
     ivlens: Ivlens, checkpoint: Path, adapter: Path, tmp_path: Path
 ) -> None:
@@ -542,6 +545,7 @@ def test_a_read_only_file_system_is_one_line(ivlens: Ivlens, checkpoint: Path) -
     assert "cannot write /proc/ivlens-run" in found and "choose another --out" in found
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
     ivlens: Ivlens, checkpoint: Path, tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -635,6 +639,7 @@ def test_a_fault_of_ours_keeps_its_traceback(checkpoint: Path, tmp_path: Path) -
 # Heads, templates, wordings
 
 
+@pytest.mark.slow
 def test_universal_heads_are_printed_written_and_taken(ivlens: Ivlens, tmp_path: Path) -> None:
     path = tmp_path / "heads.json"
     line = ["universal", "lab", "--tasks", "antonym,first-letter", "--out", path, *SMALL]
@@ -652,6 +657,7 @@ def test_universal_heads_are_printed_written_and_taken(ivlens: Ivlens, tmp_path:
     assert record["settings"]["heads"] == heads and record["settings"]["top"] == 3
 
 
+@pytest.mark.slow
 def test_template_and_wording_are_recorded_and_said(ivlens: Ivlens, checkpoint: Path, tmp_path: Path) -> None:
     layout = written(tmp_path, {"prefixes": {"input": "W:"}}, "layout.json")
     line = ["audit", checkpoint, "--task", "antonym", "--out", tmp_path / "run", *SMALL]
@@ -672,6 +678,7 @@ CHAT = (
 )
 
 
+@pytest.mark.slow
 def test_the_checkpoints_own_chat_template_is_taken_by_name(ivlens: Ivlens, checkpoint: Path, tmp_path: Path) -> None:
     talking, line = tmp_path / "talking", ["--task", "antonym", "--out", tmp_path / "run", "--template", "chat", *SMALL]
     shutil.copytree(checkpoint, talking)
@@ -759,6 +766,7 @@ def compare(ivlens: Ivlens, checkpoint: Path, tuned: object, *more: object) -> O
     return ivlens("compare", checkpoint, tuned, "--task", "antonym", "--queries", 4, *SMALL, *more)
 
 
+@pytest.mark.slow
 def test_an_adapter_is_compared_with_its_base_printed_and_drawn(
     ivlens: Ivlens, checkpoint: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -229,6 +229,7 @@ TOKENIZER = vocabulary.tokenizer(ALL)
 # The curriculum
 
 
+@pytest.mark.slow
 def test_measured_prompts_are_in_no_document():
     stream = curriculum.documents(ALL, curriculum.READING, np.random.default_rng(0))
     texts = [document.text for document in itertools.islice(stream, 2000)]
@@ -242,6 +243,7 @@ def test_measured_prompts_are_in_no_document():
             assert ability == "neither" or not known, (one.name, ability)
 
 
+@pytest.mark.slow
 def test_no_document_holds_a_combination_that_is_kept_back():
     stream = curriculum.documents(ALL, curriculum.FACTS, np.random.default_rng(3))
     for document in itertools.islice(stream, 2000):
@@ -350,6 +352,7 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_a_few_steps_reduce_the_loss_and_one_seed_gives_one_model():
     phases = (Phase(lesson=curriculum.FACTS, steps=8), Phase(lesson=curriculum.READING, steps=3))
@@ -400,6 +403,7 @@ def test_the_model_reaches_what_it_is_meant_to(record):
         assert target["met"] == (above if relation == "at least" else below)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["antonym", "country-capital", "french-article"])
 def test_measuring_again_gives_what_the_record_says(name: str, model, record):
     prompts = abilities(BY_NAME[name], seed=record["seeds"]["prompts"] + 1)
@@ -411,6 +415,7 @@ def test_measuring_again_gives_what_the_record_says(name: str, model, record):
     assert abs(found.mean - record["tasks"][name]["ten-shot-probability"]["mean"]) < 0.1
 
 
+@pytest.mark.slow
 def test_steering_again_gives_what_the_record_says(model, record):
     found = evaluate.steering(model, BY_NAME["antonym"])
     for name, numbers in found.items():
@@ -425,6 +430,7 @@ def test_the_means_of_the_record_are_those_of_its_tasks(record):
     assert evaluate.targets(record["tasks"], means) == record["targets"]
 
 
+@pytest.mark.slow
 def test_attribution_finds_the_heads_that_carry(model):
     found = indirect_effects(model, BY_NAME["english-french"], prompts=10, clean_prompts=30)
     assert len(set(found.top(10)) & set(roles.CARRIERS)) >= 3

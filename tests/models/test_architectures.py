@@ -32,6 +32,7 @@ RECORD = json.loads(architectures.RECORD.read_text(encoding="utf-8"))
 DTYPES = {"load": torch.float32, "sweep": torch.float64, "steer": torch.float64, "lora": torch.float32}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_table_says_what_the_code_gives(family: str, tmp_path: Path) -> None:
     found, written = architectures.measure(family, tmp_path), RECORD[family]
@@ -162,6 +163,7 @@ def effects() -> Callable[[str, str], torch.Tensor]:
     return measured
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("effect", "unit"), [("prob", 1.0), ("nll", 3.0)])
 @pytest.mark.parametrize(("dtype", "bound"), [("bfloat16", 0.01), ("float16", 0.001)])
 def test_aie_in_16_bits_is_within_the_stated_bounds_of_float32(

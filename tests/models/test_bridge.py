@@ -125,6 +125,7 @@ def test_effects_on_a_bridge_are_those_of_hooks_on_transformers_own_model(family
                 assert abs(cie[row, layer, head] - (first_answer(hf, tokens, row) - plain)) < near
 
 
+@pytest.mark.slow
 @needs_hooked
 @pytest.mark.parametrize("effect", ["prob", "nll"])
 @pytest.mark.parametrize("family", FAMILIES)
@@ -144,6 +145,7 @@ def test_effects_on_a_bridge_are_those_on_a_hooked_transformer(
         torch.testing.assert_close(ours, theirs, rtol=0, atol=near)
 
 
+@pytest.mark.slow
 @needs_hooked
 @pytest.mark.parametrize("family", ["llama-gqa", "gemma2"])
 def test_all_that_is_done_on_a_hooked_transformer_is_done_on_a_bridge(
@@ -207,6 +209,7 @@ def numbers(frame: pd.DataFrame) -> torch.Tensor:
     return torch.tensor(frame.select_dtypes("number").to_numpy(float))
 
 
+@pytest.mark.slow
 @needs_hooked
 def test_a_bridge_is_audited_with_the_numbers_of_a_hooked_transformer(
     folders: Folders, word_task: Task, tmp_path: Path
@@ -223,6 +226,7 @@ def test_a_bridge_is_audited_with_the_numbers_of_a_hooked_transformer(
         torch.testing.assert_close(ours, theirs, rtol=0, atol=near, equal_nan=True)
 
 
+@pytest.mark.slow
 @needs_hooked
 def test_two_bridges_are_compared_with_the_numbers_of_hooked_transformers(folders: Folders, word_task: Task) -> None:
     bases, others = pair(folders("llama-gqa")), pair(folders("llama-gqa"))

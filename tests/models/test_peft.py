@@ -117,6 +117,7 @@ def test_an_adapter_of_all_linear_layers_means_here_what_it_means_in_peft(
     assert difference(log_probs(model), theirs) > 1, "the adapter must move the outputs"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_written_adapter_means_in_peft_what_it_means_here(
     family: str, folders: Callable[[str], Path], tmp_path: Path
@@ -158,6 +159,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", VARIANTS)
 def test_what_a_configuration_asks_for_is_done_as_peft_does_it(
     case: str, folders: Callable[[str], Path], tmp_path: Path

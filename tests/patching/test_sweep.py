@@ -47,6 +47,7 @@ def test_the_sweep_equals_one_run_per_head_and_each_prompt_alone(kind: str, effe
     assert_sweep_is_exact(random_hooked(kind), effect)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("effect", ["prob", "nll"])
 @pytest.mark.parametrize(
     ("kind", "fields"),
@@ -70,6 +71,7 @@ def test_a_model_without_norms_is_exact_too() -> None:
     assert_sweep_is_exact(model, "nll")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_sweep_is_exact_on_loaded_checkpoints(family: str, tmp_path) -> None:
     assert_sweep_is_exact(ivlens.load(build(family, tmp_path / "model"), dtype="float64"), "prob")

@@ -124,6 +124,7 @@ def test_a_disk_that_refuses_leaves_the_old_figure(tmp_path, monkeypatch):
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.command
 def test_a_chrome_that_ends_at_once_is_said(tmp_path, fake_chrome):
     fake_chrome("exit 1")
     exported = export.export({"a": grid()}, tmp_path / "out", ["png"], timeout=20.0)
@@ -131,6 +132,7 @@ def test_a_chrome_that_ends_at_once_is_said(tmp_path, fake_chrome):
     assert exported.notice is not None and "did not start within 20 s, or ended at once" in exported.notice
 
 
+@pytest.mark.command
 def test_a_chrome_that_hangs_is_ended_and_said(tmp_path, fake_chrome):
     fake_chrome(f"trap '' TERM INT; echo $$ > {tmp_path}/pid; while true; do sleep 0.1; done")
     start, threads = time.monotonic(), threading.active_count()
