@@ -1,8 +1,8 @@
 """The numeric tests on other kernels than this machine's own: `make test-numerics`.
 
 Another processor is another set of kernels, which round otherwise. PyTorch and oneDNN take narrower ones than the
-processor has when they are told to, so that a wide machine shows what happens on older ones. Every capability is tried
-with and without oneDNN's oldest kernels, and both with 1, 2 and 4 threads; the full product would show nothing more.
+processor has when they are told to, so that a wide machine shows what happens on older ones. Every value of every
+setting is tried, not all of their product; what this machine does by itself in one thread is what `make test` shows.
 """
 
 from __future__ import annotations
@@ -44,9 +44,7 @@ TRIED = (
     Kernels("avx2", None, 4),
     Kernels("avx2", "SSE41", 1),
     Kernels("avx512", "SSE41", 2),
-    Kernels("avx512", None, 1),
-    Kernels(None, "SSE41", 4),
-    Kernels(None, None, 2),
+    Kernels(None, None, 4),
 )
 
 
@@ -54,20 +52,9 @@ def run_tests(kernels: Kernels) -> tuple[int, str]:
     """Exit status of pytest and what it said."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as temporary:
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "tests",
-            "-m",
-            "numeric",
-            "-q",
-            "--no-header",
-            "-p",
-            "no:cacheprovider",
-        ]
+        options = ["-q", "--no-header", "-p", "no:cacheprovider", f"--basetemp={temporary}/pytest", *sys.argv[1:]]
         done = subprocess.run(
-            [*command, f"--basetemp={temporary}/pytest", *sys.argv[1:]],
+            [sys.executable, "-m", "pytest", "tests", "-m", "numeric and not command", *options],
             env=kernels.environment(),
             capture_output=True,
             text=True,

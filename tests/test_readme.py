@@ -44,7 +44,7 @@ def test_another_number_is_another_text(other: str) -> None:
 
 
 @pytest.mark.numeric
-@pytest.mark.command
+@pytest.mark.slow
 def test_the_first_python_block_prints_what_the_readme_says() -> None:
     code, printed = re.search(r"```python\n(.*?)```\n\n```text\n(.*?)```", README, re.DOTALL).groups()
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)

@@ -366,6 +366,7 @@ def test_what_the_model_cannot_hold_is_one_line(
     assert re.search(sentence, ivlens(*line, *options.split()).complaint())
 
 
+@pytest.mark.slow
 def test_answers_that_begin_alike_are_warned_of_and_the_run_goes_on(
     ivlens: Ivlens, checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -27,6 +27,7 @@ def model():
     return loader.load_without_adapters("lab")
 
 
+@pytest.mark.slow
 def test_the_committed_files_are_what_the_script_makes():
     written = {path.name: path.read_text(encoding="utf-8") for path in TASKS.iterdir()}
     assert written == made()

@@ -23,7 +23,6 @@ from ivlens.shapes import Head
 from ivlens.vectors.head_writing import write_vector
 
 pytestmark = [
-    pytest.mark.numeric,
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to:UserWarning"),
 ]

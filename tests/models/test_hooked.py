@@ -30,8 +30,6 @@ from ivlens.errors import ModelError
 from ivlens.models.hooked import model_name, weight_digest
 from ivlens.models.loader import load_without_adapters
 
-pytestmark = pytest.mark.numeric
-
 REQUEST = httpx.Request("GET", "https://huggingface.co/someone/model")
 TOKENS = torch.randint(4, 120, (2, 60), generator=torch.Generator().manual_seed(1))
 
@@ -63,6 +61,7 @@ def configure(folder: Path, **fields: object) -> Path:
     return folder
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("family", FAMILIES)
 def test_log_probabilities_equal_those_of_transformers(family: str, tmp_path: Path) -> None:
     folder = build(family, tmp_path / "tiny", seed=3)
@@ -94,6 +93,7 @@ OVERRIDES = {
 }
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("case", OVERRIDES)
 def test_unusual_configurations_come_out_right(case: str, tmp_path: Path) -> None:
     family, overrides = OVERRIDES[case]
@@ -147,6 +147,7 @@ def test_the_dtype_holds_everywhere(dtype: str, llama: Path) -> None:
     assert model.blocks[0].attn.rotary_sin.dtype == wanted
 
 
+@pytest.mark.numeric
 def test_float64_and_bfloat16_stay_near_float32(llama: Path) -> None:
     exact = load_without_adapters(llama, dtype="float64")(TOKENS).log_softmax(-1)
     model = load_without_adapters(llama)

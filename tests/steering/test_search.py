@@ -140,6 +140,7 @@ def test_the_split_model_computes_what_the_lab_model_does(
     )
 
 
+@pytest.mark.slow
 def test_a_vector_that_is_too_short_is_found_its_length(
     lab: HookedTransformer, split_lab: HookedTransformer, antonym: Task
 ) -> None:
@@ -156,6 +157,7 @@ def test_a_vector_that_is_too_short_is_found_its_length(
     assert unscaled <= 0.3 and chosen >= 0.9
 
 
+@pytest.mark.slow
 def test_the_audit_reports_the_chosen_length_beside_scale_1(
     lab: HookedTransformer, split_lab: HookedTransformer, antonym: Task, tmp_path: Path
 ) -> None:
@@ -186,6 +188,7 @@ def test_the_audit_reports_the_chosen_length_beside_scale_1(
     assert set(by_layer["scale"]) == {found.vector.scale}
 
 
+@pytest.mark.slow
 def test_dependence_is_measured_at_the_chosen_length_with_scale_1_beside_it(
     lab: HookedTransformer, split_lab: HookedTransformer, antonym: Task
 ) -> None:

@@ -87,6 +87,7 @@ class Spoiled(Lora):
         return (b - b.detach()).square().sum().sqrt() if self.infinite_slope else b.sum() * math.nan
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [1, 5])
 def test_a_training_killed_after_any_step_goes_on_bit_for_bit(
     model: HookedTransformer, tmp_path: Path, killed: int
