@@ -3,13 +3,25 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-tl4 fuzz check bench figures notebooks lab clean
+# Tests run in as many processes; each computes in one thread, so that they do not stand in each other's way.
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+
+.PHONY: demo quick test test-numerics test-tl4 fuzz check bench figures notebooks lab clean
 
 demo: .venv/installed
 	$(BIN)/ivlens audit lab --task antonym --out runs/demo
 
+# Within a minute: what each room does on tiny models, without training, browser, notebooks or other processes.
+quick: .venv/installed-test
+	$(PYTEST) tests -m "not (slow or command or browser)"
+
 test: .venv/installed-test
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+# On this processor's kernels and on those of older ones: numbers are compared within what rounding allows.
+test-numerics: .venv/installed-test
+	$(BIN)/python tests/numerics.py
 
 # TransformerLens 4 has no HookedTransformer: the tests of its TransformerBridge alone, in an environment of their own.
 test-tl4: .venv-tl4/installed

@@ -83,6 +83,8 @@ def differences(one: Path, other: Path) -> Iterator[str]:
         {str(path.relative_to(folder)) for folder in [root] for path in root.rglob("*") if path.suffix in _READERS}
         for root in (one, other)
     ]
+    if not names[0] | names[1]:
+        yield f"neither {one} nor {other} has a table or a tensor"
     for name in sorted(names[0] ^ names[1]):
         yield f"{name}: only in {one if name in names[0] else other}"
     for name in sorted(names[0] & names[1]):

@@ -281,6 +281,7 @@ def test_every_public_name_is_there_and_says_what_it_is(name):
     assert name in dir(ivlens)
 
 
+@pytest.mark.command
 def test_public_functions_stay_functions_in_whatever_order_modules_are_imported():
     code = """
     import itertools, sys, types
@@ -298,6 +299,7 @@ def test_public_functions_stay_functions_in_whatever_order_modules_are_imported(
     assert len(python(code).splitlines()) == 6
 
 
+@pytest.mark.command
 @pytest.mark.parametrize("module", ["ivlens", "ivlens.cli"])
 def test_importing_costs_nothing(module):
     code = f"""
@@ -320,6 +322,7 @@ def test_only_commands_print():
     assert not printing
 
 
+@pytest.mark.command
 @pytest.mark.skipif(
     not (ROOT / ".git").exists() or shutil.which("git") is None, reason="not a clone: which files are ours is unknown"
 )

@@ -97,6 +97,7 @@ def browser():
         browser.close()
 
 
+@pytest.mark.browser
 @every_notebook
 def test_its_figures_show_in_the_exported_page_without_the_net(path: Path, browser, tmp_path: Path) -> None:
     page_path = tmp_path / "page.html"

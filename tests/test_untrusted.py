@@ -64,6 +64,8 @@ from ivlens.vectors.convert import read_effects
 from ivlens.vectors.instruction_vector import InstructionVector
 from ivlens.vectors.vector_formats import Facts
 
+pytestmark = pytest.mark.slow
+
 ASKED = int(os.environ.get("IVLENS_FUZZ", "0"))
 MODEL = small_model()
 MEMORY = 2**30

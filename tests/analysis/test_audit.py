@@ -251,6 +251,7 @@ def test_a_complete_run_is_read_and_not_computed_again(
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", ["effects", "steering", "heads", "measures", "vector"])
 def test_a_run_that_was_cut_off_goes_on_to_the_same_numbers(
     tiny: HookedTransformer, known: Task, found: Audit, folder: Path, tmp_path: Path, after: str
@@ -305,6 +306,7 @@ def test_complete_is_said_last(
         Audit.read(tmp_path / "run")
 
 
+@pytest.mark.command
 def test_figures_are_drawn_from_saved_numbers_without_the_model(found: Audit, folder: Path) -> None:
     script = (
         "import sys; from ivlens import Audit; figures = Audit.read(sys.argv[1]).figures(); "

@@ -232,6 +232,7 @@ def test_the_base_model_is_left_as_it_was(
     assert hooked.weight_digest(base) == digest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", ["adapter", "model", "merged checkpoint"])
 def test_the_tuned_model_can_be_given_in_every_form(
     found: Comparison,
@@ -259,6 +260,7 @@ def test_models_can_be_given_by_name(checkpoint: Path, adapter_folder: Path, wor
     assert "base → base + tuned" in repr(compare(str(checkpoint), adapter_folder, word_task, **few))
 
 
+@pytest.mark.slow
 def test_several_adapters_are_compared_as_their_sum(
     checkpoint: Path, adapter_folder: Path, word_task: Task, tmp_path: Path
 ) -> None:
@@ -350,6 +352,7 @@ def test_without_out_nothing_is_written_and_the_numbers_are_the_same(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [0, 1, 2, 3, 4, 5])
 def test_a_run_that_was_cut_off_goes_on_to_the_same_numbers(
     found: Comparison,
@@ -371,6 +374,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_numbers(
     assert not list(cut.glob(".ivlens-tmp*"))
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_the_base_model_and_goes_on(
     found: Comparison,
     base: HookedTransformer,
@@ -415,6 +419,7 @@ def test_a_run_of_another_kind_is_no_comparison(tmp_path: Path) -> None:
 # What is shown
 
 
+@pytest.mark.command
 def test_figures_are_drawn_from_saved_numbers_without_the_model(found: Comparison, folder: Path) -> None:
     script = (
         "import sys; from ivlens import Comparison; figures = Comparison.read(sys.argv[1]).figures(); "

@@ -31,6 +31,7 @@ def opposites() -> Task:
     return dataclasses.replace(whole, pairs=whole.pairs[:40], instructions=(VAGUE, whole.instructions[0], VAGUE))
 
 
+@pytest.mark.slow
 def test_the_wording_that_the_model_follows_is_the_best(
     lab: HookedTransformer, opposites: Task, tmp_path: Path
 ) -> None:
@@ -78,6 +79,7 @@ def test_all_wordings_in_turn_are_the_default(tiny: HookedTransformer, word_task
     assert usual.instructions is None and usual.vector.task_digest == word_task.digest
 
 
+@pytest.mark.slow
 def test_a_comparison_is_made_in_the_base_models_best_wording(tiny: HookedTransformer, word_task: Task) -> None:
     adapter = lora.fresh(tiny, LoraConfig(rank=2))
     for factors in adapter.factors.values():

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import pytest
+import rounding
 import torch
 from choreographer.browsers.chromium import Chromium
 from safetensors.torch import load_file, save_file
@@ -122,13 +123,13 @@ def unfinish(folder: Path, *, keep: tuple[str, ...] = (), **changes: Any) -> Non
     (folder / "run.json").write_text(json.dumps(record))
 
 
-def assert_same_numbers(one: Path, other: Path) -> None:
+def assert_same_numbers(one: Path, other: Path, *, near: float = 0.0) -> None:
     for name in TABLES:
         frames = [pd.read_parquet(folder / f"{name}.parquet") for folder in (one, other)]
-        pd.testing.assert_frame_equal(*frames, check_exact=True)
+        pd.testing.assert_frame_equal(*frames, check_exact=not near, rtol=0, atol=near)
     assert load_file(one / "vector.safetensors").keys() == {"vector", "mean_z", "aie"}
     for key, tensor in load_file(one / "vector.safetensors").items():
-        assert torch.equal(tensor, load_file(other / "vector.safetensors")[key])
+        torch.testing.assert_close(tensor, load_file(other / "vector.safetensors")[key], rtol=0, atol=near)
 
 
 def written(folder: Path, content: object, name: str = "mine.json") -> Path:
@@ -153,6 +154,7 @@ def shell(*arguments: object, code: str = "", **options: Any) -> subprocess.Pope
 # Help
 
 
+@pytest.mark.command
 def test_help_comes_quickly_and_without_torch() -> None:
     started = time.perf_counter()
     code = "import atexit; atexit.register(lambda: print('torch' in sys.modules, 'numpy' in sys.modules))"
@@ -292,6 +294,7 @@ def test_a_slip_among_hundreds_of_pairs_is_a_warning(ivlens: Ivlens, tmp_path: P
 HOSTILE = "[red]x[/red]\x1b[31m\nnext\u202eline\x9b2J <b>"
 
 
+@pytest.mark.slow
 def test_names_from_files_are_only_text(ivlens: Ivlens, tmp_path: Path, checkpoint: Path) -> None:
     lines = [{"input": f"[bold]{i}", "output": "\x1b]0;x\x07 w"} for i in range(14)]
     path = written(tmp_path, {"name": HOSTILE, "instructions": ["[blink]\x1b[0m"], "pairs": lines})
@@ -363,6 +366,7 @@ def test_what_the_model_cannot_hold_is_one_line(
     assert re.search(sentence, ivlens(*line, *options.split()).complaint())
 
 
+@pytest.mark.slow
 def test_answers_that_begin_alike_are_warned_of_and_the_run_goes_on(
     ivlens: Ivlens, checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -374,6 +378,7 @@ def test_answers_that_begin_alike_are_warned_of_and_the_run_goes_on(
     assert "effect='nll'" in warning
 
 
+@pytest.mark.slow
 def test_an_adapter_is_audited_in_a_folder_of_its_own(
     ivlens: Ivlens, checkpoint: Path, adapter: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -387,6 +392,7 @@ def test_an_adapter_is_audited_in_a_folder_of_its_own(
     assert base["name"] == tuned["name"] and base["digest"] != tuned["digest"]
 
 
+@pytest.mark.slow
 def test_several_adapters_are_audited_as_merged_one_after_the_other(
     ivlens: Ivlens, checkpoint: Path, adapter: Path, tmp_path: Path
 ) -> None:
@@ -540,6 +546,7 @@ def test_a_read_only_file_system_is_one_line(ivlens: Ivlens, checkpoint: Path) -
     assert "cannot write /proc/ivlens-run" in found and "choose another --out" in found
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
     ivlens: Ivlens, checkpoint: Path, tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -597,6 +604,7 @@ def stopped(checkpoint: Path, folder: Path, wanted: signal.Signals) -> Outcome:
     return Outcome(process.returncode, out, err)
 
 
+@pytest.mark.command
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are others there")
 @pytest.mark.parametrize("wanted", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_audit_goes_on_to_the_numbers_of_an_uninterrupted_one(
@@ -614,9 +622,12 @@ def test_a_stopped_audit_goes_on_to_the_numbers_of_an_uninterrupted_one(
     written_before = (folder / "effects.parquet").stat().st_mtime_ns
     assert audit_again(ivlens, checkpoint, folder).status == 0
     assert (folder / "effects.parquet").stat().st_mtime_ns == written_before
-    assert_same_numbers(folder, finished)
+    # Two processes: the effects are of one, the rest is of another.
+    near = rounding.bound(rounding.chain(loader.load_without_adapters(checkpoint).cfg, CONTEXT))
+    assert_same_numbers(folder, finished, near=near)
 
 
+@pytest.mark.command
 def test_a_fault_of_ours_keeps_its_traceback(checkpoint: Path, tmp_path: Path) -> None:
     process = shell(
         "tasks",
@@ -629,6 +640,7 @@ def test_a_fault_of_ours_keeps_its_traceback(checkpoint: Path, tmp_path: Path) -
 # Heads, templates, wordings
 
 
+@pytest.mark.slow
 def test_universal_heads_are_printed_written_and_taken(ivlens: Ivlens, tmp_path: Path) -> None:
     path = tmp_path / "heads.json"
     line = ["universal", "lab", "--tasks", "antonym,first-letter", "--out", path, *SMALL]
@@ -646,6 +658,7 @@ def test_universal_heads_are_printed_written_and_taken(ivlens: Ivlens, tmp_path:
     assert record["settings"]["heads"] == heads and record["settings"]["top"] == 3
 
 
+@pytest.mark.slow
 def test_template_and_wording_are_recorded_and_said(ivlens: Ivlens, checkpoint: Path, tmp_path: Path) -> None:
     layout = written(tmp_path, {"prefixes": {"input": "W:"}}, "layout.json")
     line = ["audit", checkpoint, "--task", "antonym", "--out", tmp_path / "run", *SMALL]
@@ -666,6 +679,7 @@ CHAT = (
 )
 
 
+@pytest.mark.slow
 def test_the_checkpoints_own_chat_template_is_taken_by_name(ivlens: Ivlens, checkpoint: Path, tmp_path: Path) -> None:
     talking, line = tmp_path / "talking", ["--task", "antonym", "--out", tmp_path / "run", "--template", "chat", *SMALL]
     shutil.copytree(checkpoint, talking)
@@ -716,6 +730,7 @@ def test_figures_of_what_is_no_run_are_one_line(ivlens: Ivlens, tmp_path: Path) 
 # Python, without the type checks of the test suite
 
 
+@pytest.mark.command
 def test_wrong_arguments_of_the_python_surface_are_sentences(checkpoint: Path) -> None:
     script = """
 import sys
@@ -752,6 +767,7 @@ def compare(ivlens: Ivlens, checkpoint: Path, tuned: object, *more: object) -> O
     return ivlens("compare", checkpoint, tuned, "--task", "antonym", "--queries", 4, *SMALL, *more)
 
 
+@pytest.mark.slow
 def test_an_adapter_is_compared_with_its_base_printed_and_drawn(
     ivlens: Ivlens, checkpoint: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -141,6 +141,7 @@ def test_a_table_that_is_no_text_or_lacks_a_column_is_refused(tmp_path: Path) ->
         task(write(tmp_path / "mine.json", []), columns=("a", "b"))
 
 
+@pytest.mark.slow
 @QUICK
 @given(
     st.lists(st.tuples(*[st.text(st.characters(codec="utf-8"), max_size=4)] * 2), max_size=5), st.binary(max_size=40)
@@ -153,6 +154,7 @@ def test_any_table_is_a_task_or_refused(tmp_path: Path, rows: list[tuple[str, st
         task_or_sentence(tmp_path / "any.csv")
 
 
+@pytest.mark.slow
 @QUICK
 @given(st.sampled_from(["test", "labels"]), FILES, st.booleans())
 def test_any_file_in_a_benchmarks_folder_is_a_task_or_refused(

@@ -170,6 +170,7 @@ def test_instruction_and_knowledge_are_of_the_same_tasks(found, drawn):
     assert accuracy.line.dash == "dot" and accuracy.line.color == probability.line.color
 
 
+@pytest.mark.slow
 def test_knowledge_that_was_not_measured_is_no_line_and_not_0():
     frame = evaluations()
     frame.loc[frame["measure"].str.startswith("knowledge"), "value"] = NAN
@@ -197,6 +198,7 @@ def test_every_cell_of_r_has_its_mean_and_what_seeds_gave(found, drawn):
     assert (first.x0, first.y0) == (0.5, 0.5), "the first stage learns the first task"
 
 
+@pytest.mark.slow
 def test_a_task_that_was_not_measured_is_a_gap_in_r():
     frame = evaluations()
     frame.loc[(frame["task"] == LEARNED[1]) & (frame["stage"] == 2), "value"] = NAN
@@ -301,6 +303,7 @@ def test_without_probes_their_figures_are_left_out():
     assert names == ["accuracy", "r-matrix", "instruction-knowledge", "methods", "trade-off"]
 
 
+@pytest.mark.slow
 def test_a_probe_without_instruction_has_no_panel_of_what_was_not_measured():
     frame = evaluations()
     asked = frame["measure"].isin(["necessity", "shift", "instruction accuracy", "steered instruction accuracy"])
@@ -309,6 +312,7 @@ def test_a_probe_without_instruction_has_no_panel_of_what_was_not_measured():
     assert titles(drawn["dependence"]) == ["sufficiency"] and titles(drawn["recovery"]) == ["query alone"]
 
 
+@pytest.mark.slow
 def test_one_seed_has_values_but_no_intervals():
     drawn = figures.figures(study(seeds=(4,)))
     assert "1 seed, no intervals" in drawn["methods"].layout.title.text
@@ -326,6 +330,7 @@ def test_a_study_of_one_stage_has_no_forgetting_and_one_method_nothing_beside_it
     assert {trace.name for trace in drawn["drift"].data if trace.name} == {"this method"}
 
 
+@pytest.mark.slow
 def test_many_methods_and_stages_fit_a_page():
     methods = ("lora", *(f"{name}+{form}" for name in ("lora", "ewc", "lwf") for form in ("iv", "kl", "iv-random")))
     tasks = tuple(f"task-{number}" for number in range(15))
@@ -336,6 +341,7 @@ def test_many_methods_and_stages_fit_a_page():
     assert len(titles(drawn["r-matrix"])) == 8
 
 
+@pytest.mark.slow
 def test_names_are_never_read_as_markup():
     tasks = ("<b>bold</b>", "class-letter")
     figure = figures.figures(study(learned=tasks))["r-matrix"]

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import psutil
 import pytest
+import rounding
 import torch
 from choreographer.browsers.chromium import Chromium
 from small import PLAN, small_plan
@@ -40,10 +41,13 @@ from ivlens.training.guidance import GUIDANCE, Guidance
 from ivlens.training.loop import Examples, Training
 from ivlens.training.methods import METHODS, Lora
 
+pytestmark = pytest.mark.slow
+
 TABLES = ("evaluations", "steps", "aie")
 
 
 def assert_same_bytes(one: Path, other: Path) -> None:
+    """Also of two processes: a cell pins its threads, and has the same bits on the same machine."""
     for name in TABLES:
         assert (one / f"{name}.parquet").read_bytes() == (other / f"{name}.parquet").read_bytes(), name
 
@@ -108,9 +112,10 @@ def test_the_tuned_models_numbers_are_those_of_its_adapters(found: Study, folder
     for number in (1, 2):
         with lora.attached(lab, *adapters[:number]):
             logits = method_run.loop.differentiable_answer_logits(lab, tokens)
+        near = rounding.bound(rounding.chain(lab.cfg, tokens.prompts.shape[1]), size=float(logits.abs().max()))
         wanted = logits[:, 0].softmax(-1).gather(1, tokens.answers[:, :1]).double().mean()
         rows = found.evaluations.query("method == 'lora' and task == 'class-letter' and measure == 'probability'")
-        assert float(rows.set_index("stage")["value"][number]) == pytest.approx(float(wanted), rel=1e-5)
+        assert float(rows.set_index("stage")["value"][number]) == pytest.approx(float(wanted), rel=near)
 
 
 def test_plain_lora_in_a_study_is_finetune_called_by_hand(found: Study, lab: HookedTransformer) -> None:

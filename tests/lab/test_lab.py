@@ -104,10 +104,10 @@ def test_a_word_alone_does_not_tell_the_task():
 
 
 def test_statements_take_an_input_and_a_space():
-    for one in ALL:
-        if one.statement is not None:
-            assert one.statement.count("{input}") == 1
-            assert one.statement == one.statement.strip()
+    statements = [one.statement for one in ALL if one.statement is not None]
+    assert len(statements) >= 10
+    for statement in statements:
+        assert statement.count("{input}") == 1 and statement == statement.strip()
 
 
 @pytest.mark.parametrize("name", LETTER_TASKS)
@@ -122,7 +122,8 @@ def test_lengths_are_what_python_computes():
 def test_neighbours_are_inverse_to_each_other():
     for following, previous in (("next-item", "previous-item"), ("next-letter", "previous-letter")):
         back = facts(previous)
-        assert all(back[after] == given for given, after in facts(following).items() if after in back)
+        both = {given: after for given, after in facts(following).items() if after in back}
+        assert len(both) >= 20 and all(back[after] == given for given, after in both.items())
 
 
 def test_neighbours_follow_the_calendar_and_the_digits():
@@ -149,11 +150,8 @@ def test_articles_stand_before_the_word_that_the_dictionary_gives():
 
 def test_opposites_are_opposite_in_both_directions_or_one_word_has_two():
     opposites = facts("antonym")
-    assert all(
-        opposites[opposites[word]] == word
-        for word in opposites
-        if opposites[word] in opposites and word not in {"new", "find"}
-    )
+    both = [word for word in opposites if opposites[word] in opposites and word not in {"new", "find"}]
+    assert len(both) >= 50 and all(opposites[opposites[word]] == word for word in both)
 
 
 def test_countries_are_the_same_everywhere():
@@ -164,7 +162,7 @@ def test_countries_are_the_same_everywhere():
     shared = {country: language[country] for country in language if language[country] in set(nationality.values())}
     # Where a language is named like a nationality, it is spoken in that nationality's country.
     homes = {people: country for country, people in nationality.items()}
-    assert all(language[homes[tongue]] == tongue for tongue in shared.values())
+    assert len(shared) >= 10 and all(language[homes[tongue]] == tongue for tongue in shared.values())
     capitals = facts("country-capital")
     assert len(set(capitals.values())) == len(capitals)
 
@@ -231,6 +229,7 @@ TOKENIZER = vocabulary.tokenizer(ALL)
 # The curriculum
 
 
+@pytest.mark.slow
 def test_measured_prompts_are_in_no_document():
     stream = curriculum.documents(ALL, curriculum.READING, np.random.default_rng(0))
     texts = [document.text for document in itertools.islice(stream, 2000)]
@@ -244,6 +243,7 @@ def test_measured_prompts_are_in_no_document():
             assert ability == "neither" or not known, (one.name, ability)
 
 
+@pytest.mark.slow
 def test_no_document_holds_a_combination_that_is_kept_back():
     stream = curriculum.documents(ALL, curriculum.FACTS, np.random.default_rng(3))
     for document in itertools.islice(stream, 2000):
@@ -352,6 +352,7 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_a_few_steps_reduce_the_loss_and_one_seed_gives_one_model():
     phases = (Phase(lesson=curriculum.FACTS, steps=8), Phase(lesson=curriculum.READING, steps=3))
@@ -402,6 +403,7 @@ def test_the_model_reaches_what_it_is_meant_to(record):
         assert target["met"] == (above if relation == "at least" else below)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["antonym", "country-capital", "french-article"])
 def test_measuring_again_gives_what_the_record_says(name: str, model, record):
     prompts = abilities(BY_NAME[name], seed=record["seeds"]["prompts"] + 1)
@@ -413,6 +415,7 @@ def test_measuring_again_gives_what_the_record_says(name: str, model, record):
     assert abs(found.mean - record["tasks"][name]["ten-shot-probability"]["mean"]) < 0.1
 
 
+@pytest.mark.slow
 def test_steering_again_gives_what_the_record_says(model, record):
     found = evaluate.steering(model, BY_NAME["antonym"])
     for name, numbers in found.items():
@@ -427,6 +430,7 @@ def test_the_means_of_the_record_are_those_of_its_tasks(record):
     assert evaluate.targets(record["tasks"], means) == record["targets"]
 
 
+@pytest.mark.slow
 def test_attribution_finds_the_heads_that_carry(model):
     found = indirect_effects(model, BY_NAME["english-french"], prompts=10, clean_prompts=30)
     assert len(set(found.top(10)) & set(roles.CARRIERS)) >= 3

@@ -27,11 +27,13 @@ def model():
     return loader.load_without_adapters("lab")
 
 
+@pytest.mark.slow
 def test_the_committed_files_are_what_the_script_makes():
     written = {path.name: path.read_text(encoding="utf-8") for path in TASKS.iterdir()}
     assert written == made()
 
 
+@pytest.mark.slow
 def test_every_sequence_can_be_learned_in_its_order():
     assert {name: len(names) for name, names in SEQUENCES.items()} == {"lab-func": 5, "lab-long": 15, "lab-trace": 8}
     assert {f"{name}.json" for name in ALL} == set(made())
@@ -82,6 +84,7 @@ def test_a_function_answers_with_one_token(model):
             assert len(model.tokenizer.encode(f" {pair.output}", add_special_tokens=False)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("one", ALL.values(), ids=lambda one: one.name)
 def test_the_model_cannot_do_the_task_yet(one: Task, model):
     with torch.no_grad():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import architectures
 import pytest
+import rounding
 import torch
 from checkpoints import FAMILIES, build
 from conftest import random_tokens
@@ -27,15 +28,17 @@ pytestmark = [
 ]
 
 RECORD = json.loads(architectures.RECORD.read_text(encoding="utf-8"))
-BOUNDS = {"load": 1e-4, "sweep": 1e-12, "steer": 1e-12, "lora": 1e-4}
+DTYPES = {"load": torch.float32, "sweep": torch.float64, "steer": torch.float64, "lora": torch.float32}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_table_says_what_the_code_gives(family: str, tmp_path: Path) -> None:
     found, written = architectures.measure(family, tmp_path), RECORD[family]
-    for name, bound in BOUNDS.items():
-        # Rounding differs from machine to machine.
-        assert found[name] <= min(bound, 30 * written[name]), name
+    for name, dtype in DTYPES.items():
+        # Three layers of width 32 on 60 tokens (see `rounding.chain`), and logits up to about 10.
+        near = rounding.bound(1200, size=10.0, dtype=dtype)
+        assert found[name] <= near and written[name] <= near, name
     assert [found[name] for name in ("audit", "compare")] == [written["audit"], written["compare"]] == [True, True]
 
 
@@ -159,6 +162,7 @@ def effects() -> Callable[[str, str], torch.Tensor]:
     return measured
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("effect", "unit"), [("prob", 1.0), ("nll", 3.0)])
 @pytest.mark.parametrize(("dtype", "bound"), [("bfloat16", 0.01), ("float16", 0.001)])
 def test_aie_in_16_bits_is_within_the_stated_bounds_of_float32(

@@ -19,6 +19,8 @@ from ivlens.models.lora import Adapter, Factors, LoraConfig
 from ivlens.models.weights import TARGETS, Target, locate
 from ivlens.patching import sweep
 
+pytestmark = pytest.mark.numeric
+
 TOKENS = torch.randint(4, 120, (3, 12), generator=torch.Generator().manual_seed(0))
 # No two widths alike, so that a transposed or misplaced update cannot fit by chance.
 WIDTHS = {"d_head": 6, "d_model": 20, "d_mlp": 28}

@@ -31,6 +31,8 @@ from ivlens.steering.vector_building import instruction_vector
 from ivlens.training.guidance import steer_answers
 from ivlens.vectors.instruction_vector import InstructionVector
 
+pytestmark = pytest.mark.numeric
+
 TOKENS = random_tokens(6, 16, 4, vocab=100)  # Answers of 1, 2, 3, 4, 1 and 2 tokens; prompts of 6 to 16.
 NEAR = {"rtol": 0, "atol": 1e-11}
 """Rounding of float64 over three layers."""

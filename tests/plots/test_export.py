@@ -124,6 +124,7 @@ def test_a_disk_that_refuses_leaves_the_old_figure(tmp_path, monkeypatch):
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.command
 def test_a_chrome_that_ends_at_once_is_said(tmp_path, fake_chrome):
     fake_chrome("exit 1")
     exported = export.export({"a": grid()}, tmp_path / "out", ["png"], timeout=20.0)
@@ -131,6 +132,7 @@ def test_a_chrome_that_ends_at_once_is_said(tmp_path, fake_chrome):
     assert exported.notice is not None and "did not start within 20 s, or ended at once" in exported.notice
 
 
+@pytest.mark.command
 def test_a_chrome_that_hangs_is_ended_and_said(tmp_path, fake_chrome):
     fake_chrome(f"trap '' TERM INT; echo $$ > {tmp_path}/pid; while true; do sleep 0.1; done")
     start, threads = time.monotonic(), threading.active_count()
@@ -142,6 +144,7 @@ def test_a_chrome_that_hangs_is_ended_and_said(tmp_path, fake_chrome):
     assert threading.active_count() == threads
 
 
+@pytest.mark.browser
 @needs_chrome
 def test_images_are_written_in_every_format_at_the_size_of_print(tmp_path):
     exported = export.export({"a": grid(), "b": plots.head_heatmap(np.eye(3), width="column")}, tmp_path)
@@ -152,6 +155,7 @@ def test_images_are_written_in_every_format_at_the_size_of_print(tmp_path):
     assert (tmp_path / "a.svg").read_text().startswith("<svg") and (tmp_path / "a.pdf").read_bytes()[:4] == b"%PDF"
 
 
+@pytest.mark.browser
 @needs_chrome
 def test_images_can_be_drawn_where_an_event_loop_runs_already(tmp_path):
     import asyncio
@@ -162,6 +166,7 @@ def test_images_can_be_drawn_where_an_event_loop_runs_already(tmp_path):
     assert names(asyncio.run(in_a_notebook())) == ["a.svg"]
 
 
+@pytest.mark.browser
 @needs_chrome
 def test_images_drawn_before_a_failure_are_kept(tmp_path, monkeypatch):
     draw = kaleido.Kaleido.calc_fig
@@ -179,6 +184,7 @@ def test_images_drawn_before_a_failure_are_kept(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.browser
 @needs_chrome
 def test_a_fault_of_ours_is_not_taken_for_a_failure_of_the_browser(tmp_path, monkeypatch):
     def broken(self):

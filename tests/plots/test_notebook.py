@@ -79,6 +79,7 @@ def test_what_ipython_displays_has_text_for_a_terminal(jupyter, monkeypatch):
     assert all(bundle.keys() == {DATA, "text/html", "text/plain"} for bundle in shown)
 
 
+@pytest.mark.browser
 @pytest.mark.skipif(CHROME is None, reason="no Chrome or Chromium on this machine")
 def test_figures_draw_themselves_without_the_net(tmp_path):
     page = tmp_path / "page.html"

@@ -301,6 +301,7 @@ def opened(tab: Callable[[str], Page], told: list[str]) -> Iterator[Any]:
     assert told == []
 
 
+@pytest.mark.browser
 @needs_chrome
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("kind", KINDS)
@@ -325,6 +326,7 @@ def column(page: Page, table: int, number: int) -> list[str]:
     )
 
 
+@pytest.mark.browser
 @needs_chrome
 def test_a_click_or_a_key_sorts_a_table_by_its_numbers(opened: Any) -> None:
     page = opened("audit")
@@ -347,6 +349,7 @@ def test_a_click_or_a_key_sorts_a_table_by_its_numbers(opened: Any) -> None:
     assert other.get_attribute("aria-sort") == "none" and column(page, 0, 1) == before
 
 
+@pytest.mark.browser
 @needs_chrome
 def test_numbers_are_sorted_by_size_and_sign_and_what_was_not_measured_comes_last(opened: Any) -> None:
     page = opened("compare")
@@ -366,6 +369,7 @@ def test_numbers_are_sorted_by_size_and_sign_and_what_was_not_measured_comes_las
     assert downward == [*upward[4::-1], *upward[5:]]
 
 
+@pytest.mark.browser
 @needs_chrome
 @pytest.mark.parametrize("kind", KINDS)
 def test_on_a_phone_only_boxes_scroll_to_the_side(opened: Any, kind: str) -> None:
@@ -375,6 +379,7 @@ def test_on_a_phone_only_boxes_scroll_to_the_side(opened: Any, kind: str) -> Non
     assert page.evaluate("document.querySelector('.plot').getBoundingClientRect().width") > 375
 
 
+@pytest.mark.browser
 @needs_chrome
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_page_can_be_printed_with_its_figures_on_the_paper(opened: Any, kind: str) -> None:
@@ -388,6 +393,7 @@ def test_a_page_can_be_printed_with_its_figures_on_the_paper(opened: Any, kind: 
     assert not page.locator("nav").is_visible()
 
 
+@pytest.mark.browser
 @needs_chrome
 def test_figures_and_tables_can_be_taken_away_as_files(opened: Any, folders: dict[str, Path]) -> None:
     page, found = opened("study"), ivlens.Study.read(folders["study"])
@@ -401,6 +407,7 @@ def test_figures_and_tables_can_be_taken_away_as_files(opened: Any, folders: dic
     assert download.value.path().read_text(encoding="utf-8").startswith("<svg")
 
 
+@pytest.mark.browser
 @needs_chrome
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_page_takes_less_than_two_seconds_of_a_core_until_all_is_drawn(opened: Any, kind: str) -> None:

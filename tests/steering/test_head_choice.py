@@ -27,6 +27,8 @@ from ivlens.steering.head_choice import parse_heads
 from ivlens.steering.universal_heads import Considered, Universal, universal_heads
 from ivlens.vectors.head_writing import write_vector
 
+pytestmark = pytest.mark.numeric
+
 SMALL: dict[str, Any] = {"shots": 3, "clean_prompts": 4, "prompts": 3, "draws": 2, "template": WORD_TEMPLATE}
 GIVEN = [Head(0, 1), Head(2, 3), Head(1, 0)]
 

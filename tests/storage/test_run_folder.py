@@ -406,6 +406,7 @@ run.write_with("second.parquet", killed)
 """
 
 
+@pytest.mark.command
 def test_a_killed_run_leaves_only_whole_files_and_resumes_to_the_same_bytes(tmp_path):
     def finish(folder):
         with open_run(folder, command="audit", settings={}, sources={}, seed=0) as run:

@@ -30,6 +30,8 @@ from ivlens.training.guidance import GUIDANCE, Guidance, Guide
 from ivlens.training.loop import Examples, Step, Training, answer_loss, finetune
 from ivlens.training.methods import Ewc, Lora, Lwf
 
+pytestmark = pytest.mark.numeric
+
 TRAINING = Training(steps=6, batch=4, rate=0.02, warmup=2, weight_decay=0.1, clip=2.0)
 CLIP = 1.4
 """A norm that some of these steps' gradients exceed."""
@@ -85,6 +87,7 @@ class Spoiled(Lora):
         return (b - b.detach()).square().sum().sqrt() if self.infinite_slope else b.sum() * math.nan
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [1, 5])
 def test_a_training_killed_after_any_step_goes_on_bit_for_bit(
     model: HookedTransformer, tmp_path: Path, killed: int

@@ -10,6 +10,7 @@ from typing import Any
 
 import jaxtyping
 import pytest
+import rounding
 import torch
 from small import (
     alone,
@@ -32,6 +33,8 @@ from ivlens.shapes import Head
 from ivlens.training.guidance import GUIDANCE, Guidance, Guide, keep_z, steer_answers
 from ivlens.training.loop import Training, finetune
 from ivlens.training.methods import Lora
+
+pytestmark = pytest.mark.numeric
 
 HEADS = (Head(1, 2), Head(0, 3), Head(1, 0))
 TOKENS, BARE = small_tokens(), small_tokens(seed=1)
@@ -223,8 +226,9 @@ def test_the_gradient_vanishes_at_the_teacher(model: HookedTransformer, form: st
     guide = guide_of(model, guidance, vectors=vectors)
     fresh, trained = fresh_adapter(model).requires_grad_(), trained_adapter(model).requires_grad_()
     _, penalty = run(model, guide, fresh, progress=progress)
-    assert penalty.item() == pytest.approx(0.0, abs=1e-15)
-    assert all(float(slope.abs().max()) < 1e-14 for slope in gradients(penalty, fresh))
+    near = rounding.of_forward(model, small_tokens().prompts)
+    assert abs(penalty.item()) < near
+    assert all(float(slope.abs().max()) < near for slope in gradients(penalty, fresh))
     _, penalty = run(model, guide, trained, progress=progress)
     assert penalty.item() > 1e-4
     assert max(float(slope.abs().max()) for slope in gradients(penalty, trained)) > 1e-4

@@ -9,6 +9,7 @@ from typing import Any
 
 import jaxtyping
 import pytest
+import rounding
 import torch
 from small import (
     alone,
@@ -32,6 +33,8 @@ from ivlens.prompts.tokens import Tokens
 from ivlens.training.guidance import Guidance, Guide, steer_answers
 from ivlens.training.loop import Examples, Step, Training, finetune
 from ivlens.training.methods import METHODS, Ewc, History, Lora, Lwf, Method, Olora, Replay, fisher
+
+pytestmark = pytest.mark.numeric
 
 TRAINING = Training(steps=5, batch=4, rate=0.02, warmup=1)
 
@@ -207,7 +210,8 @@ def test_the_gradient_of_lwf_vanishes_at_the_teacher(model: HookedTransformer, h
     for adapter, vanishes in ((fresh_adapter(model), True), (trained_adapter(model), False)):
         found = penalty(model, Lwf(), adapter.requires_grad_(), history)
         largest = max(float(g.abs().max()) for g in torch.autograd.grad(found, adapter.parameters()))
-        assert (found.item() == 0.0 and largest < 1e-15) if vanishes else (found.item() > 0.05 and largest > 0.01)
+        near = rounding.of_forward(model, small_tokens().prompts)
+        assert (abs(found.item()) < near and largest < near) if vanishes else (found.item() > 0.05 and largest > 0.01)
 
 
 def test_under_guidance_the_steered_student_is_compared_with_the_unsteered_teacher(model: HookedTransformer) -> None:
