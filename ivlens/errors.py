@@ -2,7 +2,16 @@
 
 
 class IvlensError(Exception):
-    """The caller can mend it. The command line prints its one sentence and exits with status 2."""
+    """The caller can mend it: what came, what was needed, what to do, in one sentence.
+
+    The command line prints that sentence and exits with status 2. All errors below are of this kind.
+
+    >>> try:
+    ...     ivlens.task("antonim")
+    ... except ivlens.IvlensError as error:
+    ...     print(type(error).__name__, error, sep=": ")
+    TaskError: there is no built-in task and no file 'antonim'; did you mean antonym or synonym or next-item?
+    """
 
 
 class TaskError(IvlensError):

@@ -25,7 +25,13 @@ CHANGES = ("measure", "heads", "n_heads", "model", "vector", "value", "low", "hi
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What a comparison found; the tables are tidy, one line a number with its 95 % interval over queries."""
+    """What a comparison found; the tables are tidy, one line a number with its 95 % interval over queries.
+
+    >>> change
+    Comparison(antonym, lab → lab + adapter: instruction probability 0.99 → ...)
+    >>> change.aie.shape, change.base_vector.heads[0]
+    ((144, 6), L3H3)
+    """
 
     base: HeadEffects
     tuned: HeadEffects
@@ -50,6 +56,12 @@ class Comparison:
 
         Raises:
             RunError: no run, not a comparison's, unfinished, or damaged.
+
+        >>> try:
+        ...     ivlens.Comparison.read("runs/antonym")
+        ... except ivlens.IvlensError as error:
+        ...     print(error)
+        runs/antonym is of `ivlens audit`, not of a comparison; give a comparison's folder
         """
         run = run_folder.read_run(folder)
         if run.record.command != "compare":
@@ -74,7 +86,11 @@ class Comparison:
         )
 
     def figures(self) -> dict[str, go.Figure]:
-        """Every figure of the comparison by file name."""
+        """Every figure of the comparison by file name.
+
+        >>> list(change.figures())
+        ['aie', 'heads', 'dependence', 'abilities']
+        """
         where, (_, n_layers, n_heads) = self.title, self.base.cie.shape
         marked = {"base": self.base_vector.heads, "tuned": self.tuned_vector.heads}
         unit = self.base.unit
@@ -95,6 +111,11 @@ class Comparison:
 
     @property
     def title(self) -> str:
+        """Of its figures: task and both models.
+
+        >>> change.title
+        'antonym, lab → lab + adapter'
+        """
         return f"{self.base_vector.task}, {self.base.model} → {self.tuned_name}"
 
     def value(self, measure: str, *, model: str = "difference", heads: str = "", vector: str = "") -> float:
@@ -107,6 +128,9 @@ class Comparison:
 
         Raises:
             IvlensError: there is no such line.
+
+        >>> round(change.value("instruction probability", model="base"), 1)
+        1.0
         """
         vector = vector or ("base" if heads else "")
         asked = {"measure": measure, "model": model, "heads": heads, "vector": vector}
@@ -121,6 +145,9 @@ class Comparison:
 
         Raises:
             IvlensError: there is no such line.
+
+        >>> 0 < change.drifted("cosine", "own") <= 1
+        True
         """
         asked = {"measure": measure, "heads": heads}
         found = [line["value"] for line in self.drift.to_dict("records") if asked.items() <= line.items()]

@@ -52,6 +52,11 @@ def study(
         StudyError, TaskError: the plan or its tasks cannot serve, or a worker was killed.
         TrainingError: a loss is not finite; cells that are done stay.
         RunError: `out` is of another configuration (the differences are named), or cannot be written.
+
+    >>> one = plan.with_changes(name="one", methods=("lora",))
+    >>> found = ivlens.study(one, out="runs/one", model=model)
+    >>> found.evaluations["stage"].unique().tolist()  # 0 is the base model.
+    [0, 1]
     """
     if workers is not None and workers < 1:
         raise StudyError(f"workers is {workers}; it must be 1 or more")

@@ -56,6 +56,14 @@ def convert(
 
     Raises:
         IvlensError: a file is damaged, of another form, or lacks what is not given; nothing is written then.
+
+    >>> path = vector.save("convert-me.safetensors")
+    >>> for sentence in ivlens.convert(path, "antonym.gguf"):
+    ...     print(sentence)
+    left out: ...
+    >>> left_out = ivlens.convert("antonym.gguf", "back.safetensors", model="lab", task="antonym")
+    >>> ivlens.InstructionVector.load("back.safetensors").vector.shape
+    torch.Size([128])
     """
     source, target = Path(source), Path(target)
     wanted = target_form or vector_formats.form_of(target, is_source=False)
