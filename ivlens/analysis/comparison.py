@@ -141,7 +141,11 @@ class Comparison:
         return float(found[0])
 
     def drifted(self, measure: str, heads: str = "") -> float:
-        """One number of `drift`: `jaccard` (`chosen`), `spearman`, `cosine` (`own`, `base`, `random`).
+        """One number of `drift`.
+
+        Args:
+            measure: `jaccard` or `spearman` of the heads, in [0, 1] and [-1, 1]; `cosine` of the vectors, in [-1, 1].
+            heads: `chosen` for `jaccard`; for `cosine` whose: each model's `own`, the `base` model's, or `random` ones.
 
         Raises:
             IvlensError: there is no such line.

@@ -62,7 +62,8 @@ class Task:
         TaskError: no name, no pairs, an empty side or instruction, or a statement without `{input}`.
 
     >>> from ivlens.datasets.task import Pair
-    >>> ivlens.Task(name="plural", pairs=(Pair("cat", "cats"), Pair("dog", "dogs")), instructions=("Write the plural.",))
+    >>> pairs = (Pair("cat", "cats"), Pair("dog", "dogs"))
+    >>> ivlens.Task(name="plural", pairs=pairs, instructions=("Write the plural of the word.",))
     Task('plural', 2 pairs, 1 instructions)
     """
 

@@ -23,8 +23,8 @@ from ivlens.lab.sequences import SEQUENCES
 from ivlens.models.lora import LoraConfig
 from ivlens.storage.atomic_files import LARGEST_TEXT, refuse_unusual
 from ivlens.training.guidance import GUIDANCE, Guidance
-from ivlens.training.loop import Training
 from ivlens.training.methods import METHODS
+from ivlens.training.settings import Training
 
 BUILT_IN = Path(__file__).parents[1] / "lab" / "studies"
 

@@ -174,7 +174,8 @@ def universal_heads(
 ) -> Universal:
     """Rank heads over tasks, and choose layer and scale for all of their vectors.
 
-    >>> shared = ivlens.universal_heads(model, ["antonym", "country-capital"], ivlens.Settings(prompts=6), top=3)
+    >>> two, few = ["antonym", "country-capital"], ivlens.Settings(prompts=6)
+    >>> shared = ivlens.universal_heads(model, two, settings=few, top=3)
     >>> shared.heads[0], shared.vectors.shape  # [task d_model]
     (L3H3, torch.Size([2, 128]))
 

@@ -43,8 +43,8 @@ def instruction_vector(
     the function vector of Todd et al. 2024, arXiv:2310.15213.
 
     >>> one = ivlens.instruction_vector(model, task, effects=effects, heads=[ivlens.Head(3, 3)])
-    >>> one.vector.shape, one.heads, one.layer
-    (torch.Size([128]), (L3H3,), 2)
+    >>> one.vector.shape, one.heads, one.mean_z.shape
+    (torch.Size([128]), (L3H3,), torch.Size([6, 8, 16]))
 
     Args:
         heads: The heads that write it; by default the ten of largest AIE.

@@ -57,11 +57,10 @@ def convert(
     Raises:
         IvlensError: a file is damaged, of another form, or lacks what is not given; nothing is written then.
 
-    >>> path = vector.save("convert-me.safetensors")
-    >>> for sentence in ivlens.convert(path, "antonym.gguf"):
-    ...     print(sentence)
-    left out: ...
-    >>> left_out = ivlens.convert("antonym.gguf", "back.safetensors", model="lab", task="antonym")
+    >>> path = vector.at(2, scale=4.0).save("ours.safetensors")
+    >>> ivlens.convert(path, "theirs.gguf")[0]
+    'the scale 4 is multiplied into the numbers: gguf files have no place for it'
+    >>> left_out = ivlens.convert("theirs.gguf", "back.safetensors", model="lab", task="antonym")
     >>> ivlens.InstructionVector.load("back.safetensors").vector.shape
     torch.Size([128])
     """

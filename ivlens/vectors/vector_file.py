@@ -51,7 +51,11 @@ def read_fields(path: Path) -> dict[str, Any]:
 
 def _check_tensors(fields: Mapping[str, Any], path: Path) -> None:
     mean_z, aie = fields["mean_z"], fields["aie"]
-    for what, (tensor, axes) in {"a vector": (fields["vector"], 1), "mean_z": (mean_z, 3), "an AIE grid": (aie, 2)}.items():
+    for what, (tensor, axes) in {
+        "a vector": (fields["vector"], 1),
+        "mean_z": (mean_z, 3),
+        "an AIE grid": (aie, 2),
+    }.items():
         if tensor is None:
             continue
         tensor_files.as_floats(tensor, path, what)
