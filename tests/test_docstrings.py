@@ -83,13 +83,11 @@ def faults(one: Public) -> Iterator[str]:
         yield "an example that prints nothing"
     elif not re.search(rf"\b{one.name.rsplit('.', 1)[-1]}\b", "".join(x.source + x.want for x in examples)):
         yield "an example of something else"
-    function = one.object.__init__ if inspect.isclass(one.object) else one.object
-    function = function.fget if isinstance(function, property) else function
     unsaid = raised(one.object) - set(re.findall(r"\w+", section(text, "Raises")))
     if unsaid:
         yield f"no word of {', '.join(sorted(unsaid))} under Raises"
-    if inspect.isroutine(function) and not inspect.isclass(one.object):
-        yield from faults_of_parameters(function, text)
+    if inspect.isroutine(one.object):
+        yield from faults_of_parameters(one.object, text)
 
 
 def faults_of_parameters(function: Callable[..., Any], text: str) -> Iterator[str]:
@@ -229,10 +227,12 @@ def test_errors_arguments_and_results_that_go_unsaid_are_found():
             raise PromptError(fill)
         return divmod(number, size)
 
-    found = "no word of PromptError under Raises", "no parameter amount, which stands under Args"
-    assert list(faults(Public("parts", "", parts))) == [*found, "several things are returned, and no Returns"]
-    parts.__doc__ = parts.__doc__ and parts.__doc__.replace("Args:\n            amount: Of which.", "")
-    assert list(faults(Public("parts", "", parts)))[1].startswith("no word of fill, number, size")
+    assert list(faults(Public("parts", "", parts))) == [
+        "no word of PromptError under Raises",
+        "no parameter amount, which stands under Args",
+        "no word of fill, number, size, neither under Args nor in the text",
+        "several things are returned, and no Returns",
+    ]
 
 
 def test_a_module_is_no_function():

@@ -45,6 +45,7 @@ def study(
         name: A plan, the name of a built-in study, or a TOML file.
         out: Run folder to write to, and to resume from.
         model: In place of the plan's; cells are then run in this process, one after the other.
+        device, dtype: Of the model, as for `ivlens.load`, unless `model` is given.
         workers: Processes that run cells side by side; by default one a core on the CPU, one on a GPU. Does not change
             the numbers. A script that asks for several needs `if __name__ == "__main__":`.
 

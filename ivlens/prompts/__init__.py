@@ -1,7 +1,7 @@
 """How it is asked: templates, chat, clean and corrupted prompts, tokens and seams.
 
-Makers of prompts take `template`, how prompts are written (see `ivlens.template`), and, where they draw, `generator`, of
-which the same state draws the same. Examples of this room go on from these lines.
+Makers of prompts take a `template`, how prompts are written (see `ivlens.template`), and a `generator` where they draw:
+the same state draws the same. Examples of this room go on from these lines.
 
     >>> import numpy as np
     >>> from ivlens import prompts

@@ -39,8 +39,9 @@ def instruction_vector(
 ) -> InstructionVector:
     """The instruction vector of a task, with the layer to add it at and the scale to add it with.
 
-    `[d_model]`, without `b_O`, in the unit of the residual stream. Source: Jiang et al. 2024, arXiv:2406.12227, after
-    the function vector of Todd et al. 2024, arXiv:2310.15213.
+    `[d_model]`, without `b_O`, in the unit of the residual stream. `settings` say how effects or mean outputs are
+    measured where no effects are given; `memory`, in bytes, does not change the numbers. Source: Jiang et al. 2024,
+    arXiv:2406.12227, after the function vector of Todd et al. 2024, arXiv:2310.15213.
 
     >>> one = ivlens.instruction_vector(model, task, effects=effects, heads=[ivlens.Head(3, 3)])
     >>> one.vector.shape, one.heads, one.mean_z.shape

@@ -127,9 +127,12 @@ def finetune(
 
     Args:
         adapter: Attached to `model`, whose own weights stay as they are.
+        examples, training: What is trained on, and for how long at what rate.
+        method: A new one of `METHODS`, such as `Lora()`; it keeps what it needs of earlier stages.
         guide: What the training is guided by; None: nothing.
         name: Of the task, for messages and the checkpoint.
-        checkpoint: File that keeps factors and optimiser every so many steps, and that is gone on from if it exists.
+        checkpoint: File that keeps factors and optimiser, and that is gone on from if it exists.
+        every: So many steps it is written.
 
     Raises:
         TrainingError: the loss or its gradient is NaN or infinite; step and task are named, and the last good

@@ -42,7 +42,8 @@ def convert(
     """Turn one file into another; numbers stay as they are, to the bit, where both hold float32.
 
     Args:
-        source_form, target_form: One of `formats.FORMS`, where the files' names do not tell.
+        source, target: Files; their names tell their forms, and `target` is replaced if it exists.
+        source_form, target_form: One of `vector_formats.FORMS`, where the files' names do not tell.
         layer: Which of the source's layers, or where to add the vector.
         model: The model's name; for mean activations the model itself (folder, hub id or `lab`), whose output weights
             are needed to build the vector.
