@@ -28,7 +28,7 @@ class Comparison:
     """What a comparison found; the tables are tidy, one line a number with its 95 % interval over queries.
 
     >>> change
-    Comparison(antonym, lab → lab + adapter: instruction probability 0.99 → ...)
+    Comparison(antonym, lab → lab + adapter: instruction probability 0.9... → ...)
     >>> change.aie.shape, change.base_vector.heads[0]
     ((144, 6), L3H3)
     """
@@ -57,11 +57,9 @@ class Comparison:
         Raises:
             RunError: no run, not a comparison's, unfinished, or damaged.
 
-        >>> try:
-        ...     ivlens.Comparison.read("runs/antonym")
-        ... except ivlens.IvlensError as error:
-        ...     print(error)
-        runs/antonym is of `ivlens audit`, not of a comparison; give a comparison's folder
+        >>> ivlens.Comparison.read("runs/antonym")
+        Traceback (most recent call last):
+        ivlens.errors.RunError: runs/antonym is of `ivlens audit`, not of a comparison; give a comparison's folder
         """
         run = run_folder.read_run(folder)
         if run.record.command != "compare":

@@ -71,9 +71,8 @@ class Study:
     def summary(self) -> pd.DataFrame:
         """AP, F, GP, IP and their like per method, shares in [0, 1] with intervals over seeds; see `metrics.summary`.
 
-        `F` is NaN for a single stage, and so are the intervals of a single seed. Names as in Jiang et al. 2024,
-        arXiv:2406.12227: AP is the mean accuracy on the learned tasks, F what was forgotten of them, GP and IP the
-        accuracy on general tasks without and with demonstrations.
+        AP is the mean accuracy on the learned tasks, F what was forgotten of them, GP and IP the accuracy on general
+        tasks, instructed and with demonstrations. NaN: F of a single stage, and the intervals of a single seed.
 
         >>> float(study.summary.set_index(["method", "measure"]).loc[("lora", "F"), "value"])
         nan

@@ -60,11 +60,9 @@ class ChatTemplate:
         Raises:
             PromptError: it has none, or one that fails or leaves the query out.
 
-        >>> try:
-        ...     prompts.ChatTemplate.of(model.tokenizer, name="lab")
-        ... except ivlens.IvlensError as error:
-        ...     print(error)
-        the tokenizer of lab has no chat template; choose another template, such as qa
+        >>> prompts.ChatTemplate.of(model.tokenizer, name="lab")
+        Traceback (most recent call last):
+        ivlens.errors.PromptError: the tokenizer of lab has no chat template; choose another template, such as qa
         """
         try:
             jinja = tokenizer.get_chat_template()
