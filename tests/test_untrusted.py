@@ -43,7 +43,8 @@ from ivlens.datasets.task import Pair, read_task
 from ivlens.errors import IvlensError
 from ivlens.forgetting import method_run, plan
 from ivlens.forgetting.study import Study
-from ivlens.models import loader, lora, lora_file
+from ivlens.models import loader, lora
+from ivlens.models.adapter import load_adapter, save_adapter
 from ivlens.models.peft import read_adapter, write_adapter
 from ivlens.patching.head_effects import table_of
 from ivlens.patching.settings import Settings
@@ -334,8 +335,8 @@ READERS = {
         lambda folder: Universal.load(folder / "a.safetensors"),
     ),
     "adapter": Reader(
-        lambda folder: lora_file.save_adapter(trained_adapter(MODEL), folder / "a.safetensors"),
-        lambda folder: lora_file.load_adapter(folder / "a.safetensors", MODEL),
+        lambda folder: save_adapter(trained_adapter(MODEL), folder / "a.safetensors"),
+        lambda folder: load_adapter(folder / "a.safetensors", MODEL),
     ),
     "training checkpoint": Reader(training, training),
     "function vector": Reader(saved(torch.randn(1, 20)), lambda folder: vector_formats.read_vector(folder / "a.pt")),

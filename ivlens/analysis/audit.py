@@ -35,7 +35,13 @@ HEADS = ("heads", "n_heads", "layers", "scales", "draws", *VALUES)
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """What an audit found; the tables are tidy, one line a number with its interval."""
+    """What an audit found; the tables are tidy, one line a number with its interval.
+
+    >>> audit
+    Audit(antonym on lab: zero-shot accuracy 0.05, with the vector of 2 heads (L3H3 L3H4) at layer 2, scale ...)
+    >>> audit.measures.columns[:4].tolist()
+    ['measure', 'accuracy', 'accuracy_low', 'accuracy_high']
+    """
 
     effects: HeadEffects
     vector: InstructionVector
@@ -61,6 +67,9 @@ class Audit:
 
         Raises:
             RunError: no run, not an audit's, unfinished, or damaged.
+
+        >>> ivlens.Audit.read("runs/antonym").effects.cie.shape  # [prompt layer head]
+        torch.Size([6, 6, 8])
         """
         run = run_folder.read_run(folder)
         if run.record.command != "audit":
@@ -86,7 +95,11 @@ class Audit:
         )
 
     def figures(self) -> dict[str, go.Figure]:
-        """Every figure of the audit by file name."""
+        """Every figure of the audit by file name.
+
+        >>> list(audit.figures())
+        ['aie', 'measures', 'steering', 'places', 'heads']
+        """
         where = f"{self.vector.task} on {self.vector.model}"
         accuracy = {"accuracy_low": "low", "accuracy_high": "high"}
         bars = {"accuracy": "value", **accuracy}
@@ -116,6 +129,9 @@ class Audit:
 
         Raises:
             IvlensError: there is no such line; those that there are, are named.
+
+        >>> audit.accuracy("instructed"), audit.accuracy("steered")
+        (1.0, 1.0)
         """
         found = dict(zip(self.measures["measure"], self.measures["accuracy"], strict=True))
         if measure not in found:

@@ -68,6 +68,11 @@ def audit(
 ) -> Audit:
     """Audit a model on a task: which heads carry it, what vector do they write, and what does that do beside controls?
 
+    >>> short = {"shots": 5, "clean_prompts": 8, "prompts": 6, "draws": 1, "other_tasks": 0}
+    >>> found = ivlens.audit(model, "antonym", heads="L3H3", **short)
+    >>> found.vector.heads, found.measures["measure"].tolist()[:2]
+    ((L3H3,), ['zero-shot', 'instructed'])
+
     Args:
         out: Run folder to write to, and to resume from; nothing is written without it.
         top: How many heads make up the vector; as many as there are where `heads` are given.
@@ -83,6 +88,7 @@ def audit(
 
     Raises:
         TaskError, PromptError, ModelError: the task, prompts or model cannot serve.
+        IvlensError: a number below its least, or more heads than the model has.
         RunError: `out` is of another configuration (the differences are named), or cannot be written.
     """
     if not isinstance(task, Task):

@@ -69,6 +69,10 @@ def compare(
 ) -> Comparison:
     """Compare a model before and after fine-tuning: AIE, vectors, dependence on them; changes have paired intervals.
 
+    >>> short = {"shots": 5, "clean_prompts": 8, "prompts": 6, "queries": 8, "draws": 1}
+    >>> sorted(set(ivlens.compare("lab", adapter, "antonym", heads="L3H3", **short).measures["model"]))
+    ['base', 'difference', 'tuned']
+
     Args:
         tuned: A model, a checkpoint (folder or hub id), a PEFT adapter folder over `base`, or an adapter; or several
             such folders, whose updates are added up.
@@ -86,6 +90,7 @@ def compare(
         ShapeMismatch: `tuned` has other heads, layers or widths than `base`, or the adapter does not fit.
         ModelError: a model cannot serve, reads text differently, or both have the same weights.
         TaskError, PromptError: the task or its prompts cannot serve.
+        IvlensError: a number below its least, or more heads than the model has.
         RunError: `out` is of another configuration (the differences are named), or cannot be written.
     """
     task = task if isinstance(task, Task) else find_task(task)

@@ -45,6 +45,7 @@ def study(
         name: A plan, the name of a built-in study, or a TOML file.
         out: Run folder to write to, and to resume from.
         model: In place of the plan's; cells are then run in this process, one after the other.
+        device, dtype: Of the model, as for `ivlens.load`, unless `model` is given.
         workers: Processes that run cells side by side; by default one a core on the CPU, one on a GPU. Does not change
             the numbers. A script that asks for several needs `if __name__ == "__main__":`.
 
@@ -52,6 +53,11 @@ def study(
         StudyError, TaskError: the plan or its tasks cannot serve, or a worker was killed.
         TrainingError: a loss is not finite; cells that are done stay.
         RunError: `out` is of another configuration (the differences are named), or cannot be written.
+
+    >>> one = plan.with_changes(name="one", methods=("lora",))
+    >>> found = ivlens.study(one, out="runs/one", model=model)
+    >>> found.evaluations["stage"].unique().tolist()  # 0 is the base model.
+    [0, 1]
     """
     if workers is not None and workers < 1:
         raise StudyError(f"workers is {workers}; it must be 1 or more")

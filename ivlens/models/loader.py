@@ -204,6 +204,10 @@ def load(
         ModelError: the model cannot be read, is not supported, or comes out different (see `load_without_adapters`).
         ShapeMismatch: the adapter is of another model.
         IvlensError: an adapter cannot be read, asks for what ivlens does not compute, or changes nothing.
+
+    >>> lab = ivlens.load("lab", dtype="float64")
+    >>> lab.cfg.n_layers, lab.cfg.n_heads, lab.cfg.d_head, lab.W_O.dtype
+    (6, 8, 16, torch.float64)
     """
     folders = [adapter] if isinstance(adapter, str | Path) else list(adapter or ())
     if not folders:

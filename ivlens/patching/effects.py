@@ -49,6 +49,12 @@ def indirect_effects(
     In 16 bits the AIE of the lab model is within 0.01 (bfloat16) and 0.001 (float16) of float32's, or 0.03 and 0.003
     nats. On a TransformerBridge there is one pass per head.
 
+    The CIE of Todd et al. 2024, arXiv:2310.15213, is P(answer | patched) - P(answer | unpatched) on a corrupted prompt,
+    in [-1, 1], or with `nll` as much log-likelihood in nats; positive: the head carries the task.
+
+    >>> ivlens.indirect_effects(model, task, shots=5, clean_prompts=8, prompts=6).cie.shape  # [prompt layer head]
+    torch.Size([6, 6, 8])
+
     Args:
         shots: Demonstrations of a prompt.
         clean_prompts: Number of prompts that give `mean_z`; short tasks ask a query again with other demonstrations.

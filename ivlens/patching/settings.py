@@ -15,7 +15,15 @@ from ivlens.prompts.template import DEFAULT
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How effects are measured; part of every record."""
+    """How effects are measured; part of every record.
+
+    Raises:
+        IvlensError: a choice that there is not, or a number below its least.
+
+    >>> settings = ivlens.Settings(shots=5, corruption="zero-shot")
+    >>> settings.shots, settings.clean_prompts, settings.effect
+    (5, 100, 'prob')
+    """
 
     shots: int = 10
     """Demonstrations of a clean (or shuffled) prompt."""
@@ -31,12 +39,22 @@ class Settings:
 
     @property
     def unit(self) -> str:
-        """Of an effect: `probability` or `nats`."""
+        """Of an effect: `probability` or `nats`.
+
+        >>> ivlens.Settings(effect="nll").unit
+        'nats'
+        """
         return "nats" if self.effect == "nll" else "probability"
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Settings:
-        """What `dataclasses.asdict` made."""
+        """What `dataclasses.asdict` made, as run folders and vector files hold it.
+
+        >>> import dataclasses
+        >>> record = dataclasses.asdict(ivlens.Settings(shots=5))
+        >>> ivlens.Settings.from_record(record) == ivlens.Settings(shots=5)
+        True
+        """
         return cls(**{**record, "template": chat.from_record(record["template"])})
 
     def __post_init__(self) -> None:

@@ -43,6 +43,11 @@ def steering_by_layer(
 
     Raises:
         FigureError: a column is missing, a value is no accuracy, or two rows are of one layer and kind of head.
+
+    >>> frame = audit.steering.rename(columns={"accuracy_low": "low", "accuracy_high": "high"})
+    >>> figure = plots.steering_by_layer(frame, baselines={"zero-shot": 0.05})
+    >>> [trace.name for trace in figure.data if trace.name]
+    ['chosen', 'random', 'bottom', 'gaussian', 'zero-shot 0.05']
     """
     points = read_accuracies(frame, "layer")
     first, last = points[0].at, points[-1].at
@@ -66,6 +71,10 @@ def steering_heatmap(frame: pd.DataFrame, *, title: str | None = None, width: Wi
 
     Raises:
         FigureError: a column is missing, there is no row, a place comes twice, or an accuracy is outside [0, 1].
+
+    >>> figure = plots.steering_heatmap(audit.places)
+    >>> figure.data[0].z.shape, len(figure.layout.shapes)  # [scale layer], the chosen place
+    ((6, 6), 1)
     """
     _check_places(frame)
     layers, scales = sorted(set(frame["layer"])), sorted(set(frame["scale"]))
@@ -120,6 +129,10 @@ def accuracy_by_heads(
 
     Raises:
         FigureError: as for `steering_by_layer`.
+
+    >>> frame = audit.heads.rename(columns={"accuracy_low": "low", "accuracy_high": "high"})
+    >>> plots.accuracy_by_heads(frame).layout.xaxis.ticktext
+    ('1', '2', '5', '10', '20')
     """
     points = read_accuracies(frame, "n_heads")
     kinds = marks.kinds(points)
@@ -167,6 +180,11 @@ def measures_bars(
 
     Raises:
         FigureError: a column is missing, a value is infinite, or a measure comes twice.
+
+    >>> frame = pd.DataFrame({"measure": ["zero-shot", "steered"], "value": [0.25, float("nan")]})
+    >>> frame = frame.assign(low=[0.2, float("nan")], high=[0.3, float("nan")])
+    >>> [note.text for note in plots.measures_bars(frame).layout.annotations]
+    ['0.25', 'not measured']
     """
     points = read_points(frame, at="measure", value="value")
     places = list(range(len(points)))

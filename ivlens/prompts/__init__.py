@@ -1,4 +1,22 @@
-"""How it is asked: templates, chat, clean and corrupted prompts, tokens and seams."""
+"""How it is asked: templates, chat, clean and corrupted prompts, tokens and seams.
+
+Makers of prompts take a `template`, how prompts are written (see `ivlens.template`), and a `generator` where they draw:
+the same state draws the same. Examples of this room go on from these lines.
+
+    >>> import numpy as np
+    >>> from ivlens import prompts
+    >>> pairs, pool = task.pairs[:3], task.pairs[3:]
+    >>> for prompt in prompts.few_shot(pairs[:1], pool, shots=2, generator=np.random.default_rng(0)):
+    ...     print(prompt.text, prompt.answer, sep="|")
+    Q: heavy
+    A: light
+    <BLANKLINE>
+    Q: live
+    A: die
+    <BLANKLINE>
+    Q: big
+    A:| small
+"""
 
 from ivlens.prompts.builders import Corruption as Corruption
 from ivlens.prompts.builders import Prompt as Prompt

@@ -45,6 +45,9 @@ def report(folder: str | Path) -> Path:
 
     Raises:
         RunError: no run, unfinished, damaged, or the disk refuses.
+
+    >>> ivlens.report("runs/antonym").name
+    'report.html'
     """
     run = run_folder.read_run(folder)
     path = run.path(NAME)

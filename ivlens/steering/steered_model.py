@@ -55,6 +55,12 @@ def steered(
     Raises:
         ShapeMismatch: the vector is from a model of other width or heads.
         IvlensError: no layer, a scale that is not finite, or a prompt without a token at `position`.
+
+    >>> bare = ivlens.prompts.zero_shot(task.pairs[:20])
+    >>> with ivlens.steered(model, vector):
+    ...     steered = ivlens.ask(model, bare)
+    >>> ivlens.ask(model, bare).accuracy.mean, steered.accuracy.mean
+    (0.05, 1.0)
     """
     scale = scale if scale is not None else vector.scale if site == "resid_post" else 1.0
     check_scale(scale)

@@ -57,7 +57,12 @@ class Considered(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Universal:
-    """Heads that carry the tasks of a list, and their vectors."""
+    """Heads that carry the tasks of a list, and their vectors.
+
+    >>> shared = ivlens.Universal.load("runs/short/universal.safetensors")  # A study keeps its own.
+    >>> shared.aie.shape, shared.vectors.shape, shared.tasks
+    (torch.Size([6, 8]), torch.Size([1, 128]), ('antonym',))
+    """
 
     aie: HeadGrid
     """Mean over `tasks`, in the unit of the settings' effect."""
@@ -76,7 +81,15 @@ class Universal:
     model: str = ""
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file, or, where the name ends in `.json`, the same record without tensors."""
+        """Write a safetensors file, or, where the name ends in `.json`, the same record without tensors.
+
+        >>> import json
+        >>> from pathlib import Path
+        >>> shared = ivlens.Universal.load("runs/short/universal.safetensors")
+        >>> shared.save("heads.json")
+        >>> json.loads(Path("heads.json").read_text())["tasks"]
+        ['antonym']
+        """
         path, held = Path(path), {"aie": self.aie.cpu().contiguous(), "vectors": self.vectors.cpu().contiguous()}
         if path.suffix.lower() == ".json":
             aie = {"heads_aie": [float(self.aie[head]) for head in self.heads]}
@@ -102,12 +115,16 @@ class Universal:
         return f"Universal({self.model}: {heads}, ranked on {len(self.tasks)} of {len(self.considered)} tasks)"
 
     @classmethod
-    def load(cls, path: Path) -> Universal:
+    def load(cls, path: str | Path) -> Universal:
         """Read what `save` wrote.
 
         Raises:
             IvlensError: not such a file.
+
+        >>> ivlens.Universal.load("runs/short/universal.safetensors").heads[0]
+        L3H3
         """
+        path = Path(path)
         found, metadata = tensor_files.read_tensors(path, remedy="delete it and run again")
         if metadata.get("format") != FORMAT:
             raise IvlensError(
@@ -156,6 +173,11 @@ def universal_heads(
     memory: int = 2 * GIB,
 ) -> Universal:
     """Rank heads over tasks, and choose layer and scale for all of their vectors.
+
+    >>> two, few = ["antonym", "country-capital"], ivlens.Settings(prompts=6)
+    >>> shared = ivlens.universal_heads(model, two, settings=few, top=3)
+    >>> shared.heads[0], shared.vectors.shape  # [task d_model]
+    (L3H3, torch.Size([2, 128]))
 
     A task enters if the model is right on its clean prompts more often than the most frequent answer would be.
 

@@ -39,6 +39,14 @@ def instruction_vector(
 ) -> InstructionVector:
     """The instruction vector of a task, with the layer to add it at and the scale to add it with.
 
+    `[d_model]`, without `b_O`, in the unit of the residual stream. `settings` say how effects or mean outputs are
+    measured where no effects are given; `memory`, in bytes, does not change the numbers. Source: Jiang et al. 2024,
+    arXiv:2406.12227, after the function vector of Todd et al. 2024, arXiv:2310.15213.
+
+    >>> one = ivlens.instruction_vector(model, task, effects=effects, heads=[ivlens.Head(3, 3)])
+    >>> one.vector.shape, one.heads, one.mean_z.shape
+    (torch.Size([128]), (L3H3,), torch.Size([6, 8, 16]))
+
     Args:
         heads: The heads that write it; by default the ten of largest AIE.
         effects: Measured effects; their settings and mean outputs are used. Measured first if not given and `heads`
@@ -48,6 +56,7 @@ def instruction_vector(
 
     Raises:
         IvlensError: a head or layer that the model does not have, or effects of another task or model.
+        ModelError: the model's weights make a vector of NaN or infinity.
     """
     if effects is None and heads is None:
         effects = indirect_effects(model, task, seed=seed, memory=memory)

@@ -40,6 +40,9 @@ def stage(name: str | Path, *, seed: int, limit: int | None = None) -> Stage:
 
     Raises:
         TaskError: there is no such task, it cannot be read, or it is too small for its split.
+
+    >>> training.stage("class-letter", seed=0, limit=10)
+    Stage('class-letter', 10 train, 9 validation, 15 test)
     """
     if limit is not None and limit < FEWEST:
         raise TaskError(f"limit is {limit}; training needs {FEWEST} prompts or more")

@@ -44,6 +44,14 @@ def check_layer(layer: int, n_layers: int) -> None:
         raise IvlensError(f"there is no layer {layer}: the model has {n_layers} layers, counted from 0")
 
 
+def check_place(layer: int, mean_z: MeanZ | None) -> None:
+    """Raises IvlensError when there is no such layer, as far as the heads tell how many there are."""
+    if mean_z is not None:
+        check_layer(layer, len(mean_z))
+    elif layer < 0:
+        raise IvlensError(f"there is no layer {layer}: layers are counted from 0")
+
+
 def check_scale(scale: float) -> None:
     """Raises IvlensError when a vector cannot be taken so many times."""
     if not math.isfinite(scale):
