@@ -8,7 +8,7 @@ and only the end of the prompt is carried on (see `branches`).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from jaxtyping import Float
 from torch import Tensor
@@ -18,13 +18,12 @@ from ivlens.models import bridge
 from ivlens.patching import branches, hooks
 from ivlens.patching.block_forward import Rows, write
 from ivlens.patching.branches import Answers, Junction
+from ivlens.patching.settings import Effect
 from ivlens.prompts.tokens import Tokens
 from ivlens.shapes import GIB, Cie, Head, MeanZ
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
-
-Effect = Literal["prob", "nll"]
 
 
 def sweep(

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from ivlens.errors import IvlensError, PromptError, ShapeMismatch, TaskError
 from ivlens.models import hooked
 from ivlens.patching.activations import score_answers
 from ivlens.patching.effects import measure_effects, task_mean_z
-from ivlens.patching.settings import Settings
+from ivlens.patching.settings import Options, Settings, gather_options
 from ivlens.progress import track
 from ivlens.prompts.builders import clean, zero_shot
 from ivlens.prompts.tokens import tokenize
@@ -154,6 +154,7 @@ def universal_heads(
     top: int = 10,
     scale: float | None = None,
     memory: int = 2 * GIB,
+    **options: Unpack[Options],
 ) -> Universal:
     """Rank heads over tasks, and choose layer and scale for all of their vectors.
 
@@ -161,14 +162,15 @@ def universal_heads(
 
     Args:
         tasks: Tasks, names or paths; all built-in ones unless given.
-        settings: How effects are measured; its defaults are those of `indirect_effects`.
+        settings: How effects are measured, all options at once.
+        options: Fields of `Settings`, such as `shots=5`.
         top: How many heads.
         scale: Of the vectors; by default chosen with the layer (see `steering_search`).
 
     Raises:
         IvlensError: the model can do none of the tasks, or has fewer heads.
     """
-    settings = settings or Settings()
+    settings = gather_options(Settings, settings, options)
     tasks = [one if isinstance(one, Task) else task(one) for one in (built_in() if tasks is None else tasks)]
     total = model.cfg.n_layers * model.cfg.n_heads
     if not 1 <= top <= total:
