@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from scipy import stats
 from torch import Tensor
 
+from ivlens.random_streams import Stream, open_stream
 from ivlens.tables import interval_text
 
 
@@ -115,7 +116,7 @@ def bootstrap(
             n_resamples=resamples,
             method="percentile",
             batch=max(1, 2**24 // flat.size),
-            rng=np.random.default_rng(seed),
+            rng=open_stream(seed, Stream.RESAMPLES),
         )
     bounds = result.confidence_interval
     return (

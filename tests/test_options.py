@@ -72,14 +72,14 @@ def test_options_beside_effects_must_be_theirs(tiny: HookedTransformer, word_tas
         tiny, word_task, effects=effects, settings=effects.settings, shots=3, layer=1, scale=1.0
     )
     assert same.settings == effects.settings
-    with pytest.raises(IvlensError, match=f"^{name} is .*, but the effects have {name} "):
+    with pytest.raises(IvlensError, match=rf"^{name} is .*, but the effects have {name} "):
         ivlens.instruction_vector(tiny, word_task, effects=effects, **{name: CHANGED[name]})
     other = Settings(**{**SMALL, name: CHANGED[name]})
-    with pytest.raises(IvlensError, match=f"^{name} is .*, but the effects have {name} "):
+    with pytest.raises(IvlensError, match=rf"^{name} is .*, but the effects have {name} "):
         ivlens.instruction_vector(tiny, word_task, effects=effects, settings=other)
 
 
 @pytest.mark.parametrize("function", [ivlens.indirect_effects, ivlens.instruction_vector])
 def test_options_beside_settings_must_be_theirs(tiny: HookedTransformer, word_task: Task, function: Any):
-    with pytest.raises(IvlensError, match="^shots is 2, but the settings have shots 3; leave one of the two out$"):
+    with pytest.raises(IvlensError, match=r"^shots is 2, but the settings have shots 3; leave one of the two out$"):
         function(tiny, word_task, settings=Settings(**SMALL), shots=2)

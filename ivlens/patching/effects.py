@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Unpack
 
-import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -23,6 +22,7 @@ from ivlens.prompts import answer_check
 from ivlens.prompts.builders import clean, corrupted, cycled
 from ivlens.prompts.template import Prompt
 from ivlens.prompts.tokens import Tokens, tokenize
+from ivlens.random_streams import Stream, open_stream
 from ivlens.shapes import GIB, MeanZ
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def _clean(task: Task, split: Split, settings: Settings, n: int) -> list[Prompt]
         split.mean,
         source=settings.source,
         shots=settings.shots,
-        generator=np.random.default_rng([settings.seed, 1]),
+        generator=open_stream(settings.seed, Stream.CLEAN_PROMPTS),
         template=settings.template,
     )
 
@@ -139,6 +139,6 @@ def _corrupted(split: Split, settings: Settings, n: int) -> list[Prompt]:
         split.mean,
         corruption=settings.corruption,
         shots=settings.shots,
-        generator=np.random.default_rng([settings.seed, 2]),
+        generator=open_stream(settings.seed, Stream.CORRUPTED_PROMPTS),
         template=settings.template,
     )

@@ -24,15 +24,9 @@ Kind = TypeVar("Kind")
 
 
 def option(
-    default: Any,
-    words: str,
-    *,
-    least: int | None = None,
-    choices: Any = None,
-    typed: str | None = None,
-    metavar: str | None = None,
-) -> Any:
-    """A field that is an option.
+    words: str, *, least: int | None = None, choices: Any = None, typed: str | None = None, metavar: str | None = None
+) -> dict[str, Any]:
+    """What is to be known of an option beside its type and its default: the metadata of a field.
 
     Args:
         words: What it is, as the command line and the docstring have it.
@@ -41,8 +35,7 @@ def option(
         typed: How the default is typed, where it is no text itself.
         metavar: What stands for the value in the command line's help.
     """
-    about = {"words": words, "least": least, "choices": get_args(choices), "typed": typed, "metavar": metavar}
-    return field(default=default, metadata=about)
+    return {"words": words, "least": least, "choices": get_args(choices), "typed": typed, "metavar": metavar}
 
 
 def document_options(kind: type[Kind]) -> type[Kind]:
@@ -70,32 +63,41 @@ class Options(TypedDict, total=False):
 class Settings:
     """How effects are measured; part of every record."""
 
-    shots: int = option(10, "Demonstrations of a clean or shuffled prompt.", least=0)
-    clean_prompts: int = option(
-        100,
-        "Prompts that give the mean head outputs; short tasks ask a query again with other demonstrations.",
-        least=1,
+    shots: int = field(default=10, metadata=option("Demonstrations of a clean or shuffled prompt.", least=0))
+    clean_prompts: int = field(
+        default=100,
+        metadata=option(
+            "Prompts that give the mean head outputs; short tasks ask a query again with other demonstrations.", least=1
+        ),
     )
-    prompts: int = option(25, "Corrupted prompts that heads are patched on.", least=1)
-    corruption: Corruption = option(
-        "shuffled",
-        "How the task is taken out of a prompt: outputs of the demonstrations permuted, or the query alone.",
-        choices=Corruption,
+    prompts: int = field(default=25, metadata=option("Corrupted prompts that heads are patched on.", least=1))
+    corruption: Corruption = field(
+        default="shuffled",
+        metadata=option(
+            "How the task is taken out of a prompt: outputs of the demonstrations permuted, or the query alone.",
+            choices=Corruption,
+        ),
     )
-    source: Source = option(
-        "demonstrations",
-        "Where clean prompts show the task: in demonstrations or a written instruction.",
-        choices=Source,
+    source: Source = field(
+        default="demonstrations",
+        metadata=option(
+            "Where clean prompts show the task: in demonstrations, or in the written instruction.", choices=Source
+        ),
     )
-    effect: Effect = option(
-        "prob", "Probability of the first answer token, or log-likelihood of the whole answer in nats.", choices=Effect
+    effect: Effect = field(
+        default="prob",
+        metadata=option(
+            "Probability of the first answer token, or log-likelihood of the whole answer in nats.", choices=Effect
+        ),
     )
-    seed: int = option(0, "Decides splits, prompts and draws.", least=0)
-    template: Layout = option(
-        DEFAULT,
-        "How prompts are written: qa, function-vectors, arrow, input-output, plain, chat (the model's own), or a JSON "
-        "file.",
-        typed="qa",
+    seed: int = field(default=0, metadata=option("Decides splits, prompts and draws.", least=0))
+    template: Layout = field(
+        default=DEFAULT,
+        metadata=option(
+            "How prompts are written: qa, function-vectors, arrow, input-output, plain, chat (the model's own), or a "
+            "JSON file.",
+            typed="qa",
+        ),
     )
 
     @property

@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from safetensors.torch import save
@@ -31,6 +30,7 @@ from ivlens.patching.settings import Options, Settings, gather_options
 from ivlens.progress import track
 from ivlens.prompts.builders import clean, zero_shot
 from ivlens.prompts.tokens import tokenize
+from ivlens.random_streams import Stream, open_stream
 from ivlens.shapes import GIB, Head, HeadGrid
 from ivlens.steering.search import Place, Tried, attempts, search
 from ivlens.storage import atomic_files, tensor_files
@@ -219,7 +219,7 @@ def _consider(model: HookedTransformer, task: Task, settings: Settings) -> Consi
             split.mean,
             source=settings.source,
             shots=settings.shots,
-            generator=np.random.default_rng([settings.seed, 10]),
+            generator=open_stream(settings.seed, Stream.ABILITY_PROMPTS),
             template=settings.template,
         )
         tokens = tokenize(model, prompts)

@@ -41,7 +41,7 @@ def test_a_value_that_an_option_cannot_have_is_said_at_birth(
     monkeypatch: pytest.MonkeyPatch, name: str, value: Any, complaint: str
 ):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # Types are only checked by it in tests.
-    with pytest.raises(IvlensError, match=f"^{complaint}$"):
+    with pytest.raises(IvlensError, match=rf"^{complaint}$"):
         Settings(**{name: value})
 
 
@@ -53,9 +53,9 @@ def test_numbers_of_numpy_become_pythons(monkeypatch: pytest.MonkeyPatch):
 def test_options_and_settings_are_one():
     found = gather_options(Settings, Settings(shots=3), {"shots": 3, "template": DEFAULT})
     assert found == Settings(shots=3)
-    with pytest.raises(IvlensError, match="^shots is 4, but the settings have shots 3; leave one of the two out$"):
+    with pytest.raises(IvlensError, match=r"^shots is 4, but the settings have shots 3; leave one of the two out$"):
         gather_options(Settings, Settings(shots=3), {"shots": 4})
-    with pytest.raises(IvlensError, match="^there is no option 'promts'; did you mean 'prompts'[?]$"):
+    with pytest.raises(IvlensError, match=r"^there is no option 'promts'; did you mean 'prompts'[?]$"):
         gather_options(Settings, None, {"promts": 4})
 
 
