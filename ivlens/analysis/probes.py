@@ -130,12 +130,10 @@ def prepare(
 def random_sets(vector: InstructionVector, *, draws: int) -> tuple[tuple[Head, ...], ...]:
     """Sets of as many heads as the vector has, of heads that it has not; of all where too few others are left."""
     z, settings = vector.measured()
-    n_layers, n_heads = z.shape[:2]
-    every = [Head(layer, head) for layer in range(n_layers) for head in range(n_heads)]
-    others, k = [head for head in every if head not in vector.heads], len(vector.heads)
-    pool = others if len(others) >= k else every
-    generator = open_stream(settings.seed, Stream.RANDOM_HEADS)
-    return tuple(tuple(pool[i] for i in generator.choice(len(pool), k, replace=False)) for _ in range(draws))
+    found = controls.draw_heads(
+        tuple(z.shape[:2]), len(vector.heads), draws=draws, seed=settings.seed, apart=vector.heads
+    )
+    return tuple(map(tuple, found))
 
 
 def other_mean_z(

@@ -47,9 +47,19 @@ def random_heads(
             it is held against understates the contrast, in a small model by much (all heads where fewer than k are
             left). `all`: all heads, the chosen ones included.
     """
-    ranked, generator = effects.ranked(), open_stream(seed, Stream.RANDOM_HEADS)
-    others = _without(ranked, ranked[:k] if chosen is None else chosen)
-    heads = sorted(others if among == "others" and len(others) >= k else ranked)
+    apart = effects.ranked()[:k] if chosen is None else chosen
+    return draw_heads(tuple(effects.aie.shape), k, draws=draws, seed=seed, apart=() if among == "all" else apart)
+
+
+def draw_heads(grid: tuple[int, ...], k: int, *, draws: int, seed: int, apart: Sequence[Head] = ()) -> list[list[Head]]:
+    """`draws` sets of k of a model's heads, layers by heads, drawn at random.
+
+    Args:
+        apart: Heads to leave out, where k others are left.
+    """
+    heads = [Head(layer, head) for layer in range(grid[0]) for head in range(grid[1])]
+    others, generator = _without(heads, apart), open_stream(seed, Stream.RANDOM_HEADS)
+    heads = others if len(others) >= k else heads
     return [[heads[i] for i in generator.choice(len(heads), k, replace=False)] for _ in range(draws)]
 
 

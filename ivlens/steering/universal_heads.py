@@ -26,6 +26,7 @@ from ivlens.errors import IvlensError, PromptError, ShapeMismatch, TaskError
 from ivlens.models import hooked
 from ivlens.patching.activations import score_answers
 from ivlens.patching.effects import measure_effects, task_mean_z
+from ivlens.patching.head_effects import rank_heads
 from ivlens.patching.settings import Options, Settings, gather_options
 from ivlens.progress import track
 from ivlens.prompts.builders import clean, zero_shot
@@ -190,8 +191,7 @@ def universal_heads(
             "name tasks that it can do"
         )
     aie = torch.stack(grids).mean(0)
-    order = torch.argsort(aie.flatten(), descending=True, stable=True)[:top].tolist()
-    heads = tuple(Head(index // model.cfg.n_heads, index % model.cfg.n_heads) for index in order)
+    heads = tuple(rank_heads(aie)[:top])
     vectors = torch.stack([write_vector(model, z, heads) for z in outputs])
     place = _best_place(model, done, vectors, settings, scale=scale, memory=memory)
     return Universal(

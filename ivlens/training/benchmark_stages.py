@@ -23,7 +23,7 @@ from ivlens.errors import TaskError
 from ivlens.lab.sequences import SEQUENCES, TASKS
 from ivlens.prompts.template import Prompt
 from ivlens.random_streams import Stream, open_stream
-from ivlens.storage.json_files import read_json
+from ivlens.storage.json_files import read_given_json
 from ivlens.training.stages import FEWEST, TRAIN_SHARE, VALIDATION_SHARE, Stage
 
 QUERY = "{sentence}\nAnswer:"
@@ -78,7 +78,7 @@ class _Asked(NamedTuple):
 def _folder(path: Path, seed: int) -> Stage:
     if is_saved(path):
         return Stage.of_task(read_task(path), seed=seed)
-    kind = benchmark_files.kind(read_json(path / "train.json", wanted=FORMATS))
+    kind = benchmark_files.kind(read_given_json(path / "train.json", wanted=FORMATS))
     if kind == "trace":
         return _stage(path, seed, [_trace(path / f"{part}.json") for part in ("train", "eval", "test")])
     if kind == "o-lora":
