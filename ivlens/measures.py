@@ -60,10 +60,10 @@ def answer_log_prob(
 
 
 def greedy_match(
-    logits: Float[Tensor, "prompt answer vocab"],
-    answers: Int[Tensor, "prompt answer"],
-    mask: Bool[Tensor, "prompt answer"],
-) -> Bool[Tensor, " prompt"]:
+    logits: Float[Tensor, "*batch answer vocab"],
+    answers: Int[Tensor, "*#batch answer"],
+    mask: Bool[Tensor, "*#batch answer"],
+) -> Bool[Tensor, "*batch"]:
     """Would greedy decoding write the answer?
 
     Teacher forcing decides it exactly: as long as every token so far is right, decoding reads the same prefix.

@@ -23,6 +23,7 @@ from ivlens.patching.activations import batches, last_z, path_to_residual
 from ivlens.patching.effects import clean_prompts
 from ivlens.patching.head_effects import HeadEffects
 from ivlens.patching.settings import Settings
+from ivlens.random_streams import Stream, open_stream
 from ivlens.shapes import Head
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def head_drift(base: HeadEffects, tuned: HeadEffects, k: int) -> list[Line]:
     """
     before, after = (group_means(e.cie.double().cpu(), e.queries.cpu()).flatten(1).numpy() for e in (base, tuned))
     n, n_heads = before.shape
-    rows = np.random.default_rng(base.settings.seed).integers(n, size=(RESAMPLES, n))
+    rows = open_stream(base.settings.seed, Stream.RESAMPLES).integers(n, size=(RESAMPLES, n))
     # All queries first, then the resampled ones; by sums rather than copies, since a model may have thousands of heads.
     weights = np.concatenate([np.ones((1, n)), np.stack([np.bincount(row, minlength=n) for row in rows])]) / n
     before, after = weights @ before, weights @ after

@@ -12,7 +12,6 @@ from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -33,6 +32,7 @@ from ivlens.prompts.builders import Corruption, Source
 from ivlens.prompts.chat import Layout
 from ivlens.prompts.template import DEFAULT, Prompt
 from ivlens.prompts.tokens import tokenize
+from ivlens.random_streams import Stream, open_stream
 from ivlens.shapes import GIB, Head
 from ivlens.steering import controls, trials
 from ivlens.steering.head_choice import Asked, Chosen, choose_heads, fix_heads
@@ -259,7 +259,7 @@ class _Work:
         """
         task, pairs, template, shots = self.task, self.split.evaluation, self.settings.template, self.settings.shots
         few_shot = partial(prompts.few_shot, pairs, self.split.mean, shots=shots, template=template)
-        generator = np.random.default_rng([self.settings.seed, 6])
+        generator = open_stream(self.settings.seed, Stream.BASELINE_PROMPTS)
         return {
             "zero-shot": prompts.zero_shot(pairs, template=template),
             "instructed": prompts.instructed(task, pairs, template=template) if task.instructions else [],

@@ -18,13 +18,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from ivlens.datasets import task_files
 from ivlens.datasets.csv_files import Columns
 from ivlens.datasets.huggingface import HUB
 from ivlens.datasets.task_files import Content
 from ivlens.errors import TaskError
+from ivlens.random_streams import Stream, open_stream
 from ivlens.tables import html_table
 
 BUILT_IN = Path(__file__).parents[1] / "lab" / "tasks"
@@ -147,7 +146,7 @@ class Task:
                 f"task {self.name!r} has {total} pairs, but {shots} shots need at least {shots + 10} "
                 "(demonstrations, ranking, validation and evaluation share none); add pairs or use fewer shots"
             )
-        order = np.random.default_rng(seed).permutation(total)
+        order = open_stream(seed, Stream.SPLIT_PAIRS).permutation(total)
         shuffled = [self.pairs[i] for i in order]
         mean = max(shots + 1, round(0.4 * total))
         rank = mean + max(2, (total - mean) // 3)

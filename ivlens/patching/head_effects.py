@@ -87,9 +87,7 @@ class HeadEffects:
         >>> len(effects.ranked()), effects.ranked()[0]
         (48, L3H3)
         """
-        n_heads = self.cie.shape[2]
-        order = torch.argsort(self.aie.flatten(), descending=True, stable=True).tolist()
-        return [Head(index // n_heads, index % n_heads) for index in order]
+        return rank_heads(self.aie)
 
     def top(self, k: int = 10) -> list[Head]:
         """The k heads of largest AIE. Never report their AIE on the prompts that chose them as their effect.
@@ -171,6 +169,12 @@ class HeadEffects:
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         """The figure where plotly has a renderer for notebooks, and one line of text everywhere."""
         return {"text/plain": repr(self), **self.figure()._repr_mimebundle_()}
+
+
+def rank_heads(aie: HeadGrid) -> list[Head]:
+    """All heads, the largest AIE first; equal ones by address."""
+    order = torch.argsort(aie.flatten(), descending=True, stable=True).tolist()
+    return [Head(*divmod(index, aie.shape[1])) for index in order]
 
 
 def table_of(cie: Cie, queries: Int[Tensor, " prompt"], baseline: Float[Tensor, " prompt"]) -> pd.DataFrame:

@@ -18,6 +18,10 @@ the same state draws the same. Examples of this room go on from these lines.
     A:| small
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from ivlens.prompts.builders import Corruption as Corruption
 from ivlens.prompts.builders import Prompt as Prompt
 from ivlens.prompts.builders import Source as Source
@@ -31,5 +35,16 @@ from ivlens.prompts.builders import shuffle_outputs as shuffle_outputs
 from ivlens.prompts.builders import statements as statements
 from ivlens.prompts.builders import zero_shot as zero_shot
 from ivlens.prompts.chat import ChatTemplate as ChatTemplate
-from ivlens.prompts.tokens import Tokens as Tokens
-from ivlens.prompts.tokens import tokenize as tokenize
+
+if TYPE_CHECKING:
+    from ivlens.prompts.tokens import Tokens as Tokens
+    from ivlens.prompts.tokens import tokenize as tokenize
+
+
+def __getattr__(name: str) -> Any:
+    # Tokens need torch. Options of the command line, which are made of this room's choices, do without.
+    if name not in ("Tokens", "tokenize"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from ivlens.prompts import tokens
+
+    return getattr(tokens, name)

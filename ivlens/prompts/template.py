@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ivlens.datasets.task import Pair, exists
 from ivlens.errors import IvlensError, PromptError
-from ivlens.storage.json_files import check_object, read_json
+from ivlens.storage.json_files import check_object, read_given_json
 
 PLACES = ("{input}", "{output}", "{instruction}")
 PREFIXES = {"input": "Q:", "output": "A:", "instructions": ""}
@@ -172,7 +172,7 @@ def find_template(name: str | Path) -> Template:
 
 
 def _read_file(path: Path) -> Template:
-    content = read_json(path, wanted="give the path of a JSON file")
+    content = read_given_json(path, wanted="give the path of a JSON file")
     if not isinstance(content, dict):
         raise PromptError("a template is a JSON object of demonstration, query, instruction and answer; write one")
     theirs = content.keys() & {"prefixes", "separators"}

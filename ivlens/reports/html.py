@@ -25,7 +25,8 @@ from ivlens.plots.notebook import figure_json
 from ivlens.reports import findings
 from ivlens.reports import page as pages
 from ivlens.storage import run_folder
-from ivlens.storage.atomic_files import read_json, write_whole
+from ivlens.storage.atomic_files import write_whole
+from ivlens.storage.json_files import read_json
 from ivlens.storage.run_record import RunRecord, flat
 from ivlens.tables import plain
 

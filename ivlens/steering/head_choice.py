@@ -19,7 +19,7 @@ from ivlens.shapes import GIB, Head
 from ivlens.steering.universal_heads import Considered, Universal, universal_heads
 from ivlens.storage import tensor_files
 from ivlens.storage.atomic_files import parse_json
-from ivlens.storage.json_files import read_json
+from ivlens.storage.json_files import read_given_json
 from ivlens.storage.run_folder import Table
 from ivlens.vectors.head_writing import check_head
 
@@ -124,7 +124,7 @@ def _read_file(path: Path) -> tuple[Head, ...]:
         except ValueError as error:
             raise IvlensError(f"{path} has no readable list of heads ({error}); save it again") from error
     else:
-        content = read_json(path, wanted="give a file of heads")
+        content = read_given_json(path, wanted="give a file of heads")
     content = content.get("heads") if isinstance(content, dict) else content
     if not isinstance(content, list):
         raise IvlensError(

@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from safetensors.torch import save
@@ -27,10 +26,12 @@ from ivlens.errors import IvlensError, PromptError, ShapeMismatch, TaskError
 from ivlens.models import hooked
 from ivlens.patching.activations import score_answers
 from ivlens.patching.effects import measure_effects, task_mean_z
-from ivlens.patching.settings import Settings
+from ivlens.patching.head_effects import rank_heads
+from ivlens.patching.settings import Options, Settings, gather_options
 from ivlens.progress import track
 from ivlens.prompts.builders import clean, zero_shot
 from ivlens.prompts.tokens import tokenize
+from ivlens.random_streams import Stream, open_stream
 from ivlens.shapes import GIB, Head, HeadGrid
 from ivlens.steering.search import Place, Tried, attempts, search
 from ivlens.storage import atomic_files, tensor_files
@@ -171,6 +172,7 @@ def universal_heads(
     top: int = 10,
     scale: float | None = None,
     memory: int = 2 * GIB,
+    **options: Unpack[Options],
 ) -> Universal:
     """Rank heads over tasks, and choose layer and scale for all of their vectors.
 
@@ -183,14 +185,15 @@ def universal_heads(
 
     Args:
         tasks: Tasks, names or paths; all built-in ones unless given.
-        settings: How effects are measured; its defaults are those of `indirect_effects`.
+        settings: How effects are measured, all options at once.
+        options: Fields of `Settings`, such as `shots=5`.
         top: How many heads.
         scale: Of the vectors; by default chosen with the layer (see `steering_search`).
 
     Raises:
         IvlensError: the model can do none of the tasks, or has fewer heads.
     """
-    settings = settings or Settings()
+    settings = gather_options(Settings, settings, options)
     tasks = [one if isinstance(one, Task) else task(one) for one in (built_in() if tasks is None else tasks)]
     total = model.cfg.n_layers * model.cfg.n_heads
     if not 1 <= top <= total:
@@ -210,8 +213,7 @@ def universal_heads(
             "name tasks that it can do"
         )
     aie = torch.stack(grids).mean(0)
-    order = torch.argsort(aie.flatten(), descending=True, stable=True)[:top].tolist()
-    heads = tuple(Head(index // model.cfg.n_heads, index % model.cfg.n_heads) for index in order)
+    heads = tuple(rank_heads(aie)[:top])
     vectors = torch.stack([write_vector(model, z, heads) for z in outputs])
     place = _best_place(model, done, vectors, settings, scale=scale, memory=memory)
     return Universal(
@@ -239,7 +241,7 @@ def _consider(model: HookedTransformer, task: Task, settings: Settings) -> Consi
             split.mean,
             source=settings.source,
             shots=settings.shots,
-            generator=np.random.default_rng([settings.seed, 10]),
+            generator=open_stream(settings.seed, Stream.ABILITY_PROMPTS),
             template=settings.template,
         )
         tokens = tokenize(model, prompts)

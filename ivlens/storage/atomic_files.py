@@ -40,17 +40,6 @@ def refuse_unusual(path: Path, most: int | None) -> None:
         raise OSError(errno.EFBIG, f"it has {status.st_size:,} bytes, and may have {most:,}", str(path))
 
 
-def read_json(path: Path) -> Any:
-    """What a JSON file of usual size holds.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is no JSON in UTF-8, or nested without end.
-    """
-    refuse_unusual(path, LARGEST_TEXT)
-    return parse_json(path.read_text(encoding="utf-8"))
-
-
 def parse_json(text: str) -> Any:
     """What a JSON text says; raises ValueError where it is none, or nested without end."""
     try:

@@ -25,6 +25,7 @@ from ivlens.measures import token_log_probs
 from ivlens.models.lora import Adapter
 from ivlens.patching.activations import AnswerLogits, differentiable_answer_logits
 from ivlens.prompts.tokens import Tokens
+from ivlens.random_streams import Stream, open_stream
 from ivlens.training import checkpoints
 from ivlens.training.guidance import Guide
 from ivlens.training.methods import Method
@@ -104,9 +105,9 @@ class Examples:
             )
         places = range(step * (batch - old), (step + 1) * (batch - old))
         begun = {place // self.new for place in places}
-        epochs = {epoch: np.random.default_rng([seed, 7, epoch]).permutation(self.new) for epoch in begun}
+        epochs = {epoch: open_stream(seed, Stream.TRAINING_ORDER, epoch).permutation(self.new) for epoch in begun}
         fresh = [epochs[place // self.new][place % self.new] for place in places]
-        drawn = np.random.default_rng([seed, 8, step]).integers(self.new, max(self.new + 1, len(self.prompts)), old)
+        drawn = open_stream(seed, Stream.REPLAYED, step).integers(self.new, max(self.new + 1, len(self.prompts)), old)
         return np.array([*fresh, *drawn], dtype=np.int64)
 
 

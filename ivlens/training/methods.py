@@ -10,7 +10,6 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -22,6 +21,7 @@ from ivlens.models.weights import as_weight, locate
 from ivlens.patching.activations import AnswerLogits, differentiable_answer_logits
 from ivlens.prompts.template import Prompt
 from ivlens.prompts.tokens import Tokens
+from ivlens.random_streams import Stream, open_stream
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -221,7 +221,7 @@ class Replay(Lora):
     def replayed(self, history: History, *, seed: int) -> list[Prompt]:
         found = []
         for number, prompts in enumerate(history.prompts):
-            chosen = np.random.default_rng([seed, 9, number]).permutation(len(prompts))[: self.memory]
+            chosen = open_stream(seed, Stream.REPLAY_MEMORY, number).permutation(len(prompts))[: self.memory]
             found += [prompts[i] for i in sorted(chosen)]
         return found
 

@@ -12,7 +12,7 @@ from ivlens.errors import IvlensError
 from ivlens.measures import group_means
 from ivlens.models import loader
 from ivlens.models.hooked import model_name, weight_digest
-from ivlens.patching.head_effects import EFFECTS, cie_of, of_prompts, table_of
+from ivlens.patching.head_effects import EFFECTS, cie_of, of_prompts, rank_heads, table_of
 from ivlens.shapes import Head
 from ivlens.storage import atomic_files, parquet
 from ivlens.vectors import function_vectors, vector_formats
@@ -129,8 +129,7 @@ def _built(source: Path, facts: Facts, effects: str | Path | None, heads: Sequen
 def _top(aie: torch.Tensor, top: int) -> tuple[Head, ...]:
     if not 1 <= top <= aie.numel():
         raise IvlensError(f"top is {top}, but there are {aie.numel()} heads; take 1 to {aie.numel()}")
-    order = torch.argsort(aie.flatten(), descending=True, stable=True)[:top].tolist()
-    return tuple(Head(index // aie.shape[1], index % aie.shape[1]) for index in order)
+    return tuple(rank_heads(aie)[:top])
 
 
 def read_effects(path: str | Path, *, form: Form | None = None) -> tuple[pd.DataFrame, tuple[str, ...]]:

@@ -405,7 +405,7 @@ def test_mean_activations_and_effects_of_function_vectors_become_their_vector(
     )
     assert (found.task, found.layer, found.model) == ("antonym", None, "tiny")
     assert found.mean_z is not None and same(found.mean_z, mean_z[:, :, -1].contiguous())
-    with ivlens.steered(model, found, site="distributed", layer=0):
+    with ivlens.steered(model, found, site="distributed"):
         assert model(torch.tensor([[3, 4]])).isfinite().all()
 
 
