@@ -71,7 +71,7 @@ class Study:
         """Every figure of the study by file name."""
         from ivlens.forgetting import figures as study_figures
 
-        return study_figures.figures(self)
+        return study_figures.figures(self, self.summary)
 
     def __repr__(self) -> str:
         lines = self.summary.set_index(["method", "measure"])["value"]
