@@ -98,7 +98,7 @@ class Study:
         """
         from ivlens.forgetting import figures as study_figures
 
-        return study_figures.figures(self)
+        return study_figures.figures(self, self.summary)
 
     def __repr__(self) -> str:
         lines = self.summary.set_index(["method", "measure"])["value"]
