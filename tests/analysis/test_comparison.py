@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import rounding
 import torch
 from checkpoints import build
 from conftest import WORD_TEMPLATE
@@ -248,8 +249,9 @@ def test_the_tuned_model_can_be_given_in_every_form(
         tuned = ivlens.load(checkpoint, dtype="float64")
         lora.merge(tuned, adapter)
     again = compare(base, tuned, word_task, **SMALL)
-    # PEFT merges in float32, and a random Llama's probabilities move by about as much.
-    tolerance = 1e-4 if given == "merged checkpoint" else 1e-9
+    # PEFT merges in float32, which moves a random model's numbers as a float32 run of it does.
+    merged = rounding.bound(rounding.chain(base.cfg, 20), size=10.0)
+    tolerance = merged if given == "merged checkpoint" else 1e-9
     for name in FRAMES:
         pd.testing.assert_frame_equal(getattr(again, name), getattr(found, name), rtol=0, atol=tolerance)
     assert again.folder is None

@@ -36,6 +36,8 @@ from ivlens.vectors.instruction_vector import InstructionVector
 from ivlens.vectors.similarity import overlap, similarity
 from ivlens.vectors.vector_formats import Facts, Form
 
+pytestmark = pytest.mark.numeric
+
 OTHERS: tuple[Form, ...] = ("gguf", "steering-vector", "npy", "function-vector")
 NAMES = {"gguf": "a.gguf", "steering-vector": "s.pt", "npy": "a.npy", "function-vector": "f.pt"}
 GENERATOR = torch.Generator().manual_seed(3)
