@@ -44,7 +44,7 @@ def study(
     Args:
         name: A plan, the name of a built-in study, or a TOML file.
         out: Run folder to write to, and to resume from.
-        model: In place of the plan's; cells are then run in this process, one after the other.
+        model: In place of the plan's; cells are then run in this process, one after the other, where the model is.
         device, dtype: Of the model, as for `ivlens.load`, unless `model` is given.
         workers: Processes that run cells side by side; by default one a core on the CPU, one on a GPU. Does not change
             the numbers. A script that asks for several needs `if __name__ == "__main__":`.
@@ -61,10 +61,12 @@ def study(
     """
     if workers is not None and workers < 1:
         raise StudyError(f"workers is {workers}; it must be 1 or more")
+    if model is not None and workers is not None and workers > 1:
+        raise StudyError(f"workers is {workers}, but a model that is given is trained in this process; leave one out")
     asked = name if isinstance(name, Plan) else plan.read_plan(name)
     general = general_tasks(asked)
     sequences = {seed: sequence(asked, seed, general) for seed in asked.seeds}
-    base = loader.load(model or asked.model, device="auto" if model else device, dtype="auto" if model else dtype)
+    base = loader.load(model or asked.model, device=device, dtype=dtype)
     refuse_unfit_guidance(asked, base)
     asked = asked.with_changes(model=model and hooked.model_name(model))
     sources = _sources(asked, base, general, sequences)

@@ -2,7 +2,7 @@
 
 An option is written once, here: its name, default, bounds or choices, and the words that explain it. `Options` repeats
 names and types for functions that take options one by one. Functions, the record of a run and the command line are made
-of these definitions, so that importing them costs no torch.
+of these definitions, so that importing them costs nothing: neither torch nor NumPy.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from numbers import Integral
-from typing import Any, Literal, TypedDict, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, get_args
 
 from ivlens.errors import IvlensError
-from ivlens.prompts import chat
-from ivlens.prompts.builders import Corruption, Source
-from ivlens.prompts.chat import ChatTemplate, Layout
-from ivlens.prompts.template import DEFAULT, Template
+from ivlens.prompts.choices import Corruption, Source
+
+if TYPE_CHECKING:
+    from ivlens.prompts.chat import Layout
 
 Effect = Literal["prob", "nll"]
 Kind = TypeVar("Kind")
@@ -36,6 +36,12 @@ def option(
         metavar: What stands for the value in the command line's help.
     """
     return {"words": words, "least": least, "choices": get_args(choices), "typed": typed, "metavar": metavar}
+
+
+def _default_template() -> Layout:
+    from ivlens.prompts.template import DEFAULT
+
+    return DEFAULT
 
 
 def document_options(kind: type[Kind]) -> type[Kind]:
@@ -100,7 +106,7 @@ class Settings:
     )
     seed: int = field(default=0, metadata=option("Decides splits, prompts and draws.", least=0))
     template: Layout = field(
-        default=DEFAULT,
+        default_factory=_default_template,
         metadata=option(
             "How prompts are written: qa, function-vectors, arrow, input-output, plain, chat (the model's own), or a "
             "JSON file.",
@@ -126,6 +132,8 @@ class Settings:
         >>> ivlens.Settings.from_record(record) == ivlens.Settings(shots=5)
         True
         """
+        from ivlens.prompts import chat
+
         return cls(**{**record, "template": chat.from_record(record["template"])})
 
     def measurement(self) -> Settings:
@@ -137,6 +145,9 @@ class Settings:
         return {one.name: getattr(self, one.name) for one in fields(self)}
 
     def __post_init__(self) -> None:
+        from ivlens.prompts.chat import ChatTemplate
+        from ivlens.prompts.template import Template
+
         for one in fields(self):
             value, about = getattr(self, one.name), one.metadata
             if about["choices"] and value not in about["choices"]:

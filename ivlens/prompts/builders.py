@@ -9,19 +9,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from itertools import cycle, islice
-from typing import Literal
 
 import numpy as np
 
 from ivlens.datasets.task import Pair, Task
 from ivlens.errors import PromptError, TaskError
 from ivlens.prompts.chat import Layout
+from ivlens.prompts.choices import Corruption, Source
 from ivlens.prompts.template import DEFAULT as DEFAULT
 from ivlens.prompts.template import Prompt as Prompt
 from ivlens.prompts.template import Template as Template
-
-Source = Literal["demonstrations", "instruction"]
-Corruption = Literal["shuffled", "zero-shot"]
 
 
 def instructed(task: Task, pairs: Sequence[Pair], *, template: Layout = DEFAULT) -> list[Prompt]:
