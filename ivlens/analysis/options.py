@@ -63,7 +63,8 @@ class AnalysisSettings(Settings):
         ),
     )
     draws: int = field(
-        default=5, metadata=option("Sets of random heads, and of other controls, that results stand beside.", least=1)
+        default=20,
+        metadata=option("Sets of random heads that results stand beside; of other controls five at most.", least=1),
     )
 
     def record(self) -> dict[str, Any]:
