@@ -132,7 +132,8 @@ def test_an_analysis_takes_settings_whole(tiny: HookedTransformer, word_task: Ta
 
 @pytest.mark.parametrize("name", CHANGED)
 def test_universal_heads_are_ranked_as_asked(lab: HookedTransformer, name: str):
-    other = ivlens.template("arrow") if name == "template" else CHANGED[name]  # The lab does not know the tiny one.
+    # A template that the lab knows.
+    other = ivlens.template("function-vectors") if name == "template" else CHANGED[name]
     asked = {"shots": 3, "clean_prompts": 6, "prompts": 4, name: other}
     found = ivlens.universal_heads(lab, ["antonym"], top=3, scale=2.0, **asked)
     assert found.settings == Settings(**asked) and len(found.heads) == 3 and found.scale == 2.0

@@ -1,7 +1,7 @@
 """What becomes of an answer when hooks change the run? One whole forward pass for every change.
 
 Slow and obvious, right for every model that has TransformerLens' hooks: what the block-wise passes of `branches` and
-`interventions` are held to, and the only way on a TransformerBridge.
+`interventions` are held to, and the only way on a TransformerBridge. `run_rows` takes the one pass where it can.
 """
 
 from __future__ import annotations

@@ -148,3 +148,8 @@ def test_an_answer_of_no_token_is_refused(tiny: HookedTransformer) -> None:
 def test_word_templates_of_the_tests_are_known_words(tiny: HookedTransformer) -> None:
     rendered = WORD_TEMPLATE.render(Pair("w1", "w2"), demonstrations=[Pair("w3", "w4")], instruction="w5")
     assert tiny.tokenizer.unk_token_id not in tiny.tokenizer.encode(rendered.text + rendered.answer)
+
+
+@pytest.mark.parametrize("name", prompts.__all__)
+def test_every_public_name_of_prompts_is_there(name: str) -> None:
+    assert getattr(prompts, name) is not None and name in dir(prompts)
