@@ -58,7 +58,8 @@ def everything() -> Iterator[Public]:
     for name, thing in own.items():
         yield from public(name, thing)
     for room, module in ROOMS.items():
-        for name, thing in vars(module).items():
+        for name in dir(module):  # Rooms may import what they hand on when it is asked for.
+            thing = getattr(module, name)
             if name.startswith("_") or not (inspect.isclass(thing) or inspect.isfunction(thing)):
                 continue
             # `lora` is a module: what it imports for its own use is not handed on.

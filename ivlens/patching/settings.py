@@ -137,11 +137,19 @@ class Settings:
         return cls(**{**record, "template": chat.from_record(record["template"])})
 
     def measurement(self) -> Settings:
-        """These settings without what an analysis adds to them."""
+        """These settings without what an analysis adds to them.
+
+        >>> audit.vector.settings.measurement() == audit.vector.settings
+        True
+        """
         return Settings(**{one.name: getattr(self, one.name) for one in fields(Settings)})
 
     def values(self) -> dict[str, Any]:
-        """All fields by name, as they are."""
+        """All fields by name, as they are.
+
+        >>> ivlens.Settings(shots=5).values()["shots"]
+        5
+        """
         return {one.name: getattr(self, one.name) for one in fields(self)}
 
     def __post_init__(self) -> None:
