@@ -39,6 +39,7 @@ check: .venv/installed-check
 bench: .venv/installed
 	$(BIN)/python benchmarks/speed.py
 
+# All of them into figures/drawn; those that documents show, and the records, also into figures.
 figures: .venv/installed
 	$(BIN)/python -m ivlens.reports.gallery figures
 

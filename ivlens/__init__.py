@@ -21,6 +21,31 @@ Prompts are made by `ivlens.prompts`, such as `zero_shot(task.pairs)`. Whatever 
 one sentence, by an `ivlens.IvlensError`.
 
 Public names are imported when they are first used: importing ivlens itself costs nothing.
+
+Docstrings go on from here as cells of one notebook do; those of a room, such as `ivlens.prompts`, also from its own.
+
+    >>> import ivlens
+    >>> model, task = ivlens.load("lab"), ivlens.task("antonym")
+    >>> effects = ivlens.indirect_effects(model, task)
+    >>> vector = ivlens.instruction_vector(model, task, effects=effects)
+    >>> vector.vector.shape
+    torch.Size([128])
+
+An audit, an adapter that changes a little, a comparison and a study, all of them as short as they can be:
+
+    >>> few = {"shots": 5, "clean_prompts": 8, "prompts": 6, "draws": 1}
+    >>> audit = ivlens.audit(model, task, out="runs/antonym", top=2, other_tasks=0, **few)
+    >>> adapter = ivlens.lora.fresh(model, ivlens.lora.LoraConfig(rank=2))
+    >>> for factors in adapter.factors.values():
+    ...     factors.B[:] = 0.02
+    >>> change = ivlens.compare(model, adapter, task, queries=8, **few)
+    >>> plan = ivlens.Plan(
+    ...     name="short", tasks=("class-letter",), general=("antonym", "country-capital"), methods=("lora", "replay"),
+    ...     seeds=(0,), train_prompts=16, training=ivlens.training.Training(steps=2),
+    ... )
+    >>> study = ivlens.study(plan, out="runs/short", model=model)
+    >>> study.folder.name
+    'short'
 """
 
 from __future__ import annotations
@@ -61,6 +86,8 @@ if TYPE_CHECKING:
     from ivlens.vectors.convert import convert as convert
     from ivlens.vectors.instruction_vector import InstructionVector as InstructionVector
 
+    __version__: str
+
 _HOME = {
     "Audit": "analysis.audit",
     "Comparison": "analysis.comparison",
@@ -99,6 +126,8 @@ __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":  # Written once, in pyproject.toml; looked up when it is asked for.
+        return import_module("importlib.metadata").version("ivlens")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home = import_module(f"ivlens.{_HOME[name]}")
@@ -106,4 +135,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    return sorted({*globals(), *_HOME, "__version__"})

@@ -2,7 +2,16 @@
 
 
 class IvlensError(Exception):
-    """The caller can mend it. The command line prints its one sentence and exits with status 2."""
+    """The caller can mend it: what came, what was needed, what to do, in one sentence.
+
+    The command line prints that sentence and exits with status 2. All errors below are of this kind.
+
+    >>> ivlens.task("antonim")
+    Traceback (most recent call last):
+    ivlens.errors.TaskError: there is no built-in task and no file 'antonim'; did you mean antonym or ...
+    >>> issubclass(ivlens.errors.TaskError, ivlens.IvlensError)
+    True
+    """
 
 
 class TaskError(IvlensError):

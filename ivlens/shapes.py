@@ -23,7 +23,12 @@ GIB = 2**30
 
 
 class Head(NamedTuple):
-    """The address of one attention head, counted from 0 and printed `L9H6`."""
+    """The address of one attention head, counted from 0 and printed `L9H6`; function_vectors writes `(9, 6)`.
+
+    >>> head = ivlens.Head(3, 4)
+    >>> head, head.layer, effects.aie[head].shape
+    (L3H4, 3, torch.Size([]))
+    """
 
     layer: int
     head: int
@@ -39,6 +44,9 @@ class Head(NamedTuple):
 
         Raises:
             IvlensError: `text` is not of that form.
+
+        >>> tuple(ivlens.Head.parse("L9H6"))
+        (9, 6)
         """
         match = re.fullmatch(r"L(\d+)H(\d+)", text.strip())
         if match is None:

@@ -43,7 +43,8 @@ from ivlens.datasets.task import Pair, read_task
 from ivlens.errors import IvlensError
 from ivlens.forgetting import method_run, plan
 from ivlens.forgetting.study import Study
-from ivlens.models import loader, lora, lora_file
+from ivlens.models import loader, lora
+from ivlens.models.adapter import load_adapter, save_adapter
 from ivlens.models.peft import read_adapter, write_adapter
 from ivlens.patching.head_effects import table_of
 from ivlens.patching.settings import Settings
@@ -51,6 +52,7 @@ from ivlens.prompts.chat import ChatTemplate
 from ivlens.prompts.template import find_template
 from ivlens.shapes import Head
 from ivlens.steering.head_choice import parse_heads
+from ivlens.steering.trials import DRAWS, PLACES
 from ivlens.steering.universal_heads import Considered, Universal
 from ivlens.storage import parquet
 from ivlens.storage import run_folder as runs
@@ -157,7 +159,7 @@ def run_folder(folder: Path, command: str, chosen: dict[str, Any], tables: dict[
 
 def audit_folder(folder: Path) -> None:
     tables = {"effects": effects(), "measures": table(MEASURES)}
-    tables |= {"steering": table(STEERING), "heads": table(HEADS)}
+    tables |= {"places": table(PLACES), "draws": table(DRAWS), "steering": table(STEERING), "heads": table(HEADS)}
     tables |= {"instructions": table(WORDINGS), "universal_tasks": table(Considered._fields)}
     with run_folder(folder, "audit", {"shots": 10}, tables) as run:
         run.write_with("vector.safetensors", vector().save)
@@ -333,8 +335,8 @@ READERS = {
         lambda folder: Universal.load(folder / "a.safetensors"),
     ),
     "adapter": Reader(
-        lambda folder: lora_file.save_adapter(trained_adapter(MODEL), folder / "a.safetensors"),
-        lambda folder: lora_file.load_adapter(folder / "a.safetensors", MODEL),
+        lambda folder: save_adapter(trained_adapter(MODEL), folder / "a.safetensors"),
+        lambda folder: load_adapter(folder / "a.safetensors", MODEL),
     ),
     "training checkpoint": Reader(training, training),
     "function vector": Reader(saved(torch.randn(1, 20)), lambda folder: vector_formats.read_vector(folder / "a.pt")),
@@ -508,12 +510,33 @@ def test_a_tensor_that_is_larger_than_its_file_is_refused(tmp_path: Path) -> Non
         vector_formats.read_vector(tmp_path / "a.npy")
 
 
-def test_a_list_without_end_in_a_gguf_file_is_not_followed(tmp_path: Path) -> None:
-    """Numbers behind the end of a file read as nothing in the gguf package, so that it goes on for ever."""
-    list_of_bytes = struct.pack("<Q1sIIQ", 1, b"x", 9, 0, 2**60)
-    (tmp_path / "a.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + list_of_bytes)
-    with bounded(), pytest.raises(IvlensError, match=r"a list of 1152921504606846976 values behind its end"):
+@pytest.mark.parametrize(
+    ("length", "kind", "content", "sentence"),
+    [
+        (2**60, 1, b"", "a list of 1152921504606846976 values behind its end"),
+        (2**24, 1, bytes(2**24), "lists of lists, or of 16777216 values; a control vector has none"),
+        (1, 9, struct.pack("<IQ", 9, 1) * 2000, "lists of lists, or of 1 values"),
+    ],
+)
+def test_a_list_in_a_gguf_file_is_not_followed_without_end(
+    length: int, kind: int, content: bytes, sentence: str, tmp_path: Path
+) -> None:
+    """Numbers behind the end of a file read as nothing in the gguf package, and every number becomes an array there."""
+    field = struct.pack("<Q1sIIQ", 1, b"x", 9, kind, length)
+    (tmp_path / "a.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + field + content)
+    with bounded(), pytest.raises(IvlensError, match=sentence):
         vector_formats.read_vector(tmp_path / "a.gguf")
+
+
+def test_an_offset_in_a_gguf_file_does_not_come_round_to_its_beginning(tmp_path: Path) -> None:
+    path = tmp_path / "a.gguf"
+    control_vectors.write_control_vector(path, control_vectors.ControlVector({1: torch.randn(20)}, "llama", "a"))
+    shape = struct.pack("<IQI", 1, 20, 0)
+    written, lying = (shape + struct.pack("<Q", offset) for offset in (0, 2**64 - 32))
+    assert path.read_bytes().count(written) == 1
+    path.write_bytes(path.read_bytes().replace(written, lying))
+    with pytest.raises(IvlensError, match="is no readable GGUF control vector"):
+        vector_formats.read_vector(path)
 
 
 def test_gguf_files_of_other_things_are_refused(tmp_path: Path) -> None:

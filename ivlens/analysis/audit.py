@@ -15,7 +15,7 @@ from ivlens.analysis import audit_tables
 from ivlens.analysis.wordings import WORDINGS
 from ivlens.errors import IvlensError, RunError
 from ivlens.patching.head_effects import EFFECTS, HeadEffects
-from ivlens.steering.trials import PLACES, VALUES
+from ivlens.steering.trials import DRAWS, PLACES, VALUES
 from ivlens.steering.universal_heads import Considered
 from ivlens.storage import run_folder
 from ivlens.vectors.instruction_vector import InstructionVector
@@ -35,7 +35,13 @@ HEADS = ("heads", "n_heads", "layers", "scales", "draws", *VALUES)
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """What an audit found; the tables are tidy, one line a number with its interval."""
+    """What an audit found; the tables are tidy, one line a number with its interval.
+
+    >>> audit
+    Audit(antonym on lab: zero-shot accuracy 0.05, with the vector of 2 heads (L3H3 L3H4) at layer 2, scale ...)
+    >>> audit.measures.columns[:4].tolist()
+    ['measure', 'accuracy', 'accuracy_low', 'accuracy_high']
+    """
 
     effects: HeadEffects
     vector: InstructionVector
@@ -47,6 +53,8 @@ class Audit:
     """The same at the layer and scale that validation pairs chose, against the number of heads."""
     places: pd.DataFrame
     """Accuracy of the vector at every layer and scale on validation pairs, the chosen place marked."""
+    draws: pd.DataFrame
+    """Every vector by itself at its own place: the chosen ones, and each draw of their controls."""
     instructions: pd.DataFrame | None = None
     """What every wording did on validation pairs, where the best was asked for."""
     universal: pd.DataFrame | None = None
@@ -59,6 +67,9 @@ class Audit:
 
         Raises:
             RunError: no run, not an audit's, unfinished, or damaged.
+
+        >>> ivlens.Audit.read("runs/antonym").effects.cie.shape  # [prompt layer head]
+        torch.Size([6, 6, 8])
         """
         run = run_folder.read_run(folder)
         if run.record.command != "audit":
@@ -77,13 +88,18 @@ class Audit:
             steering=run.read_table("steering", columns=STEERING),
             heads=run.read_table("heads", columns=HEADS),
             places=run.read_table("places", columns=PLACES),
+            draws=run.read_table("draws", columns=DRAWS),
             instructions=_read_if_kept(run, "instructions", WORDINGS),
             universal=_read_if_kept(run, "universal_tasks", Considered._fields),
             folder=Path(folder),
         )
 
     def figures(self) -> dict[str, go.Figure]:
-        """Every figure of the audit by file name."""
+        """Every figure of the audit by file name.
+
+        >>> list(audit.figures())
+        ['aie', 'measures', 'steering', 'places', 'heads']
+        """
         where = f"{self.vector.task} on {self.vector.model}"
         accuracy = {"accuracy_low": "low", "accuracy_high": "high"}
         bars = {"accuracy": "value", **accuracy}
@@ -102,6 +118,7 @@ class Audit:
             ),
             "heads": plots.accuracy_by_heads(
                 self.heads.rename(columns=accuracy),
+                draws=self.draws,
                 baselines=lines,
                 title=f"Zero-shot accuracy by number of heads in the vector: {where}",
             ),
@@ -112,6 +129,9 @@ class Audit:
 
         Raises:
             IvlensError: there is no such line; those that there are, are named.
+
+        >>> audit.accuracy("instructed"), audit.accuracy("steered")
+        (1.0, 1.0)
         """
         found = dict(zip(self.measures["measure"], self.measures["accuracy"], strict=True))
         if measure not in found:

@@ -25,7 +25,13 @@ CHANGES = ("measure", "heads", "n_heads", "model", "vector", "value", "low", "hi
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What a comparison found; the tables are tidy, one line a number with its 95 % interval over queries."""
+    """What a comparison found; the tables are tidy, one line a number with its 95 % interval over queries.
+
+    >>> change
+    Comparison(antonym, lab → lab + adapter: instruction probability 0.9... → ...)
+    >>> change.aie.shape, change.base_vector.heads[0]
+    ((144, 6), L3H3)
+    """
 
     base: HeadEffects
     tuned: HeadEffects
@@ -50,6 +56,10 @@ class Comparison:
 
         Raises:
             RunError: no run, not a comparison's, unfinished, or damaged.
+
+        >>> ivlens.Comparison.read("runs/antonym")
+        Traceback (most recent call last):
+        ivlens.errors.RunError: runs/antonym is of `ivlens audit`, not of a comparison; give a comparison's folder
         """
         run = run_folder.read_run(folder)
         if run.record.command != "compare":
@@ -74,7 +84,11 @@ class Comparison:
         )
 
     def figures(self) -> dict[str, go.Figure]:
-        """Every figure of the comparison by file name."""
+        """Every figure of the comparison by file name.
+
+        >>> list(change.figures())
+        ['aie', 'heads', 'dependence', 'abilities']
+        """
         where, (_, n_layers, n_heads) = self.title, self.base.cie.shape
         marked = {"base": self.base_vector.heads, "tuned": self.tuned_vector.heads}
         unit = self.base.unit
@@ -95,6 +109,11 @@ class Comparison:
 
     @property
     def title(self) -> str:
+        """Of its figures: task and both models.
+
+        >>> change.title
+        'antonym, lab → lab + adapter'
+        """
         return f"{self.base_vector.task}, {self.base.model} → {self.tuned_name}"
 
     def value(self, measure: str, *, model: str = "difference", heads: str = "", vector: str = "") -> float:
@@ -107,6 +126,9 @@ class Comparison:
 
         Raises:
             IvlensError: there is no such line.
+
+        >>> round(change.value("instruction probability", model="base"), 1)
+        1.0
         """
         vector = vector or ("base" if heads else "")
         asked = {"measure": measure, "model": model, "heads": heads, "vector": vector}
@@ -117,10 +139,17 @@ class Comparison:
         return float(found[0])
 
     def drifted(self, measure: str, heads: str = "") -> float:
-        """One number of `drift`: `jaccard` (`chosen`), `spearman`, `cosine` (`own`, `base`, `random`).
+        """One number of `drift`.
+
+        Args:
+            measure: `jaccard` or `spearman` of the heads, in [0, 1] and [-1, 1]; `cosine` of the vectors, in [-1, 1].
+            heads: `chosen` for `jaccard`; for `cosine` whose: each model's `own`, the `base` model's, or `random` ones.
 
         Raises:
             IvlensError: there is no such line.
+
+        >>> 0 < change.drifted("cosine", "own") <= 1
+        True
         """
         asked = {"measure": measure, "heads": heads}
         found = [line["value"] for line in self.drift.to_dict("records") if asked.items() <= line.items()]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ivlens.analysis.probes import Probe
 from ivlens.errors import IvlensError
-from ivlens.measures import Interval, bootstrap, interval
+from ivlens.measures import Interval, crossed_interval, interval, mean_bounds
 from ivlens.patching import interventions
 from ivlens.patching.interventions import Change, Outcomes
 from ivlens.prompts.tokens import Tokens
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 DEPENDENCE = ("measure", "heads", "n_heads", "value", "low", "high", "n")
 Key = tuple[str, str]
 """A measure, and `chosen`, `random`, `unscaled` (the chosen heads' vector at scale 1) or nothing."""
-PerPrompt = Float[Tensor, " prompt"]
+PerPrompt = Float[Tensor, "prompt *draw"]
+"""A number a query, or one for each draw of random heads."""
 
 _PROPORTIONS = {
     *("instruction accuracy", "knowledge accuracy", "zero-shot accuracy"),
@@ -42,10 +43,10 @@ _UNMEASURED = Interval(torch.nan, torch.nan, torch.nan)
 
 @dataclass(frozen=True, kw_only=True)
 class Dependence:
-    """What was measured on every prompt; random draws are averaged per prompt, and prompts are independent queries."""
+    """What was measured on every prompt, of random heads for each draw; prompts are independent queries."""
 
     values: Mapping[Key, PerPrompt]
-    """By measure and heads, one number a query in the same order for every model; empty: not measured."""
+    """By measure and heads, a row a query in the same order for every model; empty: not measured."""
     task: str
     n_heads: int
     seed: int
@@ -55,7 +56,7 @@ class Dependence:
         """One line a measure and kind of heads, with a 95 % interval over queries; NaN where not measured."""
         lines = []
         for (measure, heads), values in self.values.items():
-            found = summarise(values, proportion=self._is_proportion(measure, heads), seed=self.seed)
+            found = summarise(values, proportion=self._is_proportion(measure, heads))
             lines.append((measure, heads, self.n_heads if heads else 0, *found, len(values)))
         return pd.DataFrame(lines, columns=list(DEPENDENCE))
 
@@ -83,7 +84,7 @@ class Dependence:
         return float(self.values[measure, heads].mean())
 
     def _is_proportion(self, measure: str, heads: str) -> bool:
-        return measure in _PROPORTIONS and heads != "random" and not self.is_difference
+        return measure in _PROPORTIONS and not self.is_difference
 
     def __repr__(self) -> str:
         kind = "change of dependence" if self.is_difference else "dependence"
@@ -160,19 +161,23 @@ def recovery(base: Dependence, tuned: Dependence) -> pd.DataFrame:
     gone = lost["instruction accuracy", ""]
     for kind in ("instruction", "zero-shot"):
         own = lost[f"{kind} accuracy", ""]
-        add(f"lost {kind} accuracy", "", summarise(own, seed=tuned.seed), len(own))
+        add(f"lost {kind} accuracy", "", summarise(own), len(own))
         for heads in (heads for measure, heads in tuned.values if measure == f"steered {kind} accuracy"):
-            back = tuned.values[f"steered {kind} accuracy", heads] - tuned.values[f"{kind} accuracy", ""]
-            add(f"regained {kind} accuracy", heads, summarise(back, seed=tuned.seed), len(back))
+            steered, plain = tuned.values[f"steered {kind} accuracy", heads], tuned.values[f"{kind} accuracy", ""]
+            back = steered - (plain[:, None] if steered.dim() == 2 else plain)
+            add(f"regained {kind} accuracy", heads, summarise(back), len(back))
             share = _share(back, gone, seed=tuned.seed) if len(back) == len(gone) else _UNMEASURED
             add(f"share regained {kind}", heads, share, min(len(back), len(gone)))
     return pd.DataFrame(lines, columns=list(DEPENDENCE))
 
 
-def summarise(values: PerPrompt, *, proportion: bool = False, seed: int = 0) -> Interval:
-    """Mean over queries with its interval: Wilson's of successes, the bootstrap of everything else."""
+def summarise(values: PerPrompt, *, proportion: bool = False) -> Interval:
+    """Mean over queries, and over draws where there are several, with its interval; Wilson's of successes."""
+    within = (0.0, 1.0) if proportion else None
+    if values.dim() == 2 and values.shape[1] > 1:
+        return crossed_interval(values, within=within)
     # A difference that happens to be 0 or 1 everywhere is no proportion: groups keep it from being taken for one.
-    return interval(values, None if proportion else torch.arange(len(values)), seed=seed)
+    return interval(values.reshape(-1), None if proportion else torch.arange(len(values)), within=within)
 
 
 def _run(model: HookedTransformer, probe: Probe, tokens: Tokens | None, changes: list[Change]) -> Outcomes:
@@ -195,17 +200,20 @@ def _against(
 
 
 def _by_heads(name: str, values: Tensor, n: int) -> dict[Key, PerPrompt]:
-    """Column 0 is of the chosen heads, those up to `n` of random draws, averaged per prompt; one behind is unscaled."""
+    """Column 0 is of the chosen heads, those up to `n` of random draws; one behind is unscaled."""
     values = values if values.is_floating_point() else values.float()
-    found = {(name, "chosen"): values[:, 0], (name, "random"): values[:, 1:n].mean(1)}
+    found = {(name, "chosen"): values[:, 0], (name, "random"): values[:, 1:n]}
     return found | ({(name, "unscaled"): values[:, n]} if values.shape[1] > n else {})
 
 
-def _share(back: PerPrompt, gone: PerPrompt, *, seed: int) -> Interval:
-    if len(gone) < 2 or not float(bootstrap(gone, seed=seed)[0]) > 0:
+def _share(back: PerPrompt, gone: Float[Tensor, " prompt"], *, seed: int) -> Interval:
+    if len(gone) < 2 or not float(mean_bounds(gone)[0]) > 0:
         return _UNMEASURED
-    generator = torch.Generator().manual_seed(seed)
+    # Queries are drawn again, and so are draws of random heads.
+    generator, back = torch.Generator().manual_seed(seed), back.reshape(len(back), -1)
     rows = torch.randint(len(gone), (2000, len(gone)), generator=generator)
-    shares = (back[rows].mean(1) / gone[rows].mean(1)).double()
+    columns = torch.randint(back.shape[1], (2000, back.shape[1]), generator=generator)
+    regained = torch.stack([back[row][:, column].mean() for row, column in zip(rows, columns, strict=True)])
+    shares = (regained / gone[rows].mean(1)).double()
     low, high = shares[shares.isfinite()].quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return Interval(float(back.mean() / gone.mean()), low, high)

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from ivlens.datasets.task import Task
 from ivlens.errors import IvlensError
-from ivlens.measures import bootstrap, group_means
+from ivlens.measures import group_means, mean_bounds
 from ivlens.patching.activations import batches, last_z, path_to_residual
 from ivlens.patching.effects import clean_prompts
 from ivlens.patching.head_effects import HeadEffects
 from ivlens.patching.settings import Settings
+from ivlens.random_streams import Stream, open_stream
 from ivlens.shapes import Head
 
 if TYPE_CHECKING:
@@ -45,11 +46,11 @@ def aie_table(base: HeadEffects, tuned: HeadEffects) -> pd.DataFrame:
     """
     if base.cie.shape != tuned.cie.shape or not torch.equal(base.queries.cpu(), tuned.queries.cpu()):
         raise IvlensError("the effects of the two models are not of the same prompts; measure both with one task")
-    seed, queries = base.settings.seed, base.queries.cpu()
+    queries = base.queries.cpu()
     before, after = base.cie.double().cpu(), tuned.cie.double().cpu()
     parts = []
     for name, cie in {"base": before, "tuned": after, "difference": after - before}.items():
-        low, high = bootstrap(cie, queries, seed=seed)
+        low, high = mean_bounds(cie, queries)
         layers, heads = np.indices(cie.shape[1:]).reshape(2, -1)
         values = {"aie": group_means(cie, queries).mean(0), "low": low, "high": high}
         flat = {key: value.reshape(-1).numpy() for key, value in values.items()}
@@ -68,7 +69,7 @@ def head_drift(base: HeadEffects, tuned: HeadEffects, k: int) -> list[Line]:
     """
     before, after = (group_means(e.cie.double().cpu(), e.queries.cpu()).flatten(1).numpy() for e in (base, tuned))
     n, n_heads = before.shape
-    rows = np.random.default_rng(base.settings.seed).integers(n, size=(RESAMPLES, n))
+    rows = open_stream(base.settings.seed, Stream.RESAMPLES).integers(n, size=(RESAMPLES, n))
     # All queries first, then the resampled ones; by sums rather than copies, since a model may have thousands of heads.
     weights = np.concatenate([np.ones((1, n)), np.stack([np.bincount(row, minlength=n) for row in rows])]) / n
     before, after = weights @ before, weights @ after

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -24,6 +23,7 @@ from ivlens.prompts.builders import cycled, instructed, statements, zero_shot
 from ivlens.prompts.chat import Layout
 from ivlens.prompts.template import Prompt
 from ivlens.prompts.tokens import Tokens, tokenize
+from ivlens.random_streams import Stream, open_stream
 from ivlens.shapes import Head, MeanZ, Residual
 from ivlens.steering import controls
 from ivlens.vectors.head_writing import write_vector
@@ -130,12 +130,10 @@ def prepare(
 def random_sets(vector: InstructionVector, *, draws: int) -> tuple[tuple[Head, ...], ...]:
     """Sets of as many heads as the vector has, of heads that it has not; of all where too few others are left."""
     z, settings = vector.measured()
-    n_layers, n_heads = z.shape[:2]
-    every = [Head(layer, head) for layer in range(n_layers) for head in range(n_heads)]
-    others, k = [head for head in every if head not in vector.heads], len(vector.heads)
-    pool = others if len(others) >= k else every
-    generator = np.random.default_rng([settings.seed, 3])
-    return tuple(tuple(pool[i] for i in generator.choice(len(pool), k, replace=False)) for _ in range(draws))
+    found = controls.draw_heads(
+        tuple(z.shape[:2]), len(vector.heads), draws=draws, seed=settings.seed, apart=vector.heads
+    )
+    return tuple(map(tuple, found))
 
 
 def other_mean_z(
@@ -152,7 +150,7 @@ def other_mean_z(
     usable = [other for other in others if other.instructions and task.name != other.name]
     usable = [other for other in usable if other.digest != task.digest][: OTHER_TASKS if built_in else None]
     share = max(1, OTHER_PROMPTS // max(1, len(usable)))
-    generator = np.random.default_rng([seed, 10])
+    generator = open_stream(seed, Stream.ABLATION_PROMPTS)
     asked: list[Prompt] = []
     for other in usable:
         pairs = [other.pairs[i] for i in generator.permutation(len(other.pairs))]

@@ -6,12 +6,12 @@ one copy of the weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Unpack
 
 import pandas as pd
 import torch
@@ -21,25 +21,22 @@ from ivlens.analysis.comparison import CHANGES
 from ivlens.analysis.comparison import Comparison as Comparison
 from ivlens.analysis.dependence import DEPENDENCE, Dependence, per_prompt, recovery
 from ivlens.analysis.drift import AIE, DRIFT, Written, aie_table, head_drift, vector_drift, write_by_query
-from ivlens.analysis.tuned_model import TunedModel, find_tuned_model
-from ivlens.analysis.wordings import Choice, choose_wording, record_unusual
+from ivlens.analysis.measure import check_heads, fix_choices, kept_effects
+from ivlens.analysis.options import ComparisonOptions, ComparisonSettings
 from ivlens.datasets.task import Task
 from ivlens.datasets.task import task as find_task
-from ivlens.errors import IvlensError, ModelError
-from ivlens.models import hooked, loader, lora
+from ivlens.errors import ModelError, ShapeMismatch
+from ivlens.models import hooked, loader, lora, peft, peft_config
 from ivlens.models.lora import Adapter
-from ivlens.patching.effects import example_prompts, measure_effects, task_mean_z
-from ivlens.patching.head_effects import EFFECTS, HeadEffects
-from ivlens.patching.settings import Settings
-from ivlens.patching.sweep import Effect
-from ivlens.prompts.builders import Corruption, Source, zero_shot
-from ivlens.prompts.chat import Layout
-from ivlens.prompts.template import DEFAULT
+from ivlens.patching.effects import example_prompts
+from ivlens.patching.head_effects import HeadEffects
+from ivlens.patching.settings import Settings, gather_options
+from ivlens.prompts.builders import zero_shot
 from ivlens.prompts.tokens import tokenize
-from ivlens.shapes import GIB
-from ivlens.steering.head_choice import Asked, Chosen, choose_heads, fix_heads
+from ivlens.shapes import GIB, Head
 from ivlens.steering.vector_building import instruction_vector
 from ivlens.storage import run_folder
+from ivlens.storage.run_folder import Tables
 from ivlens.vectors.instruction_vector import InstructionVector
 
 if TYPE_CHECKING:
@@ -52,110 +49,103 @@ def compare(
     task: Task | str | Path,
     *,
     out: str | Path | None = None,
-    shots: int = 10,
-    clean_prompts: int = 100,
-    prompts: int = 25,
-    queries: int = 50,
-    top: int = 10,
-    heads: Asked | None = None,
-    corruption: Corruption = "shuffled",
-    source: Source = "demonstrations",
-    instruction: Choice = "all",
-    effect: Effect = "prob",
-    draws: int = 5,
-    seed: int = 0,
+    settings: Settings | None = None,
     memory: int = 2 * GIB,
-    template: Layout = DEFAULT,
+    **options: Unpack[ComparisonOptions],
 ) -> Comparison:
     """Compare a model before and after fine-tuning: AIE, vectors, dependence on them; changes have paired intervals.
+
+    >>> short = {"shots": 5, "clean_prompts": 8, "prompts": 6, "queries": 8, "draws": 1}
+    >>> sorted(set(ivlens.compare("lab", adapter, "antonym", heads="L3H3", **short).measures["model"]))
+    ['base', 'difference', 'tuned']
 
     Args:
         tuned: A model, a checkpoint (folder or hub id), a PEFT adapter folder over `base`, or an adapter; or several
             such folders, whose updates are added up.
         out: Run folder to write to, and to resume from; nothing is written without it.
-        queries: Evaluation pairs on which dependence is measured; fewer where the task has fewer.
-        top: How many heads make up a vector.
-        heads: In place of each model's own of largest AIE, as in `audit`; `universal` ones are the base model's.
-        instruction: Wordings of the task's instruction, as in `audit`; the `best` is the base model's.
-        draws: Sets of random heads, each of which is a control.
+        settings: How effects are measured, all of these options at once.
         memory: Bytes that patching and steering may take beside the weights. Does not change the numbers.
-
-    For the other arguments see `indirect_effects`.
+        options: Fields of `Settings`, and `top`, `heads`, `instruction`, `draws` and `queries`: see
+            `ivlens.analysis.options.ComparisonSettings`. Universal heads and the best wording are the base model's;
+            heads of largest AIE are each model's own.
 
     Raises:
+        IvlensError: no such option, a value that it cannot have, or options that contradict each other.
         ShapeMismatch: `tuned` has other heads, layers or widths than `base`, or the adapter does not fit.
         ModelError: a model cannot serve, reads text differently, or both have the same weights.
         TaskError, PromptError: the task or its prompts cannot serve.
+        IvlensError: a number below its least, or more heads than the model has.
         RunError: `out` is of another configuration (the differences are named), or cannot be written.
     """
     task = task if isinstance(task, Task) else find_task(task)
-    wordings.check_choice(task, instruction)
-    settings = Settings(
-        shots=shots,
-        clean_prompts=clean_prompts,
-        prompts=prompts,
-        corruption=corruption,
-        source=source,
-        effect=effect,
-        seed=seed,
-        template=template,
-    )
-    for name, value in (("top", top), ("draws", draws), ("queries", queries)):
-        if value < 1:
-            raise IvlensError(f"{name} is {value}; it must be 1 or more")
-    task.split(shots=shots, seed=seed)
+    asked = gather_options(ComparisonSettings, settings, options)
+    wordings.check_choice(task, asked.instruction)
+    task.split(shots=asked.shots, seed=asked.seed)
     base = loader.load_without_adapters(base) if isinstance(base, str | Path) else base
-    chosen_heads = choose_heads(heads, base)
-    top = len(chosen_heads) if isinstance(chosen_heads, tuple) else top
-    n_heads = base.cfg.n_layers * base.cfg.n_heads
-    if top > n_heads:
-        raise IvlensError(f"top is {top}, but the model has {n_heads} heads; take fewer")
-    work = _Work(
-        base=base,
-        pair=find_tuned_model(base, tuned),
-        task=task,
-        settings=settings,
-        top=top,
-        heads=chosen_heads,
-        instruction=instruction,
-        draws=draws,
-        queries=queries,
-        memory=memory,
-    )
+    asked = check_heads(asked, base, options)
+    work = _Work(base=base, pair=find_tuned_model(base, tuned), task=task, asked=asked, memory=memory)
     if out is None:
-        return work.all(_Shelf(None))
-    chosen = {**asdict(settings), "top": top, "draws": draws, "queries": queries}
-    chosen |= record_unusual(chosen_heads, instruction)
+        return work.all(Tables())
     with run_folder.open_run(
         out,
         command="compare",
-        settings={key: value for key, value in chosen.items() if key != "seed"},
+        settings=asked.record(),
         sources={
             "base": run_folder.Source(name=hooked.model_name(base), digest=work.digests[0]),
             "tuned": run_folder.Source(name=work.pair.name, digest=work.digests[1]),
             "task": run_folder.Source(name=task.name, digest=task.digest),
         },
-        seed=seed,
+        seed=asked.seed,
     ) as run:
         if not run.is_complete:
-            found = work.all(_Shelf(run))
-            run.write_json("prompts.json", example_prompts(task, settings))
+            found = work.all(Tables(run))
+            run.write_json("prompts.json", example_prompts(task, work.settings))
             run.write_with("base_vector.safetensors", found.base_vector.save)
             run.write_with("tuned_vector.safetensors", found.tuned_vector.save)
             run.complete()
     return Comparison.read(out)
 
 
-class _Shelf(NamedTuple):
-    """Where tables are kept; nowhere without a run."""
+class TunedModel(NamedTuple):
+    """The tuned model: one of its own, or an adapter that makes it of the base model."""
 
-    run: run_folder.Run | None
+    model: HookedTransformer | Adapter
+    name: str
 
-    def has(self, name: str) -> bool:
-        return self.run is not None and self.run.has(f"{name}.parquet")
 
-    def table(self, name: str, compute: Callable[[], pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:
-        return compute() if self.run is None else self.run.table(name, compute, columns=columns)
+def find_tuned_model(
+    base: HookedTransformer, tuned: HookedTransformer | Adapter | str | Path | Sequence[str | Path]
+) -> TunedModel:
+    """The tuned model: one of its own, a checkpoint, or an adapter over the base model."""
+    if isinstance(tuned, Sequence) and not isinstance(tuned, str):
+        if len(tuned) != 1:
+            stacked = lora.stack([peft.read_adapter(folder, base) for folder in tuned])
+            return TunedModel(
+                stacked, " + ".join([hooked.model_name(base), *(Path(one).resolve().name for one in tuned)])
+            )
+        tuned = tuned[0]
+    if isinstance(tuned, Adapter):
+        lora.check_adapter(base, tuned)
+        return TunedModel(tuned, f"{hooked.model_name(base)} + adapter")
+    if isinstance(tuned, str | Path):
+        if (Path(tuned) / peft_config.CONFIG).is_file():
+            name = f"{hooked.model_name(base)} + {Path(tuned).resolve().name}"
+            return TunedModel(peft.read_adapter(tuned, base), name)
+        names = {dtype: name for name, dtype in hooked.DTYPES.items()}
+        tuned = loader.load_without_adapters(
+            tuned, device=str(base.cfg.device), dtype=names.get(base.cfg.dtype, "auto")
+        )
+    ours, theirs = (
+        {name: getattr(model.cfg, name) for name in ("n_layers", "n_heads", "d_head", "d_model")}
+        for model in (base, tuned)
+    )
+    if ours != theirs:
+        unlike = [f"{name} {theirs[name]} instead of {ours[name]}" for name in ours if ours[name] != theirs[name]]
+        raise ShapeMismatch(
+            f"{hooked.model_name(tuned)} has {', '.join(unlike)} of {hooked.model_name(base)}; give a model that was "
+            "fine-tuned from it"
+        )
+    return TunedModel(tuned, hooked.model_name(tuned))
 
 
 class _Side(NamedTuple):
@@ -172,13 +162,14 @@ class _Work:
     base: HookedTransformer
     pair: TunedModel
     task: Task
-    settings: Settings
-    top: int
-    heads: Chosen
-    instruction: Choice
-    draws: int
-    queries: int
+    asked: ComparisonSettings
+    heads: tuple[Head, ...] | None = None
+    """None: the first of each model's own effects."""
     memory: int
+
+    @property
+    def settings(self) -> Settings:
+        return self.asked.measurement()
 
     @contextmanager
     def tuned(self) -> Iterator[HookedTransformer]:
@@ -206,27 +197,24 @@ class _Work:
             )
         return base, tuned
 
-    def all(self, shelf: _Shelf) -> Comparison:
+    def all(self, tables: Tables) -> Comparison:
         """Fix wordings and heads on the base model, then measure both."""
-        task = choose_wording(self.base, self.task, self.instruction, self.settings, table=shelf.table)
-        fixed = fix_heads(
-            self.heads, self.base, task, self.settings, top=self.top, table=shelf.table, memory=self.memory
-        )
-        return replace(self, task=task, heads=fixed).measured(self.digests, shelf)
+        task, heads = fix_choices(self.base, self.task, self.asked, tables=tables, memory=self.memory)
+        return replace(self, task=task, heads=heads).measured(self.digests, tables)
 
-    def measured(self, digests: tuple[str, str], shelf: _Shelf) -> Comparison:
+    def measured(self, digests: tuple[str, str], tables: Tables) -> Comparison:
         # What needs both models is measured of the base model before an adapter is merged into it.
         base_digest, tuned_digest = digests
-        before = self.side(self.base, "base", base_digest, shelf)
-        sets = [before.vector.heads, *probes.random_sets(before.vector, draws=self.draws)]
-        is_asked = not (shelf.has("measures") and shelf.has("recovery"))
-        prepare = partial(probes.prepare, task=self.task, prompts=self.queries, draws=self.draws)
+        before = self.side(self.base, "base", base_digest, tables)
+        sets = [before.vector.heads, *probes.random_sets(before.vector, draws=self.asked.draws)]
+        is_asked = not (tables.has("measures") and tables.has("recovery"))
+        prepare = partial(probes.prepare, task=self.task, prompts=self.asked.queries, draws=self.asked.draws)
         probe = prepare(self.base, vector=before.vector) if is_asked else None
         found = [per_prompt(self.base, probe)] if probe else []
-        wrote = [] if shelf.has("drift") else [write_by_query(self.base, self.task, self.settings, sets)]
+        wrote = [] if tables.has("drift") else [write_by_query(self.base, self.task, self.settings, sets)]
         with self.tuned() as model:
             self.check_reading(model)
-            after = self.side(model, "tuned", tuned_digest, shelf)
+            after = self.side(model, "tuned", tuned_digest, tables)
             if probe:
                 found += [per_prompt(model, probe), per_prompt(model, prepare(model, vector=after.vector))]
             if wrote:
@@ -237,32 +225,31 @@ class _Work:
             base_vector=before.vector,
             tuned_vector=after.vector,
             tuned_name=self.pair.name,
-            aie=shelf.table("aie", lambda: aie_table(before.effects, after.effects), AIE),
-            measures=shelf.table("measures", lambda: changes(*found), CHANGES),
-            drift=shelf.table("drift", lambda: self.drift(before, after, wrote), DRIFT),
-            recovery=shelf.table("recovery", lambda: recovery(*found[:2]), DEPENDENCE),
+            aie=tables.table("aie", lambda: aie_table(before.effects, after.effects), AIE),
+            measures=tables.table("measures", lambda: changes(*found), CHANGES),
+            drift=tables.table("drift", lambda: self.drift(before, after, wrote), DRIFT),
+            recovery=tables.table("recovery", lambda: recovery(*found[:2]), DEPENDENCE),
         )
 
-    def side(self, model: HookedTransformer, name: str, digest: str, shelf: _Shelf) -> _Side:
-        """Effects, measured or read from the table of a run that was killed later, and the vector."""
-        z = task_mean_z(model, self.task, self.settings)
-        measure = partial(measure_effects, model, self.task, z, self.settings, memory=self.memory, model_digest=digest)
-        effects = HeadEffects.from_frame(
-            shelf.table(f"{name}_effects", lambda: measure().to_frame(), EFFECTS),
-            mean_z=z,
-            settings=self.settings,
-            task=self.task.name,
-            task_digest=self.task.digest,
-            model=hooked.model_name(model) if name == "base" else self.pair.name,
-            model_digest=digest,
+    def side(self, model: HookedTransformer, which: str, digest: str, tables: Tables) -> _Side:
+        """Effects and vector of the base or the tuned model."""
+        effects = kept_effects(
+            model,
+            self.task,
+            self.settings,
+            tables=tables,
+            table=f"{which}_effects",
+            name=hooked.model_name(model) if which == "base" else self.pair.name,
+            digest=digest,
+            memory=self.memory,
         )
-        heads = self.heads if isinstance(self.heads, tuple) else effects.top(self.top)
+        heads = self.heads or effects.top(self.asked.top)
         vector = instruction_vector(model, self.task, effects=effects, heads=heads, memory=self.memory)
         return _Side(effects, replace(vector, model=effects.model))
 
     def check_reading(self, model: HookedTransformer) -> None:
         """Raises ModelError where the two models' tokenizers make different tokens of the task."""
-        prompts = zero_shot(self.task.pairs, template=self.settings.template)
+        prompts = zero_shot(self.task.pairs, template=self.asked.template)
         ours, theirs = tokenize(self.base, prompts), tokenize(model, prompts)
         for name in ("prompts", "answers"):
             if not torch.equal(getattr(ours, name).cpu(), getattr(theirs, name).cpu()):
@@ -272,8 +259,8 @@ class _Work:
                 )
 
     def drift(self, before: _Side, after: _Side, wrote: list[Written]) -> pd.DataFrame:
-        heads = head_drift(before.effects, after.effects, self.top)
-        return pd.DataFrame([*heads, *vector_drift(*wrote, seed=self.settings.seed)], columns=list(DRIFT))
+        heads = head_drift(before.effects, after.effects, self.asked.top)
+        return pd.DataFrame([*heads, *vector_drift(*wrote, seed=self.asked.seed)], columns=list(DRIFT))
 
 
 def changes(before: Dependence, after: Dependence, own: Dependence) -> pd.DataFrame:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from ivlens.analysis.options import Choice
 from ivlens.datasets.task import Pair, Task
 from ivlens.errors import IvlensError, TaskError
 from ivlens.patching.activations import score_answers
@@ -21,23 +22,19 @@ from ivlens.prompts.chat import Layout
 from ivlens.prompts.template import DEFAULT
 from ivlens.prompts.tokens import tokenize
 from ivlens.steering import trials
-from ivlens.steering.head_choice import Chosen
-from ivlens.storage.run_folder import Table
+from ivlens.storage.run_folder import Tables
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
 WORDINGS = ("number", "wording", "chosen", *trials.VALUES)
 
-Choice = Literal["all", "best"] | int
-"""All wordings in turn, the one that validates best, or the N-th, counted from 1."""
-
 
 def check_choice(task: Task, choice: Choice) -> None:
     """Raises a TaskError where the task has no such wording, an IvlensError where there is no such choice."""
     if choice == "all":
         return
-    if choice != "best" and not isinstance(choice, int):
+    if choice != "best" and type(choice) is not int:
         raise IvlensError(f"instruction is {choice!r}; it must be 'all', 'best' or the number of a wording")
     count = len(task.instructions)
     if count == 0 or (isinstance(choice, int) and not 1 <= choice <= count):
@@ -47,14 +44,7 @@ def check_choice(task: Task, choice: Choice) -> None:
         )
 
 
-def record_unusual(heads: Chosen, choice: Choice) -> dict[str, Any]:
-    """What a run records of its heads and wordings, where they are not ranked by AIE and taken in turn."""
-    named = [str(head) for head in heads] if isinstance(heads, tuple) else heads
-    recorded = {"heads": named, "instruction": None if choice == "all" else choice}
-    return {key: value for key, value in recorded.items() if value is not None}
-
-
-def choose_wording(model: HookedTransformer, task: Task, choice: Choice, settings: Settings, *, table: Table) -> Task:
+def choose_wording(model: HookedTransformer, task: Task, choice: Choice, settings: Settings, *, tables: Tables) -> Task:
     """The task with the wordings asked for; of `best`, what was tried is kept as the table `instructions`.
 
     Raises:
@@ -65,7 +55,7 @@ def choose_wording(model: HookedTransformer, task: Task, choice: Choice, setting
         return task
     if choice == "best":
         pairs = task.split(shots=settings.shots, seed=settings.seed).validation
-        found = table(
+        found = tables.table(
             "instructions",
             lambda: try_wordings(model, task, pairs, template=settings.template, seed=settings.seed),
             WORDINGS,
@@ -84,7 +74,7 @@ def try_wordings(
     lines = []
     for number, wording in enumerate(task.instructions, start=1):
         prompts = instructed(replace(task, instructions=(wording,)), pairs, template=template)
-        values = trials.summary(*score_answers(model, tokenize(model, prompts)), seed=seed)
+        values = trials.summary(*score_answers(model, tokenize(model, prompts)))
         lines.append({"number": number, "wording": wording, **values})
     best = max(lines, key=lambda line: (line["accuracy"], line["probability"]))
     return pd.DataFrame([{**line, "chosen": line is best} for line in lines]).filter(WORDINGS)

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+import ivlens
 from ivlens.cli import audit, compare, convert, figures, report, study, tasks, universal
 from ivlens.cli.output import complain
 from ivlens.errors import IvlensError
@@ -89,9 +90,7 @@ def _plain_warnings() -> Iterator[None]:
 
 def _print_version(wanted: bool) -> bool:
     if wanted:
-        from importlib.metadata import version
-
-        print(f"ivlens {version('ivlens')}")
+        print(f"ivlens {ivlens.__version__}")
         raise typer.Exit
     return wanted
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ivlens.cli import options
@@ -9,44 +10,23 @@ from ivlens.errors import IvlensError
 
 if TYPE_CHECKING:
     from ivlens.datasets.task import Task
-
-
-def settings_of(
-    shots: int,
-    clean_prompts: int,
-    prompts: int,
-    corruption: options.Corruption,
-    source: options.Source,
-    effect: options.Effect,
-    seed: int,
-) -> dict[str, Any]:
-    numbers = {"shots": shots, "clean_prompts": clean_prompts, "prompts": prompts, "seed": seed}
-    return {**numbers, "corruption": corruption.value, "source": source.value, "effect": effect.value}
-
-
-def check_early(
-    task: Task | None,
-    settings: dict[str, Any],
-    *,
-    template: str,
-    heads: str | None = None,
-    instruction: str = "all",
-) -> dict[str, Any]:
-    """Heads and wordings as they are meant. Refuses, before a large model is read, what can be refused without it."""
-    from ivlens.analysis.wordings import check_choice
     from ivlens.patching.settings import Settings
+
+
+def check_early(settings: type[Settings], typed: Mapping[str, Any], task: Task | None = None) -> dict[str, Any]:
+    """The options that were typed, read. Refuses, before a large model is read, what can be refused without it."""
+    from ivlens.analysis.wordings import check_choice
     from ivlens.prompts.chat import CHAT
     from ivlens.prompts.template import find_template
-    from ivlens.steering.head_choice import parse_heads
 
-    Settings(**settings)
-    if template != CHAT:
-        find_template(template)
-    wording = options.parse_wording(instruction)
+    found = options.read_options(settings, typed)
+    asked = settings(**found)
+    if typed["template"] != CHAT:
+        find_template(typed["template"])
     if task is not None:
-        task.split(shots=settings["shots"], seed=settings["seed"])
-        check_choice(task, wording)
-    return {"heads": parse_heads(heads), "instruction": wording}
+        task.split(shots=asked.shots, seed=asked.seed)
+        check_choice(task, found.get("instruction", "all"))
+    return found
 
 
 def refuse_short(task: Task) -> None:

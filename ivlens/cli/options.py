@@ -1,8 +1,16 @@
-"""Which options do several commands share, and how is what was typed read?"""
+"""Which options do several commands share, and how is what was typed read?
+
+The options of a measurement are those of its settings, see `with_options`: a field that is added there is an option of
+the command.
+"""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import re
+from collections.abc import Callable, Mapping
+from dataclasses import Field, fields
 from enum import StrEnum
 from fractions import Fraction
 from pathlib import Path
@@ -11,21 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from ivlens.errors import IvlensError
-
-
-class Corruption(StrEnum):
-    shuffled = "shuffled"
-    zero_shot = "zero-shot"
-
-
-class Source(StrEnum):
-    demonstrations = "demonstrations"
-    instruction = "instruction"
-
-
-class Effect(StrEnum):
-    prob = "prob"
-    nll = "nll"
+from ivlens.patching.settings import Settings
 
 
 def parse_whole(text: str | int) -> int:
@@ -68,32 +62,69 @@ Adapter = Annotated[
     list[Path] | None,
     typer.Option(metavar="PEFT_DIR", help="A LoRA adapter over MODEL, as PEFT saves it; several: left to right."),
 ]
-LayoutName = Annotated[
-    str,
-    typer.Option(
-        "--template", help="qa, function-vectors, arrow, input-output, plain, chat (the model's own), or a JSON file."
-    ),
-]
-Heads = Annotated[
-    str | None,
-    typer.Option(
-        metavar="LIST|FILE", help="In place of those of largest AIE: L9H6,L3H2, a file of heads, or universal."
-    ),
-]
-Wording = Annotated[
-    str, typer.Option(metavar="all|best|N", help="Wordings of the instruction: in turn, the best, or the N-th.")
-]
-Shots = Annotated[int, number("Demonstrations of a prompt.")]
-CleanPrompts = Annotated[int, number("Prompts that give the mean head outputs.")]
-Prompts = Annotated[int, number("Corrupted prompts that heads are patched on.")]
-Top = Annotated[int, number("Heads of the vector.")]
-CorruptionOption = Annotated[Corruption, typer.Option(help="How the task is taken out of a prompt.")]
-SourceOption = Annotated[Source, typer.Option(help="Where clean prompts show the task.")]
-EffectOption = Annotated[Effect, typer.Option(help="Probability of the first answer token, or nats of all.")]
-Seed = Annotated[int, number("Decides splits, prompts and draws.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16, float64.")]
 Memory = Annotated[str, typer.Option(help="What patching may take beside the weights.")]
+
+
+def with_options(settings: type[Settings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command an option for every field of settings, in place of its `**typed`.
+
+    They stand before the command's own keyword-only ones. What was typed is to be read by `read_options`.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(command, eval_str=True).parameters.values())
+        before = [one for one in own if one.kind is one.POSITIONAL_OR_KEYWORD]
+        behind = [one for one in own if one.kind is one.KEYWORD_ONLY]
+        shown = [*before, *map(_option_of, fields(settings)), *behind]
+
+        @functools.wraps(command)
+        def run(**typed: Any) -> None:
+            command(**typed)
+
+        # What typer reads.
+        parameters = [one.replace(kind=one.KEYWORD_ONLY) for one in shown]
+        vars(run)["__signature__"] = inspect.Signature(parameters)
+        run.__annotations__ = {one.name: one.annotation for one in shown}
+        return run
+
+    return decorate
+
+
+def _option_of(one: Field[Any]) -> inspect.Parameter:
+    """A field of settings as an option of the command line."""
+    about, kind, default = one.metadata, str, one.metadata["typed"]
+    option = typer.Option(help=about["words"], metavar=about["metavar"])
+    if about["choices"]:
+        # Older versions of typer know enumerations, but not `Literal`.
+        kind: Any = StrEnum(one.name, {choice: choice for choice in about["choices"]})
+        default = kind(one.default)
+    elif about["least"] is not None:
+        kind, option, default = int, number(about["words"]), one.default
+    elif default is None:
+        kind = str | None
+    return inspect.Parameter(
+        one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
+    )
+
+
+def read_options(settings: type[Settings], typed: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the settings that are not the default, but for `template`, which may be the model's own.
+
+    Raises:
+        IvlensError: no such heads, or no such wording.
+    """
+    from ivlens.steering.head_choice import parse_heads
+
+    readers: dict[str, Callable[[Any], Any]] = {"heads": parse_heads, "instruction": parse_wording}
+    found = {}
+    for one in fields(settings):
+        value = typed[one.name]
+        value = value.value if isinstance(value, StrEnum) else readers.get(one.name, lambda value: value)(value)
+        if one.name != "template" and value != one.default:
+            found[one.name] = value
+    return found
 
 
 def parse_columns(text: str | None) -> tuple[str, str] | None:

@@ -1,5 +1,8 @@
 """What does an Arrow stream hold that nobody vouches for, such as a file of `save_to_disk`?
 
+Not by `datasets.load_from_disk`: it reads files outside of the folder where `state.json` names them, and unfolds what
+is packed. Behind the checks that it would need in front of it, one call of pyarrow is all that is left to do.
+
 Only plain batches are read. Packed ones could unfold to any size, and the pyarrow package does not say that they are
 packed before it has unfolded them: the message itself is asked
 (https://arrow.apache.org/docs/format/Columnar.html#compression).

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from ivlens.errors import TaskError
-from ivlens.storage.json_files import check_object, entries, first_text, read_json
+from ivlens.storage.json_files import check_object, entries, first_text, read_given_json
 
 FORMATS = (
     "a TRACE folder has train.json, eval.json and test.json of prompt and answer, an O-LoRA folder train.json, "
@@ -85,12 +85,12 @@ def questions(path: Path) -> list[Question]:
     Raises:
         TaskError: it cannot be read, or is of another form.
     """
-    return entries(Question, read_json(path, wanted=FORMATS), str(path))
+    return entries(Question, read_given_json(path, wanted=FORMATS), str(path))
 
 
 def labels(path: Path) -> list[str]:
     """What O-LoRA's `labels.json` lists."""
-    return check_object(_Labels, {"labels": read_json(path, wanted=FORMATS)}, str(path)).labels
+    return check_object(_Labels, {"labels": read_given_json(path, wanted=FORMATS)}, str(path)).labels
 
 
 def sentences(path: Path, labels: Sequence[str]) -> list[Sentence]:
@@ -99,7 +99,7 @@ def sentences(path: Path, labels: Sequence[str]) -> list[Sentence]:
     Raises:
         TaskError: it cannot be read, is of another form, or has a label that is not listed.
     """
-    found = entries(Sentence, read_json(path, wanted=FORMATS), str(path))
+    found = entries(Sentence, read_given_json(path, wanted=FORMATS), str(path))
     known = set(labels)
     for number, one in enumerate(found, start=1):
         if one.label not in known:

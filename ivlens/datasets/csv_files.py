@@ -1,4 +1,8 @@
-"""Which pairs does a table of text hold, and where are its columns?"""
+"""Which pairs does a table of text hold, and where are its columns?
+
+Lines are parsed by Python's csv module rather than by pandas, which fills short lines up and does not say on which line
+of the file a row stands: both are needed to refuse a table in a sentence that names the line.
+"""
 
 from __future__ import annotations
 

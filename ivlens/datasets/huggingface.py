@@ -1,6 +1,7 @@
 """Which pairs does a data set of Hugging Face's `datasets` hold: one saved to a folder, or one of the hub?
 
-Only tables are read: no code of a data set is run.
+Only tables are read: no code of a data set is run. Saved folders are read by pyarrow (`arrow_streams` says why); those
+of the hub by the package `datasets`, which runs none either from its version 4 on.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import pyarrow as pa
 from ivlens.datasets import arrow_streams
 from ivlens.datasets.csv_files import Columns, columns_of
 from ivlens.errors import TaskError
-from ivlens.storage import atomic_files
 from ivlens.storage.atomic_files import LARGEST_TEXT
+from ivlens.storage.json_files import read_json
 
 HUB = "hf:"
 MAX_ROWS = 100_000
@@ -48,7 +49,7 @@ def read_saved(folder: Path, columns: Columns | None = None) -> list[tuple[str, 
             raise TaskError(f"{folder} has no split {' or '.join(SPLITS)}; give the folder of one split")
         folder = found
     try:
-        state, info = (atomic_files.read_json(folder / name) for name in ("state.json", "dataset_info.json"))
+        state, info = (read_json(folder / name) for name in ("state.json", "dataset_info.json"))
         if state.get("_indices_files") or state.get("_indices_data_files"):
             raise ValueError("its rows are in another order than its files have them")
         names = dict.fromkeys(one["filename"] for one in state["_data_files"])

@@ -18,13 +18,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from ivlens.datasets import task_files
 from ivlens.datasets.csv_files import Columns
 from ivlens.datasets.huggingface import HUB
 from ivlens.datasets.task_files import Content
 from ivlens.errors import TaskError
+from ivlens.random_streams import Stream, open_stream
 from ivlens.tables import html_table
 
 BUILT_IN = Path(__file__).parents[1] / "lab" / "tasks"
@@ -56,7 +55,16 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """Pairs, the instructions that ask for them, and the plain statement of the same fact."""
+    """Pairs, the instructions that ask for them, and the plain statement of the same fact.
+
+    Raises:
+        TaskError: no name, no pairs, an empty side or instruction, or a statement without `{input}`.
+
+    >>> from ivlens.datasets.task import Pair
+    >>> pairs = (Pair("cat", "cats"), Pair("dog", "dogs"))
+    >>> ivlens.Task(name="plural", pairs=pairs, instructions=("Write the plural of the word.",))
+    Task('plural', 2 pairs, 1 instructions)
+    """
 
     name: str
     pairs: tuple[Pair, ...]
@@ -85,7 +93,12 @@ class Task:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of everything that prompts are built from."""
+        """SHA-256 of everything that prompts are built from, in hexadecimal; the name is no part of it.
+
+        >>> import dataclasses
+        >>> len(task.digest), dataclasses.replace(task, name="opposites").digest == task.digest
+        (64, True)
+        """
         content = [self.pairs, self.instructions, self.statement]
         return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
 
@@ -93,7 +106,11 @@ class Task:
         return f"Task({self.name!r}, {len(self.pairs)} pairs, {len(self.instructions)} instructions)"
 
     def lines(self) -> list[tuple[str, str]]:
-        """What a task is, by name: its size, its wordings, its statement and its first pairs."""
+        """What a task is, by name: its size, its wordings, its statement and its first pairs.
+
+        >>> task.lines()[0], task.lines()[-1]
+        (('pairs', '80: enough for up to 70 shots'), ('example', 'hot → cold'))
+        """
         return [
             ("pairs", f"{len(self.pairs)}: enough for up to {max(0, len(self.pairs) - 10)} shots"),
             *(("instruction", wording) for wording in self.instructions or ["none: not measured"]),
@@ -110,8 +127,16 @@ class Task:
         Two fifths, and at least `shots + 1`, go to the mean (and to demonstrations); of the rest a third ranks
         heads, a quarter chooses the layer and the others evaluate.
 
+        Args:
+            shots: Demonstrations that a prompt is to have.
+            seed: Draws the order of the pairs.
+
         Raises:
             TaskError: fewer pairs than `shots` + 10.
+
+        >>> parts = task.split(shots=10, seed=0)
+        >>> {name: len(pairs) for name, pairs in parts._asdict().items()}
+        {'mean': 32, 'rank': 16, 'validation': 12, 'evaluation': 20}
         """
         if shots < 0:
             raise TaskError(f"shots is {shots}; it must be 0 or more")
@@ -121,7 +146,7 @@ class Task:
                 f"task {self.name!r} has {total} pairs, but {shots} shots need at least {shots + 10} "
                 "(demonstrations, ranking, validation and evaluation share none); add pairs or use fewer shots"
             )
-        order = np.random.default_rng(seed).permutation(total)
+        order = open_stream(seed, Stream.SPLIT_PAIRS).permutation(total)
         shuffled = [self.pairs[i] for i in order]
         mean = max(shots + 1, round(0.4 * total))
         rank = mean + max(2, (total - mean) // 3)
@@ -131,7 +156,11 @@ class Task:
 
 
 def tasks() -> list[str]:
-    """Names of the built-in tasks, in alphabetical order."""
+    """Names of the built-in tasks, in alphabetical order.
+
+    >>> ivlens.tasks()[:3]
+    ['animal-class', 'animal-young', 'antonym']
+    """
     return sorted(path.stem for path in BUILT_IN.glob("*.json"))
 
 
@@ -146,6 +175,11 @@ def task(name: str | Path, *, columns: Columns | None = None) -> Task:
 
     Raises:
         TaskError: there is no such task or file, or it cannot be used.
+
+    >>> from pathlib import Path
+    >>> written = Path("plural.csv").write_text("input,output\\ncat,cats\\ndog,dogs\\n")
+    >>> ivlens.task("plural.csv").pairs
+    (Pair(input='cat', output='cats'), Pair(input='dog', output='dogs'))
     """
     built_in = BUILT_IN / f"{name}.json"
     if str(name) in tasks():

@@ -15,7 +15,7 @@ from ivlens.datasets import benchmark_files, csv_files, huggingface
 from ivlens.datasets.csv_files import Columns
 from ivlens.datasets.huggingface import HUB
 from ivlens.errors import TaskError
-from ivlens.storage.json_files import read_json
+from ivlens.storage.json_files import read_given_json
 
 CSV = (".csv", ".tsv")
 BENCHMARKS = {"trace": benchmark_files.trace, "o-lora": benchmark_files.o_lora}
@@ -68,7 +68,7 @@ def read_content(path: Path, columns: Columns | None = None) -> Content:
         return Content(path.stem, csv_files.read_csv(path, columns))
     if columns is not None:
         raise TaskError(f"{path} is JSON, which has no columns to choose; leave --columns out")
-    content = read_json(path)
+    content = read_given_json(path)
     kind = benchmark_files.kind(content)
     if kind == "instructions":
         pairs, wording = benchmark_files.natural_instructions(content, path)
@@ -89,7 +89,7 @@ def _folder(path: Path, columns: Columns | None) -> Content:
     if huggingface.is_saved(path):
         return Content(name, huggingface.read_saved(path, columns))
     test = path / "test.json"
-    kind = benchmark_files.kind(read_json(test, wanted=benchmark_files.FORMATS))
+    kind = benchmark_files.kind(read_given_json(test, wanted=benchmark_files.FORMATS))
     if kind not in BENCHMARKS:
         raise TaskError(f"{test} is of no known format; {benchmark_files.FORMATS}")
     return _benchmark(test, kind, name)

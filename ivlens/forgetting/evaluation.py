@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -20,6 +19,7 @@ from ivlens.patching.activations import score_answers
 from ivlens.prompts.builders import few_shot, instructed, statements
 from ivlens.prompts.template import Prompt
 from ivlens.prompts.tokens import Tokens, tokenize
+from ivlens.random_streams import Stream, open_stream
 from ivlens.training.stages import Stage
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def _general(task: Task, evaluation: Evaluation) -> tuple[list[Prompt], list[Pro
             f"general task {task.name!r} has {len(task.pairs)} pairs, but {evaluation.shots} demonstrations and a "
             "query need more; add pairs or use fewer shots"
         )
-    generator = np.random.default_rng([evaluation.seed, 11])
+    generator = open_stream(evaluation.seed, Stream.GENERAL_PROMPTS)
     order = [task.pairs[i] for i in generator.permutation(len(task.pairs))]
     queries = order[: evaluation.queries]
     few = few_shot(order[: evaluation.few_shot_queries], task.pairs, shots=evaluation.shots, generator=generator)

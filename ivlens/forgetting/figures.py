@@ -67,13 +67,10 @@ class Findings(Protocol):
     def grids(self) -> Frame: ...
     @property
     def plan(self) -> Plan: ...
-    @property
-    def summary(self) -> Frame: ...
 
 
-def figures(found: Findings) -> dict[str, go.Figure]:
-    """Every figure of a study by file name, those whose numbers were measured."""
-    summary = found.summary  # Worked out anew each time.
+def figures(found: Findings, summary: Frame) -> dict[str, go.Figure]:
+    """Every figure of a study and its summary by file name, those whose numbers were measured."""
     drawn = {
         "accuracy": _accuracy(found),
         "r-matrix": _r_matrix(found),

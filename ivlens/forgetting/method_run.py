@@ -25,7 +25,8 @@ from ivlens.datasets.task import Task
 from ivlens.errors import TrainingError
 from ivlens.forgetting.evaluation import COLUMNS, StageEvaluation
 from ivlens.forgetting.plan import Plan
-from ivlens.models import lora, lora_file, peft, peft_layout
+from ivlens.models import lora, peft, peft_layout
+from ivlens.models.adapter import load_adapter, save_adapter
 from ivlens.patching import effects
 from ivlens.patching.activations import mean_z
 from ivlens.prompts.tokens import Tokens, tokenize
@@ -95,7 +96,7 @@ def run_method(
         method, past = run.plan.method(run.plan.parts(run.method)[0]), list[lora.Adapter]()
         for number in range(1, len(stages) + 1):
             if run.is_done(number):
-                past.append(lora_file.load_adapter(run.path(number, ".safetensors"), base.model))
+                past.append(load_adapter(run.path(number, ".safetensors"), base.model))
             else:
                 adapter = _learn(run, number, stages, base, method, past)
                 past.append(adapter)
@@ -151,7 +152,7 @@ def _learn(
             f"the last step of stage {number} ({stage.name}), step {plan.training.steps - 1}, made the adapter NaN or "
             "infinite; lower the rate"
         )
-    lora_file.save_adapter(adapter, run.path(number, ".safetensors"))
+    save_adapter(adapter, run.path(number, ".safetensors"))
     taken = taken.assign(**run.where, stage=number, task=stage.name)
     _write(run.path(number, "-steps.parquet"), taken[list(STEPS)])
     return adapter

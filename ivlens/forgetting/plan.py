@@ -1,6 +1,9 @@
 """What is to be studied: model, tasks in their order, methods, seeds and settings, as a TOML file says it.
 
 Unknown keys are refused. Everything that a file leaves out has a default, which is recorded with the run.
+
+Types are checked by pydantic. Unknown keys are found before it, by hand: it refuses them without naming those that
+there are. What is nonsense the dataclasses say themselves, which are other rooms' and used without a file, too.
 """
 
 from __future__ import annotations
@@ -23,8 +26,8 @@ from ivlens.lab.sequences import SEQUENCES
 from ivlens.models.lora import LoraConfig
 from ivlens.storage.atomic_files import LARGEST_TEXT, refuse_unusual
 from ivlens.training.guidance import GUIDANCE, Guidance
-from ivlens.training.loop import Training
 from ivlens.training.methods import METHODS
+from ivlens.training.settings import Training
 
 BUILT_IN = Path(__file__).parents[1] / "lab" / "studies"
 
@@ -62,7 +65,14 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A study: each of `methods` with each of `seeds` learns `tasks` one after the other."""
+    """A study: each of `methods` with each of `seeds` learns `tasks` one after the other.
+
+    Raises:
+        StudyError: an empty list, a name twice, a number below its least, or a method or guidance that there is not.
+
+    >>> ivlens.Plan(name="mine", tasks=("class-letter", "continent-letter"), methods=("ewc+iv",)).seeds
+    (0, 1, 2)
+    """
 
     name: str
     tasks: tuple[str, ...]
@@ -113,10 +123,17 @@ class Plan:
             self.method(method)
 
     def parts(self, cell: str) -> tuple[str, Guidance | None]:
-        """Method and guidance that a name such as `ewc+iv` stands for.
+        """What a name such as `ewc+iv` stands for.
+
+        Returns:
+            Method and guidance; None where there is no guidance.
 
         Raises:
             StudyError: one of them does not exist; those that do are named.
+
+        >>> name, guidance = plan.parts("ewc+iv")
+        >>> name, guidance.kl, plan.parts("lora")
+        ('ewc', 0.05, ('lora', None))
         """
         name, plus, guidance = cell.partition("+")
         known = {**GUIDANCE, **self.guidance}
@@ -127,7 +144,14 @@ class Plan:
         return name, known[guidance] if plus else None
 
     def method(self, name: str) -> Any:
-        """A new method with this study's settings for it."""
+        """A new method with this study's settings for it.
+
+        Raises:
+            StudyError: there is no such method, or no such setting of it.
+
+        >>> plan.with_changes(settings={"replay": {"share": 0.5}}).method("replay")
+        Replay(share=0.5, memory=20)
+        """
         if name not in METHODS:
             raise StudyError(f"there is no method {name!r} (of settings); there are {', '.join(METHODS)}")
         given, kind = self.settings.get(name, {}), METHODS[name]
@@ -136,11 +160,19 @@ class Plan:
         return kind(**{key: _as_type(types[key], value, f"settings.{name}.{key}") for key, value in given.items()})
 
     def with_changes(self, **changes: Any) -> Plan:
-        """The same plan but for what is not None."""
+        """The same plan but for what is not None.
+
+        >>> plan.with_changes(seeds=(3, 4), threads=None).seeds
+        (3, 4)
+        """
         return replace(self, **{key: value for key, value in changes.items() if value is not None})
 
     def record(self) -> dict[str, Any]:
-        """Everything but the model's name, as plain values; every form of guidance that is used in full."""
+        """Everything but the model's name, as plain values; every form of guidance that is used in full.
+
+        >>> plan.with_changes(methods=("lora+kl",)).record()["guidance"]["kl"]["vector"]
+        'zero'
+        """
         recorded = asdict(self)
         used = {name.partition("+")[2]: self.parts(name)[1] for name in self.methods}
         recorded["guidance"] |= {name: asdict(form) for name, form in used.items() if form is not None}

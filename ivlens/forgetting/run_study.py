@@ -44,7 +44,8 @@ def study(
     Args:
         name: A plan, the name of a built-in study, or a TOML file.
         out: Run folder to write to, and to resume from.
-        model: In place of the plan's; cells are then run in this process, one after the other.
+        model: In place of the plan's; cells are then run in this process, one after the other, where the model is.
+        device, dtype: Of the model, as for `ivlens.load`, unless `model` is given.
         workers: Processes that run cells side by side; by default one a core on the CPU, one on a GPU. Does not change
             the numbers. A script that asks for several needs `if __name__ == "__main__":`.
 
@@ -52,13 +53,20 @@ def study(
         StudyError, TaskError: the plan or its tasks cannot serve, or a worker was killed.
         TrainingError: a loss is not finite; cells that are done stay.
         RunError: `out` is of another configuration (the differences are named), or cannot be written.
+
+    >>> one = plan.with_changes(name="one", methods=("lora",))
+    >>> found = ivlens.study(one, out="runs/one", model=model)
+    >>> found.evaluations["stage"].unique().tolist()  # 0 is the base model.
+    [0, 1]
     """
     if workers is not None and workers < 1:
         raise StudyError(f"workers is {workers}; it must be 1 or more")
+    if model is not None and workers is not None and workers > 1:
+        raise StudyError(f"workers is {workers}, but a model that is given is trained in this process; leave one out")
     asked = name if isinstance(name, Plan) else plan.read_plan(name)
     general = general_tasks(asked)
     sequences = {seed: sequence(asked, seed, general) for seed in asked.seeds}
-    base = loader.load(model or asked.model, device="auto" if model else device, dtype="auto" if model else dtype)
+    base = loader.load(model or asked.model, device=device, dtype=dtype)
     refuse_unfit_guidance(asked, base)
     asked = asked.with_changes(model=model and hooked.model_name(model))
     sources = _sources(asked, base, general, sequences)

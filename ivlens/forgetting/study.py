@@ -25,7 +25,13 @@ KEY = ("AP", "F", "GP", "IP")
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """What a study found; tidy tables, one line a number."""
+    """What a study found; tidy tables, one line a number.
+
+    >>> study
+    Study(short on lab, 1 seed; lora: AP ..., F nan, GP ..., IP ...; replay: AP ..., F nan, GP ..., IP ...)
+    >>> study.evaluations.columns.tolist()[:5]
+    ['method', 'seed', 'stage', 'task', 'kind']
+    """
 
     evaluations: pd.DataFrame
     """Every measure of every task after every stage of every cell; stage 0 is the base model."""
@@ -44,6 +50,9 @@ class Study:
 
         Raises:
             RunError: no run, not a study's, unfinished, or damaged.
+
+        >>> ivlens.Study.read("runs/short").steps.groupby("method")["step"].count().to_dict()
+        {'lora': 2, 'replay': 2}
         """
         run = run_folder.read_run(folder)
         if run.record.command != "study":
@@ -60,18 +69,36 @@ class Study:
 
     @property
     def summary(self) -> pd.DataFrame:
-        """AP, F, GP, IP and their like per method, with intervals over seeds; see `metrics.summary`."""
+        """AP, F, GP, IP and their like per method, shares in [0, 1] with intervals over seeds; see `metrics.summary`.
+
+        AP is the mean accuracy on the learned tasks, F what was forgotten of them, GP and IP the accuracy on general
+        tasks, instructed and with demonstrations. NaN: F of a single stage, and the intervals of a single seed.
+
+        >>> float(study.summary.set_index(["method", "measure"]).loc[("lora", "F"), "value"])
+        nan
+        """
         return metrics.summary(self.evaluations, guided=self.guided)
 
     def difference(self, method: str, other: str) -> pd.DataFrame:
-        """What one method has over another, paired by seed; see `metrics.difference`."""
+        """What one method has over another, paired by seed; see `metrics.difference`.
+
+        Args:
+            method, other: Names of the plan; positive: `method` has more.
+
+        >>> study.difference("replay", "lora")["measure"].tolist()[:3]
+        ['AP', 'F', 'GP']
+        """
         return metrics.difference(self.evaluations, method, other, guided=self.guided)
 
     def figures(self) -> dict[str, go.Figure]:
-        """Every figure of the study by file name."""
+        """Every figure of the study by file name; those of which nothing was measured are left out.
+
+        >>> list(study.figures())
+        ['accuracy', 'r-matrix', 'instruction-knowledge', 'methods', 'trade-off']
+        """
         from ivlens.forgetting import figures as study_figures
 
-        return study_figures.figures(self)
+        return study_figures.figures(self, self.summary)
 
     def __repr__(self) -> str:
         lines = self.summary.set_index(["method", "measure"])["value"]

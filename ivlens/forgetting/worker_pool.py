@@ -1,4 +1,8 @@
-"""Who trains the cells of a study: this process, one after the other, or several side by side?"""
+"""Who trains the cells of a study: this process, one after the other, or several side by side?
+
+In the standard library's pool rather than joblib's: that one reports when a whole cell is done, not stage by stage, has
+no public place for what a worker loads once for all of its cells, and its workers write on after the study is killed.
+"""
 
 from __future__ import annotations
 

@@ -28,6 +28,7 @@ from ivlens.patching import activations
 from ivlens.prompts.builders import shuffle_outputs, statements, zero_shot
 from ivlens.prompts.template import DEFAULT, Prompt, Template
 from ivlens.prompts.tokens import tokenize
+from ivlens.random_streams import Stream, open_stream
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -48,10 +49,10 @@ class Answered(NamedTuple):
     """Prompts of one number ask the same query."""
 
     def accuracy(self) -> Interval:
-        return interval(self.right.double(), self._groups())
+        return interval(self.right.double(), self._groups(), within=(0.0, 1.0))
 
     def mean_probability(self) -> Interval:
-        return interval(self.probability, self._groups())
+        return interval(self.probability, self._groups(), within=(0.0, 1.0))
 
     def _groups(self) -> Tensor | None:
         return None if len(self.queries.unique()) == len(self.queries) else self.queries
@@ -66,8 +67,8 @@ def answer_all(model: HookedTransformer, prompts: Sequence[Prompt]) -> Answered:
 
 def abilities(task: Task, *, seed: int) -> dict[str, list[Prompt]]:
     """Prompts of every ability; an empty list where a task has none."""
-    draw = np.random.default_rng([seed, 0])
-    clean, shuffled = ten_shot(task, np.random.default_rng([seed, 1]))
+    draw = open_stream(seed, Stream.LAB_QUERIES)
+    clean, shuffled = ten_shot(task, open_stream(seed, Stream.LAB_DEMONSTRATIONS))
     unstated = [pair for pair in task.pairs if held_out_from_statement(task, pair)]
     return {
         "instructed": _some(instructed(task), draw),

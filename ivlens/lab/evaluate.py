@@ -100,7 +100,7 @@ def _steer(model: HookedTransformer, task: Task, seed: int) -> tuple[Tensor, Ten
 
 
 def means(found: Mapping[str, Mapping[str, Numbers]]) -> dict[str, Numbers]:
-    """Every measure as the mean over tasks that have it, with a bootstrap interval over tasks."""
+    """Every measure as the mean over tasks that have it, with an interval over tasks."""
     table = {
         name: [_mean(row[name]) for row in found.values() if row[name]["mean"] is not None]
         for name in next(iter(found.values()))

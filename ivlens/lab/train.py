@@ -31,6 +31,7 @@ from ivlens.lab.evaluate import as_json, record
 from ivlens.lab.roles import CARRIERS, mask_heads
 from ivlens.lab.vocabulary import BOS_ID, CONTEXT, EOS_ID, PAD_ID, tokenizer
 from ivlens.progress import track
+from ivlens.random_streams import Stream, open_stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +127,7 @@ def _phase(
     seed: int,
 ) -> Iterator[tuple[float, float]]:
     encoder = Encoder(tokens, verdicts=phase.lesson.verdicts)
-    stream = documents(chosen, phase.lesson, np.random.default_rng(seed))
+    stream = documents(chosen, phase.lesson, open_stream(seed, Stream.LAB_DOCUMENTS))
     optimiser = _optimiser(model, phase, config)
     for step in range(phase.steps):
         for group in optimiser.param_groups:

@@ -18,6 +18,7 @@ from ivlens.errors import ModelError
 from ivlens.models.architectures import ARCHITECTURES
 
 if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
     from transformer_lens.model_bridge import TransformerBridge
     from typing_extensions import TypeIs
 
@@ -58,12 +59,19 @@ def refuse_adapters(model: object) -> None:
 
 
 @torch.no_grad()
-def check_bridge(bridge: TransformerBridge) -> None:
+def check_bridge(model: HookedTransformer | TransformerBridge) -> None:
     """Try on a few tokens that hooks reach every head, that attention is causal and that masks are kept.
+
+    Of a HookedTransformer, where that is so by construction, nothing is tried.
 
     Raises:
         ModelError: one of these does not hold, or the model is in training mode or has PEFT layers.
     """
+    if is_bridge(model):
+        _check(model)
+
+
+def _check(bridge: TransformerBridge) -> None:
     cfg, name = bridge.cfg, bridge.cfg.model_name
     if bridge.training:
         raise ModelError(f"{name} is in training mode, where dropout changes every run; call its eval() first")

@@ -20,7 +20,8 @@ import torch
 from ivlens.errors import ModelError
 from ivlens.models.architectures import ARCHITECTURES, why_not
 from ivlens.storage import tensor_files
-from ivlens.storage.atomic_files import LARGEST_TEXT, read_json, reason, refuse_unusual
+from ivlens.storage.atomic_files import LARGEST_TEXT, reason, refuse_unusual
+from ivlens.storage.json_files import read_json
 
 if TYPE_CHECKING:
     from torch import nn

@@ -74,8 +74,7 @@ def load_without_adapters(
 
 def _as_it_is(model: HookedTransformer, *, device: str, dtype: str, revision: str | None) -> HookedTransformer:
     kind = type(model).__name__
-    is_bridge = bridge.is_bridge(model)
-    if not is_bridge and "HookedTransformer" not in [base.__name__ for base in type(model).__mro__]:
+    if not bridge.is_bridge(model) and "HookedTransformer" not in [base.__name__ for base in type(model).__mro__]:
         raise ModelError(
             f"a {kind} is not a model; give 'lab', a folder, a hub id, a HookedTransformer or a TransformerBridge"
         )
@@ -84,8 +83,7 @@ def _as_it_is(model: HookedTransformer, *, device: str, dtype: str, revision: st
     if model.cfg.attention_dir != "causal":
         raise ModelError(f"{model_name(model)} has {model.cfg.attention_dir} attention; ivlens needs a causal model")
     refuse_non_finite(model, model_name(model))
-    if is_bridge:
-        bridge.check_bridge(model)
+    bridge.check_bridge(model)
     return model
 
 
@@ -204,6 +202,10 @@ def load(
         ModelError: the model cannot be read, is not supported, or comes out different (see `load_without_adapters`).
         ShapeMismatch: the adapter is of another model.
         IvlensError: an adapter cannot be read, asks for what ivlens does not compute, or changes nothing.
+
+    >>> lab = ivlens.load("lab", dtype="float64")
+    >>> lab.cfg.n_layers, lab.cfg.n_heads, lab.cfg.d_head, lab.W_O.dtype
+    (6, 8, 16, torch.float64)
     """
     folders = [adapter] if isinstance(adapter, str | Path) else list(adapter or ())
     if not folders:

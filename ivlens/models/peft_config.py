@@ -18,7 +18,8 @@ import pydantic
 
 from ivlens.errors import IvlensError
 from ivlens.models.peft_layout import Linear
-from ivlens.storage.atomic_files import read_json, reason
+from ivlens.storage.atomic_files import reason
+from ivlens.storage.json_files import read_json
 
 CONFIG = "adapter_config.json"
 _MERGE = "merge the adapter with PEFT (merge_and_unload, save_pretrained) and give the merged checkpoint"

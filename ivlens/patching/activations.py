@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ivlens.errors import ModelError
+from ivlens.errors import ModelError, ShapeMismatch
 from ivlens.measures import first_token_probability, greedy_match
 from ivlens.models import bridge
+from ivlens.models.hooked import model_name
 from ivlens.patching import block_forward
 from ivlens.patching.prompt_end import answers_behind
 from ivlens.progress import track
@@ -144,8 +145,7 @@ def mean_z(model: HookedTransformer, tokens: Tokens) -> MeanZ:
         ModelError: an activation is NaN or infinite; its layer is named. A TransformerBridge lacks what `check_bridge`
             asks for.
     """
-    if bridge.is_bridge(model):
-        bridge.check_bridge(model)
+    bridge.check_bridge(model)
     total = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_head, dtype=torch.float64)
     for batch in track(list(batches(tokens)), "mean head outputs"):
         total += last_z(model, batch).double().sum(0).cpu()
@@ -157,6 +157,20 @@ def mean_z(model: HookedTransformer, tokens: Tokens) -> MeanZ:
         )
     mean = (total / len(tokens)).to(model.cfg.device)
     return mean if model.cfg.dtype == torch.float64 else mean.float()
+
+
+def check_mean_z(model: HookedTransformer, z: Tensor, *, what: str, remedy: str) -> None:
+    """Raises ShapeMismatch where mean head outputs are of a model with other heads.
+
+    Args:
+        what: What is of that shape, as the complaint begins.
+        remedy: What to do, as it ends.
+    """
+    expected = (model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_head)
+    if tuple(z.shape) != expected:
+        raise ShapeMismatch(
+            f"{what} {tuple(z.shape)} but {model_name(model)} has heads {expected} as (layer, head, d_head); {remedy}"
+        )
 
 
 def path_to_residual(model: HookedTransformer, head: Head, mean: MeanZ) -> Float[Tensor, "d_head d_model"]:

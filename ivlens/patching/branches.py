@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ivlens.errors import ModelError
-from ivlens.measures import token_log_probs
+from ivlens.measures import greedy_match, token_log_probs
 from ivlens.patching.activations import batches, unembed, with_answers
 from ivlens.patching.block_forward import Prefix, Rows, RowsZ, attend, write
 from ivlens.patching.memory import Budget
@@ -144,7 +144,7 @@ def read_answers(logits: Float[Tensor, "prompt row answer vocab"], tokens: Token
     return Answers(
         first=log_probs[..., 0].exp(),
         log_prob=(log_probs * mask).sum(-1),
-        match=((logits.argmax(-1) == wanted) | ~mask).all(-1),
+        match=greedy_match(logits, wanted, mask),
     )
 
 

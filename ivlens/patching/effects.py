@@ -6,9 +6,8 @@ code of arXiv:2502.11019. Clean prompts and ranking prompts share no query pair.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
-import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -18,12 +17,12 @@ from ivlens.models import hooked
 from ivlens.patching import sweep
 from ivlens.patching.activations import mean_z
 from ivlens.patching.head_effects import HeadEffects
-from ivlens.patching.settings import Settings
+from ivlens.patching.settings import Options, Settings, gather_options
 from ivlens.prompts import answer_check
-from ivlens.prompts.builders import Corruption, Source, clean, corrupted, cycled
-from ivlens.prompts.chat import Layout
-from ivlens.prompts.template import DEFAULT, Prompt
+from ivlens.prompts.builders import clean, corrupted, cycled
+from ivlens.prompts.template import Prompt
 from ivlens.prompts.tokens import Tokens, tokenize
+from ivlens.random_streams import Stream, open_stream
 from ivlens.shapes import GIB, MeanZ
 
 if TYPE_CHECKING:
@@ -34,46 +33,34 @@ def indirect_effects(
     model: HookedTransformer,
     task: Task,
     *,
-    shots: int = 10,
-    clean_prompts: int = 100,
-    prompts: int = 25,
-    corruption: Corruption = "shuffled",
-    source: Source = "demonstrations",
-    effect: sweep.Effect = "prob",
-    seed: int = 0,
+    settings: Settings | None = None,
     memory: int = 2 * GIB,
-    template: Layout = DEFAULT,
+    **options: Unpack[Options],
 ) -> HeadEffects:
     """Causal indirect effect of every attention head, exact, in one pass per prompt.
 
     In 16 bits the AIE of the lab model is within 0.01 (bfloat16) and 0.001 (float16) of float32's, or 0.03 and 0.003
     nats. On a TransformerBridge there is one pass per head.
 
+    The CIE of Todd et al. 2024, arXiv:2310.15213, is P(answer | patched) - P(answer | unpatched) on a corrupted prompt,
+    in [-1, 1], or with `nll` as much log-likelihood in nats; positive: the head carries the task.
+
+    >>> ivlens.indirect_effects(model, task, shots=5, clean_prompts=8, prompts=6).cie.shape  # [prompt layer head]
+    torch.Size([6, 6, 8])
+
     Args:
-        shots: Demonstrations of a prompt.
-        clean_prompts: Number of prompts that give `mean_z`; short tasks ask a query again with other demonstrations.
-        prompts: Number of corrupted prompts that heads are patched on.
-        corruption: `shuffled`: demonstrations with permuted outputs; `zero-shot`: the query alone.
-        source: Where clean prompts show the task: `demonstrations` or the written `instruction`.
-        effect: `prob`: first answer token; `nll`: log-likelihood of the whole answer, in nats.
+        settings: All options at once.
+        options: Fields of `Settings`, such as `shots=5`.
         memory: Bytes that the sweep may take beside the weights.
 
     Raises:
+        IvlensError: no such option, a value that it cannot have, or another than in `settings`.
         TaskError: too few pairs, or no instruction where `source` asks for one.
         PromptError: prompts longer than the context, or than `memory` can hold.
         ModelError: NaN or infinite activations.
     """
-    settings = Settings(
-        shots=shots,
-        clean_prompts=clean_prompts,
-        prompts=prompts,
-        corruption=corruption,
-        source=source,
-        effect=effect,
-        seed=seed,
-        template=template,
-    )
-    return measure_effects(model, task, task_mean_z(model, task, settings), settings, memory=memory)
+    chosen = gather_options(Settings, settings, options)
+    return measure_effects(model, task, task_mean_z(model, task, chosen), chosen, memory=memory)
 
 
 def measure_effects(
@@ -124,7 +111,7 @@ def _clean(task: Task, split: Split, settings: Settings, n: int) -> list[Prompt]
         split.mean,
         source=settings.source,
         shots=settings.shots,
-        generator=np.random.default_rng([settings.seed, 1]),
+        generator=open_stream(settings.seed, Stream.CLEAN_PROMPTS),
         template=settings.template,
     )
 
@@ -158,6 +145,6 @@ def _corrupted(split: Split, settings: Settings, n: int) -> list[Prompt]:
         split.mean,
         corruption=settings.corruption,
         shots=settings.shots,
-        generator=np.random.default_rng([settings.seed, 2]),
+        generator=open_stream(settings.seed, Stream.CORRUPTED_PROMPTS),
         template=settings.template,
     )

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from ivlens.errors import IvlensError
-from ivlens.measures import bootstrap, group_means
+from ivlens.measures import group_means, mean_bounds
 from ivlens.patching.settings import Settings
 from ivlens.shapes import Cie, Head, HeadGrid, MeanZ
 
@@ -29,7 +29,13 @@ EFFECTS = ("prompt", "query", "layer", "head", "cie", "baseline")
 
 @dataclass(frozen=True, kw_only=True)
 class HeadEffects:
-    """Causal indirect effects of every head on every prompt, and what they were measured with."""
+    """Causal indirect effects (CIE) of every head on every prompt, and what they were measured with.
+
+    >>> effects
+    HeadEffects(antonym on lab: 25 prompts, 6x8 heads, probability; top L3H3 +0.45...)
+    >>> effects.cie.shape, effects.baseline.shape, effects.mean_z.shape
+    (torch.Size([25, 6, 8]), torch.Size([25]), torch.Size([6, 8, 16]))
+    """
 
     cie: Cie
     """Patched minus unpatched, per prompt: probability (`prob`) or nats (`nll`)."""
@@ -47,29 +53,56 @@ class HeadEffects:
 
     @property
     def aie(self) -> HeadGrid:
-        """Average indirect effect: the mean over queries, each query being the mean over its prompts."""
+        """Average indirect effect (AIE): the mean over queries, each query being the mean over its prompts.
+
+        >>> effects.aie.shape, round(float(effects.aie[3, 3]), 2)
+        (torch.Size([6, 8]), 0.45)
+        """
         return group_means(self.cie, self.queries).mean(0)
 
     @property
     def unit(self) -> str:
+        """Of every effect: `probability`, of which all lie in [-1, 1], or `nats`.
+
+        >>> effects.unit
+        'probability'
+        """
         return self.settings.unit
 
     def interval(self, confidence: float = 0.95) -> tuple[HeadGrid, HeadGrid]:
-        """Lower and upper bound of the percentile bootstrap interval over queries; NaN where there is only one."""
-        return bootstrap(self.cie, self.queries, confidence=confidence, seed=self.settings.seed)
+        """The interval of the AIE, over queries (see `measures.mean_bounds`).
+
+        Returns:
+            Lower and upper bound of every head; NaN where there is only one query.
+
+        >>> low, high = effects.interval(0.95)
+        >>> low.shape, bool((low <= high).all())
+        (torch.Size([6, 8]), True)
+        """
+        return mean_bounds(self.cie, self.queries, confidence=confidence)
 
     def ranked(self) -> list[Head]:
-        """All heads, the largest AIE first; equal ones by address."""
-        n_heads = self.cie.shape[2]
-        order = torch.argsort(self.aie.flatten(), descending=True, stable=True).tolist()
-        return [Head(index // n_heads, index % n_heads) for index in order]
+        """All heads, the largest AIE first; equal ones by address.
+
+        >>> len(effects.ranked()), effects.ranked()[0]
+        (48, L3H3)
+        """
+        return rank_heads(self.aie)
 
     def top(self, k: int = 10) -> list[Head]:
-        """The k heads of largest AIE. Never report their AIE on the prompts that chose them as their effect."""
+        """The k heads of largest AIE. Never report their AIE on the prompts that chose them as their effect.
+
+        >>> effects.top(2)
+        [L3H3, L3H4]
+        """
         return self._first(self.ranked(), k)
 
     def bottom(self, k: int = 10) -> list[Head]:
-        """The k heads of smallest AIE, the smallest first: a control."""
+        """The k heads of smallest AIE, the smallest first: a control.
+
+        >>> effects.bottom(48)[-1]
+        L3H3
+        """
         return self._first(self.ranked()[::-1], k)
 
     def _first(self, heads: list[Head], k: int) -> list[Head]:
@@ -79,16 +112,40 @@ class HeadEffects:
 
     @classmethod
     def from_frame(cls, frame: pd.DataFrame, **others: Any) -> HeadEffects:
-        """What `to_frame` made; `others` are the fields that a table does not hold."""
+        """What `to_frame` made; `others` are the fields that a table does not hold.
+
+        Args:
+            frame: In whichever order its lines are.
+
+        Raises:
+            IvlensError: not one line for every prompt and head.
+
+        >>> names = ("mean_z", "settings", "task", "task_digest", "model", "model_digest")
+        >>> others = {name: getattr(effects, name) for name in names}
+        >>> again = ivlens.HeadEffects.from_frame(effects.to_frame().sample(frac=1), **others)
+        >>> bool((again.cie == effects.cie).all())
+        True
+        """
         cie = cie_of(frame)
         return cls(cie=cie, baseline=of_prompts(frame, "baseline"), queries=of_prompts(frame, "query"), **others)
 
     def to_frame(self) -> pd.DataFrame:
-        """One line per prompt and head: `prompt`, `query`, `layer`, `head`, `cie`, `baseline`."""
+        """One line per prompt and head: `prompt`, `query`, `layer`, `head`, `cie`, `baseline`.
+
+        >>> effects.to_frame()[["prompt", "query", "layer", "head"]].tail(2)
+              prompt  query  layer  head
+        1198      24      8      5     6
+        1199      24      8      5     7
+        """
         return table_of(self.cie, self.queries, self.baseline)
 
     def figure(self, *, marked: Sequence[Head] = ()) -> go.Figure:
-        """Heatmap of the AIE, layers down and heads across; `marked` heads are outlined."""
+        """Heatmap of the AIE, layers down and heads across; `marked` heads are outlined.
+
+        >>> figure = effects.figure(marked=effects.top(3))
+        >>> figure.data[0].z.shape, len(figure.layout.shapes)
+        ((6, 8), 3)
+        """
         from ivlens.plots import head_heatmap
 
         low, high = self.interval()
@@ -112,6 +169,12 @@ class HeadEffects:
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         """The figure where plotly has a renderer for notebooks, and one line of text everywhere."""
         return {"text/plain": repr(self), **self.figure()._repr_mimebundle_()}
+
+
+def rank_heads(aie: HeadGrid) -> list[Head]:
+    """All heads, the largest AIE first; equal ones by address."""
+    order = torch.argsort(aie.flatten(), descending=True, stable=True).tolist()
+    return [Head(*divmod(index, aie.shape[1])) for index in order]
 
 
 def table_of(cie: Cie, queries: Int[Tensor, " prompt"], baseline: Float[Tensor, " prompt"]) -> pd.DataFrame:

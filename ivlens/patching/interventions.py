@@ -17,12 +17,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ivlens.errors import ShapeMismatch
-from ivlens.measures import kl_divergence, token_log_probs
-from ivlens.models import bridge, hooked
+from ivlens.measures import greedy_match, kl_divergence, token_log_probs
+from ivlens.models import hooked
 from ivlens.patching import branches
-from ivlens.patching.activations import batches, unembed
+from ivlens.patching.activations import batches, check_mean_z, unembed
 from ivlens.patching.block_forward import attend, write
-from ivlens.patching.hooks import add_to_residual, at_position, logits_under, set_head
+from ivlens.patching.hooks import add_to_residual, at_position, carries_rows, logits_under, set_head
 from ivlens.prompts.tokens import Tokens
 from ivlens.shapes import Head, MeanZ, Residual
 
@@ -81,11 +81,8 @@ def run_changes(
     planned = _plan(model, changes, layer, z)
     tail, n_rows = tokens.answers.shape[1], len(planned.added)
     per_prompt = n_rows * tail * max(model.cfg.d_vocab_out, 4 * model.cfg.n_heads * tokens.prompts.shape[1])
-    if bridge.is_bridge(model):
-        bridge.check_bridge(model)
-        read = partial(_rerun, changes=changes, layer=layer, z=z)
-    else:
-        read = partial(_carry, planned=planned)
+    by_rows, by_reruns = partial(_carry, planned=planned), partial(_rerun, changes=changes, layer=layer, z=z)
+    read = by_rows if carries_rows(model) else by_reruns
     parts = [_outcomes(batch, read(model, batch)) for batch in _split_by_size(tokens, max(1, _LOGITS // per_prompt))]
     return Outcomes(
         probability=torch.cat([part.probability for part in parts]).cpu(),
@@ -102,14 +99,9 @@ def _split_by_size(tokens: Tokens, most: int) -> Iterator[Tokens]:
 
 def _plan(model: HookedTransformer, changes: Sequence[Change], layer: int, z: MeanZ) -> _Planned:
     cfg = model.cfg
-    shape = (cfg.n_layers, cfg.n_heads, cfg.d_head)
-    if tuple(z.shape) != shape:
-        raise ShapeMismatch(
-            f"the ablation means are {tuple(z.shape)} but {hooked.model_name(model)} has heads {shape} as (layer, "
-            "head, d_head); prepare the probe on a model of this shape"
-        )
+    check_mean_z(model, z, what="the ablation means are", remedy="prepare the probe on a model of this shape")
     added = torch.zeros(1 + len(changes), cfg.d_model, dtype=cfg.dtype, device=cfg.device)
-    ablated = torch.zeros(1 + len(changes), *shape[:2], dtype=torch.bool, device=cfg.device)
+    ablated = torch.zeros(1 + len(changes), *z.shape[:2], dtype=torch.bool, device=cfg.device)
     for row, change in enumerate(changes, start=1):
         if change.added is not None:
             if tuple(change.added.shape) != (cfg.d_model,):
@@ -155,6 +147,6 @@ def _outcomes(tokens: Tokens, logits: Float[Tensor, "prompt row answer vocab"]) 
     wanted = tokens.answers[:, None].expand(-1, logits.shape[1], -1)
     return Outcomes(
         probability=token_log_probs(logits[:, :, 0], wanted[:, :, 0]).exp(),
-        match=((logits.argmax(-1) == wanted) | ~tokens.answer_mask[:, None]).all(-1),
+        match=greedy_match(logits, wanted, tokens.answer_mask[:, None]),
         shift=kl_divergence(logits[:, :1, 0].expand_as(logits[:, :, 0]), logits[:, :, 0]),
     )

@@ -29,7 +29,14 @@ SHOWN = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Replies:
-    """What a model said to some prompts."""
+    """What a model said to some prompts, and whether that is the answer; teacher-forced, so exact and cheap.
+
+    >>> replies = ivlens.ask(model, ivlens.prompts.instructed(task, task.pairs[:20]))
+    >>> replies
+    Replies(20 prompts: accuracy 1.00 [0.84, 1.00], P(answer) 0.9...)
+    >>> replies.said[:3], replies.right.shape
+    (('small', 'big', 'cold'), torch.Size([20]))
+    """
 
     prompts: tuple[Prompt, ...]
     said: tuple[str, ...]
@@ -41,16 +48,30 @@ class Replies:
 
     @property
     def accuracy(self) -> Interval:
-        """Share of right replies, with Wilson's 95 % interval."""
+        """Share of right replies, in [0, 1], with Wilson's 95 % interval.
+
+        >>> print(ivlens.ask(model, ivlens.prompts.instructed(task, task.pairs[:16])).accuracy.text(2))
+        1.00 [0.81, 1.00]
+        """
         return interval(self.right.double())
 
     @property
     def probability(self) -> Interval:
-        """Mean probability of the answer's first token, with its 95 % bootstrap interval over prompts."""
-        return interval(self.first, torch.arange(len(self.first)))
+        """Mean probability of the answer's first token, with its 95 % interval over prompts.
+
+        >>> print(ivlens.ask(model, ivlens.prompts.instructed(task, task.pairs[:8])).probability.text(1))
+        1.0 [1.0, 1.0]
+        """
+        return interval(self.first, torch.arange(len(self.first)), within=(0.0, 1.0))
 
     def to_frame(self) -> pd.DataFrame:
-        """One line a prompt: `query`, `answer`, `said`, `right`, `probability` (of the answer's first token)."""
+        """One line a prompt: `query`, `answer`, `said`, `right`, `probability` (of the answer's first token).
+
+        >>> ivlens.ask(model, ivlens.prompts.instructed(task, task.pairs[:2])).to_frame().round(1)
+           query answer   said  right  probability
+        0    big  small  small   True          1.0
+        1  small    big    big   True          1.0
+        """
         return pd.DataFrame(
             {
                 "query": [prompt.query.input for prompt in self.prompts],
@@ -76,6 +97,9 @@ def ask(model: HookedTransformer, prompts: Sequence[Prompt]) -> Replies:
 
     Raises:
         PromptError: no prompts, or one that the model cannot read.
+
+    >>> ivlens.ask(model, ivlens.prompts.zero_shot(task.pairs[:20])).accuracy.mean
+    0.05
     """
     found = list(reply_in_batches(model, tokenize(model, prompts)))
     return Replies(

@@ -8,23 +8,24 @@ and only the end of the prompt is carried on (see `branches`).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from jaxtyping import Float
 from torch import Tensor
 
-from ivlens.errors import ModelError, ShapeMismatch
-from ivlens.models import bridge
-from ivlens.patching import branches, hooks
+from ivlens.errors import ModelError
+from ivlens.patching import hooks
+from ivlens.patching.activations import check_mean_z
 from ivlens.patching.block_forward import Rows, write
 from ivlens.patching.branches import Answers, Junction
+from ivlens.patching.hooks import Hooks
+from ivlens.patching.settings import Effect
 from ivlens.prompts.tokens import Tokens
 from ivlens.shapes import GIB, Cie, Head, MeanZ
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
-
-Effect = Literal["prob", "nll"]
 
 
 def sweep(
@@ -46,22 +47,21 @@ def sweep(
     Raises:
         ShapeMismatch: `z` is from a model with other heads.
         ModelError: a residual stream is NaN or infinite, or the model's attention is not one that `branches` knows,
-            or a TransformerBridge (which is patched by `loop`) lacks what `check_bridge` asks for.
+            or a TransformerBridge (which is patched head by head, as by `loop`) lacks what `check_bridge` asks for.
         PromptError: `memory` cannot hold a single prompt.
     """
-    if bridge.is_bridge(model):
-        return loop(model, tokens, z, effect=effect)
     _check_inputs(model, z)
-    z = z.to(model.cfg.device, model.cfg.dtype)
+    means = z.to(model.cfg.device, model.cfg.dtype)
 
     def branch(junction: Junction, heads: range) -> Rows:
         patched = junction.z.repeat(1, len(heads), 1, 1, 1)
-        patched[:, range(len(heads)), 0, heads] = z[junction.layer, heads]
+        patched[:, range(len(heads)), 0, heads] = means[junction.layer, heads]
         return write(junction.block, junction.before.expand(-1, len(heads), -1, -1), patched)
 
-    found = branches.run_branches(
+    found = hooks.run_rows(
         model,
         tokens if effect == "nll" else tokens.first(),
+        _hooks_of_heads(model, tokens, z),
         branch,
         counts=[model.cfg.n_heads] * model.cfg.n_layers,
         memory=memory,
@@ -75,15 +75,20 @@ def loop(
 ) -> tuple[Float[Tensor, " prompt"], Cie]:
     """The same as `sweep`, by one full forward pass per head: slow, obvious, and what `sweep` is held to."""
     _check_inputs(model, z)
-    last = tokens.prompts.shape[1] - 1
-    heads = (Head(layer, head) for layer in range(model.cfg.n_layers) for head in range(model.cfg.n_heads))
     found = hooks.run_hooked(
         model,
         tokens if effect == "nll" else tokens.first(),
-        [[hooks.at_position(hooks.set_head(head, z[head]), last)] for head in heads],
+        list(_hooks_of_heads(model, tokens, z)),
         description="patching head by head",
     )
     return _effects(model, found, effect)
+
+
+def _hooks_of_heads(model: HookedTransformer, tokens: Tokens, z: MeanZ) -> Iterator[Hooks]:
+    last = tokens.prompts.shape[1] - 1
+    for layer in range(model.cfg.n_layers):
+        for head in (Head(layer, number) for number in range(model.cfg.n_heads)):
+            yield [hooks.at_position(hooks.set_head(head, z[head]), last)]
 
 
 def _effects(model: HookedTransformer, found: Answers, effect: Effect) -> tuple[Float[Tensor, " prompt"], Cie]:
@@ -93,12 +98,7 @@ def _effects(model: HookedTransformer, found: Answers, effect: Effect) -> tuple[
 
 def _check_inputs(model: HookedTransformer, z: MeanZ) -> None:
     cfg = model.cfg
-    expected = (cfg.n_layers, cfg.n_heads, cfg.d_head)
-    if tuple(z.shape) != expected:
-        raise ShapeMismatch(
-            f"mean_z is {tuple(z.shape)} but {cfg.model_name} has heads {expected} as (layer, head, d_head); "
-            "recompute it with mean_z(model, clean)"
-        )
+    check_mean_z(model, z, what="mean_z is", remedy="recompute it with mean_z(model, clean)")
     if cfg.attention_dir != "causal":
         raise ModelError(f"{cfg.model_name} reads in both directions; patching the last token needs a causal model")
     if not bool(z.isfinite().all()):

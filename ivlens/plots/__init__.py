@@ -1,11 +1,14 @@
 """Every figure, from numbers: one call each, and a `go.Figure` comes back.
 
-    plots.head_heatmap(effects.aie)
-    plots.similarity_heatmap(similarity(vectors))
+    >>> import pandas as pd
+    >>> from ivlens import plots
+    >>> figure = plots.head_heatmap(effects.aie)
+    >>> figure.layout.width, figure.layout.xaxis.title.text
+    (672, 'head')
 
 Nothing here computes a statistic or saves. NaN means "not measured": a gap, never a 0. `width` is of a two-column
-paper: `column` (3.5 inches) or `page` (7 inches), with text of 8 points in both. What a run found draws itself with
-`.figures()`, by these functions.
+paper: `column` (3.5 inches) or `page` (7 inches), with text of 8 points in both. A `title` is shown as it is, in up to
+three lines. What a run found draws itself with `.figures()`, by these functions.
 """
 
 from ivlens.plots.comparison import ability_bars as ability_bars

@@ -59,10 +59,15 @@ def aie_panels(
     Args:
         frame: Columns `model` (`base`, `tuned`, `difference`), `layer`, `head`, `aie`, `low`, `high`.
         shape: Layers and heads.
+        unit: Of the effect: `probability` or `nats`.
         marked: Heads to outline in the panel of a model.
 
     Raises:
         FigureError: a column is missing, a model lacks heads, or a value is infinite.
+
+    >>> figure = plots.aie_panels(change.aie, (6, 8), marked={"base": effects.top(2)})
+    >>> [panel.z.shape for panel in figure.data], len(figure.layout.shapes)
+    ([(6, 8), (6, 8), (6, 8)], 2)
     """
     _check_heads(frame, shape)
     table = frame.rename(columns={"model": "side", "aie": "value"}).replace({"side": _SIDES}).assign(panel="")
@@ -86,6 +91,10 @@ def aie_scatter(
 
     Raises:
         FigureError: a column is missing, or a model lacks heads.
+
+    >>> figure = plots.aie_scatter(change.aie, marked={"base": [(3, 3)], "tuned": [(3, 3)]})
+    >>> [(trace.name, len(trace.x)) for trace in figure.data[:2]]
+    [('top in both', 1), ('other heads', 47)]
     """
     parts = [frame.query(f"model == {model!r}") for model in ("base", "tuned")]
     both = parts[0].merge(parts[1], on=["layer", "head"], suffixes=("_base", "_tuned"))
@@ -117,6 +126,10 @@ def dependence_bars(frame: pd.DataFrame, *, title: str | None = None, width: Wid
 
     Raises:
         FigureError: a column is missing, a value is infinite, or a line comes twice.
+
+    >>> figure = plots.dependence_bars(change.measures)
+    >>> [note.text for note in figure.layout.annotations][:3], list(figure.data[0].x)
+    (['sufficiency', 'necessity', 'shift'], ['before', 'after'])
     """
     names, between = [name for name, _ in _DEPENDENCE.values()], 0.17 if width == "column" else 0.1
     figure = make_subplots(1, 3, subplot_titles=names, horizontal_spacing=between, figure=Figure())
@@ -142,6 +155,10 @@ def ability_bars(frame: pd.DataFrame, *, title: str | None = None, width: Width 
 
     Raises:
         FigureError: as for `dependence_bars`.
+
+    >>> figure = plots.ability_bars(change.measures)
+    >>> [(bars.name, len(bars.x)) for bars in figure.data]
+    [('before', 4), ('after', 4)]
     """
     figure = Figure()
     shown = frame.query(f"measure in {list(_ABILITIES)} and heads in ['', 'chosen'] and vector != 'tuned'")

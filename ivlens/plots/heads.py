@@ -44,6 +44,10 @@ def head_heatmap(
 
     Raises:
         FigureError: the shapes differ, a value is infinite, or a marked head is not in the grid.
+
+    >>> figure = plots.head_heatmap([[0.1, -0.3], [0.0, float("nan")]], unit="nats", marked=[(0, 1)])
+    >>> figure.data[0].zmin, figure.data[0].zmax, figure.data[0].text[1][1]
+    (-0.3, 0.3, 'L1H1: not measured')
     """
     grid = _grid(aie, "aie")
     lows, highs = _ends(grid, low, high)

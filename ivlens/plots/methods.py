@@ -58,6 +58,11 @@ def method_dots(
 
     Raises:
         FigureError: a column is missing, a value is infinite, or two rows are of one point.
+
+    >>> frame = pd.DataFrame({"panel": "AP", "method": ["lora", "ewc"], "kind": "plain", "value": [0.5, 0.6]})
+    >>> figure = plots.method_dots(frame.assign(low=0.4, high=0.7), units={"AP": "accuracy"})
+    >>> list(figure.data[0].x), figure.layout.xaxis.title.text
+    ([0.5, 0.6], 'accuracy')
     """
     missing = {"panel", "method", "kind"} - set(frame.columns)
     if missing:
@@ -105,6 +110,13 @@ def trade_off(
 
     Raises:
         FigureError: a column is missing, or a method comes twice.
+
+    >>> from ivlens.plots.methods import Form
+    >>> names = ["learned", "learned_low", "learned_high", "kept", "kept_low", "kept_high"]
+    >>> frame = pd.DataFrame([[0.9, 0.8, 1.0, 0.3, 0.2, 0.4]], columns=names).assign(method="lora")
+    >>> figure = plots.trade_off(frame, [Form("lora", "plain", 0.0)], axes=("learned", "kept"))
+    >>> figure.data[0].name, list(figure.data[0].x), figure.layout.yaxis.title.text
+    ('plain', [0.9], 'kept')
     """
     across, up = (
         read_points(_rename(frame, name), at="method", value="value", heads=None) for name in ("learned", "kept")

@@ -35,6 +35,11 @@ def accuracy_heatmaps(frame: pd.DataFrame, *, title: str | None = None, width: W
 
     Raises:
         FigureError: a column is missing, there is no row, or a cell comes twice.
+
+    >>> cells = [(0, "a", 0.1), (0, "b", 0.2), (1, "a", 0.9), (1, "b", 0.3), (2, "a", 0.5), (2, "b", 0.8)]
+    >>> frame = pd.DataFrame(cells, columns=["stage", "task", "value"]).assign(panel="lora", low=0.0, high=1.0)
+    >>> plots.accuracy_heatmaps(frame).data[0].z.tolist()  # [stage task]
+    [[0.1, 0.2], [0.9, 0.3], [0.5, 0.8]]
     """
     _check(frame, ("panel", "stage", "task", "value", "low", "high"))
     tasks = list(dict.fromkeys(frame["task"]))
@@ -76,6 +81,11 @@ def aie_heatmaps(
 
     Raises:
         FigureError: a column is missing, there is no row, a head comes twice, or a marked one is not there.
+
+    >>> frame = pd.DataFrame({"panel": "antonym", "side": ["before", "after", "difference"], "value": [0.4, 0.1, -0.3]})
+    >>> figure = plots.aie_heatmaps(frame.assign(layer=0, head=0, low=-0.5, high=0.5))
+    >>> len(figure.data), figure.layout.coloraxis.cmin, figure.layout.coloraxis.cmax
+    (3, -0.4, 0.4)
     """
     _check(frame, ("panel", "side", "layer", "head", "value", "low", "high"))
     names = list(dict.fromkeys(frame["panel"]))

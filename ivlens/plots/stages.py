@@ -39,6 +39,11 @@ def stage_panels(
 
     Raises:
         FigureError: a column is missing, a value is infinite, or two rows are of one stage of a line.
+
+    >>> frame = pd.DataFrame({"panel": "GP", "line": "lora", "stage": [0, 1, 2], "value": [1.0, 0.6, 0.4]})
+    >>> figure = plots.stage_panels(frame.assign(low=0.3, high=1.0), unit="accuracy", bounds=(0.0, 1.0))
+    >>> [list(trace.x) for trace in figure.data if trace.name == "lora"]
+    [[0, 1, 2]]
     """
     drawn = _read(frame)
     lines = list(dict.fromkeys(frame["line"].map(str)))

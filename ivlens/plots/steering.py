@@ -43,6 +43,11 @@ def steering_by_layer(
 
     Raises:
         FigureError: a column is missing, a value is no accuracy, or two rows are of one layer and kind of head.
+
+    >>> frame = audit.steering.rename(columns={"accuracy_low": "low", "accuracy_high": "high"})
+    >>> figure = plots.steering_by_layer(frame, baselines={"zero-shot": 0.05})
+    >>> [trace.name for trace in figure.data if trace.name]
+    ['chosen', 'random', 'bottom', 'gaussian', 'zero-shot 0.05']
     """
     points = read_accuracies(frame, "layer")
     first, last = points[0].at, points[-1].at
@@ -66,6 +71,10 @@ def steering_heatmap(frame: pd.DataFrame, *, title: str | None = None, width: Wi
 
     Raises:
         FigureError: a column is missing, there is no row, a place comes twice, or an accuracy is outside [0, 1].
+
+    >>> figure = plots.steering_heatmap(audit.places)
+    >>> figure.data[0].z.shape, len(figure.layout.shapes)  # [scale layer], the chosen place
+    ((6, 6), 1)
     """
     _check_places(frame)
     layers, scales = sorted(set(frame["layer"])), sorted(set(frame["scale"]))
@@ -81,7 +90,7 @@ def steering_heatmap(frame: pd.DataFrame, *, title: str | None = None, width: Wi
         colorscale=SEQUENTIAL,
         xgap=gap,
         ygap=gap,
-        colorbar={"title": {"text": "accuracy (share of prompts)", "side": "right"}, "dtick": 0.25},
+        colorbar={"dtick": 0.25},
         customdata=[[_place_text(layer, scale, table) for layer in layers] for scale in scales],
         hovertemplate="%{customdata}<extra></extra>",
     )
@@ -91,6 +100,9 @@ def steering_heatmap(frame: pd.DataFrame, *, title: str | None = None, width: Wi
     places = [
         (scales.index(row["scale"]), layers.index(row["layer"])) for row in frame.to_dict("records") if row["chosen"]
     ]
+    # As beside the heat map of heads: the colour bar's own title is larger than other text, and runs beyond the bar.
+    beside = {"x": 1, "xref": "paper", "xanchor": "left", "xshift": _BESIDE - 20, "y": 0.5, "yref": "paper"}
+    figure.add_annotation(text="accuracy", textangle=-90, showarrow=False, **beside)
     for box in outlines(accuracies.shape, (across, _DOWN), places):
         figure.add_shape({**box, "x0": box["x0"] + layers[0], "x1": box["x1"] + layers[0]})
     figure.update_xaxes(title_text="layer steered", dtick=tick_step(len(layers), width), tick0=0, showgrid=False)
@@ -103,6 +115,7 @@ def steering_heatmap(frame: pd.DataFrame, *, title: str | None = None, width: Wi
 def accuracy_by_heads(
     frame: pd.DataFrame,
     *,
+    draws: pd.DataFrame | None = None,
     baselines: Mapping[str, float] | None = None,
     title: str | None = None,
     width: Width = "page",
@@ -111,10 +124,15 @@ def accuracy_by_heads(
 
     Args:
         frame: Columns `n_heads`, `heads`, `accuracy`, `low`, `high`; one row for a number and a kind of head.
+        draws: Columns `n_heads`, `heads`, `accuracy`; a small point for every draw of a control.
         baselines: As for `steering_by_layer`.
 
     Raises:
         FigureError: as for `steering_by_layer`.
+
+    >>> frame = audit.heads.rename(columns={"accuracy_low": "low", "accuracy_high": "high"})
+    >>> plots.accuracy_by_heads(frame).layout.xaxis.ticktext
+    ('1', '2', '5', '10', '20')
     """
     points = read_accuracies(frame, "n_heads")
     kinds = marks.kinds(points)
@@ -127,11 +145,28 @@ def accuracy_by_heads(
         texts = [f"{kind.name}, n = {point.at:g}: {point}" for point in kind.points]
         line = marks.line(kind, places, texts)
         figure.add_trace(line.update(error_y=marks.error_bars(kind.points)))
+        if draws is not None:
+            own = draws[(draws["heads"] == kind.points[0].heads) & draws["n_heads"].isin(counts)]
+            at = [counts.index(count) + aside for count in own["n_heads"]]
+            figure.add_trace(_draw_points(kind, at, own["accuracy"].tolist()))
     figure.add_traces(marks.baselines(baselines or {}, -0.3, len(counts) - 0.7))
     ticks = {"tickvals": list(range(len(counts))), "ticktext": [f"{count:g}" for count in counts]}
     figure.update_xaxes(title_text="number of heads", **ticks)
     _lay_out_accuracy(figure, title, width)
     return figure
+
+
+def _draw_points(kind: marks.Kind, at: list[float], values: list[float]) -> go.Scatter:
+    """Each draw by itself: a mean of a few may stand where none of them is."""
+    return go.Scatter(
+        x=at,
+        y=values,
+        mode="markers",
+        marker={"color": kind.colour, "symbol": "line-ew-open", "size": 7, "opacity": 0.7},
+        legendgroup=kind.name,
+        showlegend=False,
+        hovertemplate=f"{kind.name}, one draw: %{{y:.3f}}<extra></extra>",
+    )
 
 
 def measures_bars(
@@ -145,6 +180,11 @@ def measures_bars(
 
     Raises:
         FigureError: a column is missing, a value is infinite, or a measure comes twice.
+
+    >>> frame = pd.DataFrame({"measure": ["zero-shot", "steered"], "value": [0.25, float("nan")]})
+    >>> frame = frame.assign(low=[0.2, float("nan")], high=[0.3, float("nan")])
+    >>> [note.text for note in plots.measures_bars(frame).layout.annotations]
+    ['0.25', 'not measured']
     """
     points = read_points(frame, at="measure", value="value")
     places = list(range(len(points)))

@@ -31,10 +31,15 @@ def similarity_heatmap(frame: pd.DataFrame, *, title: str | None = None, width: 
     """Cosine of the instruction vectors of every two tasks; red: alike, blue: opposed, white: at right angles.
 
     Args:
-        frame: A row and a column for each task, as `likeness.similarity` makes it.
+        frame: A row and a column for each task, as `ivlens.vectors.similarity.similarity` makes it.
 
     Raises:
         FigureError: rows and columns are not the same tasks, or a value is infinite or outside [-1, 1].
+
+    >>> from ivlens.vectors.similarity import similarity
+    >>> figure = plots.similarity_heatmap(similarity([vector, -1 * vector]))
+    >>> figure.data[0].z.round(3).tolist(), figure.layout.yaxis.ticktext
+    ([[1.0, -1.0], [-1.0, 1.0]], ('antonym', '-1 antonym'))
     """
     return _square(frame, "cosine of the vectors", (-1.0, 1.0), DIVERGING, title, width)
 
@@ -43,10 +48,15 @@ def overlap_heatmap(frame: pd.DataFrame, *, title: str | None = None, width: Wid
     """Jaccard overlap of the top heads of every two tasks: shared ones over all of both.
 
     Args:
-        frame: A row and a column for each task, as `likeness.overlap` makes it.
+        frame: A row and a column for each task, as `ivlens.vectors.similarity.overlap` makes it.
 
     Raises:
         FigureError: rows and columns are not the same tasks, or a value is infinite or outside [0, 1].
+
+    >>> frame = pd.DataFrame([[1.0, 0.25], [0.25, 1.0]], index=["antonym", "plural"], columns=["antonym", "plural"])
+    >>> figure = plots.overlap_heatmap(frame)
+    >>> figure.data[0].zmin, figure.data[0].zmax, figure.data[0].customdata[0][1]
+    (0.0, 1.0, 'antonym, plural: 0.250')
     """
     return _square(frame, "top heads shared (Jaccard)", (0.0, 1.0), SEQUENTIAL, title, width)
 

@@ -9,19 +9,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from itertools import cycle, islice
-from typing import Literal
 
 import numpy as np
 
 from ivlens.datasets.task import Pair, Task
 from ivlens.errors import PromptError, TaskError
 from ivlens.prompts.chat import Layout
+from ivlens.prompts.choices import Corruption, Source
 from ivlens.prompts.template import DEFAULT as DEFAULT
 from ivlens.prompts.template import Prompt as Prompt
 from ivlens.prompts.template import Template as Template
-
-Source = Literal["demonstrations", "instruction"]
-Corruption = Literal["shuffled", "zero-shot"]
 
 
 def instructed(task: Task, pairs: Sequence[Pair], *, template: Layout = DEFAULT) -> list[Prompt]:
@@ -29,6 +26,11 @@ def instructed(task: Task, pairs: Sequence[Pair], *, template: Layout = DEFAULT)
 
     Raises:
         TaskError: the task has no instructions.
+
+    >>> for prompt in prompts.instructed(task, pairs[:2]):
+    ...     print(repr(prompt.text))
+    'Give the opposite of the word.\\nQ: big\\nA:'
+    'What is the opposite?\\nQ: small\\nA:'
     """
     if not task.instructions:
         raise TaskError(
@@ -40,7 +42,11 @@ def instructed(task: Task, pairs: Sequence[Pair], *, template: Layout = DEFAULT)
 
 
 def zero_shot(pairs: Sequence[Pair], *, template: Layout = DEFAULT) -> list[Prompt]:
-    """One prompt a pair: the query alone, with neither instruction nor demonstrations."""
+    """One prompt a pair: the query alone, with neither instruction nor demonstrations.
+
+    >>> [prompt.text for prompt in prompts.zero_shot(pairs[:2])]
+    ['Q: big\\nA:', 'Q: small\\nA:']
+    """
     return [template.render(pair) for pair in pairs]
 
 
@@ -56,7 +62,15 @@ def few_shot(
     """One prompt a pair, with `shots` demonstrations drawn from `pool` without the query.
 
     Args:
+        pool: Where demonstrations come from; a pair that is asked is none of its own.
         shuffled: Permute the demonstrations' outputs, so that the task cannot be read off them.
+
+    Raises:
+        PromptError: fewer than `shots` pairs beside the query.
+
+    >>> (prompt,) = prompts.few_shot(pairs[:1], pool, shots=5, generator=np.random.default_rng(0), shuffled=True)
+    >>> prompt.text.count("Q:"), prompt.text.endswith("Q: big\\nA:"), prompt.answer
+    (6, True, ' small')
     """
     prompts = []
     for pair in pairs:
@@ -70,7 +84,13 @@ def few_shot(
 
 
 def statements(task: Task, pairs: Sequence[Pair]) -> list[Prompt]:
-    """One prompt a pair: the task's plain statement; none where the task has no statement."""
+    """One prompt a pair: the task's plain statement; none where the task has no statement.
+
+    Read from them is the knowledge probability P(y | x) of Jiang et al. 2024, arXiv:2406.12227.
+
+    >>> [prompt.text + prompt.answer for prompt in prompts.statements(task, pairs[:1])]
+    ['The opposite of big is small']
+    """
     if task.statement is None:
         return []
     text = task.statement.rstrip()
@@ -82,6 +102,10 @@ def shuffle_outputs(pairs: Sequence[Pair], generator: np.random.Generator) -> li
 
     Outputs are sorted in a random order of their values and rotated by the most frequent one's count: no
     output then meets its own value unless it fills more than half of the places. It cannot loop for ever.
+
+    >>> shuffled = prompts.shuffle_outputs(pairs, np.random.default_rng(0))
+    >>> [new.output == old.output for new, old in zip(shuffled, pairs)]
+    [False, False, False]
     """
     if len(pairs) < 2:
         return list(pairs)
@@ -96,7 +120,11 @@ def shuffle_outputs(pairs: Sequence[Pair], generator: np.random.Generator) -> li
 
 
 def cycled(pairs: Sequence[Pair], n: int) -> list[Pair]:
-    """The first `n` pairs; a short list starts over."""
+    """The first `n` pairs; a short list starts over.
+
+    >>> [pair.input for pair in prompts.cycled(pairs, 5)]
+    ['big', 'small', 'hot', 'big', 'small']
+    """
     return list(islice(cycle(pairs), n))
 
 
@@ -110,7 +138,20 @@ def clean(
     generator: np.random.Generator,
     template: Layout = DEFAULT,
 ) -> list[Prompt]:
-    """Prompts off which the task can be read, from demonstrations or from the written instruction."""
+    """Prompts off which the task can be read, from demonstrations or from the written instruction.
+
+    Args:
+        pool: Where demonstrations come from.
+        shots: Demonstrations of a prompt; none where `source` is the `instruction`.
+
+    Raises:
+        PromptError: demonstrations are asked for, and `shots` is 0 or more than the pool has.
+        TaskError: the instruction is asked for, and the task has none.
+
+    >>> found = prompts.clean(task, pairs, pool, shots=4, generator=np.random.default_rng(0))
+    >>> len(found), found[0].text.count("A:")
+    (3, 5)
+    """
     if source == "instruction":
         return instructed(task, pairs, template=template)
     if shots < 1:
@@ -127,7 +168,21 @@ def corrupted(
     generator: np.random.Generator,
     template: Layout = DEFAULT,
 ) -> list[Prompt]:
-    """The same queries with the task removed: outputs of the demonstrations permuted, or nothing but the query."""
+    """The same queries with the task removed: outputs of the demonstrations permuted, or nothing but the query.
+
+    `shuffled` is the corruption of Todd et al. 2024, arXiv:2310.15213; `zero-shot` that of arXiv:2502.11019's code.
+
+    Args:
+        pool: Where demonstrations come from.
+        shots: Demonstrations of a prompt, 2 or more; none where the `corruption` is `zero-shot`.
+
+    Raises:
+        PromptError: demonstrations are asked for, and `shots` is below 2 or more than the pool has.
+
+    >>> found = prompts.corrupted(pairs, pool, corruption="zero-shot", generator=np.random.default_rng(0))
+    >>> found == prompts.zero_shot(pairs)
+    True
+    """
     if corruption == "zero-shot":
         return zero_shot(pairs, template=template)
     if shots < 2:

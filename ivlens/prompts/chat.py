@@ -2,7 +2,7 @@
 
 The layout is the tokenizer's own chat template: demonstrations are turns of user and assistant, an instruction is the
 system's message where the template has a place for one. The template is a program out of the checkpoint: it runs in
-transformers' sandbox, in a process of its own (`sandbox`).
+transformers' sandbox, in a process of its own (`chat_sandbox`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,13 @@ class Conversation(Prompt):
 
 @dataclass(frozen=True, kw_only=True)
 class ChatTemplate:
-    """A tokenizer's chat template, in full."""
+    """A tokenizer's chat template, in full.
+
+    >>> jinja = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    >>> jinja += "{% if add_generation_prompt %}<assistant>{% endif %}"
+    >>> prompts.ChatTemplate(jinja=jinja, special_tokens={}, system=True).render(pairs[0]).text
+    '<user>big<assistant>'
+    """
 
     jinja: str
     """Its source; where it asks for today's date, it gets a fixed one."""
@@ -47,8 +53,16 @@ class ChatTemplate:
     def of(cls, tokenizer: Any, *, name: str = "the model") -> ChatTemplate:
         """The template of a tokenizer, after a try whether it runs and takes a system message.
 
+        Args:
+            tokenizer: Of transformers.
+            name: Of the model, for messages.
+
         Raises:
             PromptError: it has none, or one that fails or leaves the query out.
+
+        >>> prompts.ChatTemplate.of(model.tokenizer, name="lab")
+        Traceback (most recent call last):
+        ivlens.errors.PromptError: the tokenizer of lab has no chat template; choose another template, such as qa
         """
         try:
             jinja = tokenizer.get_chat_template()
@@ -74,8 +88,17 @@ class ChatTemplate:
 
         The answer begins as the template would begin it, with or without a space.
 
+        Args:
+            demonstrations: Turns of user and assistant before the query.
+            instruction: The system's message, or in front of the first user turn where there is no place for one.
+
         Raises:
             PromptError: the template fails, or leaves the query out.
+
+        >>> jinja = "{% for m in messages %}[{{ m.role }}: {{ m.content }}]{% endfor %}"
+        >>> layout = prompts.ChatTemplate(jinja=jinja, special_tokens={}, system=False)
+        >>> layout.render(pairs[0], demonstrations=pairs[1:2], instruction="Opposite?").text
+        '[user: Opposite?\\nsmall][assistant: big][user: big]'
         """
         turns = [turn for pair in demonstrations for turn in _turns(pair)]
         asked, answered = _turns(query)
@@ -109,6 +132,9 @@ def template(name: str | Path, model: HookedTransformer | None = None) -> Layout
 
     Raises:
         PromptError: there is no such template, or the file or the model's own cannot be used.
+
+    >>> ivlens.template("arrow").render(task.pairs[0], demonstrations=task.pairs[1:2]).text
+    'small -> big\\nbig ->'
     """
     if str(name) != CHAT:
         return find_template(name)

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ivlens.datasets.task import Pair, exists
 from ivlens.errors import IvlensError, PromptError
-from ivlens.storage.json_files import check_object, read_json
+from ivlens.storage.json_files import check_object, read_given_json
 
 PLACES = ("{input}", "{output}", "{instruction}")
 PREFIXES = {"input": "Q:", "output": "A:", "instructions": ""}
@@ -25,7 +25,11 @@ SEPARATORS = {"input": "\n", "output": "\n\n", "instructions": ""}
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """Text up to where the answer begins, and the answer."""
+    """Text up to where the answer begins, and the answer, leading space included.
+
+    >>> prompts.Template().render(pairs[0])
+    Prompt(text='Q: big\\nA:', answer=' small', query=Pair(input='big', output='small'))
+    """
 
     text: str
     answer: str
@@ -37,6 +41,12 @@ class Template:
     """How a query, its demonstrations and an instruction are written down.
 
     `{input}`, `{output}` and `{instruction}` are filled in as they are: braces inside them stay text.
+
+    Raises:
+        PromptError: a part without what is to be filled in there.
+
+    >>> ivlens.Template(query="{input} means", demonstration="{input} means {output}.\\n").render(task.pairs[0]).text
+    'big means'
     """
 
     demonstration: str = "Q: {input}\nA: {output}\n\n"
@@ -68,6 +78,9 @@ class Template:
 
         Raises:
             PromptError: an unknown key, or what is to be filled in stands in one of the texts.
+
+        >>> ivlens.Template.from_function_vectors({"input": "X:", "output": "Y:"}).query
+        'X: {input}\\nY:'
         """
         before, behind = _whole("prefixes", prefixes, PREFIXES), _whole("separators", separators, SEPARATORS)
         query = f"{before['input']} {{input}}{behind['input']}{before['output']}"
@@ -78,7 +91,16 @@ class Template:
         )
 
     def render(self, query: Pair, *, demonstrations: Sequence[Pair] = (), instruction: str | None = None) -> Prompt:
-        """Write instruction, demonstrations and query, in this order."""
+        """Write instruction, demonstrations and query, in this order.
+
+        Args:
+            demonstrations: Pairs that are shown with their outputs.
+            instruction: A wording; None writes none.
+
+        >>> prompt = ivlens.Template().render(task.pairs[0], instruction="Write the opposite.")
+        >>> prompt.text, prompt.answer
+        ('Write the opposite.\\nQ: big\\nA:', ' small')
+        """
         head = "" if instruction is None else self.instruction.replace("{instruction}", instruction)
         shown = "".join(_fill(self.demonstration, pair) for pair in demonstrations)
         return Prompt(text=head + shown + _fill(self.query, query), answer=_fill(self.answer, query), query=query)
@@ -150,7 +172,7 @@ def find_template(name: str | Path) -> Template:
 
 
 def _read_file(path: Path) -> Template:
-    content = read_json(path, wanted="give the path of a JSON file")
+    content = read_given_json(path, wanted="give the path of a JSON file")
     if not isinstance(content, dict):
         raise PromptError("a template is a JSON object of demonstration, query, instruction and answer; write one")
     theirs = content.keys() & {"prefixes", "separators"}

@@ -30,6 +30,12 @@ class Tokens:
     """Prompts as token ids, padded on the left, and their answers, padded on the right.
 
     Pads are told by the masks, never by the id. The last column of `prompts` is the last prompt token.
+
+    >>> tokens = prompts.tokenize(model, prompts.instructed(task, task.pairs))
+    >>> isinstance(tokens, prompts.Tokens), len(tokens), tokens.prompts.dtype, tokens.mask.dtype
+    (True, 80, torch.int64, torch.bool)
+    >>> len(tokens[:5])
+    5
     """
 
     prompts: Int[Tensor, "prompt pos"]
@@ -53,13 +59,23 @@ class Tokens:
         )
 
     def first(self) -> Tokens:
-        """The same prompts, of the answers only the first token."""
+        """The same prompts, of the answers only the first token.
+
+        >>> prompts.tokenize(model, prompts.zero_shot(pairs)).first().answers.shape  # [prompt answer]
+        torch.Size([3, 1])
+        """
         return Tokens(
             prompts=self.prompts, mask=self.mask, answers=self.answers[:, :1], answer_mask=self.answer_mask[:, :1]
         )
 
     def followed_by(self, others: Tokens) -> Tokens:
-        """These prompts and then others, all of one width."""
+        """These prompts and then others, all of one width.
+
+        >>> bare, asked = prompts.zero_shot(pairs), prompts.instructed(task, pairs)
+        >>> both = prompts.tokenize(model, bare).followed_by(prompts.tokenize(model, asked))
+        >>> both.prompts.shape, both.mask.sum(1).tolist()  # [prompt pos]
+        (torch.Size([6, 11]), [4, 4, 4, 11, 9, 8])
+        """
         width = max(self.prompts.shape[1], others.prompts.shape[1])
         answer = max(self.answers.shape[1], others.answers.shape[1])
 
@@ -77,6 +93,10 @@ def tokenize(model: HookedTransformer, prompts: Sequence[Prompt]) -> Tokens:
 
     Raises:
         PromptError: no prompts, no tokenizer, an answer of no token, or a prompt longer than the context.
+
+    >>> tokens = prompts.tokenize(model, prompts.zero_shot(pairs))
+    >>> model.to_str_tokens(tokens.prompts[0]), model.to_string(tokens.answers[0])
+    (['<s>', 'Q:', ' big', '\\nA:'], ' small')
     """
     if not prompts:
         raise PromptError("there are no prompts to tokenize; give at least one")

@@ -31,7 +31,10 @@ _AUDIT = {
         "Zero-shot accuracy with a vector added after each block, each at its own scale. Layers and scales in use were "
         "chosen on other queries.",
     ),
-    "heads": ("How many heads it takes", "Zero-shot accuracy by number of heads, beside as many random ones."),
+    "heads": (
+        "How many heads it takes",
+        "Zero-shot accuracy by number of heads, beside as many random ones; a dash is one draw.",
+    ),
 }
 
 
@@ -69,6 +72,7 @@ def audit_page(found: Audit) -> Page:
             "places": found.places,
             "steering": found.steering,
             "heads": found.heads,
+            "draws": found.draws,
         },
     )
 

@@ -2,9 +2,10 @@
 
     python -m ivlens.reports.gallery figures
 
-`figures/numbers/NAME` is a run folder (of which its tables are enough), or a folder of vectors, one a task. Beside
-`NAME-FIGURE.html`, `.svg`, `.pdf` and `.png`, `NAME-FIGURE.json` says which command, settings, seed, model, number of
-prompts and versions the numbers are from, and the digests of what is drawn and of the files.
+`figures/numbers/NAME` is a run folder (of which its tables are enough), or a folder of vectors, one a task. Figures are
+drawn into `figures/drawn`, as `NAME-FIGURE.html`, `.svg`, `.pdf` and `.png`. An image that lies in `figures` as well,
+because a document shows it, is replaced there. `figures/NAME-FIGURE.json` says which command, settings, seed, model,
+number of prompts and versions the numbers are from, what is drawn, and the digests of the images beside it.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ from ivlens.storage.run_record import RECORD
 from ivlens.vectors.instruction_vector import InstructionVector
 from ivlens.vectors.similarity import overlap, similarity
 
+DRAWN = "drawn"
+"""The folder of the figures that can be drawn again at any time."""
+
 
 class Drawn(NamedTuple):
     """A figure, and where its numbers are from."""
@@ -43,18 +47,20 @@ class Drawn(NamedTuple):
 
 
 def draw_folder(folder: Path | str) -> export.Exported:
-    """Draw every figure of a folder, and write its files and its record.
+    """Draw every figure of a folder into its `drawn`, and write the records and the images that documents show.
 
     Raises:
         RunError: numbers are missing, damaged or do not belong together, or the disk refuses.
     """
     folder = Path(folder)
     found = draw(folder)
-    exported = export.export({name: one.figure for name, one in found.items()}, folder, alone=False, dots=2)
-    for name, (figure, origin) in found.items():
-        files = {path.suffix[1:]: digest(path.read_bytes()) for path in exported.written if path.stem == name}
-        record = {**origin, "drawn": digest(data(figure)), "files": files}
-        write_whole(folder / f"{name}.json", f"{json.dumps(record, indent=1, ensure_ascii=False)}\n".encode())
+    exported = export.export({name: one.figure for name, one in found.items()}, folder / DRAWN, alone=False, dots=2)
+    shown = [path for path in exported.written if (folder / path.name).is_file()]
+    for path in shown:
+        write_whole(folder / path.name, path.read_bytes())
+    for name, one in found.items():
+        files = {path.suffix[1:]: digest(path.read_bytes()) for path in shown if path.stem == name}
+        write_whole(folder / f"{name}.json", _record(one, files).encode())
     return exported
 
 
@@ -62,7 +68,7 @@ def draw(folder: Path | str) -> dict[str, Drawn]:
     """Every figure of a folder by its name.
 
     Raises:
-        RunError: as for `write`.
+        RunError: as for `draw_folder`.
     """
     numbers = Path(folder) / "numbers"
     folders = sorted(path for path in numbers.glob("*") if path.is_dir())
@@ -75,14 +81,15 @@ def draw(folder: Path | str) -> dict[str, Drawn]:
     }
 
 
-def data(figure: go.Figure) -> bytes:
-    """What is drawn and how, as text."""
-    return figure_json(figure).encode()
-
-
 def digest(content: bytes) -> str:
     """SHA-256."""
     return hashlib.sha256(content).hexdigest()
+
+
+def _record(drawn: Drawn, files: dict[str, str]) -> str:
+    """One line a setting; what is drawn, in which nobody reads single numbers, is one line."""
+    origin = json.dumps({**drawn.origin, "files": files}, indent=1, ensure_ascii=False).removesuffix("\n}")
+    return f'{origin},\n "drawn": {figure_json(drawn.figure)}\n}}\n'
 
 
 def _of_run(path: Path) -> Iterator[tuple[str, Drawn]]:

@@ -25,7 +25,8 @@ from ivlens.plots.notebook import figure_json
 from ivlens.reports import findings
 from ivlens.reports import page as pages
 from ivlens.storage import run_folder
-from ivlens.storage.atomic_files import read_json, write_whole
+from ivlens.storage.atomic_files import write_whole
+from ivlens.storage.json_files import read_json
 from ivlens.storage.run_record import RunRecord, flat
 from ivlens.tables import plain
 
@@ -45,6 +46,9 @@ def report(folder: str | Path) -> Path:
 
     Raises:
         RunError: no run, unfinished, damaged, or the disk refuses.
+
+    >>> ivlens.report("runs/antonym").name
+    'report.html'
     """
     run = run_folder.read_run(folder)
     path = run.path(NAME)

@@ -64,7 +64,7 @@ SPLIT = (
     "The task's pairs are split into four parts that share none: one gives mean outputs and demonstrations, one ranks "
     "heads, one chooses layer and scale, one is reported."
 )
-QUERIES = "95 %; bootstrap over queries, Wilson's for accuracies"
+QUERIES = "95 %, over queries and, where random heads were drawn, over draws; Wilson's for accuracies"
 LAB = (
     "lab is a small model that ivlens trains itself so that everything can be tried offline: a model organism, not "
     "evidence about large models."

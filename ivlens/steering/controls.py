@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -21,6 +20,7 @@ from ivlens.errors import PromptError, TaskError
 from ivlens.patching.effects import task_mean_z
 from ivlens.patching.head_effects import HeadEffects
 from ivlens.patching.settings import Settings
+from ivlens.random_streams import Stream, open_stream
 from ivlens.shapes import Head, Residual
 from ivlens.vectors.head_writing import write_vector
 
@@ -47,9 +47,19 @@ def random_heads(
             it is held against understates the contrast, in a small model by much (all heads where fewer than k are
             left). `all`: all heads, the chosen ones included.
     """
-    ranked, generator = effects.ranked(), np.random.default_rng([seed, 3])
-    others = _without(ranked, ranked[:k] if chosen is None else chosen)
-    heads = sorted(others if among == "others" and len(others) >= k else ranked)
+    apart = effects.ranked()[:k] if chosen is None else chosen
+    return draw_heads(tuple(effects.aie.shape), k, draws=draws, seed=seed, apart=() if among == "all" else apart)
+
+
+def draw_heads(grid: tuple[int, ...], k: int, *, draws: int, seed: int, apart: Sequence[Head] = ()) -> list[list[Head]]:
+    """`draws` sets of k of a model's heads, layers by heads, drawn at random.
+
+    Args:
+        apart: Heads to leave out, where k others are left.
+    """
+    heads = [Head(layer, head) for layer in range(grid[0]) for head in range(grid[1])]
+    others, generator = _without(heads, apart), open_stream(seed, Stream.RANDOM_HEADS)
+    heads = others if len(others) >= k else heads
     return [[heads[i] for i in generator.choice(len(heads), k, replace=False)] for _ in range(draws)]
 
 
@@ -61,7 +71,7 @@ def bottom_heads(
     Args:
         chosen: Heads to leave out, where k others are left.
     """
-    lowest, generator = effects.ranked()[::-1], np.random.default_rng([seed, 4])
+    lowest, generator = effects.ranked()[::-1], open_stream(seed, Stream.BOTTOM_HEADS)
     others = _without(lowest, chosen)
     lowest = others if len(others) >= k else lowest
     half = lowest[: max(k, len(lowest) // 2)]
@@ -88,7 +98,7 @@ def write_control_vectors(
 
 def gaussians(vector: Residual, *, draws: int, seed: int = 0, norm: float) -> Vectors:
     """`draws` directions drawn at random, each as likely as any other, at length `norm`: no heads wrote them."""
-    generator = np.random.default_rng([seed, 12])
+    generator = open_stream(seed, Stream.GAUSSIANS)
     drawn = torch.from_numpy(generator.standard_normal((draws, len(vector))))
     return with_norm(drawn.to(vector.device, vector.dtype), norm)
 
@@ -119,5 +129,5 @@ def other_task_vectors(
 def draw_other_tasks(task: Task, candidates: Sequence[str], *, draws: int, seed: int = 0) -> list[str]:
     """Names of `draws` other tasks, drawn at random (fewer where there are fewer)."""
     names = sorted(name for name in candidates if name != task.name)
-    generator = np.random.default_rng([seed, 5])
+    generator = open_stream(seed, Stream.OTHER_TASKS)
     return [names[i] for i in generator.permutation(len(names))[:draws]]

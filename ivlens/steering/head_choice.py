@@ -19,8 +19,8 @@ from ivlens.shapes import GIB, Head
 from ivlens.steering.universal_heads import Considered, Universal, universal_heads
 from ivlens.storage import tensor_files
 from ivlens.storage.atomic_files import parse_json
-from ivlens.storage.json_files import read_json
-from ivlens.storage.run_folder import Table
+from ivlens.storage.json_files import read_given_json
+from ivlens.storage.run_folder import Tables
 from ivlens.vectors.head_writing import check_head
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def fix_heads(
     settings: Settings,
     *,
     top: int,
-    table: Table,
+    tables: Tables,
     memory: int = 2 * GIB,
 ) -> tuple[Head, ...] | None:
     """The heads that were chosen; None where they are ranked by AIE.
@@ -94,8 +94,8 @@ def fix_heads(
         lines = [(*head, float(ranked().aie[head])) for head in ranked().heads]
         return pd.DataFrame(lines, columns=list(RANKED))
 
-    table("universal_tasks", lambda: pd.DataFrame(ranked().considered), Considered._fields)
-    frame = table("universal", heads, RANKED)
+    tables.table("universal_tasks", lambda: pd.DataFrame(ranked().considered), Considered._fields)
+    frame = tables.table("universal", heads, RANKED)
     return tuple(Head(int(layer), int(head)) for layer, head in zip(frame["layer"], frame["head"], strict=True))
 
 
@@ -124,7 +124,7 @@ def _read_file(path: Path) -> tuple[Head, ...]:
         except ValueError as error:
             raise IvlensError(f"{path} has no readable list of heads ({error}); save it again") from error
     else:
-        content = read_json(path, wanted="give a file of heads")
+        content = read_given_json(path, wanted="give a file of heads")
     content = content.get("heads") if isinstance(content, dict) else content
     if not isinstance(content, list):
         raise IvlensError(

@@ -13,11 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ivlens.errors import ShapeMismatch
-from ivlens.models import bridge, hooked
-from ivlens.patching import branches
+from ivlens.models import hooked
 from ivlens.patching.block_forward import Rows
 from ivlens.patching.branches import Answers, Junction
-from ivlens.patching.hooks import add_to_residual, at_position, run_hooked
+from ivlens.patching.hooks import add_to_residual, at_position, run_rows
 from ivlens.prompts.tokens import Tokens
 from ivlens.shapes import GIB
 from ivlens.vectors.head_writing import check_layer
@@ -57,10 +56,6 @@ def steer_rows(
     for layer in set(layers):
         check_layer(layer, model.cfg.n_layers)
     added = vectors.to(model.cfg.device, model.cfg.dtype)
-    if bridge.is_bridge(model):
-        last = tokens.prompts.shape[1] - 1
-        hooks = [add_to_residual(layer, vector) for layer, vector in zip(layers, added, strict=True)]
-        return run_hooked(model, tokens, [[at_position(h, last)] for h in hooks], description=description)
     # Rows leave the unsteered run from the lowest layer up.
     order = sorted(range(len(layers)), key=lambda row: layers[row])
     counts = [sum(one == layer for one in layers) for layer in range(model.cfg.n_layers)]
@@ -72,7 +67,9 @@ def steer_rows(
         steered_rows[:, :, 0] += added[own]
         return steered_rows
 
-    found = branches.run_branches(model, tokens, branch, counts=counts, memory=memory, description=description)
+    last = tokens.prompts.shape[1] - 1
+    hooks = [[at_position(add_to_residual(layers[row], added[row]), last)] for row in order]
+    found = run_rows(model, tokens, hooks, branch, counts=counts, memory=memory, description=description)
     places = {row: place for place, row in enumerate(order, start=1)}
     return found.rows([0, *(places[row] for row in range(len(layers)))])
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
-from ivlens.errors import IvlensError, ShapeMismatch
-from ivlens.models import hooked
+from ivlens.errors import IvlensError
+from ivlens.patching.activations import check_mean_z
 from ivlens.patching.hooks import NamedHook, add_to_residual, set_head
 from ivlens.patching.prompt_end import PromptEnds
 from ivlens.vectors.head_writing import check_layer, check_scale, check_width
@@ -46,7 +46,7 @@ def steered(
     Args:
         scale: Factor of the vector; negative takes the task away. By default the vector's own, which was chosen with
             its layer; with `distributed` 1, since the vector's own was chosen for adding the sum.
-        layer: After which block to add it; the vector's own layer by default.
+        layer: After which block to add it; the vector's own layer by default. `distributed` has no such block.
         site: `resid_post`: add the vector at one layer. `distributed`: put each head's own mean output, times `scale`,
             back at its own layer; with a scale of 1 that is to patch the heads.
         position: Which token of each prompt is steered, pads not counted; -1 is the last one.
@@ -55,9 +55,19 @@ def steered(
     Raises:
         ShapeMismatch: the vector is from a model of other width or heads.
         IvlensError: no layer, a scale that is not finite, or a prompt without a token at `position`.
+
+    >>> bare = ivlens.prompts.zero_shot(task.pairs[:20])
+    >>> with ivlens.steered(model, vector):
+    ...     steered = ivlens.ask(model, bare)
+    >>> ivlens.ask(model, bare).accuracy.mean, steered.accuracy.mean
+    (0.05, 1.0)
     """
     scale = scale if scale is not None else vector.scale if site == "resid_post" else 1.0
     check_scale(scale)
+    if site == "distributed" and layer is not None:
+        raise IvlensError(
+            f"layer is {layer}, but site='distributed' puts each head's output back at its own layer; leave layer out"
+        )
     if site == "distributed":
         layers, hooks = _distributed_hooks(model, vector, scale)
     elif site == "resid_post":
@@ -90,13 +100,11 @@ def _resid_hooks(
 def _distributed_hooks(
     model: HookedTransformer, vector: InstructionVector, scale: float
 ) -> tuple[list[int], list[NamedHook]]:
-    cfg, mean_z = model.cfg, vector.mean_z
+    mean_z = vector.mean_z
     if mean_z is None or not vector.heads:
         raise IvlensError(f"the vector of {vector.task} comes without its heads' mean outputs; take site='resid_post'")
-    if tuple(mean_z.shape) != (cfg.n_layers, cfg.n_heads, cfg.d_head):
-        raise ShapeMismatch(
-            f"the vector of {vector.model} has mean_z {tuple(mean_z.shape)}, but {hooked.model_name(model)} has "
-            f"heads {(cfg.n_layers, cfg.n_heads, cfg.d_head)} as (layer, head, d_head); build the vector on this model"
-        )
+    check_mean_z(
+        model, mean_z, what=f"the vector of {vector.model} has mean_z", remedy="build the vector on this model"
+    )
     layers = sorted({head.layer for head in vector.heads})
     return layers, [set_head(head, scale * mean_z[head]) for head in vector.heads]

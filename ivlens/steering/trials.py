@@ -7,6 +7,7 @@ the same way, with as many tries, so that none is put at a disadvantage.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -18,7 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ivlens.datasets.task import Task
-from ivlens.measures import interval
+from ivlens.measures import crossed_interval, interval
 from ivlens.patching.activations import residual_norms
 from ivlens.patching.branches import Answers
 from ivlens.patching.head_effects import HeadEffects
@@ -37,6 +38,11 @@ VALUES = (
     *("accuracy", "accuracy_low", "accuracy_high"),
     *("probability", "probability_low", "probability_high", "prompts"),
 )
+FEW_DRAWS = 5
+"""Of every control but the random heads that the vector itself is held against, at most."""
+SHARE = (0.0, 1.0)
+"""What an accuracy or a probability cannot leave."""
+DRAWS = ("heads", "n_heads", "draw", "layer", "scale", "accuracy", "probability")
 PLACES = ("layer", "scale", "share", "accuracy", "probability", "prompts", "chosen")
 
 
@@ -69,19 +75,19 @@ class Trials:
     """Mean length of the residual stream after each block, at the last token of validation prompts."""
     n_validation: int
 
-    def by_layer(self, n_heads: int, *, seed: int = 0) -> pd.DataFrame:
+    def by_layer(self, n_heads: int) -> pd.DataFrame:
         """Accuracy and probability by layer and kind of head, for vectors of `n_heads` heads, each at its own scale."""
         lines = []
         for kind, numbers in self._groups(n_heads):
             scales = {self.places[number].scale for number in numbers}
             common = scales.pop() if len(scales) == 1 else float("nan")
             for layer in range(len(self.norms)):
-                values = self._values([(n, Place(layer, self.places[n].scale)) for n in numbers], seed)
+                values = self._values([(n, Place(layer, self.places[n].scale)) for n in numbers])
                 about = {"heads": kind, "n_heads": n_heads, "layer": layer, "scale": common, "draws": len(numbers)}
                 lines.append({**about, **values})
         return pd.DataFrame(lines)
 
-    def by_number(self, *, seed: int = 0, unscaled: bool = False) -> pd.DataFrame:
+    def by_number(self, *, unscaled: bool = False) -> pd.DataFrame:
         """Accuracy and probability by number and kind of heads, each vector at its own place (or at scale 1)."""
         lines, places = [], self.unscaled if unscaled else self.places
         for n_heads in sorted({candidate.n_heads for candidate in self.candidates}):
@@ -94,7 +100,7 @@ class Trials:
                     "scales": " ".join(f"{place.scale:g}" for place in at),
                     "draws": len(numbers),
                 }
-                lines.append({**about, **self._values(list(zip(numbers, at, strict=True)), seed)})
+                lines.append({**about, **self._values(list(zip(numbers, at, strict=True)))})
         return pd.DataFrame(lines)
 
     def by_place(self, n_heads: int) -> pd.DataFrame:
@@ -112,9 +118,19 @@ class Trials:
                 lines.append((*place, share, accuracy, probability, self.n_validation, place == self.places[number]))
         return pd.DataFrame(lines, columns=list(PLACES))
 
-    def _values(self, at: Sequence[tuple[int, Place]], seed: int) -> dict[str, Any]:
+    def by_draw(self) -> pd.DataFrame:
+        """Every candidate by itself at its own place, `DRAWS`."""
+        lines, seen = [], Counter[tuple[str, int]]()
+        for number, (candidate, place) in enumerate(zip(self.candidates, self.places, strict=True)):
+            key, row = (candidate.kind, candidate.n_heads), self.rows[number, place]
+            values = (float(part[:, row].double().mean()) for part in (self.found.match, self.found.first))
+            lines.append((*key, seen[key], *place, *values))
+            seen[key] += 1
+        return pd.DataFrame(lines, columns=list(DRAWS))
+
+    def _values(self, at: Sequence[tuple[int, Place]]) -> dict[str, Any]:
         rows = [self.rows[one] for one in at]
-        return summary(self.found.match[:, rows], self.found.first[:, rows], seed=seed)
+        return summary(self.found.match[:, rows], self.found.first[:, rows])
 
     def _groups(self, n_heads: int) -> Iterator[tuple[str, list[int]]]:
         numbered = [(c.kind, i) for i, c in enumerate(self.candidates) if c.n_heads == n_heads]
@@ -122,15 +138,17 @@ class Trials:
             yield kind, [number for _, number in group]
 
 
-def summary(
-    match: Bool[Tensor, "prompt *draw"], first: Float[Tensor, "prompt *draw"], *, seed: int = 0
-) -> dict[str, Any]:
-    """Accuracy and probability over prompts, with 95 % intervals over prompts; draws are averaged per prompt first."""
+def summary(match: Bool[Tensor, "prompt *draw"], first: Float[Tensor, "prompt *draw"]) -> dict[str, Any]:
+    """Accuracy and probability, with 95 % intervals over prompts and, where there are several, over draws."""
     if not len(match):
         return dict.fromkeys(VALUES, float("nan")) | {"prompts": 0}
-    accuracy = interval(match.double().reshape(len(match), -1).mean(1), seed=seed)
-    probability = interval(first.double().reshape(len(first), -1).mean(1), seed=seed)
-    return dict(zip(VALUES, (*accuracy, *probability, len(match)), strict=True))
+    parts: list[float] = []
+    for values in (match.double(), first.double()):
+        table = values.reshape(len(values), -1)
+        is_crossed = table.shape[1] > 1
+        found = crossed_interval(table, within=SHARE) if is_crossed else interval(table[:, 0], within=SHARE)
+        parts += found
+    return dict(zip(VALUES, (*parts, len(match)), strict=True))
 
 
 def make_candidates(
@@ -155,15 +173,17 @@ def make_candidates(
     for k in sorted({*counts, top}):
         vector = write_vector(model, effects.mean_z, ranked[:k])
         norm = float(vector.norm())
-        beside = {"random": controls.random_heads(effects, k, draws=draws, seed=seed, chosen=ranked[:k])}
+        few = min(draws, FEW_DRAWS)
+        n_draws = draws if k == top else few
+        beside = {"random": controls.random_heads(effects, k, draws=n_draws, seed=seed, chosen=ranked[:k])}
         if k == top:
-            beside["bottom"] = controls.bottom_heads(effects, k, draws=draws, seed=seed, chosen=heads or ())
+            beside["bottom"] = controls.bottom_heads(effects, k, draws=few, seed=seed, chosen=heads or ())
         found.append(Candidate(kind="chosen", n_heads=k, vector=vector))
         for kind, sets in beside.items():
             vectors = controls.write_control_vectors(model, effects, sets, norm=norm)
             found += [Candidate(kind=kind, n_heads=k, vector=control) for control in vectors]
         if k == top:
-            noise = controls.gaussians(vector, draws=draws, seed=seed, norm=norm)
+            noise = controls.gaussians(vector, draws=few, seed=seed, norm=norm)
             found += [Candidate(kind="gaussian", n_heads=k, vector=control) for control in noise]
             elsewhere = controls.other_task_vectors(model, ranked[:k], others, effects.settings, norm=norm)
             found += [Candidate(kind="other-task", n_heads=k, vector=control) for control in elsewhere.values()]

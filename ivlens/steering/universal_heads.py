@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from safetensors.torch import save
@@ -27,10 +26,12 @@ from ivlens.errors import IvlensError, PromptError, ShapeMismatch, TaskError
 from ivlens.models import hooked
 from ivlens.patching.activations import score_answers
 from ivlens.patching.effects import measure_effects, task_mean_z
-from ivlens.patching.settings import Settings
+from ivlens.patching.head_effects import rank_heads
+from ivlens.patching.settings import Options, Settings, gather_options
 from ivlens.progress import track
 from ivlens.prompts.builders import clean, zero_shot
 from ivlens.prompts.tokens import tokenize
+from ivlens.random_streams import Stream, open_stream
 from ivlens.shapes import GIB, Head, HeadGrid
 from ivlens.steering.search import Place, Tried, attempts, search
 from ivlens.storage import atomic_files, tensor_files
@@ -57,7 +58,12 @@ class Considered(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Universal:
-    """Heads that carry the tasks of a list, and their vectors."""
+    """Heads that carry the tasks of a list, and their vectors.
+
+    >>> shared = ivlens.Universal.load("runs/short/universal.safetensors")  # A study keeps its own.
+    >>> shared.aie.shape, shared.vectors.shape, shared.tasks
+    (torch.Size([6, 8]), torch.Size([1, 128]), ('antonym',))
+    """
 
     aie: HeadGrid
     """Mean over `tasks`, in the unit of the settings' effect."""
@@ -76,7 +82,15 @@ class Universal:
     model: str = ""
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file, or, where the name ends in `.json`, the same record without tensors."""
+        """Write a safetensors file, or, where the name ends in `.json`, the same record without tensors.
+
+        >>> import json
+        >>> from pathlib import Path
+        >>> shared = ivlens.Universal.load("runs/short/universal.safetensors")
+        >>> shared.save("heads.json")
+        >>> json.loads(Path("heads.json").read_text())["tasks"]
+        ['antonym']
+        """
         path, held = Path(path), {"aie": self.aie.cpu().contiguous(), "vectors": self.vectors.cpu().contiguous()}
         if path.suffix.lower() == ".json":
             aie = {"heads_aie": [float(self.aie[head]) for head in self.heads]}
@@ -102,12 +116,16 @@ class Universal:
         return f"Universal({self.model}: {heads}, ranked on {len(self.tasks)} of {len(self.considered)} tasks)"
 
     @classmethod
-    def load(cls, path: Path) -> Universal:
+    def load(cls, path: str | Path) -> Universal:
         """Read what `save` wrote.
 
         Raises:
             IvlensError: not such a file.
+
+        >>> ivlens.Universal.load("runs/short/universal.safetensors").heads[0]
+        L3H3
         """
+        path = Path(path)
         found, metadata = tensor_files.read_tensors(path, remedy="delete it and run again")
         if metadata.get("format") != FORMAT:
             raise IvlensError(
@@ -154,21 +172,28 @@ def universal_heads(
     top: int = 10,
     scale: float | None = None,
     memory: int = 2 * GIB,
+    **options: Unpack[Options],
 ) -> Universal:
     """Rank heads over tasks, and choose layer and scale for all of their vectors.
+
+    >>> two, few = ["antonym", "country-capital"], ivlens.Settings(prompts=6)
+    >>> shared = ivlens.universal_heads(model, two, settings=few, top=3)
+    >>> shared.heads[0], shared.vectors.shape  # [task d_model]
+    (L3H3, torch.Size([2, 128]))
 
     A task enters if the model is right on its clean prompts more often than the most frequent answer would be.
 
     Args:
         tasks: Tasks, names or paths; all built-in ones unless given.
-        settings: How effects are measured; its defaults are those of `indirect_effects`.
+        settings: How effects are measured, all options at once.
+        options: Fields of `Settings`, such as `shots=5`.
         top: How many heads.
         scale: Of the vectors; by default chosen with the layer (see `steering_search`).
 
     Raises:
         IvlensError: the model can do none of the tasks, or has fewer heads.
     """
-    settings = settings or Settings()
+    settings = gather_options(Settings, settings, options)
     tasks = [one if isinstance(one, Task) else task(one) for one in (built_in() if tasks is None else tasks)]
     total = model.cfg.n_layers * model.cfg.n_heads
     if not 1 <= top <= total:
@@ -188,8 +213,7 @@ def universal_heads(
             "name tasks that it can do"
         )
     aie = torch.stack(grids).mean(0)
-    order = torch.argsort(aie.flatten(), descending=True, stable=True)[:top].tolist()
-    heads = tuple(Head(index // model.cfg.n_heads, index % model.cfg.n_heads) for index in order)
+    heads = tuple(rank_heads(aie)[:top])
     vectors = torch.stack([write_vector(model, z, heads) for z in outputs])
     place = _best_place(model, done, vectors, settings, scale=scale, memory=memory)
     return Universal(
@@ -217,7 +241,7 @@ def _consider(model: HookedTransformer, task: Task, settings: Settings) -> Consi
             split.mean,
             source=settings.source,
             shots=settings.shots,
-            generator=np.random.default_rng([settings.seed, 10]),
+            generator=open_stream(settings.seed, Stream.ABILITY_PROMPTS),
             template=settings.template,
         )
         tokens = tokenize(model, prompts)

@@ -5,15 +5,15 @@ The heads are those of largest AIE unless given; layer and scale are chosen toge
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Unpack
 
 from ivlens.datasets.task import Task
 from ivlens.errors import IvlensError, ModelError
 from ivlens.models import hooked
 from ivlens.patching.effects import indirect_effects, task_mean_z
 from ivlens.patching.head_effects import HeadEffects
-from ivlens.patching.settings import Settings
+from ivlens.patching.settings import Options, Settings, gather_options, refuse_contradictions
 from ivlens.prompts.builders import zero_shot
 from ivlens.prompts.tokens import tokenize
 from ivlens.shapes import GIB, Head
@@ -35,23 +35,35 @@ def instruction_vector(
     scale: float | None = None,
     memory: int = 2 * GIB,
     settings: Settings | None = None,
-    seed: int = 0,
+    **options: Unpack[Options],
 ) -> InstructionVector:
     """The instruction vector of a task, with the layer to add it at and the scale to add it with.
+
+    `[d_model]`, without `b_O`, in the unit of the residual stream. `settings` say how effects or mean outputs are
+    measured where no effects are given; `memory`, in bytes, does not change the numbers. Source: Jiang et al. 2024,
+    arXiv:2406.12227, after the function vector of Todd et al. 2024, arXiv:2310.15213.
+
+    >>> one = ivlens.instruction_vector(model, task, effects=effects, heads=[ivlens.Head(3, 3)])
+    >>> one.vector.shape, one.heads, one.mean_z.shape
+    (torch.Size([128]), (L3H3,), torch.Size([6, 8, 16]))
 
     Args:
         heads: The heads that write it; by default the ten of largest AIE.
         effects: Measured effects; their settings and mean outputs are used. Measured first if not given and `heads`
             is not given, either.
+        settings: All options of the measurement at once.
+        options: Fields of `Settings`, such as `shots=5`.
         layer, scale: By default the place at which adding the vector to zero-shot prompts of the validation pairs
             is right most often, of all layers and scales of 0.5 to 16 (see `steering.search`).
 
     Raises:
-        IvlensError: a head or layer that the model does not have, or effects of another task or model.
+        IvlensError: a head or layer that the model does not have, effects of another task or model, or options that
+            contradict the effects or the settings.
+        ModelError: the model's weights make a vector of NaN or infinity.
     """
+    settings = _find_settings(effects, settings, options)
     if effects is None and heads is None:
-        effects = indirect_effects(model, task, seed=seed, memory=memory)
-    settings = effects.settings if effects else settings or Settings(seed=seed)
+        effects = indirect_effects(model, task, settings=settings, memory=memory)
     digest = hooked.weight_digest(model)
     if effects is not None and (effects.model_digest, effects.task_digest) != (digest, task.digest):
         raise IvlensError(
@@ -86,3 +98,13 @@ def instruction_vector(
         model=hooked.model_name(model),
         model_digest=digest,
     )
+
+
+def _find_settings(effects: HeadEffects | None, settings: Settings | None, options: Mapping[str, Any]) -> Settings:
+    """Those of the effects, where there are any: what is given beside them must be the same."""
+    if effects is None:
+        return gather_options(Settings, settings, options)
+    if settings is not None:
+        refuse_contradictions("effects", effects.settings, settings.values())
+    refuse_contradictions("effects", effects.settings, options)
+    return gather_options(Settings, effects.settings, options)

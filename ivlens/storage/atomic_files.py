@@ -12,11 +12,12 @@ import json
 import os
 import secrets
 import stat
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from ivlens.errors import RunError
 
@@ -24,6 +25,8 @@ OURS = ".ivlens-"
 """What begins like this in a folder is ours, and no result."""
 LOCK = f"{OURS}lock"
 TEMPORARY = f"{OURS}tmp-"
+# What systems say where a disk, often one of a network, cannot lock a file.
+_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 LARGEST_TEXT = 64 * 2**20
 """Bytes of a JSON or TOML file that is still read."""
 
@@ -35,17 +38,6 @@ def refuse_unusual(path: Path, most: int | None) -> None:
         raise OSError(errno.EINVAL, "it is no file", str(path))
     if most is not None and status.st_size > most:
         raise OSError(errno.EFBIG, f"it has {status.st_size:,} bytes, and may have {most:,}", str(path))
-
-
-def read_json(path: Path) -> Any:
-    """What a JSON file of usual size holds.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is no JSON in UTF-8, or nested without end.
-    """
-    refuse_unusual(path, LARGEST_TEXT)
-    return parse_json(path.read_text(encoding="utf-8"))
 
 
 def parse_json(text: str) -> Any:
@@ -97,8 +89,9 @@ def remove_leftovers(folder: Path) -> None:
 class Lock:
     """Held by one process at a time. The system takes it back when that process ends, even if killed."""
 
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor: int | None = descriptor
+    def __init__(self, file: FileLock) -> None:
+        self._file = file
+        self.is_held = True
 
     @classmethod
     def take(cls, folder: Path) -> Lock:
@@ -107,31 +100,26 @@ class Lock:
         Raises:
             RunError: another process holds it, or `folder` cannot be written.
         """
+        # One that exists by its file alone, as filelock would make where the disk has no locks, could outlive a kill.
+        file = FileLock(folder / LOCK, blocking=False, thread_local=False, fallback_to_soft=False)
         with as_run_error(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            _flock(descriptor)
-        except (BlockingIOError, PermissionError):
-            os.close(descriptor)
-            raise RunError(
-                f"another process is at work in {folder}; wait for it to end, or choose another --out"
-            ) from None
-        except OSError as error:
-            reason = f"{folder} is on a disk without locks ({error.strerror})"
-            warnings.warn(f"{reason}; see that only one process works in it", RuntimeWarning, stacklevel=4)
-        return cls(descriptor)
-
-    @property
-    def is_held(self) -> bool:
-        return self._descriptor is not None
+            try:
+                file.acquire()
+            except Timeout:
+                raise RunError(
+                    f"another process is at work in {folder}; wait for it to end, or choose another --out"
+                ) from None
+            except OSError as error:
+                if error.errno not in _WITHOUT_LOCKS:
+                    raise
+                reason = f"{folder} is on a disk without locks ({error.strerror})"
+                warnings.warn(f"{reason}; see that only one process works in it", RuntimeWarning, stacklevel=4)
+        return cls(file)
 
     def release(self) -> None:
-        if self._descriptor is not None:
-            with contextlib.suppress(OSError):  # A disk without locks.
-                _flock(self._descriptor, release=True)
-            os.close(self._descriptor)
-            self._descriptor = None
+        self.is_held = False
+        self._file.release()
 
 
 @contextlib.contextmanager
@@ -163,14 +151,3 @@ def _flush_names(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _flock(descriptor: int, *, release: bool = False) -> None:
-    if sys.platform == "win32":
-        import msvcrt
-
-        msvcrt.locking(descriptor, msvcrt.LK_UNLCK if release else msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_UN if release else fcntl.LOCK_EX | fcntl.LOCK_NB)

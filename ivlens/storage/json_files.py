@@ -7,18 +7,45 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from ivlens.errors import TaskError
-from ivlens.storage.atomic_files import LARGEST_TEXT, refuse_unusual
+from ivlens.storage.atomic_files import LARGEST_TEXT, parse_json, refuse_unusual
 
 Entry = TypeVar("Entry", bound=BaseModel)
 
 
+def read_json(path: Path) -> Any:
+    """What a JSON file of usual size holds.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no JSON in UTF-8, or nested without end.
+    """
+    return parse_json(_decode(path))
+
+
+def read_given_json(path: Path, *, wanted: str = "give the path of a task file") -> Any:
+    """The same of a file that the user gave: what is wrong with it is said in a sentence.
+
+    Raises:
+        TaskError: it cannot be read, or is not JSON.
+    """
+    text = read_text(path, wanted=wanted)
+    try:
+        return parse_json(text)
+    except json.JSONDecodeError as error:
+        raise TaskError(
+            f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}; mend that place"
+        ) from error
+    except ValueError as error:  # A number of thousands of digits, a list in a list in a list.
+        raise TaskError(f"{path} is not JSON: {error}; mend that place") from error
+
+
 def read_text(path: Path, *, kind: str = "JSON", wanted: str = "give the path of a task file") -> str:
-    """The text of a file of at most `files.LARGEST_TEXT` bytes; a byte order mark is dropped.
+    """The text of a file of at most `LARGEST_TEXT` bytes; a byte order mark is dropped.
 
     Args:
         kind: What the file should be, for the complaint.
@@ -28,32 +55,17 @@ def read_text(path: Path, *, kind: str = "JSON", wanted: str = "give the path of
         TaskError: no file, too large, or no UTF-8.
     """
     try:
-        refuse_unusual(path, LARGEST_TEXT)
-        # Bytes first: line ends stay as they are.
-        return path.read_bytes().decode("utf-8-sig")
+        return _decode(path)
     except OSError as error:
         raise TaskError(f"{path} cannot be read ({error.strerror}); {wanted}") from error
     except UnicodeDecodeError as error:
         raise TaskError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8 {kind}") from error
 
 
-def read_json(path: Path, *, wanted: str = "give the path of a task file") -> object:
-    """What a JSON file holds.
-
-    Raises:
-        TaskError: it cannot be read, or is not JSON.
-    """
-    text = read_text(path, wanted=wanted)
-    try:
-        return json.loads(text)
-    except RecursionError as error:
-        raise TaskError(f"{path} is nested too deeply for a task file; it needs a flat list of pairs") from error
-    except json.JSONDecodeError as error:
-        raise TaskError(
-            f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}; mend that place"
-        ) from error
-    except ValueError as error:  # A number of thousands of digits.
-        raise TaskError(f"{path} is not JSON: {error}; mend that place") from error
+def _decode(path: Path) -> str:
+    refuse_unusual(path, LARGEST_TEXT)
+    # Bytes first: line ends stay as they are.
+    return path.read_bytes().decode("utf-8-sig")
 
 
 def entries(form: type[Entry], content: object, where: str) -> list[Entry]:

@@ -23,9 +23,6 @@ from ivlens.storage.run_record import RECORD, RunRecord, plain, read_record, ref
 from ivlens.storage.run_record import Source as Source
 from ivlens.storage.run_record import versions as versions
 
-Table = Callable[[str, Callable[[], pd.DataFrame], Sequence[str]], pd.DataFrame]
-"""Keeps a table: its name, how to compute it, its columns. Without a run, what only computes."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
@@ -132,6 +129,24 @@ class Run:
         write_record(self.folder, record)
         self._lock.release()
         return replace(self, record=record, _lock=None)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The tables of one piece of work: of a run folder, or, where there is none, of this process alone."""
+
+    run: Run | None = None
+    kept: dict[str, pd.DataFrame] = field(default_factory=dict)
+    """Those that were asked for so far, by name."""
+
+    def has(self, name: str) -> bool:
+        """Whether a run has the table already."""
+        return self.run is not None and self.run.has(f"{name}.parquet")
+
+    def table(self, name: str, compute: Callable[[], pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:
+        """The table `name`: read where the run has it, else computed, and written where there is a run."""
+        self.kept[name] = compute() if self.run is None else self.run.table(name, compute, columns=columns)
+        return self.kept[name]
 
 
 def open_run(

@@ -22,7 +22,8 @@ from ivlens.datasets.task import Pair, TaskWarning, exists, read_task, task, tas
 from ivlens.errors import TaskError
 from ivlens.lab.sequences import SEQUENCES, TASKS
 from ivlens.prompts.template import Prompt
-from ivlens.storage.json_files import read_json
+from ivlens.random_streams import Stream, open_stream
+from ivlens.storage.json_files import read_given_json
 from ivlens.training.stages import FEWEST, TRAIN_SHARE, VALIDATION_SHARE, Stage
 
 QUERY = "{sentence}\nAnswer:"
@@ -40,6 +41,9 @@ def stage(name: str | Path, *, seed: int, limit: int | None = None) -> Stage:
 
     Raises:
         TaskError: there is no such task, it cannot be read, or it is too small for its split.
+
+    >>> training.stage("class-letter", seed=0, limit=10)
+    Stage('class-letter', 10 train, 9 validation, 15 test)
     """
     if limit is not None and limit < FEWEST:
         raise TaskError(f"limit is {limit}; training needs {FEWEST} prompts or more")
@@ -63,7 +67,7 @@ def _whole(name: str | Path, seed: int) -> Stage:
 def _limit(whole: Stage, seed: int, limit: int | None) -> Stage:
     if limit is None or len(whole.train) <= limit:
         return whole
-    kept = np.sort(np.random.default_rng([seed, 1]).choice(len(whole.train), limit, replace=False)).tolist()
+    kept = np.sort(open_stream(seed, Stream.BENCHMARK_LIMIT).choice(len(whole.train), limit, replace=False)).tolist()
     return replace(whole, train=tuple(whole.train[i] for i in kept), bare=tuple(whole.bare[i] for i in kept))
 
 
@@ -77,7 +81,7 @@ class _Asked(NamedTuple):
 def _folder(path: Path, seed: int) -> Stage:
     if is_saved(path):
         return Stage.of_task(read_task(path), seed=seed)
-    kind = benchmark_files.kind(read_json(path / "train.json", wanted=FORMATS))
+    kind = benchmark_files.kind(read_given_json(path / "train.json", wanted=FORMATS))
     if kind == "trace":
         return _stage(path, seed, [_trace(path / f"{part}.json") for part in ("train", "eval", "test")])
     if kind == "o-lora":
@@ -148,6 +152,6 @@ def _unlike(some: Iterable[_Asked], others: Iterable[_Asked]) -> list[_Asked]:
 def _draw_off(train: Sequence[_Asked], seed: int) -> tuple[list[_Asked], list[_Asked]]:
     """Training prompts, and some of them to validate on, in the proportion of a task's split."""
     share = VALIDATION_SHARE / (TRAIN_SHARE + VALIDATION_SHARE)
-    order = np.random.default_rng([seed, 0]).permutation(len(train)).tolist()
+    order = open_stream(seed, Stream.BENCHMARK_VALIDATION).permutation(len(train)).tolist()
     cut = max(FEWEST, round(share * len(train)))
     return [train[i] for i in sorted(order[cut:])], [train[i] for i in sorted(order[:cut])]

@@ -36,7 +36,14 @@ Vectors = Float[Tensor, "prompt d_model"]
 
 @dataclass(frozen=True, kw_only=True)
 class Guidance:
-    """How training is guided. The published form is the default."""
+    """How training is guided. The form of Jiang et al. 2024, arXiv:2406.12227, is the default.
+
+    Raises:
+        IvlensError: a choice that there is not, a weight below 0, or settings that contradict each other.
+
+    >>> training.Guidance(vector="random").kl, training.GUIDANCE["iv-random"] == training.Guidance(vector="random")
+    (0.05, True)
+    """
 
     vector: Vector = "task"
     """`task`: of the task being learned; `zero`: none, plain distillation; `random`: of equal norm; `other`: another
@@ -86,7 +93,11 @@ class Guidance:
                 raise IvlensError(f"the guidance's {name} is {getattr(self, name)!r}; choose of {', '.join(known)}")
 
     def strength(self, progress: float) -> float:
-        """`s` after a share `progress` (0 to 1) of the steps."""
+        """`s` after a share `progress` (0 to 1) of the steps; from 1 to 0.
+
+        >>> [training.Guidance(schedule="steps").strength(progress) for progress in (0.0, 0.3, 0.99)]
+        [1.0, 0.75, 0.25]
+        """
         if self.schedule == "constant":
             return 1.0
         return 1 - (math.floor(4 * progress) / 4 if self.schedule == "steps" else progress)
@@ -113,7 +124,18 @@ GUIDANCE = {
 
 @dataclass(frozen=True, kw_only=True)
 class Guide:
-    """Guidance with everything that it needs in one stage."""
+    """Guidance with everything that it needs in one stage.
+
+    Raises:
+        IvlensError: the guidance compares heads, and there are none.
+
+    >>> vectors = torch.stack([vector.added, -vector.added])
+    >>> guide = training.Guide(
+    ...     guidance=training.GUIDANCE["iv"], vectors=vectors, layer=2, teacher=lambda: lora.silenced(model)
+    ... )
+    >>> guide.vectors.shape, guide.guidance.schedule
+    (torch.Size([2, 128]), 'linear')
+    """
 
     guidance: Guidance
     vectors: Float[Tensor, "vector d_model"]
@@ -139,6 +161,15 @@ class Guide:
 
         Returns:
             The student's logits, of which the task's loss is computed, and what is added to that loss.
+
+        >>> guidance, batch, bare = training.GUIDANCE["iv"], examples.prompts[:4], examples.bare[:4]
+        >>> guide = training.Guide(
+        ...     guidance=guidance, vectors=vector.added[None], layer=2, teacher=lambda: lora.silenced(model)
+        ... )
+        >>> with lora.attached(model, adapter):
+        ...     logits, penalty = guide.run(model, batch, bare, progress=0.5, generator=torch.Generator())
+        >>> logits.shape[:2], penalty.shape, bool(penalty > 0)  # [prompt answer vocab], a scalar
+        (torch.Size([4, 1]), torch.Size([]), True)
         """
         guidance, drawn = self.guidance, self._drawn(len(batch), generator)
         steered = (guidance.strength(progress) if guidance.student else 0.0) * drawn

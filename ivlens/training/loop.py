@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,65 +25,22 @@ from ivlens.measures import token_log_probs
 from ivlens.models.lora import Adapter
 from ivlens.patching.activations import AnswerLogits, differentiable_answer_logits
 from ivlens.prompts.tokens import Tokens
+from ivlens.random_streams import Stream, open_stream
 from ivlens.training import checkpoints
 from ivlens.training.guidance import Guide
 from ivlens.training.methods import Method
+from ivlens.training.settings import Training as Training
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
-Schedule = Literal["cosine", "linear", "constant"]
-Precision = Literal["float32", "bfloat16"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """How an adapter is trained on one task."""
-
-    steps: int = 200
-    batch: int = 16
-    """Prompts of one step, in `accumulate` parts."""
-    rate: float = 3e-3
-    """AdamW's learning rate at its peak."""
-    schedule: Schedule = "cosine"
-    """How the rate falls to 0 behind the warm-up."""
-    warmup: int = 10
-    """Steps in which the rate rises."""
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    """Gradients of a larger norm are scaled down to it."""
-    accumulate: int = 1
-    """A step in parts is the step in one, to rounding. Under a guidance with `rehearsal`, only where answers are of
-    equal length: parts count by their answers' tokens, and rehearsal reads one token per prompt."""
-    precision: Precision = "float32"
-    """`bfloat16`: autocast on a GPU; factors and optimiser stay in float32."""
-
-    def __post_init__(self) -> None:
-        for name, least in {"steps": 1, "batch": 1, "warmup": 0, "accumulate": 1}.items():
-            if getattr(self, name) < least:
-                raise IvlensError(f"training: {name} is {getattr(self, name)}; it must be {least} or more")
-        for name in ("rate", "clip"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise IvlensError(f"training: {name} is {getattr(self, name)}; it must be a number above 0")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise IvlensError(f"training: weight_decay is {self.weight_decay}; it must be 0 or more")
-        if self.batch % self.accumulate:
-            raise IvlensError(f"training: a batch of {self.batch} has no {self.accumulate} equal parts; change one")
-        for name, choices in {"schedule": get_args(Schedule), "precision": get_args(Precision)}.items():
-            if getattr(self, name) not in choices:
-                raise IvlensError(f"training: {name} is {getattr(self, name)!r}; choose of {', '.join(choices)}")
-
-    def rate_at(self, step: int) -> float:
-        if step < self.warmup:
-            return self.rate * (step + 1) / self.warmup
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        if self.schedule == "constant":
-            return self.rate
-        return self.rate * (1 - done if self.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2)
-
 
 class Step(NamedTuple):
-    """One optimiser step."""
+    """One optimiser step, as `finetune` yields it.
+
+    >>> training.Step(number=0, loss=2.5, penalty=0.1, rate=0.003, gradient=1.2)._asdict()["loss"]
+    2.5
+    """
 
     number: int
     loss: float
@@ -97,7 +54,15 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
-    """What is trained on."""
+    """What is trained on.
+
+    Raises:
+        ShapeMismatch: not as many prompts with an instruction as without.
+        IvlensError: `new` or `replayed` is out of range.
+
+    >>> training.Examples(prompts=examples.prompts, bare=examples.bare, new=12, replayed=0.25).new
+    12
+    """
 
     prompts: Tokens
     bare: Tokens
@@ -118,7 +83,19 @@ class Examples:
             raise IvlensError(f"the share of replayed prompts is {self.replayed}; it must be 0 or more and below 1")
 
     def rows(self, step: int, batch: int, seed: int) -> np.ndarray:
-        """Which prompts a step reads: the new ones in random order, epoch by epoch, and a draw of the others."""
+        """Which prompts a step reads: the new ones in random order, epoch by epoch, and a draw of the others.
+
+        Args:
+            step: Counted from 0.
+            batch: How many.
+
+        Raises:
+            IvlensError: the batch is too small for its share of replayed prompts.
+
+        >>> two = [examples.rows(step, 8, 0) for step in (0, 1)]  # An epoch of 16 prompts.
+        >>> two[0].shape, sorted({*two[0].tolist(), *two[1].tolist()}) == list(range(16))
+        ((8,), True)
+        """
         replaying = self.replayed > 0 and len(self.prompts) > self.new
         old = round(self.replayed * batch) if replaying else 0
         if replaying and not 0 < old < batch:
@@ -128,9 +105,9 @@ class Examples:
             )
         places = range(step * (batch - old), (step + 1) * (batch - old))
         begun = {place // self.new for place in places}
-        epochs = {epoch: np.random.default_rng([seed, 7, epoch]).permutation(self.new) for epoch in begun}
+        epochs = {epoch: open_stream(seed, Stream.TRAINING_ORDER, epoch).permutation(self.new) for epoch in begun}
         fresh = [epochs[place // self.new][place % self.new] for place in places]
-        drawn = np.random.default_rng([seed, 8, step]).integers(self.new, max(self.new + 1, len(self.prompts)), old)
+        drawn = open_stream(seed, Stream.REPLAYED, step).integers(self.new, max(self.new + 1, len(self.prompts)), old)
         return np.array([*fresh, *drawn], dtype=np.int64)
 
 
@@ -151,14 +128,25 @@ def finetune(
 
     Args:
         adapter: Attached to `model`, whose own weights stay as they are.
+        examples, training: What is trained on, and for how long at what rate.
+        method: A new one of `METHODS`, such as `Lora()`; it keeps what it needs of earlier stages.
         guide: What the training is guided by; None: nothing.
         name: Of the task, for messages and the checkpoint.
-        checkpoint: File that keeps factors and optimiser every so many steps, and that is gone on from if it exists.
+        checkpoint: File that keeps factors and optimiser, and that is gone on from if it exists.
+        every: So many steps it is written.
 
     Raises:
         TrainingError: the loss or its gradient is NaN or infinite; step and task are named, and the last good
             checkpoint stays. Or the checkpoint is damaged, or of another training; then the factors stay, too.
         IvlensError: the adapter is not attached.
+
+    >>> new, short = lora.fresh(model, lora.LoraConfig(rank=2)), training.Training(steps=3, batch=4, warmup=1)
+    >>> with lora.attached(model, new):
+    ...     for step in training.finetune(model, new, examples, short, method=training.Lora()):
+    ...         print(step.number, step.rate, step.penalty)
+    0 0.003 0.0
+    1 0.003 0.0
+    2 0.0015 0.0
     """
     factors = adapter.requires_grad_().parameters()
     optimizer = torch.optim.AdamW(factors, lr=training.rate, weight_decay=training.weight_decay)

@@ -10,7 +10,6 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -22,6 +21,7 @@ from ivlens.models.weights import as_weight, locate
 from ivlens.patching.activations import AnswerLogits, differentiable_answer_logits
 from ivlens.prompts.template import Prompt
 from ivlens.prompts.tokens import Tokens
+from ivlens.random_streams import Stream, open_stream
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -57,15 +57,41 @@ class Method(Protocol):
 
 @dataclass(kw_only=True)
 class Lora:
-    """No penalty (IncLoRA): cross-entropy of the new task's answers alone."""
+    """No penalty (IncLoRA): cross-entropy of the new task's answers alone. The other methods are built on it.
+
+    >>> training.Lora(), training.METHODS["ewc"](weight=100.0)
+    (Lora(), Ewc(weight=100.0, samples=64))
+    """
 
     def begin(self, model: HookedTransformer, history: History) -> None:
-        pass
+        """Take note of the stages so far; no adapter is attached. Plain LoRA has no use for them, others have.
+
+        >>> old, method = History(adapters=(adapter,)), training.METHODS["olora"]()
+        >>> training.Lora().begin(model, old), method.begin(model, old)
+        (None, None)
+        >>> bool(method.penalty(model, adapter, examples.prompts, torch.zeros(16, 1, 2)) > 0)  # In the old subspace.
+        True
+        """
 
     def penalty(self, model: HookedTransformer, adapter: Adapter, batch: Tokens, logits: AnswerLogits) -> Tensor:
+        """What is added to the mean cross-entropy, in nats, of a batch: a scalar with gradients; here 0.
+
+        Args:
+            adapter: The one being trained, attached to the model.
+            logits: Of the answer's tokens, `[prompt answer vocab]`.
+
+        >>> training.Lora().penalty(model, adapter, examples.prompts, torch.zeros(16, 1, 2))
+        tensor(0.)
+        """
         return torch.zeros((), device=logits.device)
 
     def replayed(self, history: History, *, seed: int) -> list[Prompt]:
+        """Old prompts to mix into the new ones; here none.
+
+        >>> old = History(prompts=(learned.train,))
+        >>> training.Lora().replayed(old, seed=0), len(training.METHODS["replay"](memory=3).replayed(old, seed=0))
+        ([], 3)
+        """
         return []
 
 
@@ -195,7 +221,7 @@ class Replay(Lora):
     def replayed(self, history: History, *, seed: int) -> list[Prompt]:
         found = []
         for number, prompts in enumerate(history.prompts):
-            chosen = np.random.default_rng([seed, 9, number]).permutation(len(prompts))[: self.memory]
+            chosen = open_stream(seed, Stream.REPLAY_MEMORY, number).permutation(len(prompts))[: self.memory]
             found += [prompts[i] for i in sorted(chosen)]
         return found
 

@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
-
 from ivlens.datasets.task import Pair, Task
 from ivlens.errors import TaskError
 from ivlens.prompts.builders import instructed, zero_shot
 from ivlens.prompts.chat import Layout
 from ivlens.prompts.template import DEFAULT, Prompt
+from ivlens.random_streams import Stream, open_stream
 
 TRAIN_SHARE, VALIDATION_SHARE = 0.60, 0.15
 """Of a task's pairs; the rest is for the test."""
@@ -101,7 +100,7 @@ def split(task: Task, *, seed: int) -> list[tuple[Pair, ...]]:
         raise TaskError(f"task {task.name!r} has an input twice; a stage trains on no query that it tests, keep one")
     validation = max(FEWEST, round(VALIDATION_SHARE * total))
     train = min(max(FEWEST, round(TRAIN_SHARE * total)), total - validation - FEWEST)
-    order = np.random.default_rng(seed).permutation(total)
+    order = open_stream(seed, Stream.SPLIT_PAIRS).permutation(total)
     shuffled = [task.pairs[i] for i in order]
     return [tuple(shuffled[a:b]) for a, b in pairwise([0, train, train + validation, total])]
 

@@ -12,7 +12,7 @@ from ivlens.errors import IvlensError
 from ivlens.measures import group_means
 from ivlens.models import loader
 from ivlens.models.hooked import model_name, weight_digest
-from ivlens.patching.head_effects import EFFECTS, cie_of, of_prompts, table_of
+from ivlens.patching.head_effects import EFFECTS, cie_of, of_prompts, rank_heads, table_of
 from ivlens.shapes import Head
 from ivlens.storage import atomic_files, parquet
 from ivlens.vectors import function_vectors, vector_formats
@@ -42,7 +42,8 @@ def convert(
     """Turn one file into another; numbers stay as they are, to the bit, where both hold float32.
 
     Args:
-        source_form, target_form: One of `formats.FORMS`, where the files' names do not tell.
+        source, target: Files; their names tell their forms, and `target` is replaced if it exists.
+        source_form, target_form: One of `vector_formats.FORMS`, where the files' names do not tell.
         layer: Which of the source's layers, or where to add the vector.
         model: The model's name; for mean activations the model itself (folder, hub id or `lab`), whose output weights
             are needed to build the vector.
@@ -56,6 +57,13 @@ def convert(
 
     Raises:
         IvlensError: a file is damaged, of another form, or lacks what is not given; nothing is written then.
+
+    >>> path = vector.at(2, scale=4.0).save("ours.safetensors")
+    >>> ivlens.convert(path, "theirs.gguf")[0]
+    'the scale 4 is multiplied into the numbers: gguf files have no place for it'
+    >>> left_out = ivlens.convert("theirs.gguf", "back.safetensors", model="lab", task="antonym")
+    >>> ivlens.InstructionVector.load("back.safetensors").vector.shape
+    torch.Size([128])
     """
     source, target = Path(source), Path(target)
     wanted = target_form or vector_formats.form_of(target, is_source=False)
@@ -121,8 +129,7 @@ def _built(source: Path, facts: Facts, effects: str | Path | None, heads: Sequen
 def _top(aie: torch.Tensor, top: int) -> tuple[Head, ...]:
     if not 1 <= top <= aie.numel():
         raise IvlensError(f"top is {top}, but there are {aie.numel()} heads; take 1 to {aie.numel()}")
-    order = torch.argsort(aie.flatten(), descending=True, stable=True)[:top].tolist()
-    return tuple(Head(index // aie.shape[1], index % aie.shape[1]) for index in order)
+    return tuple(rank_heads(aie)[:top])
 
 
 def read_effects(path: str | Path, *, form: Form | None = None) -> tuple[pd.DataFrame, tuple[str, ...]]:

@@ -10,7 +10,7 @@ import torch
 
 from ivlens.errors import IvlensError, ShapeMismatch
 from ivlens.models import hooked
-from ivlens.patching.activations import path_to_residual
+from ivlens.patching.activations import check_mean_z, path_to_residual
 from ivlens.shapes import Head, MeanZ, Residual
 
 if TYPE_CHECKING:
@@ -20,11 +20,7 @@ if TYPE_CHECKING:
 def write_vector(model: HookedTransformer, mean_z: MeanZ, heads: Sequence[Head]) -> Residual:
     """Sum over heads of what each adds to the residual stream, `b_O` left out; in float32 at least."""
     grid = (model.cfg.n_layers, model.cfg.n_heads)
-    if tuple(mean_z.shape) != (*grid, model.cfg.d_head):
-        raise ShapeMismatch(
-            f"mean_z is {tuple(mean_z.shape)} but {hooked.model_name(model)} has heads {(*grid, model.cfg.d_head)} as "
-            "(layer, head, d_head); recompute it with mean_z(model, clean)"
-        )
+    check_mean_z(model, mean_z, what="mean_z is", remedy="recompute it with mean_z(model, clean)")
     total = torch.zeros(model.cfg.d_model, dtype=mean_z.dtype, device=mean_z.device)
     for head in heads:
         check_head(head, grid)
@@ -42,6 +38,14 @@ def check_layer(layer: int, n_layers: int) -> None:
     """Raises IvlensError when there is no such layer."""
     if not 0 <= layer < n_layers:
         raise IvlensError(f"there is no layer {layer}: the model has {n_layers} layers, counted from 0")
+
+
+def check_place(layer: int, mean_z: MeanZ | None) -> None:
+    """Raises IvlensError when there is no such layer, as far as the heads tell how many there are."""
+    if mean_z is not None:
+        check_layer(layer, len(mean_z))
+    elif layer < 0:
+        raise IvlensError(f"there is no layer {layer}: layers are counted from 0")
 
 
 def check_scale(scale: float) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,20 +22,29 @@ from ivlens.errors import IvlensError, ShapeMismatch
 from ivlens.patching.activations import unembed
 from ivlens.patching.settings import Settings
 from ivlens.shapes import Head, HeadGrid, MeanZ, Residual
-from ivlens.storage import atomic_files, run_folder, tensor_files
+from ivlens.storage import atomic_files, run_folder
 from ivlens.tables import html_table, safe
-from ivlens.vectors.head_writing import check_head, check_layer, check_scale, check_width
+from ivlens.vectors import vector_file
+from ivlens.vectors.head_writing import check_place, check_scale, check_width
 
 if TYPE_CHECKING:
     import pandas as pd
     from transformer_lens import HookedTransformer
 
-FORMAT = "ivlens.vector/1"
-
 
 @dataclass(frozen=True, kw_only=True)
 class InstructionVector:
-    """A direction in the residual stream, and where it came from."""
+    """A direction in the residual stream, and where it came from; `function vector` in function_vectors.
+
+    Vectors of one model are added, subtracted and multiplied, and what their heads write with them.
+
+    >>> vector
+    InstructionVector(antonym of lab: norm ..., layer 2, scale ..., 10 heads L3H3 L3H4 ...)
+    >>> vector.vector.shape, vector.mean_z.shape
+    (torch.Size([128]), torch.Size([6, 8, 16]))
+    >>> (0.5 * vector + vector).task
+    '0.5 antonym + antonym'
+    """
 
     vector: Residual
     heads: tuple[Head, ...]
@@ -62,18 +70,22 @@ class InstructionVector:
 
         Raises:
             IvlensError: the model has no such layer, or the scale is not finite.
+
+        >>> vector.at(4, scale=-1.0).layer
+        4
         """
-        if self.mean_z is not None:
-            check_layer(layer, len(self.mean_z))
-        elif layer < 0:
-            raise IvlensError(f"there is no layer {layer}: layers are counted from 0")
+        check_place(layer, self.mean_z)
         scale = self.scale if scale is None else scale
         check_scale(scale)
         return replace(self, layer=layer, scale=scale)
 
     @property
     def added(self) -> Residual:
-        """What is added to the residual stream: `scale` times the vector."""
+        """What is added to the residual stream: `scale` times the vector, `[d_model]`.
+
+        >>> bool((vector.at(2, scale=4.0).added == 4 * vector.vector).all())
+        True
+        """
         return self.scale * self.vector
 
     def __add__(self, other: InstructionVector) -> InstructionVector:
@@ -148,6 +160,9 @@ class InstructionVector:
         Raises:
             ShapeMismatch: the model has another width.
             IvlensError: the vocabulary has fewer than `k` tokens.
+
+        >>> vector.top_tokens(model, 3)["token"].tolist()
+        [' take', ' light', ' death']
         """
         import pandas as pd
 
@@ -167,10 +182,17 @@ class InstructionVector:
         )
 
     def measured(self) -> tuple[MeanZ, Settings]:
-        """Mean head outputs, and the settings that they were measured with.
+        """What the vector was built from, where that is known.
+
+        Returns:
+            Mean head outputs before `W_O`, `[layer head d_head]`, and the settings that they were measured with.
 
         Raises:
             IvlensError: they are not known.
+
+        >>> mean_z, settings = vector.measured()
+        >>> mean_z.shape, settings.clean_prompts
+        (torch.Size([6, 8, 16]), 100)
         """
         if self.mean_z is None or self.settings is None:
             raise IvlensError(
@@ -180,7 +202,13 @@ class InstructionVector:
         return self.mean_z, self.settings
 
     def save(self, path: str | Path) -> Path:
-        """Write a safetensors file: tensors `vector`, `mean_z`, `aie`; everything else as metadata."""
+        """Write a safetensors file: tensors `vector`, `mean_z`, `aie`; everything else as metadata.
+
+        >>> from safetensors import safe_open
+        >>> with safe_open(vector.save("antonym.safetensors"), "pt") as file:
+        ...     sorted(file.keys()), file.metadata()["site"]
+        (['aie', 'mean_z', 'vector'], 'resid_post')
+        """
         path = Path(path)
         held = {"vector": self.vector, "mean_z": self.mean_z, "aie": self.aie}
         # Copies, since safetensors refuses tensors that share memory.
@@ -191,7 +219,7 @@ class InstructionVector:
     def _metadata(self) -> dict[str, str]:
         scores = None if self.aie is None else [float(self.aie[head]) for head in self.heads]
         record = {
-            "format": FORMAT,
+            "format": vector_file.FORMAT,
             "model": self.model,
             "model_digest": self.model_digest,
             "task": self.task,
@@ -213,61 +241,21 @@ class InstructionVector:
 
         Raises:
             IvlensError: not a safetensors file, of another format, or with tensors that do not belong together.
-        """
-        found, metadata = tensor_files.read_tensors(Path(path), remedy="give one that InstructionVector.save wrote")
-        if metadata.get("format") != FORMAT:
-            raise IvlensError(
-                f"{path} is of format {metadata.get('format')!r}, not {FORMAT!r}; give a file that "
-                "InstructionVector.save wrote, or bring it in with `ivlens convert`"
-            )
-        try:
-            written = {
-                key: atomic_files.parse_json(metadata[key]) for key in ("heads", "layer", "settings", "versions")
-            }
-            settings = written["settings"]
-            loaded = cls(
-                vector=found["vector"],
-                heads=tuple(Head.parse(head) for head in written["heads"]),
-                layer=written["layer"],
-                scale=atomic_files.parse_json(metadata.get("scale", "1.0")),  # Files of before have none.
-                mean_z=found.get("mean_z"),
-                aie=found.get("aie"),
-                settings=None if settings is None else Settings.from_record(settings),
-                **{key: metadata[key] for key in ("task", "task_digest", "model", "model_digest")},
-                versions=dict(written["versions"]),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise IvlensError(f"{path} is no complete vector file ({error}); save the vector again") from error
-        loaded._check(Path(path))
-        return loaded
 
-    def _check(self, path: Path) -> None:
-        grid = None if self.mean_z is None else tuple(self.mean_z.shape[:2])
-        shapes = {"a vector": (self.vector, 1), "mean_z": (self.mean_z, 3), "an AIE grid": (self.aie, 2)}
-        for what, (tensor, axes) in shapes.items():
-            if tensor is None:
-                continue
-            tensor_files.as_floats(tensor, path, what)
-            if tensor.dim() != axes or not tensor.numel():
-                raise ShapeMismatch(
-                    f"{path} holds {what} of shape {tuple(tensor.shape)}; needed are a vector [d_model], mean_z "
-                    "[layer, head, d_head] and AIE [layer, head]"
-                )
-        if self.aie is not None and grid not in (None, tuple(self.aie.shape)):
-            raise ShapeMismatch(f"{path} holds an AIE grid of {tuple(self.aie.shape)} for heads {grid}; save it again")
-        if self.layer is not None and type(self.layer) is not int:
-            raise IvlensError(f"{path} is to be added at layer {self.layer!r}, which is no whole number; save it again")
-        if type(self.scale) not in (int, float) or not math.isfinite(self.scale):
-            raise IvlensError(f"{path} has scale {self.scale!r}, which is no finite number; save the vector again")
-        if grid is None and self.heads:
-            raise IvlensError(f"{path} is no complete vector file (heads without mean_z); save the vector again")
-        for head in self.heads:
-            check_head(head, grid or ())
-        if self.layer is not None:
-            self.at(self.layer)
+        >>> ivlens.InstructionVector.load(vector.save("saved.safetensors")).cosine(vector) > 0.999
+        True
+        """
+        return cls(**vector_file.read_fields(Path(path)))
 
     def cosine(self, other: InstructionVector) -> float:
-        """Cosine of the angle between two vectors, in [-1, 1]."""
+        """Cosine of the angle between two vectors, in [-1, 1]; 0 where one of them is 0.
+
+        Raises:
+            ShapeMismatch: they are of two widths.
+
+        >>> round(vector.cosine(-2 * vector), 3)
+        -1.0
+        """
         if self.vector.shape != other.vector.shape:
             raise ShapeMismatch(
                 f"the vectors have widths {len(self.vector)} and {len(other.vector)}; compare vectors of one model"

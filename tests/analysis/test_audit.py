@@ -301,7 +301,7 @@ def test_complete_is_said_last(
     monkeypatch.setattr(ivlens.InstructionVector, "save", interrupted)
     with pytest.raises(KeyboardInterrupt):
         ivlens.audit(tiny, known, out=tmp_path / "run", **SMALL)
-    assert {path.stem for path in (tmp_path / "run").glob("*.parquet")} == {"effects", "places", *FRAMES}
+    assert {path.stem for path in (tmp_path / "run").glob("*.parquet")} == {"effects", "places", "draws", *FRAMES}
     with pytest.raises(RunError, match=r"unfinished.*run the same command"):
         Audit.read(tmp_path / "run")
 

@@ -130,7 +130,8 @@ def test_dependence_is_that_of_one_hooked_run_per_prompt(kind: str) -> None:
     assert set(expected) == {key for key in found.values if key[0].split()[0] in ("sufficiency", "necessity", "shift")}
     for key, values in expected.items():
         wanted = torch.tensor(values, dtype=torch.float64)
-        torch.testing.assert_close(found.values[key], wanted, rtol=0, atol=1e-12, msg=lambda text: f"{key}: {text}")  # noqa: B023
+        ours = found.values[key].reshape(len(wanted), -1).mean(1)
+        torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-12, msg=lambda text: f"{key}: {text}")  # noqa: B023
     assert max(abs(v) for values in expected.values() for v in values) > 1e-2, "too small to be seen"
 
 
@@ -294,7 +295,9 @@ def test_a_difference_is_never_taken_for_a_proportion() -> None:
         values={("zero-shot accuracy", ""): ones, ("sufficiency accuracy", "chosen"): ones}, task="t", n_heads=1, seed=0
     )
     low = found.to_frame().set_index("measure")["low"]
-    assert low["zero-shot accuracy"] == pytest.approx(interval(ones).low) and low["sufficiency accuracy"] == 0.25
+    paired = interval(ones, torch.arange(4))
+    assert low["zero-shot accuracy"] == pytest.approx(interval(ones).low)
+    assert low["sufficiency accuracy"] == pytest.approx(paired.low) and paired.low < interval(ones).low
     assert found.minus(found).to_frame()["high"].tolist() == [0.0, 0.0]
 
 
@@ -309,14 +312,14 @@ def test_recovery_is_what_comes_back_of_what_was_lost(tiny: HookedTransformer, p
         return replace(found, values=values)
 
     base = with_accuracies([1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 1])
-    tuned = with_accuracies([0, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0], [0, 1, 0, 0, 0, 0])
+    tuned = with_accuracies([0, 0, 0, 0, 0, 0], [1, 0, 1, 0, 0, 0], [0, 1, 0, 0, 0, 0])
     frame = recovery(base, tuned)
     assert list(frame.columns) == list(DEPENDENCE)
     lines = frame.set_index(["measure", "heads"])
-    assert lines.loc[("lost instruction accuracy", ""), "value"] == pytest.approx(5 / 6)
+    assert lines.loc[("lost instruction accuracy", ""), "value"] == pytest.approx(1)
     assert lines.loc[("regained instruction accuracy", "chosen"), "value"] == pytest.approx(2 / 6)
     share = lines.loc[("share regained instruction", "chosen")]
-    assert share["value"] == pytest.approx(2 / 5) and 0 <= share["low"] < 0.4 < share["high"] <= 1
+    assert share["value"] == pytest.approx(2 / 6) and 0 <= share["low"] < 0.4 < share["high"] <= 1
     zero_shot = float(found.values["zero-shot accuracy", ""].sum())
     assert lines.loc[("regained zero-shot accuracy", "chosen"), "value"] == pytest.approx((1 - zero_shot) / 6)
     kept = recovery(base, base)

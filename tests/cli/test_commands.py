@@ -754,7 +754,8 @@ for name, value in (("corruption", "x"), ("source", "x"), ("effect", "x"), ("see
         *["effect is 'x'; it must be 'prob' or 'nll'"] * 2,
         *["seed is -1; it must be 0 or more"] * 2,
     ]
-    assert lines[8] == "top is 99, but the model has 12 heads; take fewer" and "unexpected keyword" in lines[9]
+    assert lines[8] == "top is 99, but the model has 12 heads; take fewer"
+    assert lines[9].startswith("there is no option 'top'; there are shots, clean_prompts,")
     assert len(lines) == 12 and all("shots is -1; it must be 0 or more" in line for line in lines[10:])
 
 

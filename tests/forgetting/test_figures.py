@@ -81,6 +81,10 @@ def study(methods=METHODS, seeds=(0, 1, 2), learned=LEARNED, probed=True, **chan
     return SimpleNamespace(**(found | changes))
 
 
+def draw(found: SimpleNamespace) -> dict[str, go.Figure]:
+    return figures.figures(found, found.summary)
+
+
 @pytest.fixture(scope="module")
 def found() -> SimpleNamespace:
     return study()
@@ -88,7 +92,7 @@ def found() -> SimpleNamespace:
 
 @pytest.fixture(scope="module")
 def drawn(found) -> dict[str, go.Figure]:
-    return figures.figures(found)
+    return draw(found)
 
 
 def titles(figure: go.Figure) -> list[str]:
@@ -174,7 +178,7 @@ def test_instruction_and_knowledge_are_of_the_same_tasks(found, drawn):
 def test_knowledge_that_was_not_measured_is_no_line_and_not_0():
     frame = evaluations()
     frame.loc[frame["measure"].str.startswith("knowledge"), "value"] = NAN
-    figure = figures.figures(study(evaluations=frame))["instruction-knowledge"]
+    figure = draw(study(evaluations=frame))["instruction-knowledge"]
     assert {trace.name for trace in figure.data if trace.name} == {"instruction probability", "instruction accuracy"}
     assert "2 general tasks: lab" in figure.layout.title.text.replace("<br>", " ")
 
@@ -202,7 +206,7 @@ def test_every_cell_of_r_has_its_mean_and_what_seeds_gave(found, drawn):
 def test_a_task_that_was_not_measured_is_a_gap_in_r():
     frame = evaluations()
     frame.loc[(frame["task"] == LEARNED[1]) & (frame["stage"] == 2), "value"] = NAN
-    trace, numbers = in_panel(figures.figures(study(evaluations=frame))["r-matrix"], 0)
+    trace, numbers = in_panel(draw(study(evaluations=frame))["r-matrix"], 0)
     assert math.isnan(trace.z[2][1]) and trace.customdata[2][1] == "class-letter, stage 2: not measured"
     assert not np.isnan(np.delete(np.array(trace.z).ravel(), 7)).any() and len(numbers.text) == 11
 
@@ -299,7 +303,7 @@ def test_a_line_of_forms_without_the_bare_name_is_called_by_what_they_share():
 
 
 def test_without_probes_their_figures_are_left_out():
-    names = list(figures.figures(study(probed=False)))
+    names = list(draw(study(probed=False)))
     assert names == ["accuracy", "r-matrix", "instruction-knowledge", "methods", "trade-off"]
 
 
@@ -308,13 +312,13 @@ def test_a_probe_without_instruction_has_no_panel_of_what_was_not_measured():
     frame = evaluations()
     asked = frame["measure"].isin(["necessity", "shift", "instruction accuracy", "steered instruction accuracy"])
     frame.loc[asked & (frame["kind"] == "probe"), "value"] = NAN
-    drawn = figures.figures(study(evaluations=frame))
+    drawn = draw(study(evaluations=frame))
     assert titles(drawn["dependence"]) == ["sufficiency"] and titles(drawn["recovery"]) == ["query alone"]
 
 
 @pytest.mark.slow
 def test_one_seed_has_values_but_no_intervals():
-    drawn = figures.figures(study(seeds=(4,)))
+    drawn = draw(study(seeds=(4,)))
     assert "1 seed, no intervals" in drawn["methods"].layout.title.text
     dots = in_panel(drawn["methods"], 0)[0]
     assert not np.isnan(dots.x).any() and np.isnan(dots.error_x.array).all()
@@ -325,7 +329,7 @@ def test_one_seed_has_values_but_no_intervals():
 
 
 def test_a_study_of_one_stage_has_no_forgetting_and_one_method_nothing_beside_it():
-    drawn = figures.figures(study(methods=("lora",), learned=LEARNED[:1]))
+    drawn = draw(study(methods=("lora",), learned=LEARNED[:1]))
     assert titles(drawn["methods"]) == ["AP", "GP", "IP"]
     assert {trace.name for trace in drawn["drift"].data if trace.name} == {"this method"}
 
@@ -334,7 +338,7 @@ def test_a_study_of_one_stage_has_no_forgetting_and_one_method_nothing_beside_it
 def test_many_methods_and_stages_fit_a_page():
     methods = ("lora", *(f"{name}+{form}" for name in ("lora", "ewc", "lwf") for form in ("iv", "kl", "iv-random")))
     tasks = tuple(f"task-{number}" for number in range(15))
-    drawn = figures.figures(study(methods=methods[:8], learned=tasks))
+    drawn = draw(study(methods=methods[:8], learned=tasks))
     for name, figure in drawn.items():
         assert figure.layout.width == 672 and 200 < figure.layout.height < 864, name
     assert drawn["accuracy"].layout.xaxis.dtick >= 2
@@ -344,7 +348,7 @@ def test_many_methods_and_stages_fit_a_page():
 @pytest.mark.slow
 def test_names_are_never_read_as_markup():
     tasks = ("<b>bold</b>", "class-letter")
-    figure = figures.figures(study(learned=tasks))["r-matrix"]
+    figure = draw(study(learned=tasks))["r-matrix"]
     assert in_panel(figure, 0)[0].customdata[1][0].startswith("&lt;b&gt;bold&lt;/b&gt;")
     assert any("1 &lt;b&gt;bold" in note.text for note in figure.layout.annotations)
 

@@ -31,7 +31,8 @@ from ivlens.forgetting import method_run, worker_pool
 from ivlens.forgetting.plan import Evaluation, Plan
 from ivlens.forgetting.preparation import general_tasks
 from ivlens.forgetting.study import Study
-from ivlens.models import hooked, lora, lora_file
+from ivlens.models import hooked, lora
+from ivlens.models.adapter import load_adapter
 from ivlens.models.lora import LoraConfig
 from ivlens.prompts.tokens import tokenize
 from ivlens.steering.universal_heads import Universal
@@ -107,7 +108,7 @@ def test_all_cells_start_from_the_same_base_model(found: Study) -> None:
 
 
 def test_the_tuned_models_numbers_are_those_of_its_adapters(found: Study, folder: Path, lab: HookedTransformer) -> None:
-    adapters = [lora_file.load_adapter(folder / "cells" / "lora-0" / f"stage-{i}.safetensors", lab) for i in (1, 2)]
+    adapters = [load_adapter(folder / "cells" / "lora-0" / f"stage-{i}.safetensors", lab) for i in (1, 2)]
     tokens = tokenize(lab, stage("class-letter", seed=0).test)
     for number in (1, 2):
         with lora.attached(lab, *adapters[:number]):

@@ -1,9 +1,10 @@
-"""The figures that lie in `figures` are those of the numbers beside them."""
+"""The records in `figures` are those of the numbers beside them, and so are the images that documents show."""
 
 import base64
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ import pytest
 
 from ivlens.errors import RunError
 from ivlens.plots.export import FORMATS, Exported
+from ivlens.plots.notebook import figure_json
 from ivlens.reports import gallery
 
-FOLDER = Path(__file__).parents[2] / "figures"
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "figures"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 NUMBER = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
 
@@ -27,19 +30,26 @@ def record(name: str) -> dict:
     return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def on_page(name: str) -> str:
-    """Data and layout of the figure that a committed page draws, as written there."""
-    page = (FOLDER / f"{name}.html").read_text(encoding="utf-8")
+def shown() -> Iterator[str]:
+    """Names of the figures that documents and notebooks show, or lead to."""
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("notebooks/*.ipynb")]:
+        yield from re.findall(r"figures/([\w-]+)\.(?:png|svg)", path.read_text(encoding="utf-8"))
+
+
+def on_page(page: str) -> dict:
+    """Data and layout of the figure that a page draws."""
     decoder, parts, end = json.JSONDecoder(), [], page.rindex("Plotly.newPlot(") + len("Plotly.newPlot(")
     for _ in range(3):
         start = re.compile(r"[\s,]*").match(page, end).end()
-        _, end = decoder.raw_decode(page, start)
-        parts.append(page[start:end])
-    return f'{{"data":{parts[1]},"layout":{parts[2]}}}'
+        part, end = decoder.raw_decode(page, start)
+        parts.append(part)
+    return {"data": parts[1], "layout": parts[2]}
 
 
 def assert_alike(one: object, other: object) -> None:
     """Equal but for the last digits of numbers, which another processor rounds otherwise."""
+    if one == other:
+        return
     if isinstance(one, dict) and "bdata" in one:
         arrays = [np.frombuffer(base64.b64decode(part["bdata"]), part["dtype"]) for part in (one, other)]
         np.testing.assert_allclose(*arrays, rtol=1e-4, atol=1e-6)
@@ -59,19 +69,21 @@ def assert_alike(one: object, other: object) -> None:
         assert one == (other if other is None else pytest.approx(other, rel=1e-4, abs=1e-6))
 
 
-def test_every_figure_of_the_numbers_is_there_and_no_other(drawn):
+def test_every_figure_of_the_numbers_has_a_record_and_no_other(drawn):
     assert sorted(drawn) == NAMES
+
+
+def test_the_images_that_documents_show_are_there_and_no_others():
     there = {path.name for path in FOLDER.iterdir() if path.suffix[1:] in FORMATS}
-    assert there == {f"{name}.{suffix}" for name in drawn for suffix in FORMATS}
-    assert (FOLDER / "plotly.min.js").is_file()
+    assert there == {f"{name}.{suffix}" for name in shown() for suffix in ("png", "svg")}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_record_matches_its_figure_and_its_files(name, drawn):
+def test_a_record_is_that_of_its_numbers_and_of_its_images(name, drawn):
     found = record(name)
-    assert found["drawn"] == gallery.digest(on_page(name).encode())
+    images = {suffix: FOLDER / f"{name}.{suffix}" for suffix in FORMATS}
     assert found["files"] == {
-        suffix: gallery.digest((FOLDER / f"{name}.{suffix}").read_bytes()) for suffix in sorted(FORMATS)
+        suffix: gallery.digest(path.read_bytes()) for suffix, path in images.items() if path.is_file()
     }
     origin = {key: value for key, value in found.items() if key not in ("drawn", "files")}
     assert origin == json.loads(json.dumps(drawn[name].origin))
@@ -79,7 +91,7 @@ def test_a_record_matches_its_figure_and_its_files(name, drawn):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_drawing_again_gives_the_same_figure(name, drawn):
-    assert_alike(json.loads(gallery.data(drawn[name].figure)), json.loads(on_page(name)))
+    assert_alike(json.loads(figure_json(drawn[name].figure)), record(name)["drawn"])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -96,20 +108,39 @@ def test_other_numbers_are_another_figure(tmp_path, drawn):
     shutil.copytree(FOLDER / "numbers" / "lab-tasks", tmp_path / "numbers" / "lab-tasks")
     (tmp_path / "numbers" / "lab-tasks" / "antonym.safetensors").unlink()
     for name, (figure, _) in gallery.draw(tmp_path).items():
-        assert gallery.data(figure) != gallery.data(drawn[name].figure)
+        assert figure_json(figure) != figure_json(drawn[name].figure)
 
 
-def test_a_folder_is_drawn_with_its_records(tmp_path, monkeypatch):
+@pytest.fixture
+def pages_only(monkeypatch) -> None:
     export = gallery.export.export
     monkeypatch.setattr(gallery.export, "export", lambda *given, **others: export(*given, ["html"], **others))
+
+
+def files_of(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.is_file()}
+
+
+def test_a_folder_is_drawn_with_its_records(tmp_path, pages_only):
     shutil.copytree(FOLDER / "numbers" / "lab-tasks", tmp_path / "numbers" / "mine")
     exported = gallery.draw_folder(tmp_path)
     assert isinstance(exported, Exported) and exported.notice is None
-    written = {f"mine-{name}.{suffix}" for name in ("overlap", "similarity") for suffix in ("html", "json")}
-    assert {path.name for path in tmp_path.iterdir()} == {"numbers", "plotly.min.js", *written}
+    assert files_of(tmp_path) == {"mine-overlap.json", "mine-similarity.json"}
+    assert files_of(tmp_path / "drawn") == {"mine-overlap.html", "mine-similarity.html", "plotly.min.js"}
     found = json.loads((tmp_path / "mine-overlap.json").read_text())
+    page = (tmp_path / "drawn" / "mine-overlap.html").read_text()
+    assert found["drawn"] == on_page(page) and not found["files"]
+    assert 'src="plotly.min.js"' in page and len(page) < 50_000
+
+
+def test_an_image_that_lies_beside_the_records_is_replaced_and_in_its_record(tmp_path, pages_only):
+    shutil.copytree(FOLDER / "numbers" / "lab-tasks", tmp_path / "numbers" / "mine")
+    (tmp_path / "mine-overlap.html").write_text("an old one")
+    gallery.draw_folder(tmp_path)
+    assert files_of(tmp_path) == {"mine-overlap.html", "mine-overlap.json", "mine-similarity.json"}
     page = (tmp_path / "mine-overlap.html").read_bytes()
-    assert found["files"] == {"html": gallery.digest(page)} and b'src="plotly.min.js"' in page and len(page) < 50_000
+    assert page == (tmp_path / "drawn" / "mine-overlap.html").read_bytes()
+    assert json.loads((tmp_path / "mine-overlap.json").read_text())["files"] == {"html": gallery.digest(page)}
 
 
 def test_folders_without_numbers_or_of_several_models_are_refused(tmp_path):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -360,11 +361,28 @@ def test_two_at_once_are_refused_and_one_after_the_other_is_not(tmp_path):
         pass
 
 
+def test_a_lock_that_is_a_link_makes_no_file_elsewhere(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".ivlens-lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RunError, match=r"cannot write .*run \(Too many levels of symbolic links\)"):
+        start(tmp_path / "run")
+    assert [path.name for path in tmp_path.rglob("*")] == ["run", ".ivlens-lock"]
+
+
+def test_a_lock_is_given_back_by_another_thread_than_took_it(tmp_path):
+    run = start(tmp_path)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(run.write_bytes, "notes", b"whole").result()
+        pool.submit(run.complete).result()
+    assert (tmp_path / "notes").read_bytes() == b"whole"
+    atomic_files.Lock.take(tmp_path).release()
+
+
 def test_a_disk_without_locks_is_said_and_used(tmp_path, monkeypatch):
     def unsupported(*_, **__):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(atomic_files, "_flock", unsupported)
+    monkeypatch.setattr("fcntl.flock", unsupported)
     with pytest.warns(RuntimeWarning, match="No locks available"):
         run = start(tmp_path)
     assert run.complete().is_complete

@@ -235,6 +235,19 @@ def test_a_control_vector_of_many_layers_is_read_and_written_to_the_bit(tmp_path
     assert found.name == "ünïcode"
 
 
+def test_without_the_gguf_package_a_sentence_says_how_to_have_it(
+    vector: InstructionVector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = exported(tmp_path / "theirs.gguf", {1: NUMBERS})
+    monkeypatch.setattr(control_vectors, "find_spec", lambda name: None)
+    sentence = r"the package gguf is not installed; run: pip install 'ivlens\[gguf\]'"
+    with pytest.raises(IvlensError, match=sentence):
+        vector_formats.read_vector(path)
+    with pytest.raises(IvlensError, match=sentence):
+        vector_formats.write_vector(vector, tmp_path / "ours.gguf")
+    assert not (tmp_path / "ours.gguf").exists()
+
+
 @dataclass
 class SteeringVector:
     """The fields of the class of that name in the package steering-vectors."""
@@ -394,7 +407,7 @@ def test_mean_activations_and_effects_of_function_vectors_become_their_vector(
     )
     assert (found.task, found.layer, found.model) == ("antonym", None, "tiny")
     assert found.mean_z is not None and same(found.mean_z, mean_z[:, :, -1].contiguous())
-    with ivlens.steered(model, found, site="distributed", layer=0):
+    with ivlens.steered(model, found, site="distributed"):
         assert model(torch.tensor([[3, 4]])).isfinite().all()
 
 

@@ -1,0 +1,88 @@
+"""What do an audit and a comparison do alike? Check what is asked, fix wordings and heads, and measure effects.
+
+Whatever is a table is read from the run folder where an earlier, interrupted run has left it there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ivlens.analysis.options import AnalysisSettings
+from ivlens.analysis.wordings import choose_wording
+from ivlens.datasets.task import Task
+from ivlens.errors import IvlensError
+from ivlens.patching.effects import measure_effects, task_mean_z
+from ivlens.patching.head_effects import EFFECTS, HeadEffects
+from ivlens.patching.settings import Settings
+from ivlens.shapes import Head
+from ivlens.steering.head_choice import choose_heads, fix_heads
+from ivlens.storage.run_folder import Tables
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+Asked = TypeVar("Asked", bound=AnalysisSettings)
+
+
+def check_heads(asked: Asked, model: HookedTransformer, options: Mapping[str, Any]) -> Asked:
+    """The settings with their heads read, which say how many they are.
+
+    Args:
+        options: What was given one by one: `top` may be another number by default, but not if it was given.
+
+    Raises:
+        IvlensError: the model has no such head or fewer heads, or `top` is another number of heads than are given.
+    """
+    heads = choose_heads(asked.heads, model)
+    if isinstance(heads, tuple):
+        if options.get("top", len(heads)) != len(heads):
+            raise IvlensError(f"top is {asked.top}, but heads are {len(heads)}; leave one of the two out")
+        asked = replace(asked, top=len(heads))
+    total = model.cfg.n_layers * model.cfg.n_heads
+    if asked.top > total:
+        raise IvlensError(f"top is {asked.top}, but the model has {total} heads; take fewer")
+    return replace(asked, heads=heads)
+
+
+def fix_choices(
+    model: HookedTransformer, task: Task, asked: AnalysisSettings, *, tables: Tables, memory: int
+) -> tuple[Task, tuple[Head, ...] | None]:
+    """The task with the wordings that were asked for, and the heads; None where these are to be ranked by AIE."""
+    settings = asked.measurement()
+    task = choose_wording(model, task, asked.instruction, settings, tables=tables)
+    chosen = choose_heads(asked.heads, model)
+    return task, fix_heads(chosen, model, task, settings, top=asked.top, tables=tables, memory=memory)
+
+
+def kept_effects(
+    model: HookedTransformer,
+    task: Task,
+    settings: Settings,
+    *,
+    tables: Tables,
+    table: str,
+    name: str,
+    digest: str,
+    memory: int,
+) -> HeadEffects:
+    """Effects, measured, or read from the table of a run that was killed later.
+
+    Args:
+        table: What the table is called.
+        name: What the model is called.
+        digest: Of the model's weights.
+    """
+    z = task_mean_z(model, task, settings)
+    measure = partial(measure_effects, model, task, z, settings, memory=memory, model_digest=digest)
+    return HeadEffects.from_frame(
+        tables.table(table, lambda: measure().to_frame(), EFFECTS),
+        mean_z=z,
+        settings=settings,
+        task=task.name,
+        task_digest=task.digest,
+        model=name,
+        model_digest=digest,
+    )

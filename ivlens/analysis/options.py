@@ -1,0 +1,105 @@
+"""What can an audit and a comparison be asked for, beside how effects are measured?
+
+An option is written once, as those of `Settings` are: the functions, `run.json` and the command line are made of these.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from ivlens.patching.settings import Options, Settings, document_options, option
+
+if TYPE_CHECKING:
+    from ivlens.steering.head_choice import Asked
+
+Choice = Literal["all", "best"] | int
+"""Of wordings: all in turn, the one that validates best, or the N-th, counted from 1."""
+
+
+class AnalysisOptions(Options, total=False):
+    """The fields of `AnalysisSettings`, for functions that take them one by one."""
+
+    top: int
+    heads: Asked | None
+    instruction: Choice
+    draws: int
+
+
+class AuditOptions(AnalysisOptions, total=False):
+    """The fields of `AuditSettings`."""
+
+    other_tasks: int
+
+
+class ComparisonOptions(AnalysisOptions, total=False):
+    """The fields of `ComparisonSettings`."""
+
+    queries: int
+
+
+@document_options
+@dataclass(frozen=True, kw_only=True)
+class AnalysisSettings(Settings):
+    """What an audit and a comparison are both asked for."""
+
+    top: int = field(
+        default=10, metadata=option("Heads of the vector; as many as are given, where heads are given.", least=1)
+    )
+    heads: Asked | None = field(
+        default=None,
+        metadata=option(
+            "In place of those of largest AIE: L9H6,L3H2, a file of heads, or universal (those that carry the other "
+            "built-in tasks).",
+            metavar="LIST|FILE",
+        ),
+    )
+    instruction: Choice = field(
+        default="all",
+        metadata=option(
+            "Wordings of the instruction: all in turn, the best on validation pairs, or the N-th.",
+            metavar="all|best|N",
+            typed="all",
+        ),
+    )
+    draws: int = field(
+        default=20,
+        metadata=option("Sets of random heads that results stand beside; of other controls five at most.", least=1),
+    )
+
+    def record(self) -> dict[str, Any]:
+        """As a run keeps it, which has a place of its own for the seed.
+
+        Heads and wordings stand in it where they are not the usual ones: those of largest AIE, and all in turn.
+        """
+        values = asdict(self)
+        del values["seed"]
+        heads, instruction = values.pop("heads"), values.pop("instruction")
+        if heads is not None:
+            values["heads"] = heads if isinstance(heads, str) else [str(head) for head in heads]
+        if instruction != "all":
+            values["instruction"] = instruction
+        return values
+
+
+@document_options
+@dataclass(frozen=True, kw_only=True)
+class AuditSettings(AnalysisSettings):
+    """What an audit is asked for."""
+
+    other_tasks: int = field(
+        default=3, metadata=option("Built-in tasks whose vectors are controls; 0 for none.", least=0)
+    )
+
+
+@document_options
+@dataclass(frozen=True, kw_only=True)
+class ComparisonSettings(AnalysisSettings):
+    """What a comparison is asked for."""
+
+    queries: int = field(
+        default=50,
+        metadata=option(
+            "Evaluation pairs that dependence on the vector is measured on; fewer where the task has fewer.", least=1
+        ),
+    )

@@ -1,0 +1,13 @@
+"""How can a prompt show a task, and how can the task be taken out of it?
+
+These stand alone, so that what is made of them, such as options of the command line, costs nothing to import.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Source = Literal["demonstrations", "instruction"]
+"""Where clean prompts show the task."""
+Corruption = Literal["shuffled", "zero-shot"]
+"""Outputs of the demonstrations permuted, or the query alone."""

@@ -1,0 +1,88 @@
+"""The command line is made of the settings: every field is an option, and what is typed arrives."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ivlens
+from ivlens.analysis.options import AuditSettings, ComparisonSettings
+from ivlens.cli.app import main
+from ivlens.patching.settings import Settings
+from ivlens.shapes import Head
+
+MADE_OF = {"audit": AuditSettings, "compare": ComparisonSettings, "universal": Settings}
+TYPED = {
+    "audit": "audit MODEL --task antonym --out OUT",
+    "compare": "compare MODEL TUNED --task antonym --out OUT",
+    "universal": "universal MODEL --out OUT.json",
+}
+# Of every option: as it is typed, and as the function gets it.
+VALUES: dict[str, tuple[str, Any]] = {
+    "shots": ("4", 4),
+    "clean_prompts": ("5", 5),
+    "prompts": ("6", 6),
+    "corruption": ("zero-shot", "zero-shot"),
+    "source": ("instruction", "instruction"),
+    "effect": ("nll", "nll"),
+    "seed": ("7", 7),
+    "template": ("arrow", ivlens.template("arrow")),
+    "top": ("2", 2),
+    "heads": ("L0H1,L2H3", (Head(0, 1), Head(2, 3))),
+    "instruction": ("best", "best"),
+    "draws": ("8", 8),
+    "other_tasks": ("0", 0),
+    "queries": ("9", 9),
+}
+
+
+@pytest.mark.parametrize(("command", "settings"), MADE_OF.items())
+def test_every_field_of_the_settings_is_explained(
+    capsys: pytest.CaptureFixture[str], command: str, settings: type[Settings]
+):
+    assert main([command, "--help"]) == 0
+    shown = "".join(capsys.readouterr().out.split())
+    for one in fields(settings):
+        about = one.metadata
+        default = one.default if about["typed"] is None else about["typed"]
+        words = about["words"] + ("" if default is None else f"[default: {default}]")
+        assert f"--{one.name.replace('_', '-')}" in shown
+        assert "".join(words.split()) in shown
+        assert "|".join(about["choices"]) in shown
+
+
+@pytest.mark.parametrize("command", MADE_OF)
+def test_another_choice_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str):
+    line = TYPED[command].replace("OUT", str(tmp_path / "run")).split()
+    assert main([*line, "--corruption", "shuffle"]) == 2
+    assert re.search("'--corruption': 'shuffle' .*'shuffled', 'zero-shot'", capsys.readouterr().err)
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the public functions are given; they then stop the command."""
+    found: dict[str, Any] = {}
+
+    def stop(*_: Any, **given: Any) -> None:
+        found.update(given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ivlens, "load", lambda *_, **given: None)
+    for name in ("audit", "compare", "universal_heads"):
+        monkeypatch.setattr(ivlens, name, stop)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("command", "name"), [(command, one.name) for command, settings in MADE_OF.items() for one in fields(settings)]
+)
+def test_what_is_typed_arrives(called: dict[str, Any], tmp_path: Path, command: str, name: str):
+    typed, value = VALUES[name]
+    line = TYPED[command].replace("OUT", str(tmp_path / "run")).split()
+    assert main([*line, f"--{name.replace('_', '-')}", typed]) == 130
+    assert called[name] == value
+    assert not {one.name for one in fields(MADE_OF[command])} & called.keys() - {name, "template", "top"}
