@@ -32,7 +32,9 @@ class Kernels(NamedTuple):
     def environment(self) -> dict[str, str]:
         chosen = {"ATEN_CPU_CAPABILITY": self.aten, "ONEDNN_MAX_CPU_ISA": self.onednn}
         usual = {name: value for name, value in os.environ.items() if name not in chosen}
-        return usual | {"OMP_NUM_THREADS": str(self.threads)} | {name: v for name, v in chosen.items() if v is not None}
+        # Threads that wait sleep: there are more of them than cores.
+        threads = {"OMP_NUM_THREADS": str(self.threads), "OMP_WAIT_POLICY": "passive"}
+        return usual | threads | {name: v for name, v in chosen.items() if v is not None}
 
     def __str__(self) -> str:
         return f"kernels {self.aten or 'own'}, oneDNN {self.onednn or 'own'}, threads {self.threads}"

@@ -12,6 +12,8 @@ import torch
 from ivlens import measures
 from ivlens.measures import Interval
 
+pytestmark = pytest.mark.slow
+
 REPEATS = 500
 LEAST = {5: 0.90, 16: 0.92, 50: 0.92}
 """Of a nominal 0.95, by number of samples."""

@@ -77,6 +77,7 @@ def test_the_version_is_that_of_the_newest_release_everywhere() -> None:
     assert [date for _, date in released] == sorted((date for _, date in released), reverse=True)
 
 
+@pytest.mark.command
 def test_the_version_is_looked_up_when_it_is_asked_for() -> None:
     code = "import sys, ivlens; before = 'importlib.metadata' in sys.modules; print(ivlens.__version__, before)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

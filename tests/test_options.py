@@ -100,6 +100,7 @@ def without_top(usual: dict[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in usual.items() if (name, key) != ("heads", "top")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", off_default(AUDIT))
 def test_an_audit_records_what_it_was_asked_for(tiny: HookedTransformer, word_task: Task, tmp_path: Path, name: str):
     asked = {**without_top(AUDITED, name), name: off_default(AUDIT)[name]}
@@ -111,6 +112,7 @@ def test_an_audit_records_what_it_was_asked_for(tiny: HookedTransformer, word_ta
     assert len(found.vector.heads) == recorded(tmp_path / "run")["top"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", off_default(COMPARISON))
 def test_a_comparison_records_what_it_was_asked_for(
     tiny: HookedTransformer, adapter: Adapter, word_task: Task, tmp_path: Path, name: str
@@ -123,6 +125,7 @@ def test_a_comparison_records_what_it_was_asked_for(
     assert len(found.base_vector.heads) == recorded(tmp_path / "run")["top"]
 
 
+@pytest.mark.slow
 def test_an_analysis_takes_settings_whole(tiny: HookedTransformer, word_task: Task, tmp_path: Path):
     own = {key: AUDITED[key] for key in AUDITED if key not in CHANGED}
     asked = {**SMALL, "seed": 1, "effect": "nll"}
@@ -130,6 +133,7 @@ def test_an_analysis_takes_settings_whole(tiny: HookedTransformer, word_task: Ta
     assert recorded(tmp_path / "run") == expected({**asked, **own}, AUDIT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHANGED)
 def test_universal_heads_are_ranked_as_asked(lab: HookedTransformer, name: str):
     # A template that the lab knows.
@@ -154,6 +158,7 @@ def test_options_that_exclude_each_other_are_refused(tiny: HookedTransformer, ad
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
@@ -180,6 +185,7 @@ def test_effects_are_measured_as_asked(tiny: HookedTransformer, word_task: Task,
     assert not (found.cie.equal(usual.cie) and found.mean_z.equal(usual.mean_z)), "and it changes the numbers"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHANGED)
 @pytest.mark.parametrize("heads", [None, HEADS], ids=["by effect", "given"])
 def test_a_vector_is_of_the_settings_asked(
