@@ -15,6 +15,8 @@ from ivlens.plots.export import FORMATS, Exported
 from ivlens.plots.notebook import figure_json
 from ivlens.reports import gallery
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "figures"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
