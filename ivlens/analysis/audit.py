@@ -143,7 +143,7 @@ class Audit:
         heads = " ".join(map(str, vector.heads[:5])) + (" ..." if len(vector.heads) > 5 else "")
         return (
             f"Audit({vector.task} on {vector.model}: zero-shot accuracy {self.accuracy('zero-shot'):.2f}, "
-            f"with the vector of {len(vector.heads)} heads ({heads}) at layer {vector.layer}, scale {vector.scale:g} "
+            f"with the vector of {len(vector.heads)} heads ({heads}) at layer {vector.layer}, scale {vector.scale:g}: "
             f"{self.accuracy('steered'):.2f}, of random heads {self.accuracy('steered, random'):.2f})"
         )
 
