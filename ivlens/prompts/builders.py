@@ -1,7 +1,7 @@
 """What does the model read? Clean, corrupted, zero-shot and instructed prompts.
 
 A prompt ends where the answer begins. Clean prompts let the task be read off demonstrations or an instruction;
-corrupted prompts ask the same query with the task removed.
+corrupted prompts ask the same query with the task corrupted, which does not remove it from every model.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def corrupted(
     generator: np.random.Generator,
     template: Layout = DEFAULT,
 ) -> list[Prompt]:
-    """The same queries with the task removed: outputs of the demonstrations permuted, or nothing but the query.
+    """The same queries with the task corrupted: outputs of the demonstrations permuted, or nothing but the query.
 
     `shuffled` is the corruption of Todd et al. 2024, arXiv:2310.15213; `zero-shot` that of arXiv:2502.11019's code.
 

@@ -44,7 +44,7 @@ class Page:
 
 WORDS = {
     "clean prompt": "a prompt whose demonstrations (or written instruction) are intact",
-    "corrupted prompt": "the same query with the task removed: outputs of the demonstrations shuffled, or the query "
+    "corrupted prompt": "the same query with the task corrupted: outputs of the demonstrations shuffled, or the query "
     "alone",
     "AIE of a head": "average indirect effect: mean over corrupted prompts of P(answer) with the head's output at the "
     "last token replaced by its mean over clean prompts, minus P(answer) unpatched; in nats where the effect is nll "
