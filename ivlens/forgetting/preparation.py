@@ -95,7 +95,8 @@ def prepare_base(asked: Plan, base: HookedTransformer, general: Sequence[Task], 
     path = run.path("universal.safetensors")
     if not path.exists():
         guides = _choose_tasks(asked, general, asked.guides) if asked.guides else list(general)[::2]
-        universal_heads(base, guides, _settings(asked), top=asked.evaluation.top).save(path)
+        chosen = asked.evaluation
+        universal_heads(base, guides, _settings(asked), top=chosen.top, scale=chosen.scale).save(path)
     return prepare_from(asked, base, general, path)
 
 

@@ -188,7 +188,7 @@ def universal_heads(
         settings: How effects are measured, all options at once.
         options: Fields of `Settings`, such as `shots=5`.
         top: How many heads.
-        scale: Of the vectors; by default chosen with the layer (see `steering_search`).
+        scale: Of the vectors; by default chosen with the layer (see `steering.search`).
 
     Raises:
         IvlensError: the model can do none of the tasks, or has fewer heads.
