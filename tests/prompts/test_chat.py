@@ -123,6 +123,7 @@ def test_a_template_that_fails_is_refused_in_a_sentence(talking: HookedTransform
 LOOPS = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("endless", [LOOPS, "{{ (10 ** 4000) ** (10 ** 6) }}"])
 def test_a_template_without_end_is_ended_and_the_next_one_runs(
     talking: HookedTransformer, endless: str, monkeypatch: pytest.MonkeyPatch

@@ -143,6 +143,7 @@ def test_a_tensor_file_without_heads_is_refused(tiny: HookedTransformer, tmp_pat
             head_choice.choose_heads(tmp_path / "x.safetensors", tiny)
 
 
+@pytest.mark.slow
 def test_universal_heads_are_those_of_the_other_tasks_and_are_kept(
     lab: HookedTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,6 +201,7 @@ def test_heads_may_be_named_in_a_list() -> None:
         parse_heads(["L3H2", Head(3, 2)])
 
 
+@pytest.mark.slow
 def test_a_long_list_of_heads_is_read_in_a_moment(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps([[i, i] for i in range(100_000)]))
     started = time.process_time()

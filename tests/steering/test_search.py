@@ -215,6 +215,7 @@ def test_dependence_is_measured_at_the_chosen_length_with_scale_1_beside_it(
     }
 
 
+@pytest.mark.slow
 def test_universal_vectors_have_one_place_for_all_tasks(lab: HookedTransformer) -> None:
     tasks = [ivlens.task(name) for name in ("antonym", "english-french")]
     settings = Settings(clean_prompts=40, prompts=8)
