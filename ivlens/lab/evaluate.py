@@ -29,7 +29,8 @@ from ivlens.progress import track
 from ivlens.prompts.builders import zero_shot
 from ivlens.prompts.tokens import tokenize
 from ivlens.steering import controls
-from ivlens.steering.rows import steer_every_layer
+from ivlens.steering.rows import steer_rows
+from ivlens.steering.search import search_places
 from ivlens.storage import run_record
 from ivlens.vectors.head_writing import write_vector
 
@@ -90,12 +91,10 @@ def _steer(model: HookedTransformer, task: Task, seed: int) -> tuple[Tensor, Ten
     vector = write_vector(model, effects.mean_z, effects.top(HEADS))
     drawn = controls.random_heads(effects, HEADS, draws=RANDOM_DRAWS, seed=seed)
     vectors = torch.stack([vector, *controls.write_control_vectors(model, effects, drawn, norm=float(vector.norm()))])
-    validation = steer_every_layer(model, tokenize(model, zero_shot(split.validation)), vectors)
-    evaluation = steer_every_layer(model, tokenize(model, zero_shot(split.evaluation)), vectors)
-    n = len(vectors)
-    rows = [1 + validation.best_layer(i, of=n) * n + i for i in range(n)]
-    right = evaluation.match.double()
-    accuracies = torch.stack([right[:, 0], right[:, rows[0]], right[:, rows[1:]].mean(1)], dim=1)
+    found = search_places(model, tokenize(model, zero_shot(split.validation)), vectors, scale=1.0)
+    layers = [found.best(number).layer for number in range(len(vectors))]
+    right = steer_rows(model, tokenize(model, zero_shot(split.evaluation)), vectors, layers).match.double()
+    accuracies = torch.stack([right[:, 0], right[:, 1], right[:, 2:].mean(1)], dim=1)
     return torch.tensor([task.pairs.index(pair) for pair in split.evaluation]), accuracies
 
 

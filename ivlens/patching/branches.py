@@ -71,16 +71,6 @@ class Answers:
         """Some of the rows, in the order given."""
         return Answers(**{field.name: getattr(self, field.name)[:, list(numbers)] for field in fields(self)})
 
-    def best_layer(self, number: int, *, of: int) -> int:
-        """The layer where row `number` of the `of` that branch off at each layer is right most often.
-
-        Among layers of equal accuracy, the one where the answer's first token is most probable.
-        """
-        match = self.match[:, 1 + number :: of].double().mean(0)
-        first = self.first[:, 1 + number :: of].double().mean(0)
-        # Accuracies differ by 1 / n at least and probabilities by less than 1: accuracy decides first.
-        return int((match * (len(self.match) + 1) + first).argmax())
-
 
 @torch.no_grad()
 def run_branches(
