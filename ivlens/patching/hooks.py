@@ -58,7 +58,7 @@ def run_rows(
         counts: How many there are, by layer.
         memory: Bytes that the one pass may take beside the model's weights.
     """
-    if not carries_rows(model):
+    if bridge.is_bridge(model):  # Which `run_hooked` checks.
         return run_hooked(model, tokens, list(rows), description=description)
     return run_branches(model, tokens, branch, counts=counts, memory=memory, description=description)
 
