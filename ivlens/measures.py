@@ -100,7 +100,7 @@ def mean_bounds(
     Returns:
         Lower and upper bound; NaN where there are fewer than two independent samples.
     """
-    means = full_precision(values if groups is None else group_means(values, groups)).double().cpu()
+    means = (values if groups is None else group_means(values, groups)).double().cpu()
     n, mean = len(means), means.mean(0)
     if n < 2:
         return torch.full_like(mean, torch.nan), torch.full_like(mean, torch.nan)
@@ -140,7 +140,7 @@ def crossed_interval(
     Returns:
         NaN bounds where there are fewer than two samples or draws.
     """
-    values = full_precision(values).double().cpu()
+    values = values.double().cpu()
     (n, m), mean = values.shape, float(values.mean())
     if n < 2 or m < 2:
         return Interval(mean, torch.nan, torch.nan)
@@ -171,7 +171,7 @@ def group_means(values: Float[Tensor, "sample *rest"], groups: Int[Tensor, " sam
 
 
 def interval(
-    values: Float[Tensor, " sample"],
+    values: Float[Tensor, "sample *draw"],
     groups: Int[Tensor, " sample"] | None = None,
     *,
     confidence: float = 0.95,
@@ -179,12 +179,17 @@ def interval(
 ) -> Interval:
     """Mean over samples with its interval (see `mean_bounds`); Wilson's where every sample is 0 or 1.
 
+    Where there are several draws, they are others another time, too: see `crossed_interval`.
+
     Args:
         within: Bounds that the mean cannot leave, such as 0 and 1 of a probability.
     """
     values = values.double()
     if not len(values):
         return Interval(torch.nan, torch.nan, torch.nan)
+    if values.dim() == 2 and values.shape[1] > 1:
+        return crossed_interval(values, confidence=confidence, within=within)
+    values = values.reshape(-1)
     mean = float(values.mean())
     if groups is None and bool(((values == 0) | (values == 1)).all()):
         wilson = stats.binomtest(int(values.sum()), len(values)).proportion_ci(confidence, method="wilson")

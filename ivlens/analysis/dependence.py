@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ivlens.analysis.probes import Probe
 from ivlens.errors import IvlensError
-from ivlens.measures import Interval, crossed_interval, interval, mean_bounds
+from ivlens.measures import Interval, interval, mean_bounds
 from ivlens.patching import interventions
 from ivlens.patching.interventions import Change, Outcomes
 from ivlens.prompts.tokens import Tokens
@@ -174,10 +174,8 @@ def recovery(base: Dependence, tuned: Dependence) -> pd.DataFrame:
 def summarise(values: PerPrompt, *, proportion: bool = False) -> Interval:
     """Mean over queries, and over draws where there are several, with its interval; Wilson's of successes."""
     within = (0.0, 1.0) if proportion else None
-    if values.dim() == 2 and values.shape[1] > 1:
-        return crossed_interval(values, within=within)
     # A difference that happens to be 0 or 1 everywhere is no proportion: groups keep it from being taken for one.
-    return interval(values.reshape(-1), None if proportion else torch.arange(len(values)), within=within)
+    return interval(values, None if proportion else torch.arange(len(values)), within=within)
 
 
 def _run(model: HookedTransformer, probe: Probe, tokens: Tokens | None, changes: list[Change]) -> Outcomes:

@@ -65,9 +65,9 @@ def audit(
             `instruction`, `draws` and `other_tasks`: see `ivlens.analysis.options.AuditSettings`.
 
     Raises:
-        IvlensError: no such option, a value that it cannot have, or options that contradict each other.
+        IvlensError: no such option, a value that it cannot have, more heads than the model has, or options that
+            contradict each other.
         TaskError, PromptError, ModelError: the task, prompts or model cannot serve.
-        IvlensError: a number below its least, or more heads than the model has.
         RunError: `out` is of another configuration (the differences are named), or cannot be written.
     """
     task = task if isinstance(task, Task) else find_task(task)

@@ -70,11 +70,11 @@ def compare(
             heads of largest AIE are each model's own.
 
     Raises:
-        IvlensError: no such option, a value that it cannot have, or options that contradict each other.
+        IvlensError: no such option, a value that it cannot have, more heads than the model has, or options that
+            contradict each other.
         ShapeMismatch: `tuned` has other heads, layers or widths than `base`, or the adapter does not fit.
         ModelError: a model cannot serve, reads text differently, or both have the same weights.
         TaskError, PromptError: the task or its prompts cannot serve.
-        IvlensError: a number below its least, or more heads than the model has.
         RunError: `out` is of another configuration (the differences are named), or cannot be written.
     """
     task = task if isinstance(task, Task) else find_task(task)

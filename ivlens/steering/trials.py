@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ivlens.datasets.task import Task
-from ivlens.measures import crossed_interval, interval
+from ivlens.measures import interval
 from ivlens.patching.activations import residual_norms
 from ivlens.patching.branches import Answers
 from ivlens.patching.head_effects import HeadEffects
@@ -144,10 +144,7 @@ def summary(match: Bool[Tensor, "prompt *draw"], first: Float[Tensor, "prompt *d
         return dict.fromkeys(VALUES, float("nan")) | {"prompts": 0}
     parts: list[float] = []
     for values in (match.double(), first.double()):
-        table = values.reshape(len(values), -1)
-        is_crossed = table.shape[1] > 1
-        found = crossed_interval(table, within=SHARE) if is_crossed else interval(table[:, 0], within=SHARE)
-        parts += found
+        parts += interval(values, within=SHARE)
     return dict(zip(VALUES, (*parts, len(match)), strict=True))
 
 
