@@ -50,7 +50,8 @@ def audit_page(found: Audit) -> Page:
             _audit_controls(found.measures),
             f"The heads were chosen by their AIE on {len(effects.cie)} prompts; expect less on others. Accuracies are "
             "of queries on which nothing was chosen.",
-            "Intervals are over queries, and over draws of random heads: they say nothing of other tasks, models or seeds.",
+            "Intervals are over queries, and over draws of random heads: they say nothing of other tasks, models or "
+            "seeds.",
             *([LAB] if vector.model == "lab" else []),
         ),
         captions=_AUDIT,
