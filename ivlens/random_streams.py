@@ -50,6 +50,8 @@ class Stream(IntEnum):
     """Queries and demonstrations of general tasks in a study."""
     GAUSSIANS = 12
     """Directions that no head wrote."""
+    TASK_ORDER = 13
+    """In which order the tasks of a study are learned."""
 
 
 def open_stream(seed: int, stream: Stream, *numbers: int) -> np.random.Generator:

@@ -28,6 +28,7 @@ VALUES = {
     10: {"ABILITY_PROMPTS", "ABLATION_PROMPTS"},
     11: {"GENERAL_PROMPTS"},
     12: {"GAUSSIANS"},
+    13: {"TASK_ORDER"},
 }
 
 

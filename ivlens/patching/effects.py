@@ -99,9 +99,13 @@ def task_mean_z(model: HookedTransformer, task: Task, settings: Settings) -> Mea
 
 def clean_prompts(model: HookedTransformer, task: Task, settings: Settings) -> tuple[Int[Tensor, " prompt"], Tokens]:
     """What mean head outputs are the mean over, and the number of each one's query."""
-    split = task.split(shots=settings.shots, seed=settings.seed)
-    prompts = _clean(task, split, settings, settings.clean_prompts)
-    return torch.arange(len(prompts)) % len(split.mean), tokenize(model, prompts)
+    prompts, n_queries = mean_prompts(task, settings), len(task.split(shots=settings.shots, seed=settings.seed).mean)
+    return torch.arange(len(prompts)) % n_queries, tokenize(model, prompts)
+
+
+def mean_prompts(task: Task, settings: Settings) -> list[Prompt]:
+    """The clean prompts that mean head outputs, and so a task's vector, are taken from."""
+    return _clean(task, task.split(shots=settings.shots, seed=settings.seed), settings, settings.clean_prompts)
 
 
 def _clean(task: Task, split: Split, settings: Settings, n: int) -> list[Prompt]:
