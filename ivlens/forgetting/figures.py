@@ -86,9 +86,8 @@ def figures(found: Findings, summary: Frame) -> dict[str, go.Figure]:
 
 
 def _accuracy(found: Findings) -> go.Figure | None:
-    learned = found.evaluations.query("kind == 'sequence' and measure == 'accuracy'")
-    order = list(dict.fromkeys(learned["task"]))
-    lines = {"tasks learned so far": learned[learned["stage"] > learned["task"].map(order.index)]}
+    learned = metrics.with_stages(found.evaluations).query("kind == 'sequence' and measure == 'accuracy'")
+    lines = {"tasks learned so far": learned[learned["stage"] >= learned["learned"]]}
     general = found.evaluations[found.evaluations["kind"] == "general"]
     lines |= {
         f"general tasks, {label} ({name})": general[general["measure"] == _GENERAL[name]]
@@ -143,7 +142,10 @@ def _by_stage(
 
 
 def _r_matrix(found: Findings) -> go.Figure:
-    chosen = found.evaluations.query("kind == 'sequence' and measure == 'accuracy'")
+    chosen = metrics.with_stages(found.evaluations).query("kind == 'sequence' and measure == 'accuracy'")
+    if (chosen.groupby("task")["learned"].nunique() > 1).any():  # Each seed has an order of its own.
+        chosen = chosen.sort_values(["learned", "stage"], kind="stable")
+        chosen = chosen.assign(task=[f"learned in stage {number}" for number in chosen["learned"]])
     by_seed = chosen.groupby(["method", "stage", "task"], sort=False)["value"]
     table = by_seed.agg(value="mean", low="min", high="max").reset_index().rename(columns={"method": "panel"})
     title = _title(found, "Accuracy on every task after every stage, mean over seeds", interval=False)

@@ -1,8 +1,8 @@
 """How much was learned, how much was forgotten, and how sure is that? From a study's table of evaluations.
 
-`R[i, j]` is the accuracy after stage i on the task that is learned in stage j, row 0 being the base model. Over N stages:
-AP = mean_j R[N, j];  F = mean_{j<N} (max_{1<=i<N} R[i, j] - R[N, j]);  GP and IP: mean accuracy on general tasks, which
-are never trained on, zero-shot with their instruction and with demonstrations.
+`R[i, j]` is the accuracy after stage i on the task that its cell learned in stage j, row 0 being the base model. Over N
+stages: AP = mean_j R[N, j];  F = mean_{j<N} (max_{1<=i<N} R[i, j] - R[N, j]);  GP and IP: mean accuracy on general
+tasks, which are never trained on, zero-shot with their instruction and with demonstrations.
 """
 
 from __future__ import annotations

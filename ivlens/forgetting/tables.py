@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from ivlens.forgetting.metrics import DIFFERENCES
+from ivlens.measures import holm
 from ivlens.tables import UNMEASURED, Line, Table, plain, print_table, safe, table_html
 
 if TYPE_CHECKING:
@@ -29,8 +32,10 @@ MOST_METHODS = 8
 _NOTE = """learned: accuracy on each new task right after its stage; AP: on all of them after
 the last stage; F: how far those before the last have fallen from their best;
 GP, IP: accuracy on general tasks, which are never trained on, with their
-instruction and with demonstrations; unguided: those that the guidance has seen
-nothing of."""
+instruction and with demonstrations; unguided: those of families of which the
+guidance has seen no task."""
+LEVEL = 0.05
+"""A difference is told to be clear of 0 where its adjusted p is below it."""
 
 
 @runtime_checkable
@@ -73,19 +78,83 @@ def study_tables(found: Findings) -> Iterator[Table]:
     yield _table("New tasks", SEQUENCE, lines(methods, SEQUENCE, signed=False))
     yield _table("General tasks after the last stage", [*GENERAL], lines(methods, [*GENERAL.values()], signed=False))
     yield _table("General tasks, change from the base model", [*GENERAL], lines(methods, changes, signed=True))
+    for family in families_of_differences(found):
+        table, columns = family.cells(), family.measures
+        if family.measures == OVER:
+            kept = [values[row[0], "GP kept"] for row in table]
+            told = [_number(line) if line["n"] else "nothing lost" for line in kept]
+            table, columns = [(*row, one) for row, one in zip(table, told, strict=True)], (*columns, "GP kept")
+        yield _table(family.title, columns, table)
+    if found.plan.order == "seed" and len(found.plan.tasks) > 1:
+        stages = [f"stage {number}" for number in range(1, len(found.plan.tasks) + 1)]
+        orders = [(f"seed {seed}", *found.plan.ordered(seed)) for seed in found.plan.seeds]
+        yield Table("The order of tasks, drawn by every seed", ("", *stages), (orders,))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Differences:
+    """Differences that are looked at together: the family that their p-values are corrected for."""
+
+    name: str
+    lines: Mapping[str, Mapping[str, Mapping[Any, Any]]]
+    """Of a summary: by method and measure."""
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        return tuple(next(iter(self.lines.values())))
+
+    @property
+    def size(self) -> int:
+        """How many were tested."""
+        return sum(not math.isnan(line["p"]) for own in self.lines.values() for line in own.values())
+
+    @property
+    def clear(self) -> list[tuple[str, str]]:
+        """Method and measure of those whose p, adjusted by Holm's method, is below `LEVEL`."""
+        keys = [(method, measure) for method, own in self.lines.items() for measure in own]
+        adjusted = holm([self.lines[method][measure]["p"] for method, measure in keys])
+        return [key for key, p in zip(keys, adjusted, strict=True) if p < LEVEL]
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} (*: clear of 0 by Holm over these {self.size})" if self.size else self.name
+
+    def cells(self) -> list[Line]:
+        clear = set(self.clear)
+        return [
+            (
+                method,
+                *(_number(line, signed=True) + "*" * ((method, measure) in clear) for measure, line in own.items()),
+            )
+            for method, own in self.lines.items()
+        ]
+
+    def sentence(self) -> str:
+        """What of the family is clear of 0."""
+        by_measure = {measure: [one for one, other in self.clear if other == measure] for measure in self.measures}
+        told = "; ".join(f"{measure}: {', '.join(methods)}" for measure, methods in by_measure.items() if methods)
+        return (
+            f"{self.name}, in {', '.join(self.measures)}: of these {self.size} differences, {len(self.clear)} are "
+            f"clear of 0 by Holm's correction for all of them{told and f' ({told})'}."
+        )
+
+
+def families_of_differences(found: Findings) -> Iterator[Differences]:
+    """The reference against each other method; where there is none, guided methods against the unguided and +kl."""
+    values = {(line["method"], line["measure"]): line for line in found.summary.to_dict("records")}
+    methods, reference = list(dict.fromkeys(found.summary["method"])), found.plan.reference
+    if reference is not None:
+        others = [one for one in methods if one != reference]
+        lines = {one: {name: values[reference, f"{name} over {one}"] for name in DIFFERENCES} for one in others}
+        if lines:
+            yield Differences(name=f"{reference} minus each other method", lines=lines)
+        return
     for other in methods:
-        beside = [one for one in methods if "+" in one and (one, f"AP over {other}") in values]
-        if not beside:
-            continue
         columns = (*OVER, "GP, unguided") if "+" in other else OVER
-        measures = [f"{name} over {other}" for name in columns]
-        table = lines(beside, measures, signed=True)
-        if "+" not in other:
-            kept = [
-                "nothing lost" if not values[one, "GP kept"]["n"] else _number(values[one, "GP kept"]) for one in beside
-            ]
-            table, columns = [(*line, one) for line, one in zip(table, kept, strict=True)], (*OVER, "GP kept")
-        yield _table(f"Difference from {other}", columns, table)
+        beside = [one for one in methods if "+" in one and (one, f"AP over {other}") in values]
+        lines = {one: {name: values[one, f"{name} over {other}"] for name in columns} for one in beside}
+        if lines:
+            yield Differences(name=f"Difference from {other}", lines=lines)
 
 
 def _table(heading: str, columns: Sequence[str], lines: list[Line]) -> Table:
@@ -131,4 +200,7 @@ def interval_note(found: Findings) -> str:
     """What an interval is over."""
     if len(found.plan.seeds) == 1:
         return "One seed: no intervals."
-    return f"±: half of Student's 95 % interval over {len(found.plan.seeds)} seeds; differences are paired by seed."
+    return (
+        f"±: half of Student's 95 % interval over {len(found.plan.seeds)} seeds; differences are paired by seed.\n"
+        f"*: clear of 0, p of the paired t-test below {LEVEL} by Holm's method for all differences of the table."
+    )

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
 from ivlens.forgetting import tables as study_tables
 from ivlens.forgetting.study import Study
 from ivlens.reports.page import DEPENDENCE, LAB, Page, order_figures
-
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 _STUDY = {
     "trade-off": (
@@ -41,6 +34,7 @@ _STUDY = {
 
 def study_page(found: Study) -> Page:
     plan = found.plan
+    drawn = "order the tasks, " if plan.order == "seed" else ""
     return Page(
         kind="Study",
         title=study_tables.where(found),
@@ -48,9 +42,9 @@ def study_page(found: Study) -> Page:
         "what does it forget?",
         answer=study_tables.sentence(found),
         cautions=(
-            *_study_controls(found.summary),
-            "Intervals are over seeds, which part the pairs, draw the adapters and order the batches; no correction is "
-            "made for the number of methods and measures."
+            *(family.sentence() for family in study_tables.families_of_differences(found) if family.size),
+            f"Intervals are over seeds, which {drawn}part the pairs, draw the adapters and order the batches; each is "
+            "that of one number, not corrected for how many there are."
             if len(plan.seeds) > 1
             else "One seed: there are no intervals, and differences may be chance.",
             *([LAB] if plan.model == "lab" else []),
@@ -71,17 +65,8 @@ _STUDY_WORDS = {
     "AP": "accuracy on all learned tasks after the last stage",
     "F": "how far the tasks before the last have fallen from their best",
     "GP, IP": "accuracy on general tasks, which are never trained on, with their instruction; with demonstrations",
-    "GP, unguided": "the same of general tasks that the guidance has seen nothing of",
+    "GP, unguided": "the same of families of general tasks of which the guidance has seen none",
     "GP kept": "share of the GP lost by the unguided method that a guided one keeps",
     "P(instruction), P(knowledge)": "P(answer) with the instruction; of the plain statement of the same fact",
     "+iv, +kl, ...": "a method's guidance; +kl is plain distillation from the base model, the control of the others",
 }
-
-
-def _study_controls(summary: pd.DataFrame) -> Iterator[str]:
-    """Which guided methods differ in GP from the unguided one and from plain distillation."""
-    for other in dict.fromkeys(summary["method"]):
-        own = summary.query(f"measure == {f'GP over {other}'!r}")
-        if not all(own["low"].isna()):
-            names = ", ".join(own.query("low > 0 or high < 0")["method"]) or "no method"
-            yield f"In GP, the interval of the difference from {other} is clear of 0 for {names}."
