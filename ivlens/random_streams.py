@@ -50,6 +50,8 @@ class Stream(IntEnum):
     """Queries and demonstrations of general tasks in a study."""
     GAUSSIANS = 12
     """Directions that no head wrote."""
+    GUIDE_DEMONSTRATIONS = 13
+    """Demonstrations of the prompts that a guidance's vector is taken from."""
 
 
 def open_stream(seed: int, stream: Stream, *numbers: int) -> np.random.Generator:
