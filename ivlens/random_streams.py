@@ -52,6 +52,8 @@ class Stream(IntEnum):
     """Directions that no head wrote."""
     TASK_ORDER = 13
     """In which order the tasks of a study are learned."""
+    GUIDE_DEMONSTRATIONS = 14
+    """Demonstrations of the prompts that a guidance's vector is taken from."""
 
 
 def open_stream(seed: int, stream: Stream, *numbers: int) -> np.random.Generator:

@@ -29,6 +29,7 @@ VALUES = {
     11: {"GENERAL_PROMPTS"},
     12: {"GAUSSIANS"},
     13: {"TASK_ORDER"},
+    14: {"GUIDE_DEMONSTRATIONS"},
 }
 
 

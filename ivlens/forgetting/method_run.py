@@ -137,8 +137,10 @@ def _learn(
     examples = _examples(model, stage, method, history, seed=run.seed)
     guidance = plan.parts(run.method)[1]
     old = [lora.stack(past)] if past else []
-    new = examples.prompts[: examples.new]
-    guide = guidance and _make_guide(guidance, base, old, adapter, new, seed=loop.mix_seeds(run.seed, number))
+    own = examples.prompts[: examples.new]
+    if guidance and guidance.source == "demonstrations":
+        own = tokenize(model, stage.with_demonstrations(plan.evaluation.shots, seed=run.seed))
+    guide = guidance and _make_guide(guidance, base, old, adapter, own, seed=loop.mix_seeds(run.seed, number))
     with lora.attached(model, *old, adapter):
         steps = loop.finetune(
             model,
@@ -214,9 +216,13 @@ def _make_guide(
     *,
     seed: int,
 ) -> Guide:
-    """The vectors that a stage is guided by, and its teacher: the model before the first stage, or before this one."""
+    """The vectors that a stage is guided by, and its teacher: the model before the first stage, or before this one.
+
+    Args:
+        prompts: What the task's own vector is taken from.
+    """
     model, universal = base.model, base.universal
-    with lora.attached(model, *(old if guidance.teacher == "previous" else [])):
+    with lora.attached(model, *(old if (guidance.taken_from or guidance.teacher) == "previous" else [])):
         own = write_vector(model, mean_z(model, prompts), universal.heads)[None]
     generator = torch.Generator().manual_seed(seed)
     norms = {"random": own.norm(dim=1), "general-random": universal.vectors.norm(dim=1)}

@@ -72,13 +72,18 @@ def sequence(asked: Plan, seed: int, general: Sequence[Task]) -> list[Stage]:
 
     Raises:
         StudyError: one of them is a general task, too.
-        TaskError: there is no such task, it is too small for its split, or it is named twice.
+        TaskError: there is no such task, it is too small for its split or for the demonstrations of a guidance, or it
+            is named twice.
     """
     found = [benchmark_stages.stage(name, seed=seed, limit=asked.train_prompts) for name in asked.ordered(seed)]
     stages.check_sequence(found)
     both = sorted({stage.name for stage in found} & {task.name for task in general})
     if both:
         raise StudyError(f"{', '.join(both)} is trained on and measured as a general task; choose one of the two")
+    guidances = [asked.parts(method)[1] for method in asked.methods]
+    if any(guidance is not None and guidance.source == "demonstrations" for guidance in guidances):
+        for stage in found:  # Refused here rather than after the stages before it.
+            stage.with_demonstrations(asked.evaluation.shots, seed=seed)
     return found
 
 

@@ -34,6 +34,7 @@ from ivlens.forgetting.study import Study
 from ivlens.models import hooked, lora
 from ivlens.models.adapter import load_adapter
 from ivlens.models.lora import LoraConfig
+from ivlens.patching.activations import last_z
 from ivlens.prompts.tokens import tokenize
 from ivlens.steering.universal_heads import Universal
 from ivlens.training import loop
@@ -417,6 +418,35 @@ def test_the_previous_teacher_is_the_model_before_this_stage(
     )
     ivlens.study(asked, out=tmp_path / "run", model=lab)
     assert torch.equal(seen[1], base) and not torch.equal(seen[2], base)
+
+
+def test_the_published_form_takes_its_vector_from_demonstrations_and_from_the_model_before_the_first_stage(
+    lab: HookedTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, build = [], method_run._make_guide
+
+    def watched(*args: Any, **others: Any) -> Any:
+        found.append(build(*args, **others))
+        return found[-1]
+
+    monkeypatch.setattr(method_run, "_make_guide", watched)
+    asked = small_plan(methods=("lora+fv-published",), tasks=PLAN.tasks)
+    ivlens.study(asked, out=tmp_path / "run", model=lab)
+    for number, name in enumerate(PLAN.tasks):
+        shown = stage(name, seed=0, limit=8).with_demonstrations(asked.evaluation.shots, seed=0)
+        assert all(prompt.text.count("Q:") == asked.evaluation.shots + 1 for prompt in shown)
+        z = torch.stack([last_z(lab, tokenize(lab, [prompt]))[0] for prompt in shown]).double().mean(0)
+        expected = sum(z[head] @ lab.W_O[head].double() for head in found[number].heads)
+        torch.testing.assert_close(found[number].vectors[0].double(), expected, rtol=0, atol=1e-5)
+
+
+def test_too_few_prompts_for_the_demonstrations_of_a_guidance_are_refused_before_the_model_is_read(
+    tmp_path: Path,
+) -> None:
+    evaluation = replace(PLAN.evaluation, shots=8)
+    asked = small_plan(methods=("lora+fv-published",), evaluation=evaluation, model="no-such-model")
+    with pytest.raises(TaskError, match="stage 'class-letter' has 8 training prompts, but 8 demonstrations"):
+        ivlens.study(asked, out=tmp_path / "run")
 
 
 @pytest.mark.parametrize("form", ["iv", "iv-random", "iv-general", "iv-general-random", "fv"])
