@@ -16,7 +16,7 @@ from ivlens.plots.layout import legend_height, raise_panels
 from ivlens.plots.marks import read_points
 from ivlens.plots.notebook import Figure
 from ivlens.plots.stage_heatmaps import aie_heatmaps
-from ivlens.plots.style import BLACK, BLUE, GREY, Width, lay_out, safe
+from ivlens.plots.style import BLACK, GREY, LOOKS, Look, Width, lay_out, safe
 
 MODELS = ("base", "tuned", "difference")
 _SHOWN = {"base": "before", "tuned": "after"}
@@ -36,12 +36,11 @@ _HEADS = {"chosen": "chosen heads", "random": "random heads", "unscaled": "chose
 _NAMED = 10
 """Heads whose names stand in the figure: those of largest effect."""
 _RANKS = {
-    "top in both": (BLACK, "circle"),
-    "top before": ("#0072B2", "diamond"),
-    "top after": ("#D55E00", "square"),
-    "other heads": (GREY, "circle-open"),
+    "top in both": Look(BLACK),
+    "top before": LOOKS["before"],
+    "top after": LOOKS["after"],
+    "other heads": Look(GREY, "circle-open"),
 }
-_COLOURS = {"base": BLUE, "tuned": "#D55E00"}
 Heads = Iterable[tuple[int, int]]
 
 
@@ -162,9 +161,9 @@ def ability_bars(frame: pd.DataFrame, *, title: str | None = None, width: Width 
     """
     figure = Figure()
     shown = frame.query(f"measure in {list(_ABILITIES)} and heads in ['', 'chosen'] and vector != 'tuned'")
-    for model, colour in _COLOURS.items():
+    for model, name in _SHOWN.items():
         points = read_points(shown.query(f"model == {model!r}"), at="measure", value="value")
-        kind = marks.Kind(_SHOWN[model], points, colour, "circle")
+        kind = marks.Kind(name, points, LOOKS[name])
         figure.add_trace(_bars(kind, [_ABILITIES[point.at] for point in points], True))
     figure.update_layout(barmode="group", bargap=0.3)
     figure.update_yaxes(title_text="P(answer), first token", range=[0, 1.02], dtick=0.2)
@@ -180,7 +179,7 @@ def _bars(kind: marks.Kind, names: list[str], in_legend: bool) -> go.Bar:
     return go.Bar(
         x=names,
         y=[point.value for point in kind.points],
-        marker={"color": kind.colour},
+        marker={"color": kind.colour, "opacity": 0.45 if kind.look.is_open else 1},
         error_y=marks.error_bars(kind.points),
         name=_HEADS.get(kind.name, kind.name),
         legendgroup=kind.name,
@@ -204,7 +203,7 @@ def _by_rank(both: pd.DataFrame, marked: Mapping[str, Heads]) -> dict[str, list[
 def _head_points(name: str, lines: list[dict], *, named: float) -> go.Scatter:
     """Heads whose effect is smaller than `named` in both models crowd around 0: their names are shown on hover."""
     many = len(lines) > 500
-    colour, symbol = _RANKS[name]
+    look = _RANKS[name]
     heads = [f"L{line['layer']}H{line['head']}" for line in lines]
     values = [f"{line['aie_base']:.3f} → {line['aie_tuned']:.3f}" for line in lines]
     large = [max(abs(line["aie_base"]), abs(line["aie_tuned"])) >= named for line in lines]
@@ -215,7 +214,7 @@ def _head_points(name: str, lines: list[dict], *, named: float) -> go.Scatter:
         text=[head if is_large else "" for head, is_large in zip(heads, large, strict=True)],
         textposition="top center",
         textfont={"size": 8.5},
-        marker={"color": colour, "symbol": symbol, "size": 3 if many else 6},
+        marker={"color": look.colour, "symbol": look.symbol, "size": 3 if many else 6},
         name=name,
         customdata=[f"{head}: {value}" for head, value in zip(heads, values, strict=True)],
         hovertemplate="%{customdata}<extra></extra>",
