@@ -115,7 +115,9 @@ def prepare_from(asked: Plan, base: HookedTransformer, general: Sequence[Task], 
         )
         found[task.name] = (
             task,
-            probes.prepare(base, task, vector, prompts=asked.evaluation.probe_prompts, others=general),
+            probes.prepare(
+                base, task, vector, prompts=asked.evaluation.probe_prompts, others=general, demonstrations=True
+            ),
         )
     return PreparedBase(model=base, universal=universal, probes=found)
 
