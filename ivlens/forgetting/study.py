@@ -79,6 +79,19 @@ class Study:
         """
         return metrics.summary(self.evaluations, guided=self.guided)
 
+    @property
+    def recovery(self) -> pd.DataFrame:
+        """What the base model's vector brings back after every stage; see `recovery.by_stage`.
+
+        Beside the tuned model's own vector and those of random heads; without rows where a study has no probes.
+
+        >>> study.recovery.columns.tolist()[:4], len(study.recovery)
+        (['method', 'prompts', 'vector', 'stage'], 0)
+        """
+        from ivlens.forgetting import recovery
+
+        return recovery.by_stage(self.evaluations)
+
     def difference(self, method: str, other: str) -> pd.DataFrame:
         """What one method has over another, paired by seed; see `metrics.difference`.
 
@@ -97,8 +110,11 @@ class Study:
         ['accuracy', 'r-matrix', 'instruction-knowledge', 'methods', 'trade-off']
         """
         from ivlens.forgetting import figures as study_figures
+        from ivlens.forgetting.recovery import recovery_figure
 
-        return study_figures.figures(self, self.summary)
+        drawn = study_figures.figures(self, self.summary)
+        by_stage = recovery_figure(self)
+        return drawn if by_stage is None else {**drawn, "recovery-by-stage": by_stage}
 
     def __repr__(self) -> str:
         lines = self.summary.set_index(["method", "measure"])["value"]
