@@ -6,11 +6,13 @@ not measured is left out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+import numpy as np
 import pandas as pd
 
 from ivlens.forgetting import metrics
@@ -53,13 +55,6 @@ _SIDES = {
     "random heads, before": hollow(LOOKS["random"]),
     "random heads, after": LOOKS["random"],
 }
-_RECOVERY = {
-    "base": hollow(LOOKS["none"]),
-    "tuned": LOOKS["none"],
-    "tuned + base vector": LOOKS["chosen"],
-    "tuned + base vector, scale 1": LOOKS["unscaled"],
-    "tuned + random vector": LOOKS["random"],
-}
 
 
 @runtime_checkable
@@ -85,7 +80,6 @@ def figures(found: Findings, summary: Frame) -> dict[str, go.Figure]:
         "aie": _aie(found),
         "methods": _methods(found, summary),
         "trade-off": _trade_off(found, summary),
-        "recovery": _recovery(found),
     }
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
@@ -152,7 +146,12 @@ def _by_stage(
 
 def clip_intervals(table: Frame, within: tuple[Any, float]) -> Frame:
     """Student's interval knows nothing of where a share or a cosine ends."""
-    return table.assign(low=table["low"].clip(*within), high=table["high"].clip(*within))
+    return table.assign(low=np.clip(table["low"], *within), high=np.clip(table["high"], *within))
+
+
+def _shares(summary: Frame) -> Frame:
+    """Accuracies within 0 and 1; what is forgotten, a difference of them, within -1 and 1."""
+    return clip_intervals(summary, (np.where(summary["measure"] == "F", -1.0, 0.0), 1.0))
 
 
 def _r_matrix(found: Findings) -> go.Figure:
@@ -166,44 +165,28 @@ def _r_matrix(found: Findings) -> go.Figure:
 def _dependence(found: Findings) -> go.Figure | None:
     probes = found.evaluations[found.evaluations["kind"] == "probe"]
     sides = []
-    for side, stage in (("before", 0), ("after", _last(found))):
+    for side, stage in (("before", 0), ("after", last_stage(found))):
         for heads in ("chosen", "random"):
             own = probes[(probes["stage"] == stage) & (probes["heads"] == heads)]
             sides.append(own[own["measure"].isin(_DEPENDENCE)].assign(line=f"{heads} heads, {side}"))
     title = figure_title(found, "Dependence on the base model's vector", probes)
-    return _dots(pd.concat(sides), _DEPENDENCE, _SIDES, title, zero=True)
+    return dots(pd.concat(sides), _DEPENDENCE, _SIDES, title, zero=True)
 
 
-def _recovery(found: Findings) -> go.Figure | None:
-    probes, last = found.evaluations[found.evaluations["kind"] == "probe"], _last(found)
-    panels, parts = {"with the instruction": "instruction", "query alone": "zero-shot"}, []
-    for panel, kind in panels.items():
-        plain, steered = f"{kind} accuracy", f"steered {kind} accuracy"
-        for line, measure, heads, stage in (
-            ("base", plain, "", 0),
-            ("tuned", plain, "", last),
-            ("tuned + base vector", steered, "chosen", last),
-            ("tuned + base vector, scale 1", steered, "unscaled", last),
-            ("tuned + random vector", steered, "random", last),
-        ):
-            own = probes[(probes["measure"] == measure) & (probes["heads"] == heads) & (probes["stage"] == stage)]
-            parts.append(own.assign(line=line, measure=panel))
-    title = figure_title(found, "Accuracy with the base model's vector added", probes)
-    return _dots(pd.concat(parts), dict.fromkeys(panels, "accuracy"), _RECOVERY, title)
-
-
-def _dots(
+def dots(
     chosen: Frame,
     units: Mapping[str, str],
     looks: Mapping[str, Look],
     title: str,
     *,
     zero: bool = False,
+    within: tuple[float, float] = (-math.inf, math.inf),
 ) -> go.Figure | None:
     """Measures that were measured, from a number for each probe, cell and line."""
     by = ["method", "measure", "line"]
     cells = chosen.groupby([*by, "seed"], sort=False, as_index=False)["value"].mean()
-    table: Frame = metrics.over_seeds(cells, by).rename(columns={"measure": "panel", "line": "kind"})
+    table: Frame = clip_intervals(metrics.over_seeds(cells, by), within)
+    table = table.rename(columns={"measure": "panel", "line": "kind"})
     table = table[table.groupby("panel")["value"].transform(lambda values: values.notna().any())]
     if table.empty:
         return None
@@ -213,7 +196,7 @@ def _dots(
 
 
 def _methods(found: Findings, summary: Frame) -> go.Figure:
-    chosen = summary[summary["measure"].isin(_SUMMARY)].rename(columns={"measure": "panel"})
+    chosen = _shares(summary)[summary["measure"].isin(_SUMMARY)].rename(columns={"measure": "panel"})
     chosen = chosen[chosen.groupby("panel")["value"].transform(lambda values: values.notna().any())].assign(kind="")
     order = list(_SUMMARY)
     chosen = chosen.sort_values("panel", key=lambda names: names.map(order.index), kind="stable")
@@ -225,7 +208,7 @@ def _methods(found: Findings, summary: Frame) -> go.Figure:
 def _trade_off(found: Findings, summary: Frame) -> go.Figure:
     parts = []
     for name, measure in (("learned", "learned"), ("kept", "GP")):
-        own = summary[summary["measure"] == measure].set_index("method")[["value", "low", "high"]]
+        own = _shares(summary)[summary["measure"] == measure].set_index("method")[["value", "low", "high"]]
         parts.append(own.rename(columns={"value": name, "low": f"{name}_low", "high": f"{name}_high"}))
     table = pd.concat(parts, axis=1).reset_index()
     axes = ("accuracy on new tasks, each right after its stage", "accuracy on general tasks after the last stage (GP)")
@@ -260,7 +243,7 @@ def _aie(found: Findings) -> go.Figure | None:
     if chosen["value"].isna().all():
         return None
     means = chosen.groupby([*by, "stage"], sort=False)["value"].mean().unstack("stage")
-    sides = {"before": means[0], "after": means[_last(found)], "difference": means[_last(found)] - means[0]}
+    sides = {"before": means[0], "after": means[last_stage(found)], "difference": means[last_stage(found)] - means[0]}
     table = pd.concat([side.rename("value").reset_index().assign(side=name) for name, side in sides.items()])
     table = metrics.over_seeds(table, ["method", "side", "layer", "head"]).rename(columns={"method": "panel"})
     table = table.sort_values("panel", key=lambda names: names.map(shown.index), kind="stable")
@@ -281,7 +264,7 @@ def _cells(chosen: Frame) -> Frame:
     return chosen.groupby(CELL, sort=False, as_index=False)["value"].mean()
 
 
-def _last(found: Findings) -> int:
+def last_stage(found: Findings) -> int:
     return int(found.evaluations["stage"].max())
 
 

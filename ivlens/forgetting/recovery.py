@@ -12,10 +12,19 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from ivlens.forgetting import metrics
-from ivlens.forgetting.figures import CELL, Findings, Frame, clip_intervals, figure_title, some_methods
+from ivlens.forgetting.figures import (
+    CELL,
+    Findings,
+    Frame,
+    clip_intervals,
+    dots,
+    figure_title,
+    last_stage,
+    some_methods,
+)
 from ivlens.forgetting.method_run import PROBE_BOUNDS
 from ivlens.plots.stages import stage_panels
-from ivlens.plots.style import LOOKS
+from ivlens.plots.style import LOOKS, hollow
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -39,6 +48,14 @@ _LOOKS = {
     "base vector": LOOKS["chosen"],
     "own vector": LOOKS["own"],
     "random heads": LOOKS["random"],
+}
+
+_AFTER = {
+    "base": hollow(LOOKS["none"]),
+    "tuned": LOOKS["none"],
+    "tuned + base vector": LOOKS["chosen"],
+    "tuned + base vector, scale 1": LOOKS["unscaled"],
+    "tuned + random vector": LOOKS["random"],
 }
 
 
@@ -77,7 +94,13 @@ def _one(evaluations: Frame, measure: str, heads: str, prompts: str, vector: str
     return table.assign(prompts=prompts, vector=vector)[list(RECOVERY)]
 
 
-def recovery_figure(found: Findings) -> go.Figure | None:
+def figures(found: Findings) -> dict[str, go.Figure]:
+    """By file name, what comes back stage by stage and after the last stage, where there are probes."""
+    drawn = {"recovery-by-stage": _stage_by_stage(found), "recovery": _after_last(found)}
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def _stage_by_stage(found: Findings) -> go.Figure | None:
     """A row of panels a method: each form of prompts, and the cosine; None where there are no probes.
 
     What the instruction gives stands beside what vectors give to queries alone.
@@ -97,3 +120,21 @@ def recovery_figure(found: Findings) -> go.Figure | None:
     title = figure_title(found, f"Recovery by stage: accuracy on probes with a vector added{left_out}", probes)
     pale = {_INSTRUCTED: "no vector"}
     return stage_panels(table, unit="accuracy, cosine", bounds=(-0.03, 1.03), looks=_LOOKS, pale=pale, title=title)
+
+
+def _after_last(found: Findings) -> go.Figure | None:
+    probes, last = found.evaluations[found.evaluations["kind"] == "probe"], last_stage(found)
+    panels, parts = {"with the instruction": "instruction", "query alone": "zero-shot"}, []
+    for panel, kind in panels.items():
+        plain, steered = f"{kind} accuracy", f"steered {kind} accuracy"
+        for line, measure, heads, stage in (
+            ("base", plain, "", 0),
+            ("tuned", plain, "", last),
+            ("tuned + base vector", steered, "chosen", last),
+            ("tuned + base vector, scale 1", steered, "unscaled", last),
+            ("tuned + random vector", steered, "random", last),
+        ):
+            own = probes[(probes["measure"] == measure) & (probes["heads"] == heads) & (probes["stage"] == stage)]
+            parts.append(own.assign(line=line, measure=panel))
+    title = figure_title(found, "Accuracy with the base model's vector added", probes)
+    return dots(pd.concat(parts), dict.fromkeys(panels, "accuracy"), _AFTER, title, within=(0.0, 1.0))

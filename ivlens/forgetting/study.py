@@ -110,11 +110,9 @@ class Study:
         ['accuracy', 'r-matrix', 'instruction-knowledge', 'methods', 'trade-off']
         """
         from ivlens.forgetting import figures as study_figures
-        from ivlens.forgetting.recovery import recovery_figure
+        from ivlens.forgetting import recovery
 
-        drawn = study_figures.figures(self, self.summary)
-        by_stage = recovery_figure(self)
-        return drawn if by_stage is None else {**drawn, "recovery-by-stage": by_stage}
+        return study_figures.figures(self, self.summary) | recovery.figures(self)
 
     def __repr__(self) -> str:
         lines = self.summary.set_index(["method", "measure"])["value"]

@@ -25,6 +25,10 @@ _LONGEST: dict[Width, int] = {"column": 18, "page": 34}
 """Letters of a method's name."""
 
 
+_SHORTEST = 1e-5
+"""Of an interval that is more than what processors round differently."""
+
+
 class Form(NamedTuple):
     """One point of a trade-off."""
 
@@ -193,7 +197,9 @@ def _draw(
 
 def _bars(points: Sequence[Point], colour: str) -> dict[str, Any]:
     """Of an interval without length, as of a base model that every seed shares, only the point is drawn."""
-    wide = [point if point.high - point.low > 1e-9 else point._replace(low=math.nan, high=math.nan) for point in points]
+    wide = [
+        point if point.high - point.low > _SHORTEST else point._replace(low=math.nan, high=math.nan) for point in points
+    ]
     return marks.error_bars(wide) | {"color": colour}
 
 

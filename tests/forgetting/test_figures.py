@@ -83,7 +83,7 @@ def study(methods=METHODS, seeds=(0, 1, 2), learned=LEARNED, probed=True, **chan
 
 
 def draw(found: SimpleNamespace) -> dict[str, go.Figure]:
-    return figures.figures(found, found.summary)
+    return figures.figures(found, found.summary) | recovery.figures(found)
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +128,7 @@ def test_every_figure_is_there_and_says_model_study_and_seeds(drawn):
         "aie",
         "methods",
         "trade-off",
+        "recovery-by-stage",
         "recovery",
     ]
     for figure in drawn.values():

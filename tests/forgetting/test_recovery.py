@@ -90,7 +90,7 @@ def test_what_was_not_measured_is_a_gap_and_never_0():
     assert line(found.recovery, "query alone", "own vector").empty
     (table,) = tables.recovery_tables(found, ["lora"])
     assert [row[3] for row in table.parts[0]] == ["not measured"] * 3
-    figure = recovery.recovery_figure(found)
+    figure = recovery.figures(found)["recovery-by-stage"]
     assert all(trace.xaxis == "x4" for trace in figure.data if trace.name == "own vector" and trace.yaxis == "y4")
     first = [trace for trace in figure.data if (trace.xaxis or "x") == "x"]
     assert "own vector" not in {trace.name for trace in first}
@@ -105,7 +105,7 @@ def test_older_tables_have_demonstrations_on_the_same_general_tasks():
 
 def test_the_figure_says_how_many_methods_it_leaves_out_and_draws_the_tables_numbers():
     found = Findings(evaluations())
-    figure = recovery.recovery_figure(found)
+    figure = recovery.figures(found)["recovery-by-stage"]
     assert "(3 of 4 methods)" in figure.layout.title.text.replace("<br>", " ")
     panels = [note.text for note in figure.layout.annotations]
     assert panels == ["query alone", "with the instruction", "with demonstrations", "cosine, base and own"] * 3
@@ -125,7 +125,7 @@ def test_the_figure_says_how_many_methods_it_leaves_out_and_draws_the_tables_num
 def test_no_band_leaves_what_an_accuracy_can_be():
     frame = evaluations(seeds=(0, 1))
     frame.loc[frame["seed"] == 1, "value"] *= 0.1
-    figure = recovery.recovery_figure(Findings(frame))
+    figure = recovery.figures(Findings(frame))["recovery-by-stage"]
     bands = [trace for trace in figure.data if trace.fill and trace.xaxis not in ("x4", "x8", "x12")]
     ends = np.array([y for band in bands for y in band.y if y is not None])
     assert len(ends) and ends.min() == 0 and ends.max() <= 1
@@ -136,4 +136,4 @@ def test_no_band_leaves_what_an_accuracy_can_be():
 def test_without_probes_there_is_no_table_and_no_figure():
     found = Findings(evaluations().query("kind == 'general'"))
     assert found.recovery.empty and list(found.recovery.columns) == list(recovery.RECOVERY)
-    assert recovery.recovery_figure(found) is None and not list(tables.recovery_tables(found, METHODS))
+    assert not recovery.figures(found) and not list(tables.recovery_tables(found, METHODS))
