@@ -20,6 +20,7 @@ import pandas as pd
 import torch
 
 from ivlens.analysis import dependence
+from ivlens.analysis.dependence import Dependence
 from ivlens.analysis.probes import Probe
 from ivlens.datasets.task import Task
 from ivlens.errors import TrainingError
@@ -47,6 +48,8 @@ EVALUATIONS = ("method", "seed", "stage", "task", "kind", "measure", "heads", "v
 LEARNED = "learned"
 """A further column of theirs: after which stage a task has been learned; 0: in none. Runs of before are without it."""
 STEPS = ("method", "seed", "stage", "task", "step", "loss", "penalty", "rate", "gradient")
+PROBE_BOUNDS = ("probe low", "probe high")
+"""Kinds of lines whose values are the 95 % interval of a mean over all probes; over queries and draws."""
 GRIDS = ("method", "seed", "stage", "task", "layer", "head", "aie")
 
 
@@ -253,11 +256,16 @@ def _measure(
     grids: bool,
 ) -> None:
     """Measure the model as it is now; the table of measures is written last."""
-    lines, effects_found = [], []
+    lines, effects_found, put = [], [], []
     for name, (task, probe) in base.probes.items():
-        lines += _measure_probe(base, name, task, probe)
+        found, cosine = _measure_probe(base, task, probe)
+        put.append(found)
+        values = {key: float(values.double().mean()) for key, values in found.values.items()}
+        lines += [(name, "probe", *key, value, len(found.values[key])) for key, value in values.items()]
+        lines.append((name, "probe", "cosine", "chosen", cosine, base.universal.settings.clean_prompts))
         if grids:
             effects_found.append(_measure_grid(base, name, task))
+    lines += _probe_bounds(put)
     if effects_found:
         found = pd.concat(effects_found, ignore_index=True).assign(**run.where, stage=number)
         _write(run.path(number, "-aie.parquet"), found[list(GRIDS)])
@@ -267,13 +275,20 @@ def _measure(
     _write(run.path(number, ".parquet"), frame[[*EVALUATIONS, LEARNED]])
 
 
-def _measure_probe(base: PreparedBase, name: str, task: Task, probe: Probe) -> Iterator[tuple[Any, ...]]:
-    """Dependence on the base model's vector, and how far the model's own has drifted from it."""
-    for (measure, heads), values in dependence.per_prompt(base.model, probe).values.items():
-        yield name, "probe", measure, heads, float(values.double().mean()), len(values)
+def _measure_probe(base: PreparedBase, task: Task, probe: Probe) -> tuple[Dependence, float]:
+    """Dependence on the base model's vector and on the model's own, and the cosine of the two."""
     own = write_vector(base.model, effects.task_mean_z(base.model, task, base.universal.settings), probe.heads)
-    cosine = float(torch.cosine_similarity(own.double(), probe.vectors[0].to(own).double(), dim=0))
-    yield name, "probe", "cosine", "chosen", cosine, base.universal.settings.clean_prompts
+    cosine = torch.cosine_similarity(own.double(), probe.vectors[0].to(own).double(), dim=0)
+    return dependence.per_prompt(base.model, probe, own=base.universal.scale * own), float(cosine)
+
+
+def _probe_bounds(put: Sequence[Dependence]) -> Iterator[tuple[Any, ...]]:
+    """Ends of the intervals of accuracies over all probes: what a study of one seed can say of its uncertainty."""
+    keys = [key for key in put[0].values if key[0].endswith("accuracy")] if put else []
+    for measure, heads in keys:
+        found, n = dependence.pooled(put, measure, heads)
+        for kind, end in zip(PROBE_BOUNDS, (found.low, found.high), strict=True):
+            yield "", kind, measure, heads, end, n
 
 
 def _measure_grid(base: PreparedBase, name: str, task: Task) -> pd.DataFrame:

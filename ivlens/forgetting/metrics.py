@@ -115,9 +115,11 @@ def _of_probes(probed: Any, last: int) -> Iterator[tuple[str, float]]:
         _where(probed, stage=stage).groupby(["measure", "heads"], sort=False)["value"].mean() for stage in (0, last)
     )
     for (measure, heads), value in after.items():
-        name = measure if not heads else f"{measure}, {'scale 1' if heads == 'unscaled' else f'{heads} heads'}"
+        named = {"": "", "unscaled": ", scale 1", "own": ", own vector"}
+        name = measure + named.get(heads, f", {heads} heads")
         yield f"probe: {name}", float(value)
-        yield f"probe: {name} change", float(value - before[measure, heads])
+        # A study that an older version began has not measured everything of the base model.
+        yield f"probe: {name} change", float(value - before.get((measure, heads), np.nan))
 
 
 def _where(frame: Any, **values: Any) -> Any:

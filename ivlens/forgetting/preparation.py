@@ -139,7 +139,9 @@ def prepare_base(
         )
         found[task.name] = (
             task,
-            probes.prepare(base, task, vector, prompts=asked.evaluation.probe_prompts, others=general),
+            probes.prepare(
+                base, task, vector, prompts=asked.evaluation.probe_prompts, others=general, demonstrations=True
+            ),
         )
     guided = [task for task in general if task.name in universal.tasks]
     prompts = [prompt for task in guided for prompt in mean_prompts(task, universal.settings)]

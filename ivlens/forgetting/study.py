@@ -106,6 +106,19 @@ class Study:
         learned = self.evaluations[self.evaluations["learned"] > 0].drop_duplicates(["seed", "learned"])
         return learned.pivot(index="seed", columns="learned", values="task").rename_axis(columns="stage")
 
+    @property
+    def recovery(self) -> pd.DataFrame:
+        """What the base model's vector brings back after every stage; see `recovery.by_stage`.
+
+        Beside the tuned model's own vector and those of random heads; without rows where a study has no probes.
+
+        >>> study.recovery.columns.tolist()[:4], len(study.recovery)
+        (['method', 'prompts', 'vector', 'stage'], 0)
+        """
+        from ivlens.forgetting import recovery
+
+        return recovery.by_stage(self.evaluations)
+
     def difference(self, method: str, other: str) -> pd.DataFrame:
         """What one method has over another, paired by seed; see `metrics.difference`.
 
@@ -136,8 +149,9 @@ class Study:
         ['accuracy', 'r-matrix', 'instruction-knowledge', 'methods', 'trade-off']
         """
         from ivlens.forgetting import figures as study_figures
+        from ivlens.forgetting import recovery
 
-        return study_figures.figures(self, self.summary)
+        return study_figures.figures(self, self.summary) | recovery.figures(self)
 
     def __repr__(self) -> str:
         lines = self.summary.set_index(["method", "measure"])["value"]

@@ -6,13 +6,15 @@ Names come from files. Whatever is in them, markup and terminal escapes among it
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ivlens.forgetting.metrics import DIFFERENCES
+from ivlens.forgetting.recovery import COSINE, PROMPTS, VECTORS
 from ivlens.measures import holm
-from ivlens.tables import UNMEASURED, Line, Table, plain, print_table, safe, table_html
+from ivlens.tables import UNMEASURED, Line, Table, interval_text, plain, print_table, safe, table_html
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,6 +40,14 @@ LEVEL = 0.05
 """A difference is told to be clear of 0 where its adjusted p is below it."""
 
 
+RECOVERY_NOTE = (
+    "Each vector is added at the base model's layer and scale; own: what the same heads write in the tuned model. "
+    "Queries alone are not the form that was trained: that a vector still works on them says that what reads it is "
+    "there, not that the model can be used as before. Of one seed, intervals are over queries and draws of random "
+    "heads."
+)
+
+
 @runtime_checkable
 class Findings(Protocol):
     """What a `Study` holds, so far as it is shown here."""
@@ -46,23 +56,33 @@ class Findings(Protocol):
     def plan(self) -> Plan: ...
     @property
     def summary(self) -> pd.DataFrame: ...
+    @property
+    def recovery(self) -> pd.DataFrame: ...
 
 
 def print_study(found: Findings) -> None:
     """Measures of the sequence and of the general tasks, and what each guidance has over plain method and +kl."""
     print(f"{plain(where(found))}\n")
-    for table in study_tables(found):
+    for table in all_tables(found):
         print(f"{plain(table.heading)}:\n")
         print_table(table)
-        print()
+        print(f"\n{textwrap.fill(table.note, 80)}\n" if table.note else "")
     print(f"{note(found)}\n")
 
 
 def study_html(found: Findings) -> str:
     """The same tables for a notebook."""
-    tables = "".join(f"<p>{safe(table.heading)}</p>{table_html(table)}" for table in study_tables(found))
+    tables = "".join(
+        f"<p>{safe(table.heading)}</p>{table_html(table)}<p>{safe(table.note)}</p>" for table in all_tables(found)
+    )
     told = " ".join(note(found).split())
     return f"<p><b>{safe(where(found))}</b></p>{tables}<p>{safe(told)}</p>"
+
+
+def all_tables(found: Findings) -> Iterator[Table]:
+    """Those of the study, and the recovery of methods without guidance; that of the others is on its page."""
+    yield from study_tables(found)
+    yield from recovery_tables(found, [method for method in found.plan.methods if "+" not in method])
 
 
 def study_tables(found: Findings) -> Iterator[Table]:
@@ -155,6 +175,31 @@ def families_of_differences(found: Findings) -> Iterator[Differences]:
         lines = {one: {name: values[one, f"{name} over {other}"] for name in columns} for one in beside}
         if lines:
             yield Differences(name=f"Difference from {other}", lines=lines)
+
+
+def recovery_tables(found: Findings, methods: Sequence[str]) -> Iterator[Table]:
+    """Of each method that was probed, a line for each form of prompts and stage."""
+    table: Any = found.recovery
+    for method in methods:
+        own = table[table["method"] == method]
+        if len(own):
+            parts = [_recovery_lines(own, prompts) for prompts in [*PROMPTS, COSINE]]
+            heading = f"Accuracy on probes by stage, {method}"
+            yield Table(heading, ("prompts, stage", *VECTORS), tuple(filter(None, parts)), RECOVERY_NOTE)
+
+
+def _recovery_lines(own: Any, prompts: str) -> list[Line]:
+    """None where no vector was tried on such prompts."""
+    rows = own[own["prompts"] == prompts].to_dict("records")
+    cells = {(row["vector"], row["stage"]): _recovered(row) for row in rows}
+    blank = UNMEASURED if prompts in PROMPTS else ""
+    stages = sorted({stage for _, stage in cells})
+    return [(f"{prompts}, {stage}", *(cells.get((vector, stage), blank) for vector in VECTORS)) for stage in stages]
+
+
+def _recovered(row: Mapping[Any, Any]) -> str:
+    """Of a single seed the interval is over queries and draws, and not symmetric."""
+    return interval_text(row["value"], row["low"], row["high"]) if row["n"] == 1 else _number(row)
 
 
 def _table(heading: str, columns: Sequence[str], lines: list[Line]) -> Table:

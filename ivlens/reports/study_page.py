@@ -28,7 +28,18 @@ _STUDY = {
     ),
     "drift": ("How far the vectors moved", "Cosine with the base model's vector after each stage."),
     "aie": ("Which heads carry the tasks", "AIE before the first stage, after the last, and the difference."),
-    "recovery": ("What the vector brings back", "Accuracy with the base model's vector added, and with a random one."),
+    "recovery-by-stage": (
+        "What the vector brings back, stage by stage",
+        "Accuracy on the probes without a vector, with the base model's, with what the same heads write in the tuned "
+        "model, and with those of random heads; dotted: what the instruction gives without a vector. Queries alone are "
+        "not the form that was trained: that a vector still works on them says that what reads it is there, not that "
+        "the model can be used as before. Read it to the last stage: what comes back early may be gone by then. What "
+        "was not measured has no line.",
+    ),
+    "recovery": (
+        "What the vector brings back after the last stage",
+        "Accuracy with the base model's vector added, and with a random one.",
+    ),
 }
 
 
@@ -51,12 +62,12 @@ def study_page(found: Study) -> Page:
         ),
         captions=_STUDY,
         figures=order_figures(found.figures(), _STUDY),
-        tables=tuple(study_tables.study_tables(found)),
+        tables=(*study_tables.study_tables(found), *study_tables.recovery_tables(found, plan.methods)),
         words=_STUDY_WORDS | DEPENDENCE | {"interval": study_tables.interval_note(found)},
         method="Every cell, a method with a seed, trained a LoRA adapter on the tasks in their order; after each stage "
         "all tasks so far, the general tasks and the dependence on the base model's vector were measured, on the same "
         "prompts for every cell.",
-        data={"summary": found.summary},
+        data={"summary": found.summary, "recovery": found.recovery},
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import signal
@@ -27,7 +28,7 @@ import ivlens
 from ivlens.cli.app import main
 from ivlens.datasets.task import task
 from ivlens.errors import RunError, StudyError, TaskError, TrainingError
-from ivlens.forgetting import method_run, worker_pool
+from ivlens.forgetting import method_run, recovery, worker_pool
 from ivlens.forgetting.plan import Evaluation, Plan
 from ivlens.forgetting.preparation import general_tasks
 from ivlens.forgetting.study import Study
@@ -95,11 +96,23 @@ def test_every_cell_has_every_measure_of_every_task_after_every_stage(found: Stu
     keys = [part[["task", "kind", "measure", "heads"]].to_numpy().tolist() for _, part in by_cell]
     assert all(one == keys[0] for one in keys) and not evaluations.isna().drop(columns="value").any(axis=None)
     kinds = {kind: set(part["task"]) for kind, part in evaluations.groupby("kind")}
-    assert kinds == {"sequence": set(PLAN.tasks), "general": set(PLAN.general), "probe": {"antonym"}}
+    bounds = {kind: {""} for kind in method_run.PROBE_BOUNDS}
+    assert kinds == {"sequence": set(PLAN.tasks), "general": set(PLAN.general), "probe": {"antonym"}} | bounds
     assert tuple(found.steps.columns) == method_run.STEPS and len(found.steps) == 2 * 2 * 8
     by_stage = found.steps.groupby(["method", "stage"])["step"]
     assert all(list(steps) == list(range(8)) for _, steps in by_stage)
     assert tuple(found.grids.columns) == method_run.GRIDS and set(found.grids["stage"]) == {0, 2}
+
+
+def test_recovery_is_measured_with_every_vector_on_every_form_of_prompts_at_every_stage(found: Study) -> None:
+    table = found.recovery.set_index(["method", "prompts", "vector", "stage"])
+    for stage_number, prompts, vector in itertools.product(range(3), recovery.PROMPTS, recovery.VECTORS):
+        line = table.loc[("lora", prompts, vector, stage_number)]
+        assert 0 <= line["low"] <= line["value"] <= line["high"] <= 1, "one seed: over queries and draws"
+        if stage_number == 0 and vector == "own vector":  # The tuned model is the base model still.
+            assert line["value"] == table.loc[("lora", prompts, "base vector", 0), "value"]
+    assert table.loc[("lora", recovery.COSINE, "own vector", 0), "value"] == pytest.approx(1.0)
+    assert "recovery-by-stage" in found.figures()
 
 
 def test_all_cells_start_from_the_same_base_model(found: Study) -> None:
