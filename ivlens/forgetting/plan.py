@@ -50,8 +50,6 @@ class Plan:
     name: str
     tasks: tuple[str, ...]
     """Built-in names, sequence tasks of the lab, or paths: what is learned, one after the other."""
-    order: Order = "seed"
-    """Does every seed draw the order of `tasks`, or are they learned as they are given?"""
     model: str = "lab"
     general: tuple[str, ...] = ()
     """Tasks that are never trained on; none named: all built-in ones."""
@@ -66,8 +64,10 @@ class Plan:
     methods: tuple[str, ...] = ("lora", "lora+iv", "lora+kl")
     """A method, `+` and a guidance, if any."""
     reference: str | None = None
-    """That one of `methods` whose differences from all the others are told, corrected for their number; None: guided
-    methods are compared with the plain one of their kind, and with plain distillation."""
+    """That one of `methods` whose differences from all the others are told, corrected for their number; None, or one
+    that is not run: guided methods are compared with the plain one of their kind, and with plain distillation."""
+    order: Order = "seed"
+    """Does every seed draw the order of `tasks`, or are they learned as they are given?"""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each orders the tasks, parts their pairs, draws the adapters, orders the batches and draws what is asked."""
     train_prompts: int | None = None
@@ -101,7 +101,7 @@ class Plan:
         others = {name: form for name, form in self.guidance.items() if GUIDANCE.get(name) != form}
         object.__setattr__(self, "guidance", others)
         self._check_choices()
-        for method in self.methods:
+        for method in (*self.methods, *([] if self.reference is None else [self.reference])):
             self.parts(method)
         for method in self.settings:
             self.method(method)
@@ -111,8 +111,6 @@ class Plan:
             if getattr(self, name) not in choices:
                 raise StudyError(f"{name} is {getattr(self, name)!r}; choose of {', '.join(choices)}")
         _refuse_repeated("families", [task for tasks in self.families.values() for task in tasks])
-        if self.reference is not None and self.reference not in self.methods:
-            raise StudyError(f"reference is {self.reference!r}; choose of the methods, {', '.join(self.methods)}")
 
     def ordered(self, seed: int) -> tuple[str, ...]:
         """`tasks` in the order in which a seed learns them.

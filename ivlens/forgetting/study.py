@@ -134,12 +134,13 @@ class Study:
         """What one method has over each of the others, with p-values that Holm's method adjusts for all of them.
 
         Args:
-            reference: A method of the plan; the plan's own `reference` unless given, or its first method.
+            reference: A method of the plan; by default the plan's own `reference`, or, if that was not run, the first.
 
         >>> study.comparisons("replay")[["other", "measure", "n"]].values.tolist()[:2]
         [['lora', 'AP', 1], ['lora', 'GP', 1]]
         """
-        chosen = reference or self.plan.reference or self.plan.methods[0]
+        own = self.plan.reference if self.plan.reference in self.plan.methods else self.plan.methods[0]
+        chosen = own if reference is None else reference
         return metrics.comparisons(self.evaluations, chosen, guided=self.guided, families=self.families)
 
     def figures(self) -> dict[str, go.Figure]:

@@ -163,7 +163,7 @@ def families_of_differences(found: Findings) -> Iterator[Differences]:
     """The reference against each other method; where there is none, guided methods against the unguided and +kl."""
     values = {(line["method"], line["measure"]): line for line in found.summary.to_dict("records")}
     methods, reference = list(dict.fromkeys(found.summary["method"])), found.plan.reference
-    if reference is not None:
+    if reference in methods:
         others = [one for one in methods if one != reference]
         lines = {one: {name: values[reference, f"{name} over {one}"] for name in DIFFERENCES} for one in others}
         if lines:
