@@ -52,6 +52,8 @@ class Stream(IntEnum):
     """Directions that no head wrote."""
     GUIDE_DEMONSTRATIONS = 13
     """Demonstrations of the prompts that a guidance's vector is taken from."""
+    ANSWERED_PROMPTS = 15
+    """Demonstrations of the prompts that tell which queries a model answers right."""
 
 
 def open_stream(seed: int, stream: Stream, *numbers: int) -> np.random.Generator:

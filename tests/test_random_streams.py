@@ -29,6 +29,7 @@ VALUES = {
     11: {"GENERAL_PROMPTS"},
     12: {"GAUSSIANS"},
     13: {"GUIDE_DEMONSTRATIONS"},
+    15: {"ANSWERED_PROMPTS"},
 }
 
 
