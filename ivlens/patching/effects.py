@@ -1,7 +1,8 @@
 """Which heads carry the task? The average indirect effect of every head, with its uncertainty.
 
-Source: Todd et al. 2024, arXiv:2310.15213 (AIE on shuffled prompts); `corruption="zero-shot"` follows the published
-code of arXiv:2502.11019. Clean prompts and ranking prompts share no query pair.
+Source: Todd et al. 2024, arXiv:2310.15213 (AIE on shuffled prompts); `corruption="zero-shot"` follows the code of
+arXiv:2502.11019. Clean prompts and ranking prompts share no query pair; those of function_vectors, Todd et al.'s code,
+ask the same part of the pairs, and of it only what the model answers right, which here `answered_only` is for.
 """
 
 from __future__ import annotations
