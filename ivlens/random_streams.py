@@ -50,10 +50,10 @@ class Stream(IntEnum):
     """Queries and demonstrations of general tasks in a study."""
     GAUSSIANS = 12
     """Directions that no head wrote."""
-    GUIDE_DEMONSTRATIONS = 13
-    """Demonstrations of the prompts that a guidance's vector is taken from."""
     ANSWERED_PROMPTS = 15
     """Demonstrations of the prompts that tell which queries a model answers right."""
+    GUIDE_DEMONSTRATIONS = 16
+    """Demonstrations of the prompts that a guidance's vector is taken from."""
 
 
 def open_stream(seed: int, stream: Stream, *numbers: int) -> np.random.Generator:

@@ -159,9 +159,14 @@ def clean_prompts(
 ) -> tuple[Int[Tensor, " prompt"], Tokens]:
     """What mean head outputs are the mean over, and the number of each one's query."""
     asked = (queries or find_queries(model, task, settings)).mean
-    split = task.split(shots=settings.shots, seed=settings.seed)
-    prompts = _clean(task, cycled(asked, settings.clean_prompts), split, settings)
+    prompts = mean_prompts(task, settings, asked)
     return torch.arange(len(prompts)) % len(asked), tokenize(model, prompts)
+
+
+def mean_prompts(task: Task, settings: Settings, asked: Sequence[Pair] = ()) -> list[Prompt]:
+    """The clean prompts that mean head outputs, and so a task's vector, are taken from: of all pairs, or those asked."""
+    split = task.split(shots=settings.shots, seed=settings.seed)
+    return _clean(task, cycled(asked or split.mean, settings.clean_prompts), split, settings)
 
 
 def _clean(

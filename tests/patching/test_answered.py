@@ -125,12 +125,9 @@ def test_a_bridge_keeps_what_it_answers_right(kind: str, folders: Callable[[str]
         model: Any = ivlens.load(folder)
     else:
         hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = ivlens.load(
-            TransformerBridge.boot_transformers(
-                "tiny", hf_model=hf, tokenizer=tokenizer, dtype=torch.float32, device="cpu"
-            )
-        )
+        kept: dict[str, Any] = {"hf_model": hf, "tokenizer": AutoTokenizer.from_pretrained(folder)}
+        bridge: Any = TransformerBridge.boot_transformers("tiny", **kept, dtype=torch.float32, device="cpu")
+        model = ivlens.load(bridge)
     task = half_answerable(model)
     asked: dict[str, Any] = {"source": "instruction", "corruption": "zero-shot", "template": WORD_TEMPLATE, "shots": 3}
     settings = Settings(**asked, answered_only=True)
