@@ -54,6 +54,8 @@ class Stream(IntEnum):
     """In which order the tasks of a study are learned."""
     GUIDE_DEMONSTRATIONS = 14
     """Demonstrations of the prompts that a guidance's vector is taken from."""
+    ANSWERED_PROMPTS = 15
+    """Demonstrations of the prompts that tell which queries a model answers right."""
 
 
 def open_stream(seed: int, stream: Stream, *numbers: int) -> np.random.Generator:

@@ -30,6 +30,7 @@ VALUES = {
     12: {"GAUSSIANS"},
     13: {"TASK_ORDER"},
     14: {"GUIDE_DEMONSTRATIONS"},
+    15: {"ANSWERED_PROMPTS"},
 }
 
 

@@ -70,7 +70,8 @@ class AnalysisSettings(Settings):
     def record(self) -> dict[str, Any]:
         """As a run keeps it, which has a place of its own for the seed.
 
-        Heads and wordings stand in it where they are not the usual ones: those of largest AIE, and all in turn.
+        Heads, wordings and `answered_only` stand in it where they are not the usual ones: those of largest AIE, all in
+        turn, and every query.
         """
         values = asdict(self)
         del values["seed"]
@@ -79,6 +80,8 @@ class AnalysisSettings(Settings):
             values["heads"] = heads if isinstance(heads, str) else [str(head) for head in heads]
         if instruction != "all":
             values["instruction"] = instruction
+        if not self.answered_only:
+            del values["answered_only"]
         return values
 
 

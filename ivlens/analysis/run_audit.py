@@ -89,7 +89,7 @@ def audit(
         if not run.is_complete:
             found = work.all(Tables(run))
             run.write_with("vector.safetensors", found.vector.save)
-            run.write_json("prompts.json", example_prompts(task, work.settings))
+            run.write_json("prompts.json", example_prompts(model, task, work.settings))
             run.complete()
     return Audit.read(out)
 

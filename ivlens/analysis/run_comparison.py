@@ -28,7 +28,7 @@ from ivlens.datasets.task import task as find_task
 from ivlens.errors import ModelError, ShapeMismatch
 from ivlens.models import hooked, loader, lora, peft, peft_config
 from ivlens.models.lora import Adapter
-from ivlens.patching.effects import example_prompts
+from ivlens.patching.effects import Queries, example_prompts, find_queries
 from ivlens.patching.head_effects import HeadEffects
 from ivlens.patching.settings import Settings, gather_options
 from ivlens.prompts.builders import zero_shot
@@ -99,7 +99,7 @@ def compare(
     ) as run:
         if not run.is_complete:
             found = work.all(Tables(run))
-            run.write_json("prompts.json", example_prompts(task, work.settings))
+            run.write_json("prompts.json", example_prompts(base, task, work.settings))
             run.write_with("base_vector.safetensors", found.base_vector.save)
             run.write_with("tuned_vector.safetensors", found.tuned_vector.save)
             run.complete()
@@ -171,6 +171,11 @@ class _Work:
     def settings(self) -> Settings:
         return self.asked.measurement()
 
+    @cached_property
+    def queries(self) -> Queries:
+        """What both models are asked; where `answered_only` is asked for, what the base model answers right."""
+        return find_queries(self.base, self.task, self.settings)
+
     @contextmanager
     def tuned(self) -> Iterator[HookedTransformer]:
         """The tuned model, for the `with` block."""
@@ -211,14 +216,15 @@ class _Work:
         prepare = partial(probes.prepare, task=self.task, prompts=self.asked.queries, draws=self.asked.draws)
         probe = prepare(self.base, vector=before.vector) if is_asked else None
         found = [per_prompt(self.base, probe)] if probe else []
-        wrote = [] if tables.has("drift") else [write_by_query(self.base, self.task, self.settings, sets)]
+        write = partial(write_by_query, task=self.task, settings=self.settings, queries=self.queries)
+        wrote = [] if tables.has("drift") else [write(self.base, sets=sets)]
         with self.tuned() as model:
             self.check_reading(model)
             after = self.side(model, "tuned", tuned_digest, tables)
             if probe:
                 found += [per_prompt(model, probe), per_prompt(model, prepare(model, vector=after.vector))]
             if wrote:
-                wrote.append(write_by_query(model, self.task, self.settings, [*sets, after.vector.heads]))
+                wrote.append(write(model, sets=[*sets, after.vector.heads]))
         return Comparison(
             base=before.effects,
             tuned=after.effects,
@@ -242,6 +248,7 @@ class _Work:
             name=hooked.model_name(model) if which == "base" else self.pair.name,
             digest=digest,
             memory=self.memory,
+            queries=self.queries,
         )
         heads = self.heads or effects.top(self.asked.top)
         vector = instruction_vector(model, self.task, effects=effects, heads=heads, memory=self.memory)

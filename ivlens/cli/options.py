@@ -102,6 +102,9 @@ def _option_of(one: Field[Any]) -> inspect.Parameter:
         default = kind(one.default)
     elif about["least"] is not None:
         kind, option, default = int, number(about["words"]), one.default
+    elif isinstance(one.default, bool):
+        flag = f"--{one.name.replace('_', '-')}"
+        kind, option, default = bool, typer.Option(flag, help=about["words"]), one.default
     elif default is None:
         kind = str | None
     return inspect.Parameter(

@@ -256,7 +256,7 @@ def _plan(content: Mapping[str, Any]) -> Plan:
 
 
 def _guidance(name: str, form: Any) -> dict[str, Any]:
-    """A form of a known name changes that form; any other starts from the published one."""
+    """A form of a known name changes that form; any other starts from `iv`."""
     _refuse_unknown(Guidance, _table(form, f"guidance.{name}"), f"guidance.{name}.")
     return {**asdict(GUIDANCE.get(name, Guidance())), **form}
 

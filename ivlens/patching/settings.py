@@ -60,6 +60,7 @@ class Options(TypedDict, total=False):
     corruption: Corruption
     source: Source
     effect: Effect
+    answered_only: bool
     seed: int
     template: Layout
 
@@ -102,6 +103,12 @@ class Settings:
         default="prob",
         metadata=option(
             "Probability of the first answer token, or log-likelihood of the whole answer in nats.", choices=Effect
+        ),
+    )
+    answered_only: bool = field(
+        default=False,
+        metadata=option(
+            "Means and effects from queries that the model answers right on a clean prompt; the others are left out."
         ),
     )
     seed: int = field(default=0, metadata=option("Decides splits, prompts and draws.", least=0))
@@ -163,6 +170,8 @@ class Settings:
             if about["least"] is not None:
                 # Numbers of NumPy become Python's, as JSON wants them.
                 object.__setattr__(self, one.name, _whole(one.name, value, about["least"]))
+        if not isinstance(self.answered_only, bool):
+            raise IvlensError(f"answered_only is {self.answered_only!r}; it must be True or False")
         if not isinstance(self.template, Template | ChatTemplate):
             raise IvlensError(
                 f"template is {self.template!r}, no template; give ivlens.template({self.template!r}, model)"

@@ -25,7 +25,7 @@ from ivlens.datasets.task import tasks as built_in
 from ivlens.errors import IvlensError, PromptError, ShapeMismatch, TaskError
 from ivlens.models import hooked
 from ivlens.patching.activations import score_answers
-from ivlens.patching.effects import measure_effects, task_mean_z
+from ivlens.patching.effects import find_queries, measure_effects, task_mean_z
 from ivlens.patching.head_effects import rank_heads
 from ivlens.patching.settings import Options, Settings, gather_options
 from ivlens.progress import track
@@ -203,8 +203,9 @@ def universal_heads(
         considered.append(_consider(model, one, settings))
         if not considered[-1].entered:
             continue
-        z = task_mean_z(model, one, settings)
-        grids.append(measure_effects(model, one, z, settings, memory=memory, model_digest="").aie)
+        queries = find_queries(model, one, settings)
+        z = task_mean_z(model, one, settings, queries=queries)
+        grids.append(measure_effects(model, one, z, settings, memory=memory, model_digest="", queries=queries).aie)
         outputs.append(z)
         done.append(one)
     if not done:
@@ -251,6 +252,11 @@ def _consider(model: HookedTransformer, task: Task, settings: Settings) -> Consi
     right = float(score_answers(model, tokens)[0].double().mean())
     above = "above" if right > majority else "not above"
     reason = f"accuracy {right:.2f}, {above} the most frequent answer's share {majority:.2f}"
+    if right > majority and settings.answered_only:
+        try:
+            find_queries(model, task, settings)
+        except TaskError as error:
+            return tried(accuracy=right, entered=False, reason=str(error))
     return tried(accuracy=right, entered=right > majority, reason=reason)
 
 

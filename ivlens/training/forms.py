@@ -1,9 +1,9 @@
 """In which forms can training be guided by a vector? Ours, the follow-up's as its code has it, and their controls.
 
-`iv` follows the text of Jiang et al. 2024, arXiv:2406.12227, of which no code is public: the student is steered by `s`
-times the vector, `s` falling from 1 to 0, and held to the steered base model by `0.05 * KL[teacher || student]`. What
-the text leaves open is ours: the mean over the answer's tokens, the schedule's shape, and that the new task's vector is
-the mean over its own training prompts, with their instruction and without demonstrations.
+`iv` follows the description of Jiang et al. 2024, arXiv:2406.12227, of which no code is public: the student is steered
+by `s` times the vector, `s` falling from 1 to 0, and held to the steered base model by `0.05 * KL[teacher || student]`.
+What no code settles is ours: the mean over the answer's tokens, the schedule's shape, the place, and that the vector is
+what the heads write on the new task's own training prompts.
 
 `fv-published` is the form of its follow-up, arXiv:2502.11019, as its code has it (GangweiJiang/FvForgetting; read were
 `src/tuning/trainer/base.py` with `src/tuning/model/hparam.py`, `adapter.py` and `llama/modeling_llama.py`, the three
@@ -23,7 +23,7 @@ prompts, where they keep those whose answers are most probable. Not to be known:
 have, since the data is not in the repository; and the weights of the later stages of their first sequence, where the
 script names variables that it does not set.
 
-`fv` is ours, after that paper: heads and divergence as in `iv-kl`.
+`fv` is ours, after that paper: heads beside the divergence of `iv-kl`. `docs/methods.md` has all of them in one table.
 """
 
 from __future__ import annotations

@@ -105,6 +105,7 @@ class Ewc(Lora):
     Source: Kirkpatrick et al. 2017, arXiv:1612.00796. Here `W` are the adapted weights rather than the factors, which
     every stage has anew; and the Fishers of all earlier stages are summed around the latest weights, as in Schwarz et
     al. 2018, arXiv:1805.06370, rather than kept with anchors of their own. In the first stage there is nothing to keep.
+    TRACE's code (`model/Regular/EWC.py`) sums the squared gradients of its batches while it trains, and takes 400.
     """
 
     weight: float = 1e4
@@ -161,7 +162,9 @@ class Lwf(Lora):
     """Learning without forgetting: `weight * T^2 * KL[previous || new]` on the new task's own prompts.
 
     Source: Li and Hoiem 2016, arXiv:1606.09282, at temperature T. The previous model is the one before this stage,
-    and is never steered; where guidance steers the student, its steered answers are compared.
+    and is never steered; where guidance steers the student, its steered answers are compared. In the first stage that
+    is the base model; TRACE's code (`model/Regular/LwF.py`) begins with the second, and there it is KL[new || previous]
+    without `T^2`, summed over all tokens of prompt and answer; here it is the mean over answer tokens.
     """
 
     weight: float = 1.0
@@ -183,8 +186,9 @@ class Lwf(Lora):
 class Olora(Lora):
     """Orthogonal subspaces: `weight * sum |A_old A_new^T|` over adapted weights and all entries.
 
-    Source: Wang et al. 2023, arXiv:2310.14152; the sum of absolute entries is what their published code takes. Their
-    further penalty on the norm of the factors is left out (weight decay is a setting of the training).
+    Source: Wang et al. 2023, arXiv:2310.14152; the sum of absolute entries is what their code takes
+    (`src/uie_trainer_lora.py`). Its further penalty on the norm of the factors, at 0 in most of its scripts, is left
+    out (weight decay is a setting of the training).
     """
 
     weight: float = 0.5

@@ -269,7 +269,7 @@ def test_a_form_that_repeats_the_built_in_one_changes_nothing() -> None:
     assert repeated == plain and repeated.record() == plain.record() and again(plain) == plain
 
 
-def test_a_table_changes_a_known_form_and_starts_any_other_from_the_published_one() -> None:
+def test_a_table_changes_a_known_form_and_starts_any_other_from_iv() -> None:
     content = {"guidance": {"kl": {"kl": 0.5}, "mine": {"kl": 0.5}}, "methods": ["lora+kl", "lora+mine"]}
     found = plan.from_record(LEAST | content)
     assert found.parts("lora+kl") == ("lora", Guidance(vector="zero", kl=0.5))
