@@ -82,6 +82,7 @@ LOOKS = {
     "unscaled": Look(BLUE, "circle-open", "dot"),
     "own": Look(VERMILION, "diamond"),
     "random": Look(GREY, "square"),
+    "low-AIE": Look(ORANGE, "diamond"),
     "bottom": Look(ORANGE, "diamond"),
     "gaussian": Look(PINK, "cross"),
     "other-task": Look(GREEN, "triangle-up"),
