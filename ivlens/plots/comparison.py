@@ -181,7 +181,7 @@ def _bars(kind: marks.Kind, names: list[str], in_legend: bool) -> go.Bar:
     return go.Bar(
         x=names,
         y=[point.value for point in kind.points],
-        marker={"color": kind.colour, "opacity": 0.45 if kind.look.is_open else 1},
+        marker={"color": kind.look.fill},
         error_y=marks.error_bars(kind.points),
         name=_HEADS.get(kind.name, kind.name),
         legendgroup=kind.name,

@@ -21,7 +21,7 @@ from ivlens.plots.style import GREY, Look, Width, break_text, lay_out, method_lo
 from ivlens.plots.style import looks as find_looks
 from ivlens.tables import interval_text
 
-_LONGEST: dict[Width, int] = {"column": 18, "page": 34}
+_LONGEST: dict[Width, int] = {"column": 26, "page": 34}
 """Letters of a method's name."""
 
 
@@ -76,7 +76,9 @@ def method_dots(
     left = round(max(map(text_width, shown), default=0)) + 16
     high = max(22, 8 * len(kinds) + 8) * len(methods)
     across = len(names) if width == "page" else 2
-    panels = arrange(names, width=width, height=max(high, 70), across=across, gap=(18, 40), left=left)
+    panels = arrange(
+        names, width=width, height=max(high, 70), across=across, gap=(18, 56 if across < len(names) else 0), left=left
+    )
     for place, name in zip(panels.places, names, strict=True):
         own: Any = frame[frame["panel"] == name]
         points = read_points(own, at="method", value="value", heads="kind")

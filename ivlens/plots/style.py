@@ -70,9 +70,10 @@ class Look(NamedTuple):
     dash: str = "solid"
 
     @property
-    def is_open(self) -> bool:
-        """Is it hollow, and pale where it is a bar?"""
-        return "open" in self.symbol
+    def fill(self) -> str:
+        """Of a bar: pale where the symbol is hollow."""
+        red, green, blue = bytes.fromhex(self.colour[1:])
+        return f"rgba({red},{green},{blue},0.45)" if "open" in self.symbol else self.colour
 
 
 LOOKS = {
@@ -81,6 +82,7 @@ LOOKS = {
     "unscaled": Look(BLUE, "circle-open", "dot"),
     "own": Look(VERMILION, "diamond"),
     "random": Look(GREY, "square"),
+    "low-AIE": Look(ORANGE, "diamond"),
     "bottom": Look(ORANGE, "diamond"),
     "gaussian": Look(PINK, "cross"),
     "other-task": Look(GREEN, "triangle-up"),
@@ -138,6 +140,8 @@ DIVERGING = (
     (0.875, "#B2182B"),
     (1.0, "#67001F"),
 )
+# Of effects: by their square root, so that one large head does not leave all others white. Still symmetric about 0.
+EFFECTS = tuple((0.5 + 2 * (place - 0.5) * abs(place - 0.5), colour) for place, colour in DIVERGING)
 # The half of the diverging scale that stands apart from the one of effects, turned round: white is 0.
 SEQUENTIAL = tuple((1 - 2 * place, colour) for place, colour in reversed(DIVERGING) if place <= 0.5)
 
@@ -210,9 +214,19 @@ def method_looks(methods: Iterable[str]) -> dict[str, Look]:
 
 
 def looks(names: Iterable[str]) -> dict[str, Look]:
-    """How things of any name are drawn: as `LOOKS` says, others in a colour that follows from the name alone."""
-    symbols = itertools.cycle(_OTHER_SYMBOLS)
-    return {name: LOOKS.get(name) or Look(_pick(COLOURS, name), next(symbols)) for name in names}
+    """How things of any name are drawn: as `LOOKS` says; others in a colour that follows from the name.
+
+    Only where that colour is taken in this figure has a name that nobody knows the next one.
+    """
+    found = {name: LOOKS.get(name) for name in names}
+    taken = {look.colour for look in found.values() if look is not None}
+    for number, name in enumerate(name for name, look in found.items() if look is None):
+        start = COLOURS.index(_pick(COLOURS, name))
+        choices = [*COLOURS[start:], *COLOURS[:start]]
+        colour = next((one for one in choices if one not in taken), choices[0])
+        taken.add(colour)
+        found[name] = Look(colour, _OTHER_SYMBOLS[number % len(_OTHER_SYMBOLS)])
+    return {name: look for name, look in found.items() if look is not None}
 
 
 def without_weight(method: str) -> str:

@@ -19,7 +19,8 @@ _AUDIT = {
     ),
     "aie": (
         "Which heads carry the task",
-        "AIE of every head; those of the vector are outlined. The middle of the scale is 0.",
+        "AIE of every head; those of the vector are outlined. The middle of the scale is 0, and colours grow "
+        "with the square root of the effect, so that one large head leaves the others to be seen.",
     ),
     "places": (
         "Where, and at what length, the vector works",

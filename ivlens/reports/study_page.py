@@ -27,7 +27,11 @@ _STUDY = {
         "On the base model's vector, before the first and after the last stage.",
     ),
     "drift": ("How far the vectors moved", "Cosine with the base model's vector after each stage."),
-    "aie": ("Which heads carry the tasks", "AIE before the first stage, after the last, and the difference."),
+    "aie": (
+        "Which heads carry the tasks",
+        "AIE before the first stage, after the last, and the difference. Colours grow with the square root of the "
+        "effect.",
+    ),
     "recovery-by-stage": (
         "What the vector brings back, stage by stage",
         "Accuracy on the probes without a vector, with the base model's, with what the same heads write in the tuned "
