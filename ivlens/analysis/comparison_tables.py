@@ -34,7 +34,7 @@ _RECOVERY = {
     "instruction": "with the instruction",
     "zero-shot": "query alone",
 }
-_HEADS = {"chosen": "", "random": "  random heads", "unscaled": "  the vector at scale 1"}
+_HEADS = {"chosen": "", "random": "  random heads", "unscaled": "  chosen heads, scale 1"}
 """How the line of each kind of heads is called below that of the measure."""
 _DRIFT = {
     ("cosine", "own"): "cosine of the vectors, each of its own heads",

@@ -40,7 +40,7 @@ SMALL: dict[str, Any] = {
     "template": WORD_TEMPLATE,
 }
 BASELINES = ["zero-shot", "instructed", "few-shot", "shuffled", "statement"]
-KINDS = ["", ", random", ", bottom", ", gaussian", ", other-task"]
+KINDS = ["", ", random", ", low-AIE", ", gaussian", ", other-task"]
 STEERED = [f"steered{kind}{suffix}" for suffix in ("", ", scale 1") for kind in KINDS]
 FRAMES = ("measures", "steering", "heads")
 
@@ -103,14 +103,14 @@ def test_every_table_has_its_columns_and_rows(found: Audit, folder: Path) -> Non
     assert list(found.steering.columns) == list(STEERING)
     by_layer = found.steering.groupby("heads", sort=False)
     assert {kind: list(part["layer"]) for kind, part in by_layer} == {
-        kind: [0, 1, 2] for kind in ("chosen", "random", "bottom", "gaussian", "other-task")
+        kind: [0, 1, 2] for kind in ("chosen", "random", "low-AIE", "gaussian", "other-task")
     }
     assert set(found.steering["n_heads"]) == {3}
-    assert dict(by_layer["draws"].first()) == {"chosen": 1, "random": 2, "bottom": 2, "gaussian": 2, "other-task": 1}
+    assert dict(by_layer["draws"].first()) == {"chosen": 1, "random": 2, "low-AIE": 2, "gaussian": 2, "other-task": 1}
     assert list(found.heads.columns) == list(HEADS)
     kinds = {count: list(part["heads"]) for count, part in found.heads.groupby("n_heads")}
     both = ["chosen", "random"]
-    assert kinds == {1: both, 2: both, 3: [*both, "bottom", "gaussian", "other-task"], 5: both, 10: both}
+    assert kinds == {1: both, 2: both, 3: [*both, "low-AIE", "gaussian", "other-task"], 5: both, 10: both}
     effects = pd.read_parquet(folder / "effects.parquet")
     assert list(effects.columns) == list(EFFECTS) and len(effects) == 5 * 3 * 4
     assert list(found.places.columns) == list(PLACES) and len(found.places) == 3 * len(SCALES)

@@ -631,7 +631,7 @@ def test_a_stopped_audit_goes_on_to_the_numbers_of_an_uninterrupted_one(
 def test_a_fault_of_ours_keeps_its_traceback(checkpoint: Path, tmp_path: Path) -> None:
     process = shell(
         "tasks",
-        code="from ivlens.analysis import audit_tables\naudit_tables.print_tasks = lambda tasks: 1 / 0",
+        code="from ivlens.cli import tasks\ntasks.print_tasks = lambda tasks: 1 / 0",
     )
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1 and "Traceback" in err and "ZeroDivisionError" in err
