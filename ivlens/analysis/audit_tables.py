@@ -98,9 +98,11 @@ def print_choices(found: Findings) -> None:
 
 
 def audit_html(found: Findings) -> str:
-    """The answer and all measures, for a notebook."""
+    """The answer, all measures, and what is lost without heads, for a notebook."""
     where = safe(f"{found.vector.task} on {found.vector.model}")
-    return f"<p><b>{where}</b><br>{safe(sentence(found))}</p>{table_html(audit_tables(found)[0])}"
+    tables = audit_tables(found)
+    shown = [tables[0], *tables[3:4]]
+    return f"<p><b>{where}</b><br>{safe(sentence(found))}</p>{''.join(map(table_html, shown))}"
 
 
 def audit_tables(found: Findings) -> list[Table]:

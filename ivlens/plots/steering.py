@@ -68,7 +68,7 @@ def steering_by_layer(
         figure.add_trace(marks.band(kind))
         figure.add_trace(marks.line(kind, [point.at for point in kind.points], texts))
         if draws is not None:
-            own = draws[draws["heads"] == kind.points[0].heads]
+            own = _drawn(draws, kind)
             at = [layer + _aside(index, kinds) for layer in own["layer"]]
             figure.add_trace(_draw_points(kind, at, own["accuracy"].tolist()))
     figure.add_traces(marks.baselines(baselines or {}, first, last))
@@ -160,7 +160,8 @@ def accuracy_by_heads(
         line = marks.line(kind, places, texts)
         figure.add_trace(line.update(error_y=marks.error_bars(kind.points)))
         if draws is not None:
-            own = draws[(draws["heads"] == kind.points[0].heads) & draws["n_heads"].isin(counts)]
+            own = _drawn(draws, kind)
+            own = own[own["n_heads"].isin(counts)]
             at = [counts.index(count) + aside for count in own["n_heads"]]
             figure.add_trace(_draw_points(kind, at, own["accuracy"].tolist()))
     figure.add_traces(marks.baselines(baselines or {}, -0.3, len(counts) - 0.7))
@@ -178,6 +179,11 @@ def _named(points: list[Point]) -> list[marks.Kind]:
 def _aside(index: int, kinds: list[marks.Kind]) -> float:
     """Side by side, so that the intervals or draws of two kinds do not hide each other."""
     return 0.08 * (index - (len(kinds) - 1) / 2)
+
+
+def _drawn(draws: pd.DataFrame, kind: marks.Kind) -> pd.DataFrame:
+    """The draws of a control; the chosen heads were not drawn."""
+    return draws[(draws["heads"] == kind.points[0].heads) & (draws["heads"] != "chosen")]
 
 
 def _draw_points(kind: marks.Kind, at: list[float], values: list[float]) -> go.Scatter:
