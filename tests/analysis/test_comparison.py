@@ -226,17 +226,17 @@ def written(n: int, cosine: float, noise: float, generator: torch.Generator) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("cosine", "noise"), [(0.95, 0.1), (0.6, 0.1), (0.95, 0.35)])
-@pytest.mark.parametrize(("n", "least"), [(5, 0.90), (16, 0.92), (50, 0.92)])
+@pytest.mark.parametrize(("cosine", "noise"), [(0.95, 0.1), (0.6, 0.35)])
+@pytest.mark.parametrize(("n", "least"), [(5, 0.90), (16, 0.92)])
 def test_the_interval_of_a_cosine_covers_the_true_one(cosine: float, noise: float, n: int, least: float) -> None:
     generator, found = torch.Generator().manual_seed(n), []
-    for _ in range(300):
+    for _ in range(150):
         base, tuned = written(n, cosine, noise, generator)
         _, _, value, low, high, _ = vector_drift(base.repeat(2, 1, 1), tuned.repeat(3, 1, 1))[0]
         assert -1 <= low <= value <= high <= 1
         found.append(low <= cosine <= high)
-    # Within three standard errors of 300 simulations.
-    assert np.mean(found) >= least - 3 * np.sqrt(least * (1 - least) / 300)
+    # Within three standard errors of 150 simulations.
+    assert np.mean(found) >= least - 3 * np.sqrt(least * (1 - least) / 150)
 
 
 def test_random_heads_that_differ_widen_the_interval_of_their_cosine() -> None:
