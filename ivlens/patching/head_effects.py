@@ -165,6 +165,8 @@ class HeadEffects:
         >>> effects.how_many_clear()
         '1 of 48 heads is clear of 0 (p ≤ 0.05 after Holm)'
         """
+        if (queries := len(self.queries.unique())) < 6:
+            return f"{queries} queries cannot tell any head from 0; 6 can"
         clear, heads = len(self.clear()), math.prod(self.cie.shape[1:])
         return f"{clear} of {heads} heads {'is' if clear == 1 else 'are'} clear of 0 (p ≤ 0.05 after Holm)"
 
