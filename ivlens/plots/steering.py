@@ -183,7 +183,7 @@ def _aside(index: int, kinds: list[marks.Kind]) -> float:
 
 def _drawn(draws: pd.DataFrame, kind: marks.Kind) -> pd.DataFrame:
     """The draws of a control; the chosen heads were not drawn."""
-    return draws[(draws["heads"] == kind.points[0].heads) & (draws["heads"] != "chosen")]
+    return draws.query("heads == @kind.points[0].heads and heads != 'chosen'")
 
 
 def _draw_points(kind: marks.Kind, at: list[float], values: list[float]) -> go.Scatter:
