@@ -285,5 +285,5 @@ def test_necessity_stands_beside_the_aie_of_the_same_head():
     assert list(aie.x) == [0.45, 0.0] and list(np.round(instructed.y)) == [0, 1, 2] and instructed.x[1] == 0.2
     assert instructed.text[1] == "L3H1, instructed: 0.200 [0.100, 0.300]" and few_shot.text[0].endswith("not measured")
     assert figure.layout.xaxis.title.text == "AIE (nats)"
-    with pytest.raises(FigureError, match="the table has 2 rows for L3H3 AIE"):
+    with pytest.raises(FigureError, match="the table has 2 rows for heads L3H3 AIE"):
         plots.necessity_by_head(pd.concat([frame, frame.iloc[:1]]))
