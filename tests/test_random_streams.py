@@ -19,7 +19,7 @@ VALUES = {
     1: {"CLEAN_PROMPTS", "BENCHMARK_LIMIT", "LAB_DEMONSTRATIONS"},
     2: {"CORRUPTED_PROMPTS"},
     3: {"RANDOM_HEADS"},
-    4: {"BOTTOM_HEADS"},
+    4: {"LOW_AIE_HEADS"},
     5: {"OTHER_TASKS"},
     6: {"BASELINE_PROMPTS"},
     7: {"TRAINING_ORDER"},
@@ -31,6 +31,7 @@ VALUES = {
     13: {"TASK_ORDER"},
     14: {"GUIDE_DEMONSTRATIONS"},
     15: {"ANSWERED_PROMPTS"},
+    16: {"SIGNS"},
 }
 
 
