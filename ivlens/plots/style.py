@@ -83,7 +83,6 @@ LOOKS = {
     "own": Look(VERMILION, "diamond"),
     "random": Look(GREY, "square"),
     "low-AIE": Look(ORANGE, "diamond"),
-    "bottom": Look(ORANGE, "diamond"),
     "gaussian": Look(PINK, "cross"),
     "other-task": Look(GREEN, "triangle-up"),
     "none": Look(BLACK, "x"),

@@ -48,10 +48,10 @@ def test_a_method_has_one_colour_whatever_else_is_drawn(colours):
 
 
 def test_a_kind_of_heads_has_one_colour_whatever_else_is_drawn():
-    kinds = ("chosen", "unscaled", "random", "bottom", "gaussian", "other-task", "none")
+    kinds = ("chosen", "unscaled", "random", "low-AIE", "gaussian", "other-task", "none")
     frame = pd.DataFrame({"heads": kinds, "accuracy": 0.5, "value": 0.5, "low": 0.4, "high": 0.6})
     found: dict[str, set[str]] = {kind: set() for kind in kinds}
-    for subset in (list(kinds), ["random", "bottom"], ["none", "chosen", "unscaled"]):
+    for subset in (list(kinds), ["random", "low-AIE"], ["none", "chosen", "unscaled"]):
         own = frame[frame["heads"].isin(subset)]
         for figure in (plots.steering_by_layer(own.assign(layer=0)), plots.accuracy_by_heads(own.assign(n_heads=1))):
             for trace in figure.data:
