@@ -34,10 +34,22 @@ class TaskWarning(UserWarning):
 
 
 class Pair(NamedTuple):
-    """One fact of a task; the output has no leading space."""
+    """One fact of a task; the outputs have no leading space."""
 
     input: str
     output: str
+    """What prompts show, and what probabilities and greedy matches are of."""
+    also: tuple[str, ...] = ()
+    """Other outputs that are right, too, where there are several."""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """All right outputs, first the one that is shown."""
+        return (self.output, *self.also)
+
+    def __repr__(self) -> str:
+        also = f", also={self.also!r}" if self.also else ""
+        return f"Pair(input={self.input!r}, output={self.output!r}{also})"
 
 
 class Split(NamedTuple):
@@ -79,10 +91,8 @@ class Task:
         if not self.pairs:
             raise TaskError(f"task {self.name!r} has no pairs; add pairs of an input and an output")
         for pair in self.pairs:
-            if not pair.input.strip() or not pair.output.strip():
-                raise TaskError(
-                    f"task {self.name!r} has the pair {tuple(pair)} with an empty side; fill it in or drop it"
-                )
+            if not all(text.strip() for text in (pair.input, *pair.outputs)):
+                raise TaskError(f"task {self.name!r} has the pair {pair} with an empty side; fill it in or drop it")
         if any(not wording.strip() for wording in self.instructions):
             raise TaskError(f"task {self.name!r} has an empty instruction; fill it in or drop it")
         if self.statement is not None and "{input}" not in self.statement:
@@ -99,7 +109,8 @@ class Task:
         >>> len(task.digest), dataclasses.replace(task, name="opposites").digest == task.digest
         (64, True)
         """
-        content = [self.pairs, self.instructions, self.statement]
+        pairs = [pair if pair.also else pair[:2] for pair in self.pairs]
+        content = [pairs, self.instructions, self.statement]
         return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
 
     def __repr__(self) -> str:
@@ -115,7 +126,7 @@ class Task:
             ("pairs", f"{len(self.pairs)}: enough for up to {max(0, len(self.pairs) - 10)} shots"),
             *(("instruction", wording) for wording in self.instructions or ["none: not measured"]),
             ("statement", self.statement or "none: not measured"),
-            *(("example", " → ".join(pair)) for pair in self.pairs[:3]),
+            *(("example", f"{pair.input} → {' or '.join(pair.outputs)}") for pair in self.pairs[:3]),
         ]
 
     def _repr_html_(self) -> str:
