@@ -9,9 +9,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import warnings
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,18 +16,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ivlens.datasets import task_files
-from ivlens.datasets.csv_files import Columns
+from ivlens.datasets.entries import list_names as list_names
 from ivlens.datasets.huggingface import HUB
+from ivlens.datasets.records import Columns
 from ivlens.datasets.task_files import Content
 from ivlens.errors import TaskError
+from ivlens.errors import TaskWarning as TaskWarning
 from ivlens.random_streams import Stream, open_stream
 from ivlens.tables import html_table
 
 BUILT_IN = Path(__file__).parents[1] / "lab" / "tasks"
-
-
-class TaskWarning(UserWarning):
-    """A task can be used, but something about it will blur what is measured on it."""
 
 
 class Pair(NamedTuple):
@@ -196,7 +191,7 @@ def task(name: str | Path, *, columns: Columns | None = None) -> Task:
     if str(name) in tasks():
         return read_task(built_in, columns=columns)  # Which refuses columns.
     if str(name).startswith(HUB):
-        return _of(task_files.read_hub(str(name), columns), name)
+        return _of(task_files.read_hub(str(name), columns))
     path = Path(name)
     if exists(path):
         return read_task(path, columns=columns)
@@ -218,42 +213,13 @@ def read_task(path: Path, *, columns: Columns | None = None) -> Task:
     Raises:
         TaskError: not readable, of no known format, unknown or missing keys, empty, or with contradicting duplicates.
     """
-    return _of(task_files.read_content(path, columns), path)
+    return _of(task_files.read_content(path, columns))
 
 
-def _of(content: Content, where: str | Path) -> Task:
+def _of(content: Content) -> Task:
     return Task(
         name=content.name,
-        pairs=_consistent([Pair(*pair) for pair in content.pairs], where),
+        pairs=tuple(Pair(one.input, one.outputs[0], one.outputs[1:]) for one in content.entries),
         instructions=content.instructions,
         statement=content.statement,
     )
-
-
-def _consistent(pairs: Sequence[Pair], path: str | Path) -> tuple[Pair, ...]:
-    """Drop repeated pairs, and leave out aloud the inputs that are given two outputs.
-
-    Which of them is right is not known: measuring on such an input would be wrong either way, and refusing the file for
-    it would be worse.
-    """
-    outputs = defaultdict(set)
-    for pair in pairs:
-        outputs[pair.input].add(pair.output)
-    contradicting = {given: sorted(wanted) for given, wanted in outputs.items() if len(wanted) > 1}
-    if contradicting:
-        given, wanted = next(iter(contradicting.items()))
-        example = f"{given!r} is given the outputs {', '.join(map(repr, wanted))}"
-        if len(contradicting) == len(outputs):
-            raise TaskError(
-                f"{path} contradicts itself: {example}, and so is every other input; keep one output of each"
-            )
-        left_out = f"{len(contradicting)} of {len(outputs)} inputs are left out: {list_names(contradicting)}"
-        warnings.warn(f"{path} contradicts itself: {example}; {left_out}", TaskWarning, stacklevel=5)
-    return tuple(dict.fromkeys(pair for pair in pairs if pair.input not in contradicting))
-
-
-def list_names(names: Iterable[str], most: int = 5) -> str:
-    """Names in quotes; of many the first, and how many there are more."""
-    names = list(names)
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(repr, names[:most])) + rest

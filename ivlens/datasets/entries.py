@@ -1,0 +1,124 @@
+"""Which entries of a file can be asked, and what becomes of the others?
+
+An entry is an input with all of its right outputs. One that lacks either is left out, aloud and counted; a file is
+refused only where nothing of it is left.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, TypeVar
+
+from ivlens.errors import TaskError, TaskWarning
+
+Given, Found = TypeVar("Given"), TypeVar("Found")
+
+
+class Entry(NamedTuple):
+    """An input and its right outputs: first the one that prompts show."""
+
+    input: str
+    outputs: tuple[str, ...]
+
+
+def read_each(
+    read: Callable[[Given, str], Found],
+    given: Sequence[Given],
+    where: str,
+    *,
+    unit: str = "entry",
+    numbers: Sequence[int] | None = None,
+) -> list[Found]:
+    """What is read of each; what raises a TaskError is left out aloud.
+
+    Args:
+        read: Takes one and its place, such as "entry 3", with which its complaints begin.
+        unit: What one is called: entry, line, row.
+        numbers: Of each; counted from 1 unless given.
+
+    Raises:
+        TaskError: nothing is left.
+    """
+    found, complaints = [], []
+    for number, one in zip(numbers or range(1, len(given) + 1), given, strict=True):
+        try:
+            found.append(read(one, f"{unit} {number}"))
+        except TaskError as error:
+            complaints.append(str(error))
+    if complaints and not found:
+        raise TaskError(f"{where}, {complaints[0]}")
+    if complaints:
+        shown = f"{complaints[0]}{' (the first of them)' if len(complaints) > 1 else ''}"
+        say(f"{where}: {len(complaints)} of {len(given)} {_plural(unit)} are left out: {shown}")
+    return found
+
+
+def _plural(unit: str) -> str:
+    return "entries" if unit == "entry" else f"{unit}s"
+
+
+def say(sentence: str) -> None:
+    warnings.warn(sentence, TaskWarning, stacklevel=3)
+
+
+def texts_of(value: object, what: str) -> tuple[str, ...]:
+    """A value as the texts that it stands for: itself, a number as it is written, all of a list.
+
+    Args:
+        what: The value, for complaints, such as "entry 3: 'output'".
+
+    Raises:
+        TaskError: it is nothing, or neither text nor number.
+    """
+    if isinstance(value, str):
+        return (_checked(value.strip(), what),)
+    if value is None or (isinstance(value, float) and value != value) or value == []:
+        raise TaskError(f"{what} is empty; fill it in")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return (str(value),)
+    if isinstance(value, list) and not any(isinstance(one, list) for one in value):
+        return tuple(dict.fromkeys(texts_of(one, what)[0] for one in value))
+    came = json.dumps(value, ensure_ascii=False, default=str)
+    came = came if len(came) <= 60 else f"{came[:57]}..."
+    raise TaskError(f"{what} is {came}; write text, a number or a list of texts")
+
+
+def _checked(text: str, what: str) -> str:
+    if not text:
+        raise TaskError(f"{what} is empty; fill it in")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise TaskError(f"{what} has half a character in it (a lone surrogate); mend it") from error
+    return text
+
+
+def merge(entries: Iterable[Entry], where: str) -> list[Entry]:
+    """Every input once, with all outputs that it is given anywhere.
+
+    Which of them is right the file does not say: all of them are taken to be, aloud.
+    """
+    outputs: dict[str, dict[str, None]] = {}
+    unlike: dict[str, None] = {}
+    for given, right in entries:
+        known = outputs.setdefault(given, dict.fromkeys(right))
+        if known.keys() != set(right):
+            unlike[given] = None
+            known.update(dict.fromkeys(right))
+    if unlike:
+        first = next(iter(unlike))
+        say(
+            f"{where}: {len(unlike)} of {len(outputs)} inputs are given several outputs, such as {first!r} "
+            f"{list_names(outputs[first])}: all of them count as right, and the first is the one that prompts show and "
+            "probabilities are of; drop those that are wrong"
+        )
+    return [Entry(given, tuple(right)) for given, right in outputs.items()]
+
+
+def list_names(names: Iterable[str], most: int = 5) -> str:
+    """Names in quotes; of many the first, and how many there are more."""
+    names = list(names)
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(repr, names[:most])) + rest
