@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ivlens.datasets.entries import Entry
+from ivlens.datasets.entries import Pair
 from ivlens.datasets.records import Columns, find_form, read_records
 from ivlens.errors import TaskError
 from ivlens.storage.atomic_files import LARGEST_TEXT, first_line
@@ -26,7 +26,7 @@ Classes = Mapping[str, Any]
 
 def read_table(
     table: pa.Table, classes: Classes, columns: Columns | None, where: str
-) -> tuple[list[Entry], tuple[str, ...]]:
+) -> tuple[list[Pair], tuple[str, ...]]:
     """The entries of a table, and their instruction where all have the same.
 
     Raises:

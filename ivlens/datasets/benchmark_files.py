@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ivlens.datasets.entries import Entry, read_each, say
+from ivlens.datasets.entries import Pair, read_each, say
 from ivlens.errors import TaskError
 from ivlens.storage.json_files import check_object, read_given_json
 
@@ -89,10 +88,26 @@ def questions(path: Path) -> list[Question]:
     return _entries(Question, read_given_json(path, wanted=FORMATS), str(path))
 
 
-def _entries(form: type[FormOfEntry], content: object, where: str) -> list[FormOfEntry]:
+def _entries(
+    form: type[FormOfEntry],
+    content: object,
+    where: str,
+    check: Callable[[FormOfEntry, str], None] = lambda one, place: None,
+) -> list[FormOfEntry]:
+    """Entries of one form.
+
+    Args:
+        check: Raises TaskErrors of its own, of an entry and its place.
+    """
     if not isinstance(content, list) or not content:
         raise TaskError(f"{where} is no list of entries; write a JSON list with one object an entry")
-    return read_each(partial(check_object, form), content, where)
+
+    def read(entry: object, place: str) -> FormOfEntry:
+        found = check_object(form, entry, place)
+        check(found, place)
+        return found
+
+    return read_each(read, content, where)
 
 
 def labels(path: Path) -> list[str]:
@@ -108,15 +123,14 @@ def sentences(path: Path, labels: Sequence[str]) -> list[Sentence]:
     """
     known = set(labels)
 
-    def read(one: Sentence, place: str) -> Sentence:
+    def check(one: Sentence, place: str) -> None:
         if one.label not in known:
             raise TaskError(
                 f"{place}: 'label' is {one.label[:60]!r}, which is not in labels.json ({', '.join(labels)[:200]}); "
                 "mend one of them"
             )
-        return one
 
-    return read_each(read, _entries(Sentence, read_given_json(path, wanted=FORMATS), str(path)), str(path))
+    return _entries(Sentence, read_given_json(path, wanted=FORMATS), str(path), check)
 
 
 def options(labels: Sequence[str]) -> str:
@@ -124,7 +138,7 @@ def options(labels: Sequence[str]) -> str:
     return OPTIONS.replace("{options}", ", ".join(labels))
 
 
-def trace(path: Path) -> tuple[list[Entry], str]:
+def trace(path: Path) -> tuple[list[Pair], str]:
     """Queries and answers of a file of TRACE, and the instruction, "" where there is none.
 
     What all prompts begin with, up to the last line break in it, is the instruction; what follows is the query.
@@ -135,10 +149,10 @@ def trace(path: Path) -> tuple[list[Entry], str]:
     start = len(shared) + 1 if shared.strip() else 0
     if not all(prompt[start:].strip() for prompt in prompts):
         start = 0
-    return [Entry(one.prompt[start:], (one.answer.strip(),)) for one in found], shared if start else ""
+    return [Pair(one.prompt[start:], one.answer.strip()) for one in found], shared if start else ""
 
 
-def o_lora(path: Path) -> tuple[list[Entry], str]:
+def o_lora(path: Path) -> tuple[list[Pair], str]:
     """Sentences and labels of a file of O-LoRA, and the instruction; `labels.json` lies beside it.
 
     Labels exclude each other: sentences that are given two are left out aloud.
@@ -151,10 +165,10 @@ def o_lora(path: Path) -> tuple[list[Entry], str]:
     unlike = [sentence for sentence, those in given.items() if len(those) > 1]
     if unlike:
         say(f"{path}: {len(unlike)} of {len(given)} sentences have two labels and are left out: {unlike[0][:60]!r}")
-    return [Entry(one.sentence, (one.label,)) for one in found if len(given[one.sentence]) == 1], options(known)
+    return [Pair(one.sentence, one.label) for one in found if len(given[one.sentence]) == 1], options(known)
 
 
-def natural_instructions(content: object, path: Path) -> tuple[list[Entry], str]:
+def natural_instructions(content: object, path: Path) -> tuple[list[Pair], str]:
     """Inputs with all of their outputs, and the definition of a Super-NaturalInstructions file."""
     head = check_object(_Instructions, content, str(path))
     # An input may stand there several times, with one of its right answers each.
@@ -162,4 +176,4 @@ def natural_instructions(content: object, path: Path) -> tuple[list[Entry], str]
     for one in _entries(_Instance, head.Instances, f"{path}: 'Instances'"):
         answers[one.input].update(dict.fromkeys([one.output] if isinstance(one.output, str) else one.output))
     wording = head.Definition if isinstance(head.Definition, str) else " ".join(head.Definition)
-    return [Entry(given, tuple(outputs)) for given, outputs in answers.items()], wording
+    return [Pair.of(given, list(outputs)) for given, outputs in answers.items()], wording

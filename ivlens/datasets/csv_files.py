@@ -10,7 +10,7 @@ import csv
 import io
 from pathlib import Path
 
-from ivlens.datasets.entries import Entry
+from ivlens.datasets.entries import Pair
 from ivlens.datasets.records import INPUTS, OUTPUTS, Columns, read_records
 from ivlens.errors import TaskError
 from ivlens.storage.json_files import read_text
@@ -18,7 +18,7 @@ from ivlens.storage.json_files import read_text
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
 
 
-def read_csv(path: Path, columns: Columns | None = None) -> tuple[list[Entry], tuple[str, ...]]:
+def read_csv(path: Path, columns: Columns | None = None) -> tuple[list[Pair], tuple[str, ...]]:
     """Entries of a table with commas, semicolons or tabs between its cells, quoted as RFC 4180 has it.
 
     The first line is a header if `columns` are asked for, or if two of its cells have common names. Without a header

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from numbers import Real
 from typing import NamedTuple, TypeVar
 
 from ivlens.errors import TaskError, TaskWarning
@@ -16,11 +17,28 @@ from ivlens.errors import TaskError, TaskWarning
 Given, Found = TypeVar("Given"), TypeVar("Found")
 
 
-class Entry(NamedTuple):
-    """An input and its right outputs: first the one that prompts show."""
+class Pair(NamedTuple):
+    """One fact of a task; the outputs have no leading space."""
 
     input: str
-    outputs: tuple[str, ...]
+    output: str
+    """What prompts show, and what probabilities and greedy matches are of."""
+    also: tuple[str, ...] = ()
+    """Other outputs that are right, too, where there are several."""
+
+    @classmethod
+    def of(cls, given: str, outputs: Sequence[str]) -> Pair:
+        """An input and all of its right outputs."""
+        return cls(given, outputs[0], tuple(outputs[1:]))
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """All right outputs, first the one that is shown."""
+        return (self.output, *self.also)
+
+    def __repr__(self) -> str:
+        also = f", also={self.also!r}" if self.also else ""
+        return f"Pair(input={self.input!r}, output={self.output!r}{also})"
 
 
 def read_each(
@@ -74,11 +92,11 @@ def texts_of(value: object, what: str) -> tuple[str, ...]:
     """
     if isinstance(value, str):
         return (_checked(value.strip(), what),)
-    if value is None or (isinstance(value, float) and value != value) or value == []:
-        raise TaskError(f"{what} is empty; fill it in")
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, Real) and not isinstance(value, bool) and value == value:
         return (str(value),)
-    if isinstance(value, list) and not any(isinstance(one, list) for one in value):
+    if value is None or isinstance(value, float) or (isinstance(value, list | tuple) and not value):
+        raise TaskError(f"{what} is empty; fill it in")
+    if isinstance(value, list | tuple) and not any(isinstance(one, list | tuple) for one in value):
         return tuple(dict.fromkeys(texts_of(one, what)[0] for one in value))
     came = json.dumps(value, ensure_ascii=False, default=str)
     came = came if len(came) <= 60 else f"{came[:57]}..."
@@ -95,18 +113,18 @@ def _checked(text: str, what: str) -> str:
     return text
 
 
-def merge(entries: Iterable[Entry], where: str) -> list[Entry]:
+def merge(pairs: Iterable[Pair], where: str) -> list[Pair]:
     """Every input once, with all outputs that it is given anywhere.
 
     Which of them is right the file does not say: all of them are taken to be, aloud.
     """
     outputs: dict[str, dict[str, None]] = {}
     unlike: dict[str, None] = {}
-    for given, right in entries:
-        known = outputs.setdefault(given, dict.fromkeys(right))
-        if known.keys() != set(right):
-            unlike[given] = None
-            known.update(dict.fromkeys(right))
+    for pair in pairs:
+        known = outputs.setdefault(pair.input, dict.fromkeys(pair.outputs))
+        if known.keys() != set(pair.outputs):
+            unlike[pair.input] = None
+            known.update(dict.fromkeys(pair.outputs))
     if unlike:
         first = next(iter(unlike))
         say(
@@ -114,7 +132,7 @@ def merge(entries: Iterable[Entry], where: str) -> list[Entry]:
             f"{list_names(outputs[first])}: all of them count as right, and the first is the one that prompts show and "
             "probabilities are of; drop those that are wrong"
         )
-    return [Entry(given, tuple(right)) for given, right in outputs.items()]
+    return [Pair.of(given, list(right)) for given, right in outputs.items()]
 
 
 def list_names(names: Iterable[str], most: int = 5) -> str:

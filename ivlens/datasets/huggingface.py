@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from ivlens.datasets import arrow_streams
 from ivlens.datasets.arrow_tables import Classes, read_table
-from ivlens.datasets.entries import Entry
+from ivlens.datasets.entries import Pair
 from ivlens.datasets.records import Columns
 from ivlens.errors import TaskError
 from ivlens.storage.json_files import read_json
@@ -32,7 +32,7 @@ def is_saved(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
 
 
-def read_saved(folder: Path, columns: Columns | None = None) -> tuple[list[Entry], tuple[str, ...]]:
+def read_saved(folder: Path, columns: Columns | None = None) -> tuple[list[Pair], tuple[str, ...]]:
     """Entries of a folder that `save_to_disk` wrote; of several splits, `test` before `validation` and `train`.
 
     Read by pyarrow alone, so that the package `datasets` is not needed.
@@ -58,7 +58,7 @@ def read_saved(folder: Path, columns: Columns | None = None) -> tuple[list[Entry
     return read_table(table, classes, columns, str(folder))
 
 
-def read_hub(name: str, columns: Columns | None = None) -> tuple[list[Entry], tuple[str, ...]]:
+def read_hub(name: str, columns: Columns | None = None) -> tuple[list[Pair], tuple[str, ...]]:
     """Entries of `NAME[:CONFIGURATION][@SPLIT]` on the hub, or in its cache.
 
     Raises:

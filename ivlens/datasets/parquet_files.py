@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ivlens.datasets import arrow_tables
-from ivlens.datasets.entries import Entry
+from ivlens.datasets.entries import Pair
 from ivlens.datasets.records import Columns, find_form
 from ivlens.errors import TaskError
 from ivlens.storage.atomic_files import LARGEST_TEXT, reason, refuse_unusual
@@ -24,7 +24,7 @@ MAX_UNFOLDED = 8 * LARGEST_TEXT
 """Bytes of the columns that are read."""
 
 
-def read_parquet(path: Path, columns: Columns | None = None) -> tuple[list[Entry], tuple[str, ...]]:
+def read_parquet(path: Path, columns: Columns | None = None) -> tuple[list[Pair], tuple[str, ...]]:
     """The entries of a parquet file, and their instruction where all have the same.
 
     Raises:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from ivlens.datasets.entries import Entry, list_names, read_each, say, texts_of
+from ivlens.datasets.entries import Pair, list_names, read_each, say, texts_of
 from ivlens.errors import TaskError
 
 INPUTS = ("input", "question", "query", "prompt", "source", "text", "sentence", "word", "x")
@@ -79,7 +79,7 @@ def read_records(
     names: Sequence[str] = (),
     unit: str = "entry",
     numbers: Sequence[int] | None = None,
-) -> tuple[list[Entry], tuple[str, ...]]:
+) -> tuple[list[Pair], tuple[str, ...]]:
     """The entries of some records, and their instruction where all have the same.
 
     Args:
@@ -101,14 +101,14 @@ def read_records(
     return _write_instructions(read_each(partial(_read, form), records, where, unit=unit, numbers=numbers), where)
 
 
-def _write_instructions(asked: Sequence[Asked], where: str) -> tuple[list[Entry], tuple[str, ...]]:
+def _write_instructions(asked: Sequence[Asked], where: str) -> tuple[list[Pair], tuple[str, ...]]:
     """Entries, and the instruction that all of them have; where they have several, each stands before its input."""
     wordings = dict.fromkeys(one.instruction for one in asked)
     if len(wordings) == 1 and all(one.input for one in asked):
-        return [Entry(one.input, one.outputs) for one in asked], tuple(filter(None, wordings))
+        return [Pair.of(one.input, one.outputs) for one in asked], tuple(filter(None, wordings))
     if len(wordings) > 1:
         say(f"{where} has {len(wordings)} instructions: each is read as a part of its input, and the task has none")
-    return [Entry("\n".join(filter(None, one[:2])), one.outputs) for one in asked], ()
+    return [Pair.of("\n".join(filter(None, one[:2])), one.outputs) for one in asked], ()
 
 
 def _read(form: Form, record: object, place: str) -> Asked:

@@ -9,15 +9,18 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ivlens.datasets import task_files
+from ivlens.datasets import python_pairs, task_files
+from ivlens.datasets.entries import Pair as Pair
 from ivlens.datasets.entries import list_names as list_names
 from ivlens.datasets.huggingface import HUB
+from ivlens.datasets.mistakes import name_folder_mistake, name_mistake
 from ivlens.datasets.records import Columns
 from ivlens.datasets.task_files import Content
 from ivlens.errors import TaskError
@@ -25,26 +28,10 @@ from ivlens.errors import TaskWarning as TaskWarning
 from ivlens.random_streams import Stream, open_stream
 from ivlens.tables import html_table
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 BUILT_IN = Path(__file__).parents[1] / "lab" / "tasks"
-
-
-class Pair(NamedTuple):
-    """One fact of a task; the outputs have no leading space."""
-
-    input: str
-    output: str
-    """What prompts show, and what probabilities and greedy matches are of."""
-    also: tuple[str, ...] = ()
-    """Other outputs that are right, too, where there are several."""
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """All right outputs, first the one that is shown."""
-        return (self.output, *self.also)
-
-    def __repr__(self) -> str:
-        also = f", also={self.also!r}" if self.also else ""
-        return f"Pair(input={self.input!r}, output={self.output!r}{also})"
 
 
 class Split(NamedTuple):
@@ -83,9 +70,17 @@ class Task:
     def __post_init__(self) -> None:
         if not self.name.strip():
             raise TaskError("a task needs a name; give it one")
+        object.__setattr__(self, "pairs", tuple(self.pairs))
         if not self.pairs:
             raise TaskError(f"task {self.name!r} has no pairs; add pairs of an input and an output")
+        if isinstance(self.instructions, str):
+            raise TaskError(f"the instructions of task {self.name!r} are one text; give a list of wordings")
+        object.__setattr__(self, "instructions", tuple(self.instructions))
         for pair in self.pairs:
+            if not isinstance(pair, Pair):
+                raise TaskError(
+                    f"task {self.name!r} has {str(pair)[:60]} for a pair; give ivlens.Task.from_pairs(pairs, name=...)"
+                )
             if not all(text.strip() for text in (pair.input, *pair.outputs)):
                 raise TaskError(f"task {self.name!r} has the pair {pair} with an empty side; fill it in or drop it")
         if any(not wording.strip() for wording in self.instructions):
@@ -95,6 +90,63 @@ class Task:
                 f"the statement of task {self.name!r} is {self.statement!r}, without {{input}}; "
                 "write {input} where the query goes"
             )
+
+    @classmethod
+    def from_pairs(
+        cls,
+        pairs: Iterable[Sequence[Any]] | Mapping[Any, Any],
+        *,
+        name: str,
+        instructions: str | Sequence[str] = (),
+        statement: str | None = None,
+    ) -> Task:
+        """A task of inputs and their outputs; numbers are written out, and a list of outputs is all right answers.
+
+        Pairs without an input or an output are left out with a warning.
+
+        Args:
+            instructions: One wording or several.
+
+        Raises:
+            TaskError: no pair can be used, or the rest is refused (see `Task`).
+
+        >>> ivlens.Task.from_pairs([("cat", "cats"), ("octopus", ["octopuses", "octopi"])], name="plural").pairs[1]
+        Pair(input='octopus', output='octopuses', also=('octopi',))
+        """
+        return cls(
+            name=name,
+            pairs=tuple(python_pairs.read_pairs(pairs, f"task {name!r}")),
+            instructions=(instructions,) if isinstance(instructions, str) else tuple(instructions),
+            statement=statement,
+        )
+
+    @classmethod
+    def from_frame(
+        cls,
+        frame: pd.DataFrame,
+        *,
+        input: str,
+        output: str,
+        name: str | None = None,
+        instructions: str | Sequence[str] = (),
+        statement: str | None = None,
+    ) -> Task:
+        """A task of two columns of a table; see `from_pairs`.
+
+        Args:
+            name: By default the names of the columns.
+
+        Raises:
+            TaskError: there is no such column, or no line can be used.
+
+        >>> import pandas as pd
+        >>> frame = pd.DataFrame({"word": ["hot", "up", None], "opposite": ["cold", "down", "left"]}).dropna()
+        >>> ivlens.Task.from_frame(frame, input="word", output="opposite")
+        Task('word-opposite', 2 pairs, 0 instructions)
+        """
+        pairs = zip(*(python_pairs.column_of(frame, column) for column in (input, output)), strict=True)
+        named = f"{input}-{output}" if name is None else name
+        return cls.from_pairs(pairs, name=named, instructions=instructions, statement=statement)
 
     @property
     def digest(self) -> str:
@@ -170,14 +222,17 @@ def tasks() -> list[str]:
     return sorted(path.stem for path in BUILT_IN.glob("*.json"))
 
 
-def task(name: str | Path, *, columns: Columns | None = None) -> Task:
+def task(name: str | Path | Task, *, columns: Columns | None = None) -> Task:
     """A built-in task by name, a task file or folder by path, or a data set of the hub by `hf:NAME`.
 
+    What cannot be used of a file, such as an entry without an answer, is left out with a warning that counts it.
+
     Args:
-        name: A file may be ours, function_vectors', TRACE's, O-LoRA's or Super-NaturalInstructions' JSON, or CSV; a
+        name: A file may be ours, function_vectors', TRACE's, O-LoRA's or Super-NaturalInstructions' JSON; records of
+            JSON, JSONL, CSV or parquet with input and output under their common names, alpaca's keys, or messages; a
             folder one of TRACE, of O-LoRA, or what `save_to_disk` of Hugging Face's `datasets` wrote. In full, `hf:` is
-            `hf:NAME[:CONFIGURATION][@SPLIT]`.
-        columns: Which columns of a CSV file or data set are input and output, where they have no common names.
+            `hf:NAME[:CONFIGURATION][@SPLIT]`. A task is returned as it is.
+        columns: Which columns of a table, or keys of records, are input and output, where they have no common names.
 
     Raises:
         TaskError: there is no such task or file, or it cannot be used.
@@ -187,11 +242,18 @@ def task(name: str | Path, *, columns: Columns | None = None) -> Task:
     >>> ivlens.task("plural.csv").pairs
     (Pair(input='cat', output='cats'), Pair(input='dog', output='dogs'))
     """
+    if isinstance(name, Task):
+        return name
+    if not isinstance(name, str | Path):
+        raise TaskError(name_mistake(name))
     built_in = BUILT_IN / f"{name}.json"
     if str(name) in tasks():
-        return read_task(built_in, columns=columns)  # Which refuses columns.
+        return read_task(built_in, columns=columns)
     if str(name).startswith(HUB):
         return _of(task_files.read_hub(str(name), columns))
+    mistake = name_folder_mistake(name)
+    if mistake is not None:
+        raise TaskError(mistake)
     path = Path(name)
     if exists(path):
         return read_task(path, columns=columns)
@@ -211,7 +273,7 @@ def read_task(path: Path, *, columns: Columns | None = None) -> Task:
     """A task file or folder in whichever of the known formats it is; see `task`.
 
     Raises:
-        TaskError: not readable, of no known format, unknown or missing keys, empty, or with contradicting duplicates.
+        TaskError: not readable, of no known format, with unknown keys, or without an entry that can be used.
     """
     return _of(task_files.read_content(path, columns))
 
@@ -219,7 +281,7 @@ def read_task(path: Path, *, columns: Columns | None = None) -> Task:
 def _of(content: Content) -> Task:
     return Task(
         name=content.name,
-        pairs=tuple(Pair(one.input, one.outputs[0], one.outputs[1:]) for one in content.entries),
+        pairs=tuple(content.entries),
         instructions=content.instructions,
         statement=content.statement,
     )

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ivlens.datasets import benchmark_files, csv_files, huggingface, parquet_files
-from ivlens.datasets.entries import Entry, merge, read_each
+from ivlens.datasets.entries import Pair, merge, read_each
 from ivlens.datasets.huggingface import HUB
 from ivlens.datasets.records import KNOWN, Columns, read_records
 from ivlens.errors import TaskError
@@ -31,7 +31,7 @@ class Content(NamedTuple):
     """A task as its file has it."""
 
     name: str
-    entries: list[Entry]
+    entries: list[Pair]
     instructions: tuple[str, ...] = ()
     statement: str | None = None
 
@@ -96,7 +96,7 @@ def _json(path: Path) -> Any:
         raise
 
 
-def _lines(path: Path, columns: Columns | None) -> tuple[list[Entry], tuple[str, ...]]:
+def _lines(path: Path, columns: Columns | None) -> tuple[list[Pair], tuple[str, ...]]:
     """One JSON object a line. Not by `splitlines`: some of its line ends may stand inside a JSON text."""
     lines = [(number, line) for number, line in enumerate(read_text(path).split("\n"), start=1) if line.strip()]
     if not lines:

@@ -1,0 +1,99 @@
+"""Which pairs of a task are too long for a model's context?
+
+One document among thousands is no reason to ask none of them: the longest pairs are left out, aloud, until a prompt of
+the longest that are left fits.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ivlens.datasets.task import Pair, Task, TaskWarning
+from ivlens.errors import PromptError
+from ivlens.prompts.chat import Layout
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+
+class _Room(NamedTuple):
+    """Tokens of a context, and what of them goes to what the template writes."""
+
+    total: int
+    instruction: int
+    demonstration: int
+
+    def holds(self, longest: Sequence[int]) -> bool:
+        """Whether a prompt fits that asks for a pair, with the others as its demonstrations."""
+        shown = sum(longest) + self.demonstration * (len(longest) - 1)
+        return max(shown, longest[0] + self.instruction) <= self.total
+
+
+def leave_out_long(model: HookedTransformer, task: Task, *, shots: int, template: Layout) -> Task:
+    """The task without its longest pairs, where a prompt of those would not fit the model's context.
+
+    Args:
+        shots: Demonstrations that a prompt has.
+
+    Raises:
+        PromptError: half of the pairs or more would have to go.
+    """
+    if model.tokenizer is None or not task.pairs:
+        return task
+    room, n = _find_room(model, task, template), len(task.pairs)
+    # No tokenizer makes more tokens than there are bytes: mostly there is no need to count them.
+    bounds = sorted((len(f" {pair.input} {pair.output}".encode()) for pair in task.pairs), reverse=True)
+    if room.holds(bounds[: shots + 1]):
+        return task
+    sizes = _sizes(model.tokenizer, task.pairs)
+    order = sorted(range(n), key=lambda i: -sizes[i])
+    longest = [sizes[i] for i in order]
+    out = next((k for k in range(n // 2 + 1) if room.holds(longest[k : k + shots + 1])), n)
+    if 2 * out >= n:
+        fitting = [k for k in range(shots) if room.holds(longest[n // 2 - 1 :][: k + 1])] if n > 1 else []
+        advice = f"use {fitting[-1]} shots or fewer" if fitting else "give shorter ones"
+        raise PromptError(
+            f"half of the pairs of task {task.name!r} are too long for prompts with {shots} demonstrations: the "
+            f"context of {model.cfg.model_name} is {model.cfg.n_ctx} tokens, and its longest pair has {longest[0]}; "
+            f"{advice}"
+        )
+    if out == 0:
+        return task
+    warnings.warn(
+        f"task {task.name!r}: {out} of {n} pairs are left out, of {longest[out - 1]} tokens and more: a prompt of "
+        f"them with {shots} demonstrations would not fit the context of {model.cfg.model_name}, {model.cfg.n_ctx} "
+        "tokens; use fewer shots to keep them",
+        TaskWarning,
+        stacklevel=3,
+    )
+    dropped = set(order[:out])
+    return replace(task, pairs=tuple(pair for i, pair in enumerate(task.pairs) if i not in dropped))
+
+
+def _find_room(model: HookedTransformer, task: Task, template: Layout) -> _Room:
+    """Measured on the shortest pair."""
+    shortest = min(task.pairs, key=lambda pair: len(pair.input) + len(pair.output))
+    wording = max(task.instructions, key=len, default=None)
+
+    def tokens(**parts: Any) -> int:
+        return len(_ids(model.tokenizer, [template.render(shortest, **parts).text])[0])
+
+    bare, (size,) = tokens(), _sizes(model.tokenizer, [shortest])
+    return _Room(
+        # One for a BOS token, and the query's output is counted with its size, not with the template.
+        total=model.cfg.n_ctx - 1 - (bare - size + len(_ids(model.tokenizer, [f" {shortest.output}"])[0])),
+        instruction=tokens(instruction=wording) - bare if wording else 0,
+        demonstration=tokens(demonstrations=[shortest]) - bare - size,
+    )
+
+
+def _sizes(tokenizer: Any, pairs: Sequence[Pair]) -> list[int]:
+    sides = [_ids(tokenizer, [f" {pair[side]}" for pair in pairs]) for side in (0, 1)]
+    return [len(given) + len(output) for given, output in zip(*sides, strict=True)]
+
+
+def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    return tokenizer(texts, add_special_tokens=False)["input_ids"]
