@@ -64,7 +64,7 @@ def _check(column: pa.ChunkedArray, name: str, where: str) -> None:
         column.validate(full=True)
     except pa.ArrowException as error:
         raise TaskError(f"{where}: {name!r} is damaged ({first_line(error)[:200]}); save it again") from error
-    kind = column.type
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     flat = _is_text(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)
     if not flat and not _is_nested_text(kind):
         raise TaskError(f"{where}: {name!r} is of type {str(kind)[:60]}, no text; take another column")

@@ -65,8 +65,8 @@ def find_form(names: Sequence[str], columns: Columns | None, where: str) -> Form
         form = Form((given, right), partial(_pair, given, right))
     else:
         raise TaskError(
-            f"{where} has the columns {list_names(names, 12)}, which do not tell input and output; known are {KNOWN}. "
-            "Name two others, such as --columns country,capital"
+            f"{where} has {list_names(names, 12)}, which do not tell input and output; known are {KNOWN}. Name two "
+            "others as columns, such as --columns country,capital"
         )
     return form
 
