@@ -141,7 +141,7 @@ def ranking_prompts(model: HookedTransformer, task: Task, settings: Settings) ->
         n = min(n, len(split.rank))
     prompts = _corrupted(split, settings, n)
     tokens = tokenize(model, prompts)
-    answer_check.check_answers(model, task, [prompt.query.output for prompt in prompts], tokens)
+    answer_check.check_answers(model, task, prompts, tokens, first_token=settings.effect == "prob")
     return torch.arange(n, device=tokens.prompts.device) % len(split.rank), tokens
 
 
