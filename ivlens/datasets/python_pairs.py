@@ -42,6 +42,10 @@ def column_of(frame: pd.DataFrame, name: str) -> list[Any]:
     Raises:
         TaskError: there is no such column.
     """
+    if not hasattr(frame, "columns"):
+        raise TaskError(
+            f"a {type(frame).__name__} is no table; give a pandas DataFrame, or ivlens.Task.from_pairs(pairs, name=...)"
+        )
     if name not in frame.columns:
         names = [str(column) for column in frame.columns]
         close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)

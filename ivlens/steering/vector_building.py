@@ -70,6 +70,8 @@ def instruction_vector(
     task, model = find_task(task), loader.as_model(model)
     task = leave_out_long(model, task, shots=settings.shots, template=settings.template)
     named = choose_heads(heads, model)
+    if layer is not None:
+        check_layer(layer, model.cfg.n_layers)
     if effects is None and heads is None:
         effects = indirect_effects(model, task, settings=settings, memory=memory)
     digest = hooked.weight_digest(model)
@@ -90,7 +92,8 @@ def instruction_vector(
         tokens = tokenize(model, zero_shot(pairs, template=settings.template))
         place = search_places(model, tokens, vector[None], layer=layer, scale=scale, memory=memory).best()
     else:
-        place = Place(layer, float(scale))
+        check_scale(scale)
+        place = Place(int(layer), float(scale))
     check_layer(place.layer, model.cfg.n_layers)
     check_scale(place.scale)
     return InstructionVector(
