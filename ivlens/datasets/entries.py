@@ -17,19 +17,27 @@ from ivlens.errors import TaskError, TaskWarning
 Given, Found = TypeVar("Given"), TypeVar("Found")
 
 
-class Pair(NamedTuple):
-    """One fact of a task; the outputs have no leading space."""
-
+class _Sides(NamedTuple):
     input: str
     output: str
     """What prompts show, and what probabilities and greedy matches are of."""
+
+
+class Pair(_Sides):
+    """One fact of a task; the outputs have no leading space. It unpacks into input and output."""
+
     also: tuple[str, ...] = ()
     """Other outputs that are right, too, where there are several."""
+
+    def __new__(cls, input: str, output: str, also: Sequence[str] = ()) -> Pair:
+        pair = super().__new__(cls, input, output)
+        pair.also = tuple(also)
+        return pair
 
     @classmethod
     def of(cls, given: str, outputs: Sequence[str]) -> Pair:
         """An input and all of its right outputs."""
-        return cls(given, outputs[0], tuple(outputs[1:]))
+        return cls(given, outputs[0], outputs[1:])
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -39,6 +47,14 @@ class Pair(NamedTuple):
     def __repr__(self) -> str:
         also = f", also={self.also!r}" if self.also else ""
         return f"Pair(input={self.input!r}, output={self.output!r}{also})"
+
+    def __eq__(self, other: object) -> bool:
+        return tuple.__eq__(self, other) and self.also == getattr(other, "also", ())
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = _Sides.__hash__
 
 
 def read_each(

@@ -30,7 +30,7 @@ def read_pairs(pairs: Iterable[Sequence[Any]] | Mapping[Any, Any], where: str) -
 
 
 def _entry(pair: Any, place: str) -> Pair:
-    if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != (3 if isinstance(pair, Pair) else 2):
+    if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
         raise TaskError(f"{place} is {str(pair)[:60]!r}; give an input and an output, such as ('hot', 'cold')")
     given, right = (pair.input, pair.outputs) if isinstance(pair, Pair) else pair
     return Pair.of(texts_of(given, f"{place}: its input")[0], texts_of(right, f"{place}: its output"))

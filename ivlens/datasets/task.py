@@ -156,7 +156,7 @@ class Task:
         >>> len(task.digest), dataclasses.replace(task, name="opposites").digest == task.digest
         (64, True)
         """
-        pairs = [pair if pair.also else pair[:2] for pair in self.pairs]
+        pairs = [[*pair, pair.also] if pair.also else pair for pair in self.pairs]
         content = [pairs, self.instructions, self.statement]
         return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
 

@@ -7,6 +7,7 @@ the longest that are left fits.
 from __future__ import annotations
 
 import warnings
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -39,10 +40,10 @@ def leave_out_long(model: HookedTransformer, task: Task, *, shots: int, template
         shots: Demonstrations that a prompt has.
 
     Raises:
-        PromptError: half of the pairs or more would have to go.
+        PromptError: more than half of the pairs would have to go, or so many that too few are left.
     """
-    if model.tokenizer is None or not task.pairs:
-        return task
+    if model.tokenizer is None or len(task.pairs) < shots + 10:
+        return task  # Which is refused for that.
     room, n = _find_room(model, task, template), len(task.pairs)
     # No tokenizer makes more tokens than there are bytes: mostly there is no need to count them.
     bounds = sorted((len(f" {pair.input} {pair.output}".encode()) for pair in task.pairs), reverse=True)
@@ -51,14 +52,13 @@ def leave_out_long(model: HookedTransformer, task: Task, *, shots: int, template
     sizes = _sizes(model.tokenizer, task.pairs)
     order = sorted(range(n), key=lambda i: -sizes[i])
     longest = [sizes[i] for i in order]
-    out = next((k for k in range(n // 2 + 1) if room.holds(longest[k : k + shots + 1])), n)
-    if 2 * out >= n:
-        fitting = [k for k in range(shots) if room.holds(longest[n // 2 - 1 :][: k + 1])] if n > 1 else []
-        advice = f"use {fitting[-1]} shots or fewer" if fitting else "give shorter ones"
+    out = _count_too_long(longest, room, shots)
+    if out is None:
+        fewer = next((k for k in reversed(range(shots)) if _count_too_long(longest, room, k) is not None), None)
         raise PromptError(
-            f"half of the pairs of task {task.name!r} are too long for prompts with {shots} demonstrations: the "
-            f"context of {model.cfg.model_name} is {model.cfg.n_ctx} tokens, and its longest pair has {longest[0]}; "
-            f"{advice}"
+            f"too many pairs of task {task.name!r} are too long for prompts with {shots} demonstrations: the context "
+            f"of {model.cfg.model_name} is {model.cfg.n_ctx} tokens, and its longest pair has {longest[0]}; "
+            f"{'give shorter ones' if fewer is None else f'use {fewer} shots or fewer'}"
         )
     if out == 0:
         return task
@@ -71,6 +71,14 @@ def leave_out_long(model: HookedTransformer, task: Task, *, shots: int, template
     )
     dropped = set(order[:out])
     return replace(task, pairs=tuple(pair for i, pair in enumerate(task.pairs) if i not in dropped))
+
+
+def _count_too_long(longest: Sequence[int], room: _Room, shots: int) -> int | None:
+    """How many of the longest pairs have to go; None where it is more than half, or too few are left to split."""
+    n = len(longest)
+    most = min(n // 2, n - shots - 10)
+    found = bisect_left(range(most + 1), True, key=lambda k: room.holds(longest[k : k + shots + 1]))
+    return found if found <= most else None
 
 
 def _find_room(model: HookedTransformer, task: Task, template: Layout) -> _Room:

@@ -316,7 +316,7 @@ def test_text_is_made_printable_and_nothing_else() -> None:
 def test_a_table_is_shown_by_its_columns(ivlens: Ivlens, tmp_path: Path) -> None:
     lines = ["id,country,capital", *(f"{i},c{i},p{i}" for i in range(12))]
     path = written(tmp_path, "\n".join(lines), "mine.csv")
-    assert "say which two to take, such as --columns question,answer" in ivlens("tasks", path).complaint()
+    assert "Name two others as columns, such as --columns country,capital" in ivlens("tasks", path).complaint()
     found = ivlens("tasks", path, "--columns", "country, capital")
     assert found.status == 0 and "c0 → p0" in found.out and "12: enough for up to 2 shots" in found.out
 
@@ -351,7 +351,10 @@ def test_nan_in_the_weights_names_the_layer(ivlens: Ivlens, checkpoint: Path, tm
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ("--shots 69", "but the model's context is 256; use fewer shots"),
+        (
+            "--shots 69",
+            r"for prompts with 69 demonstrations: the context of .* is 256 tokens.*use \d+ shots or fewer",
+        ),
         ("--top 13", "top is 13, but the model has 12 heads; take fewer"),
         ("--memory 1KB", "memory is 1,000 bytes, but one prompt of .* needs .*; give more, or use fewer shots"),
         ("--shots 1", "outputs of 1 demonstrations cannot be permuted; take 2 shots or more, or zero-shot"),

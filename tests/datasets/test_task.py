@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -205,3 +207,13 @@ def test_every_built_in_task_can_be_audited() -> None:
         found = task(name)
         assert found.name == name
         found.split(shots=10)
+
+
+def test_a_pair_unpacks_into_its_sides_and_keeps_its_other_outputs() -> None:
+    pair, same = Pair("a", "b", ["c"]), Pair("a", "b", ("c",))
+    given, output = pair
+    assert (given, output, pair.also, pair.outputs) == ("a", "b", ("c",), ("b", "c"))
+    assert pair == same and hash(pair) == hash(same) and len({pair, same, Pair("a", "b")}) == 2
+    assert pair != Pair("a", "b") and Pair("a", "b") == ("a", "b")
+    assert pickle.loads(pickle.dumps(pair)) == copy.deepcopy(pair) == pair
+    assert repr(pair) == "Pair(input='a', output='b', also=('c',))"
