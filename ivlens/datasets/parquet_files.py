@@ -77,4 +77,5 @@ def _length(array: pa.DictionaryArray) -> int:
     """Bytes of the texts that an array stands for."""
     if not (pa.types.is_string(array.dictionary.type) or pa.types.is_large_string(array.dictionary.type)):
         return 0
-    return pc.sum(pc.take(pc.binary_length(array.dictionary), array.indices)).as_py() or 0
+    lengths = pc.call_function("binary_length", [array.dictionary])
+    return pc.call_function("sum", [lengths.take(array.indices)]).as_py() or 0

@@ -105,7 +105,9 @@ class Task:
         Pairs without an input or an output are left out with a warning.
 
         Args:
+            name: What the task is called.
             instructions: One wording or several.
+            statement: The plain statement of a fact, with `{input}` where the query goes.
 
         Raises:
             TaskError: no pair can be used, or the rest is refused (see `Task`).
@@ -131,10 +133,12 @@ class Task:
         instructions: str | Sequence[str] = (),
         statement: str | None = None,
     ) -> Task:
-        """A task of two columns of a table; see `from_pairs`.
+        """A task of two columns of a table; see `from_pairs`, which `instructions` and `statement` go to.
 
         Args:
-            name: By default the names of the columns.
+            frame: A table of pandas.
+            input, output: The names of two of its columns.
+            name: By default those names.
 
         Raises:
             TaskError: there is no such column, or no line can be used.
