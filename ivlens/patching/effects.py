@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Unpack
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ivlens.datasets.task import Pair, Split, Task, TaskWarning
-from ivlens.errors import TaskError
-from ivlens.models import hooked
+from ivlens.datasets.task import Pair, Split, Task
+from ivlens.datasets.task import task as find_task
+from ivlens.errors import TaskError, TaskWarning
+from ivlens.models import hooked, loader
 from ivlens.patching import sweep
 from ivlens.patching.activations import mean_z, score_answers
 from ivlens.patching.head_effects import HeadEffects
-from ivlens.patching.settings import Options, Settings, gather_options
+from ivlens.patching.settings import Options, Settings, gather_options, parse_bytes
 from ivlens.prompts import answer_check
 from ivlens.prompts.builders import clean, corrupted, cycled
+from ivlens.prompts.long_pairs import leave_out_long
 from ivlens.prompts.template import Prompt
 from ivlens.prompts.tokens import Tokens, tokenize
 from ivlens.random_streams import Stream, open_stream
@@ -38,11 +41,11 @@ FEWEST_ANSWERED = 2
 
 
 def indirect_effects(
-    model: HookedTransformer,
-    task: Task,
+    model: HookedTransformer | str | Path,
+    task: Task | str | Path,
     *,
     settings: Settings | None = None,
-    memory: int = 2 * GIB,
+    memory: int | str = 2 * GIB,
     **options: Unpack[Options],
 ) -> HeadEffects:
     """Causal indirect effect of every attention head, exact, in one pass per prompt.
@@ -57,9 +60,10 @@ def indirect_effects(
     torch.Size([6, 6, 8])
 
     Args:
+        model, task: Also by what `ivlens.load` and `ivlens.task` take: a name, a path.
         settings: All options at once.
         options: Fields of `Settings`, such as `shots=5`.
-        memory: Bytes that the sweep may take beside the weights.
+        memory: What the sweep may take beside the weights, in bytes or such as "2GiB".
 
     Raises:
         IvlensError: no such option, a value that it cannot have, or another than in `settings`.
@@ -68,7 +72,9 @@ def indirect_effects(
         PromptError: prompts longer than the context, or than `memory` can hold.
         ModelError: NaN or infinite activations.
     """
-    chosen = gather_options(Settings, settings, options)
+    chosen, memory = gather_options(Settings, settings, options), parse_bytes(memory)
+    task, model = find_task(task), loader.as_model(model)
+    task = leave_out_long(model, task, shots=chosen.shots, template=chosen.template)
     queries = find_queries(model, task, chosen)
     z = task_mean_z(model, task, chosen, queries=queries)
     return measure_effects(model, task, z, chosen, memory=memory, queries=queries)
@@ -212,7 +218,7 @@ def ranking_prompts(
     split = task.split(shots=settings.shots, seed=settings.seed)
     prompts = _corrupted(cycled(asked, n), split, settings)
     tokens = tokenize(model, prompts)
-    answer_check.check_answers(model, task, [prompt.query.output for prompt in prompts], tokens)
+    answer_check.check_answers(model, task, prompts, tokens, first_token=settings.effect == "prob")
     return torch.arange(n, device=tokens.prompts.device) % len(asked), tokens
 
 

@@ -10,6 +10,7 @@ import json
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -23,13 +24,14 @@ from torch import Tensor
 from ivlens.datasets.task import Task, TaskWarning, task
 from ivlens.datasets.task import tasks as built_in
 from ivlens.errors import IvlensError, PromptError, ShapeMismatch, TaskError
-from ivlens.models import hooked
+from ivlens.models import hooked, loader
 from ivlens.patching.activations import score_answers
 from ivlens.patching.effects import find_queries, measure_effects, task_mean_z
 from ivlens.patching.head_effects import rank_heads
-from ivlens.patching.settings import Options, Settings, gather_options
+from ivlens.patching.settings import Options, Settings, gather_options, parse_bytes
 from ivlens.progress import track
 from ivlens.prompts.builders import clean, zero_shot
+from ivlens.prompts.long_pairs import leave_out_long
 from ivlens.prompts.tokens import tokenize
 from ivlens.random_streams import Stream, open_stream
 from ivlens.shapes import GIB, Head, HeadGrid
@@ -165,13 +167,13 @@ class Universal:
 
 
 def universal_heads(
-    model: HookedTransformer,
-    tasks: Sequence[Task | str | Path] | None = None,
+    model: HookedTransformer | str | Path,
+    tasks: Sequence[Task | str | Path] | Task | str | Path | None = None,
     settings: Settings | None = None,
     *,
     top: int = 10,
     scale: float | None = None,
-    memory: int = 2 * GIB,
+    memory: int | str = 2 * GIB,
     **options: Unpack[Options],
 ) -> Universal:
     """Rank heads over tasks, and choose layer and scale for all of their vectors.
@@ -184,7 +186,8 @@ def universal_heads(
     A task enters if the model is right on its clean prompts more often than the most frequent answer would be.
 
     Args:
-        tasks: Tasks, names or paths; all built-in ones unless given.
+        model: Also by what `ivlens.load` takes: a name, a path.
+        tasks: Tasks, names or paths, or one of them; all built-in ones unless given.
         settings: How effects are measured, all options at once.
         options: Fields of `Settings`, such as `shots=5`.
         top: How many heads.
@@ -193,8 +196,10 @@ def universal_heads(
     Raises:
         IvlensError: the model can do none of the tasks, or has fewer heads.
     """
-    settings = gather_options(Settings, settings, options)
-    tasks = [one if isinstance(one, Task) else task(one) for one in (built_in() if tasks is None else tasks)]
+    settings, memory = gather_options(Settings, settings, options), parse_bytes(memory)
+    listed = [tasks] if isinstance(tasks, Task | str | Path) else built_in() if tasks is None else tasks
+    found, model = [task(one) for one in listed], loader.as_model(model)
+    tasks = [_fitting(model, one, settings) for one in found]
     total = model.cfg.n_layers * model.cfg.n_heads
     if not 1 <= top <= total:
         raise IvlensError(f"top is {top}, but the model has {total} heads; take 1 to {total}")
@@ -228,6 +233,12 @@ def universal_heads(
         considered=tuple(considered),
         model=hooked.model_name(model),
     )
+
+
+def _fitting(model: HookedTransformer, task: Task, settings: Settings) -> Task:
+    with suppress(PromptError):  # Which `_consider` says, of a prompt.
+        return leave_out_long(model, task, shots=settings.shots, template=settings.template)
+    return task
 
 
 def _consider(model: HookedTransformer, task: Task, settings: Settings) -> Considered:
