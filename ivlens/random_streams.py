@@ -31,7 +31,7 @@ class Stream(IntEnum):
     CORRUPTED_PROMPTS = 2
     """Demonstrations of the prompts that heads are patched on, and how their outputs are permuted."""
     RANDOM_HEADS = 3
-    BOTTOM_HEADS = 4
+    LOW_AIE_HEADS = 4
     OTHER_TASKS = 5
     """Whose vectors are controls."""
     BASELINE_PROMPTS = 6
@@ -50,10 +50,14 @@ class Stream(IntEnum):
     """Queries and demonstrations of general tasks in a study."""
     GAUSSIANS = 12
     """Directions that no head wrote."""
+    TASK_ORDER = 13
+    """In which order the tasks of a study are learned."""
+    GUIDE_DEMONSTRATIONS = 14
+    """Demonstrations of the prompts that a guidance's vector is taken from."""
     ANSWERED_PROMPTS = 15
     """Demonstrations of the prompts that tell which queries a model answers right."""
-    GUIDE_DEMONSTRATIONS = 16
-    """Demonstrations of the prompts that a guidance's vector is taken from."""
+    SIGNS = 16
+    """Which samples change their sign, to see what means are without an effect."""
 
 
 def open_stream(seed: int, stream: Stream, *numbers: int) -> np.random.Generator:

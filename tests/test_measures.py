@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -89,6 +90,60 @@ def test_prompts_of_one_query_are_one_piece_of_evidence() -> None:
     assert narrow < 0.6 * float(high - low)
 
 
+def stepped_by_hand(values: np.ndarray) -> list[float]:
+    """Step-down maxT of Westfall & Young, head by head over every way to choose signs."""
+    n, m = values.shape
+    ways = np.array(list(itertools.product([1.0, -1.0], repeat=n)))
+    t = np.array([np.abs([stats.ttest_1samp(way * values[:, i], 0).statistic for way in ways]) for i in range(m)])
+    observed, adjusted, before = t[:, 0], np.empty(m), 0.0
+    left = set(range(m))
+    for head in sorted(left, key=lambda i: -observed[i]):
+        largest = t[sorted(left)].max(0)
+        before = max(before, float((largest >= observed[head] - 1e-9).mean()))
+        adjusted[head] = before
+        left.remove(head)
+    return adjusted.tolist()
+
+
+def test_familywise_p_values_are_those_of_flipping_signs_head_by_head() -> None:
+    generator = np.random.default_rng(3)
+    values = generator.normal(size=(7, 4)) + np.array([2.0, 0.0, 0.6, -1.5])
+    values[:, 3] += 0.5 * values[:, 0]
+    found = measures.familywise_p_values(torch.as_tensor(values).reshape(7, 2, 2))
+    assert found.flatten().tolist() == pytest.approx(stepped_by_hand(values), abs=1e-12)
+    assert float(found[0, 0]) == 1 / 64 and float(found[0, 1]) > 0.2
+
+
+@pytest.mark.parametrize("kind", ["normal", "uniform", "two points"])
+@pytest.mark.parametrize("n", [6, 9])
+def test_of_many_heads_that_carry_nothing_one_is_clear_in_a_twentieth_of_cases(kind: str, n: int) -> None:
+    generator = torch.Generator().manual_seed(n)
+
+    def noise() -> torch.Tensor:
+        # Heads share a part of their noise, as those of one prompt do.
+        drawn = torch.randn(n, 30, dtype=torch.float64, generator=generator)
+        drawn = drawn if kind == "normal" else drawn.erf() if kind == "uniform" else drawn.sign() * (1 + 1e-3 * drawn)
+        return drawn * (1 + 0.5 * torch.rand(n, 1, dtype=torch.float64, generator=generator))
+
+    wrong = [bool((measures.familywise_p_values(noise()) <= 0.05).any()) for _ in range(400)]
+    # Within what 400 cases tell: three standard errors above 0.05.
+    assert sum(wrong) / len(wrong) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 400)
+
+
+def test_a_head_that_carries_something_is_found_among_many() -> None:
+    values = torch.randn(16, 100, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    values[:, 7] += 3
+    found = measures.familywise_p_values(values)
+    assert float(found[7]) <= 0.001 and int((found <= 0.05).sum()) == 1
+    assert bool((found == measures.familywise_p_values(values.repeat(2, 1), torch.arange(16).repeat(2))).all())
+
+
+def test_a_handful_of_samples_and_heads_without_any_effect_are_not_clear() -> None:
+    assert float(measures.familywise_p_values(torch.ones(5, 1))) == 1 / 16
+    assert measures.familywise_p_values(torch.zeros(9, 3)).tolist() == [1.0] * 3
+    assert measures.familywise_p_values(torch.ones(1, 2)).tolist() == [1.0] * 2
+
+
 def test_one_sample_has_no_interval() -> None:
     low, high = measures.mean_bounds(torch.ones(1, 2, 3))
     assert low.shape == (2, 3)
@@ -114,3 +169,27 @@ def test_a_proportion_gets_wilsons_interval(successes: int, failures: int) -> No
     assert found.mean == pytest.approx(p)
     assert found.low == pytest.approx(max(0.0, centre - half), abs=1e-9)
     assert found.high == pytest.approx(min(1.0, centre + half), abs=1e-9)
+
+
+def step_down(p_values: list[float]) -> list[float]:
+    """Holm's adjusted p-value as the smallest level at which his procedure rejects, one test after the other."""
+    adjusted = []
+    for own in p_values:
+        before = [p for p in p_values if p < own]
+        # Rejected is this test once it and every smaller one are: each at the level divided by those that are left.
+        levels = [(len(p_values) - sum(q < p for q in p_values)) * p for p in {*before, own}]
+        adjusted.append(min(1.0, max(levels)))
+    return adjusted
+
+
+@given(p_values=st.lists(st.floats(0, 1), max_size=9, unique=True) | st.lists(st.sampled_from([0.01, 0.02, 0.2])))
+def test_holm_is_his_step_down_procedure(p_values: list[float]) -> None:
+    assert measures.holm(p_values).tolist() == pytest.approx(step_down(p_values), rel=1e-12)
+
+
+def test_holm_keeps_the_shape_and_passes_over_what_was_not_measured() -> None:
+    grid = torch.tensor([[0.01, math.nan], [0.04, 0.03]], dtype=torch.float64)
+    found = measures.holm(grid)
+    assert found[0, 0] == pytest.approx(0.03) and math.isnan(found[0, 1])
+    assert found[1].tolist() == pytest.approx([0.06, 0.06]), "0.04 times 1 would be below 0.03 times 2"
+    assert measures.holm([]).shape == (0,)

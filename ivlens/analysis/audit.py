@@ -15,6 +15,7 @@ from ivlens.analysis import audit_tables
 from ivlens.analysis.wordings import WORDINGS
 from ivlens.errors import IvlensError, RunError
 from ivlens.patching.head_effects import EFFECTS, HeadEffects
+from ivlens.steering.necessity import NECESSITY
 from ivlens.steering.trials import DRAWS, PLACES, VALUES
 from ivlens.steering.universal_heads import Considered
 from ivlens.storage import run_folder
@@ -31,6 +32,10 @@ STEERING = ("heads", "n_heads", "layer", "scale", "draws", *VALUES)
 
 
 HEADS = ("heads", "n_heads", "layers", "scales", "draws", *VALUES)
+
+
+_OLD_NAMES = {"bottom": "low-AIE"} | {f"steered, bottom{at}": f"steered, low-AIE{at}" for at in ("", ", scale 1")}
+"""Controls of runs of version 0.1, as they are called now."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +60,10 @@ class Audit:
     """Accuracy of the vector at every layer and scale on validation pairs, the chosen place marked."""
     draws: pd.DataFrame
     """Every vector by itself at its own place: the chosen ones, and each draw of their controls."""
+    layer_draws: pd.DataFrame | None = None
+    """The same at every layer, each at its own scale; runs of before have none."""
+    necessity: pd.DataFrame | None = None
+    """What is lost when the vector's heads are ablated, one by one and together, beside random ones; `NECESSITY`."""
     instructions: pd.DataFrame | None = None
     """What every wording did on validation pairs, where the best was asked for."""
     universal: pd.DataFrame | None = None
@@ -84,11 +93,13 @@ class Audit:
                 **{key: getattr(vector, key) for key in ("task", "task_digest", "model", "model_digest")},
             ),
             vector=vector,
-            measures=run.read_table("measures", columns=MEASURES),
-            steering=run.read_table("steering", columns=STEERING),
-            heads=run.read_table("heads", columns=HEADS),
+            measures=run.read_table("measures", columns=MEASURES).replace({"measure": _OLD_NAMES}),
+            steering=run.read_table("steering", columns=STEERING).replace({"heads": _OLD_NAMES}),
+            heads=run.read_table("heads", columns=HEADS).replace({"heads": _OLD_NAMES}),
             places=run.read_table("places", columns=PLACES),
-            draws=run.read_table("draws", columns=DRAWS),
+            draws=run.read_table("draws", columns=DRAWS).replace({"heads": _OLD_NAMES}),
+            layer_draws=_read_if_kept(run, "layer_draws", DRAWS),
+            necessity=_read_if_kept(run, "necessity", NECESSITY),
             instructions=_read_if_kept(run, "instructions", WORDINGS),
             universal=_read_if_kept(run, "universal_tasks", Considered._fields),
             folder=Path(folder),
@@ -98,18 +109,22 @@ class Audit:
         """Every figure of the audit by file name.
 
         >>> list(audit.figures())
-        ['aie', 'measures', 'steering', 'places', 'heads']
+        ['aie', 'measures', 'steering', 'places', 'heads', 'necessity']
         """
         where = f"{self.vector.task} on {self.vector.model}"
         accuracy = {"accuracy_low": "low", "accuracy_high": "high"}
         bars = {"accuracy": "value", **accuracy}
         baselines = {name: self.accuracy(name) for name in ("zero-shot", "instructed", "few-shot")}
         lines = {name: value for name, value in baselines.items() if not math.isnan(value)}
-        return {
-            "aie": self.effects.figure(marked=self.vector.heads),
-            "measures": plots.measures_bars(self.measures.rename(columns=bars), title=f"Accuracy: {where}"),
+        called = {"measure": audit_tables.measure_labels(self)}
+        found = {
+            "aie": self.effects.figure(marked=self.vector.heads, note=audit_tables.corrupted_sentence(self)),
+            "measures": plots.measures_bars(
+                self.measures.replace(called).rename(columns=bars), title=f"Accuracy: {where}"
+            ),
             "steering": plots.steering_by_layer(
                 self.steering.rename(columns=accuracy),
+                draws=self.layer_draws,
                 baselines=lines,
                 title=f"Zero-shot accuracy with a vector of {len(self.vector.heads)} heads added: {where}",
             ),
@@ -123,6 +138,12 @@ class Audit:
                 title=f"Zero-shot accuracy by number of heads in the vector: {where}",
             ),
         }
+        if self.necessity is not None and len(self.necessity):
+            title = f"What each head adds where the task is corrupted, and what is lost without it: {where}"
+            found["necessity"] = plots.necessity_by_head(
+                audit_tables.necessity_points(self), unit=self.effects.unit, title=title
+            )
+        return found
 
     def accuracy(self, measure: str) -> float:
         """Accuracy of one line of `measures`, NaN where it was not measured.

@@ -8,7 +8,8 @@ instruction, query)` and `P(answer | statement)`, are those of Jiang et al. 2024
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,19 +24,21 @@ from ivlens.measures import Interval, interval, mean_bounds
 from ivlens.patching import interventions
 from ivlens.patching.interventions import Change, Outcomes
 from ivlens.prompts.tokens import Tokens
+from ivlens.shapes import Residual
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
 DEPENDENCE = ("measure", "heads", "n_heads", "value", "low", "high", "n")
 Key = tuple[str, str]
-"""A measure, and `chosen`, `random`, `unscaled` (the chosen heads' vector at scale 1) or nothing."""
+"""A measure, and `chosen`, `random`, `unscaled` (the chosen heads' vector at scale 1), `own` or nothing."""
 PerPrompt = Float[Tensor, "prompt *draw"]
 """A number a query, or one for each draw of random heads."""
 
 _PROPORTIONS = {
     *("instruction accuracy", "knowledge accuracy", "zero-shot accuracy"),
     *("steered instruction accuracy", "steered zero-shot accuracy"),
+    *("few-shot accuracy", "steered few-shot accuracy"),
 }
 """Means of successes; all else are differences, probabilities or nats."""
 _UNMEASURED = Interval(torch.nan, torch.nan, torch.nan)
@@ -56,7 +59,7 @@ class Dependence:
         """One line a measure and kind of heads, with a 95 % interval over queries; NaN where not measured."""
         lines = []
         for (measure, heads), values in self.values.items():
-            found = summarise(values, proportion=self._is_proportion(measure, heads))
+            found = summarise(values, proportion=self._is_proportion(measure, heads), within=self._range(measure))
             lines.append((measure, heads, self.n_heads if heads else 0, *found, len(values)))
         return pd.DataFrame(lines, columns=list(DEPENDENCE))
 
@@ -83,6 +86,15 @@ class Dependence:
             raise IvlensError(f"there is no measure {measure!r} of heads {heads!r}; there are {known}")
         return float(self.values[measure, heads].mean())
 
+    def _range(self, measure: str) -> tuple[float, float]:
+        """What the mean of a measure cannot leave."""
+        if measure == "shift":
+            return (-math.inf, math.inf) if self.is_difference else (0.0, math.inf)
+        is_level = measure.endswith("probability") or measure in _PROPORTIONS
+        # Differences of probabilities, necessity and sufficiency among them, and differences of these.
+        most = 1.0 if is_level or not self.is_difference else 2.0
+        return (0.0, 1.0) if is_level and not self.is_difference else (-most, most)
+
     def _is_proportion(self, measure: str, heads: str) -> bool:
         return measure in _PROPORTIONS and not self.is_difference
 
@@ -103,7 +115,7 @@ def measure(model: HookedTransformer, probe: Probe) -> pd.DataFrame:
     return per_prompt(model, probe).to_frame()
 
 
-def per_prompt(model: HookedTransformer, probe: Probe) -> Dependence:
+def per_prompt(model: HookedTransformer, probe: Probe, *, own: Residual | None = None) -> Dependence:
     """Put a probe to a model.
 
     By name, each of them positive when the model depends on the vector:
@@ -111,34 +123,46 @@ def per_prompt(model: HookedTransformer, probe: Probe) -> Dependence:
     - `necessity`: P(y | c, x) - P(y | c, x; heads ablated by their mean over other tasks) on instructed prompts;
     - `shift`: KL[P(. | c, x) || P(. | c, x; -vector)] of the next token, in nats;
     - `instruction`, `knowledge`, `zero-shot`: P(y | c, x), P(y | statement of x) and P(y | x);
-    - `steered instruction`, `steered zero-shot`: with the vector added.
+    - `steered instruction`, `steered zero-shot`: with the vector added;
+    - `few-shot`, `steered few-shot`: the same with demonstrations, where the probe has such prompts.
 
     P is of the answer's first token (`... probability`; plain `sufficiency` and `necessity`); with `accuracy` in the
     name, 1 where greedy decoding writes the whole answer. Changes are made at the last prompt token only. Vectors are
     as long as their scale says; where that is not 1, `unscaled` is the same with the vector at scale 1.
 
+    Args:
+        own: What the same heads write in this model, at the scale at which it is to be added; measured as `own`.
+
     Raises:
         ShapeMismatch: the model has another shape than the one that the probe was prepared of.
         ModelError: activations are NaN or infinite.
     """
-    vectors = [*probe.vectors, *([] if probe.unscaled is None else [probe.unscaled])]
+    kinds = ["chosen", *["random"] * len(probe.random)]
+    more = {"unscaled": probe.unscaled, "own": own}
+    vectors = [*probe.vectors, *(vector for vector in more.values() if vector is not None)]
+    with_more = [*kinds, *(kind for kind, vector in more.items() if vector is not None)]
     added = [Change(added=vector) for vector in vectors]
     taken = [Change(added=-vector) for vector in vectors]
     ablated = [Change(ablated=heads) for heads in probe.sets]
     zero_shot = _run(model, probe, probe.zero_shot, added)
     instructed = _run(model, probe, probe.instructed, [*ablated, *taken, *added])
     values: dict[Key, PerPrompt] = {}
-    unchanged = {"instruction": instructed, "knowledge": _run(model, probe, probe.statement, [])}
-    for name, found in (unchanged | {"zero-shot": zero_shot}).items():
+    stated = _run(model, probe, probe.statement, [])
+    unchanged = {"instruction": instructed, "knowledge": stated, "zero-shot": zero_shot}
+    n, both = len(kinds), len(vectors)
+    steered = {"zero-shot": (zero_shot, 1), "instruction": (instructed, 1 + n + both)}
+    if probe.few_shot is not None:
+        unchanged["few-shot"] = _run(model, probe, probe.few_shot, added)
+        steered["few-shot"] = unchanged["few-shot"], 1
+    for name, found in unchanged.items():
         values[f"{name} probability", ""] = found.probability[:, 0]
         values[f"{name} accuracy", ""] = found.match[:, 0].to(found.probability.dtype)
-    n, both = len(probe.sets), len(vectors)
-    values |= _against(zero_shot, 1, n, both, names=("sufficiency", "sufficiency accuracy"))
-    values |= _against(instructed, 1, n, n, names=("necessity", "necessity accuracy"), sign=-1)
-    values |= _by_heads("shift", instructed.shift[:, 1 + n : 1 + n + both], n)
-    for name, found, start in (("zero-shot", zero_shot, 1), ("instruction", instructed, 1 + n + both)):
-        values |= _by_heads(f"steered {name} probability", found.probability[:, start : start + both], n)
-        values |= _by_heads(f"steered {name} accuracy", found.match[:, start : start + both], n)
+    values |= _against(zero_shot, 1, with_more, names=("sufficiency", "sufficiency accuracy"))
+    values |= _against(instructed, 1, kinds, names=("necessity", "necessity accuracy"), sign=-1)
+    values |= _by_heads("shift", instructed.shift[:, 1 + n : 1 + n + both], with_more)
+    for name, (found, start) in steered.items():
+        values |= _by_heads(f"steered {name} probability", found.probability[:, start : start + both], with_more)
+        values |= _by_heads(f"steered {name} accuracy", found.match[:, start : start + both], with_more)
     return Dependence(values=values, task=probe.task, n_heads=len(probe.heads), seed=probe.seed)
 
 
@@ -161,19 +185,37 @@ def recovery(base: Dependence, tuned: Dependence) -> pd.DataFrame:
     gone = lost["instruction accuracy", ""]
     for kind in ("instruction", "zero-shot"):
         own = lost[f"{kind} accuracy", ""]
-        add(f"lost {kind} accuracy", "", summarise(own), len(own))
+        add(f"lost {kind} accuracy", "", summarise(own, within=(-1.0, 1.0)), len(own))
         for heads in (heads for measure, heads in tuned.values if measure == f"steered {kind} accuracy"):
             steered, plain = tuned.values[f"steered {kind} accuracy", heads], tuned.values[f"{kind} accuracy", ""]
             back = steered - (plain[:, None] if steered.dim() == 2 else plain)
-            add(f"regained {kind} accuracy", heads, summarise(back), len(back))
-            share = _share(back, gone, seed=tuned.seed) if len(back) == len(gone) else _UNMEASURED
+            add(f"regained {kind} accuracy", heads, summarise(back, within=(-1.0, 1.0)), len(back))
+            share = _share(back, gone) if len(back) == len(gone) else _UNMEASURED
             add(f"share regained {kind}", heads, share, min(len(back), len(gone)))
     return pd.DataFrame(lines, columns=list(DEPENDENCE))
 
 
-def summarise(values: PerPrompt, *, proportion: bool = False) -> Interval:
-    """Mean over queries, and over draws where there are several, with its interval; Wilson's of successes."""
-    within = (0.0, 1.0) if proportion else None
+def pooled(found: Sequence[Dependence], measure: str, heads: str = "") -> tuple[Interval, int]:
+    """Mean over tasks, each of which counts the same, and how many queries they have together.
+
+    The interval is over the queries of all tasks and over draws of random heads; other tasks are another question.
+    """
+    parts = [values.double() for one in found if len(values := one.values[measure, heads])]
+    n = sum(map(len, parts))
+    if not n:
+        return _UNMEASURED, 0
+    weighted = torch.cat([values * (n / (len(parts) * len(values))) for values in parts])
+    return summarise(weighted, proportion=measure in _PROPORTIONS), n
+
+
+def summarise(values: PerPrompt, *, proportion: bool = False, within: tuple[float, float] | None = None) -> Interval:
+    """Mean over queries, and over draws where there are several, with its interval; Wilson's of successes.
+
+    Args:
+        proportion: Values are successes.
+        within: What the mean cannot leave, of other values.
+    """
+    within = (0.0, 1.0) if proportion else within
     # A difference that happens to be 0 or 1 everywhere is no proportion: groups keep it from being taken for one.
     return interval(values, None if proportion else torch.arange(len(values)), within=within)
 
@@ -187,31 +229,31 @@ def _run(model: HookedTransformer, probe: Probe, tokens: Tokens | None, changes:
 
 
 def _against(
-    found: Outcomes, start: int, n: int, columns: int, *, names: tuple[str, str], sign: int = 1
+    found: Outcomes, start: int, kinds: list[str], *, names: tuple[str, str], sign: int = 1
 ) -> dict[Key, PerPrompt]:
     """Changed minus unchanged, times `sign`: probability, then accuracy."""
     match = found.match.to(found.probability.dtype)
     both = {}
     for name, values in zip(names, (found.probability, match), strict=True):
-        both |= _by_heads(name, sign * (values[:, start : start + columns] - values[:, :1]), n)
+        both |= _by_heads(name, sign * (values[:, start : start + len(kinds)] - values[:, :1]), kinds)
     return both
 
 
-def _by_heads(name: str, values: Tensor, n: int) -> dict[Key, PerPrompt]:
-    """Column 0 is of the chosen heads, those up to `n` of random draws; one behind is unscaled."""
+def _by_heads(name: str, values: Tensor, kinds: list[str]) -> dict[Key, PerPrompt]:
+    """Column by column the kind of heads; those of random draws stay together."""
     values = values if values.is_floating_point() else values.float()
-    found = {(name, "chosen"): values[:, 0], (name, "random"): values[:, 1:n]}
-    return found | ({(name, "unscaled"): values[:, n]} if values.shape[1] > n else {})
+    at = {kind: [column for column, one in enumerate(kinds) if one == kind] for kind in kinds}
+    return {(name, kind): values[:, own] if kind == "random" else values[:, own[0]] for kind, own in at.items()}
 
 
-def _share(back: PerPrompt, gone: Float[Tensor, " prompt"], *, seed: int) -> Interval:
+def _share(back: PerPrompt, gone: Float[Tensor, " prompt"]) -> Interval:
+    """Ratio of the two means, by the delta method: each query's, and each draw's, part in it.
+
+    The interval stays within 0 and 1 where the ratio does.
+    """
     if len(gone) < 2 or not float(mean_bounds(gone)[0]) > 0:
         return _UNMEASURED
-    # Queries are drawn again, and so are draws of random heads.
-    generator, back = torch.Generator().manual_seed(seed), back.reshape(len(back), -1)
-    rows = torch.randint(len(gone), (2000, len(gone)), generator=generator)
-    columns = torch.randint(back.shape[1], (2000, back.shape[1]), generator=generator)
-    regained = torch.stack([back[row][:, column].mean() for row, column in zip(rows, columns, strict=True)])
-    shares = (regained / gone[rows].mean(1)).double()
-    low, high = shares[shares.isfinite()].quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Interval(float(back.mean() / gone.mean()), low, high)
+    back, gone = back.double(), gone.double()
+    share = float(back.mean() / gone.mean())
+    lost = gone[:, None] if back.dim() == 2 else gone
+    return summarise(share + (back - share * lost) / gone.mean(), within=(min(0.0, share), max(1.0, share)))

@@ -15,11 +15,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ivlens.datasets.task import Task, TaskWarning, tasks
+from ivlens.datasets.task import Pair, Split, Task, TaskWarning, tasks
 from ivlens.datasets.task import task as find_task
 from ivlens.errors import IvlensError, PromptError, TaskError
 from ivlens.patching.activations import mean_z
-from ivlens.prompts.builders import cycled, instructed, statements, zero_shot
+from ivlens.patching.settings import Settings
+from ivlens.prompts.builders import cycled, few_shot, instructed, statements, zero_shot
 from ivlens.prompts.chat import Layout
 from ivlens.prompts.template import Prompt
 from ivlens.prompts.tokens import Tokens, tokenize
@@ -60,6 +61,8 @@ class Probe:
     statement: Tokens | None
     """None: the task has no statement."""
     seed: int
+    few_shot: Tokens | None = None
+    """None: not asked for."""
 
     @property
     def sets(self) -> tuple[tuple[Head, ...], ...]:
@@ -83,6 +86,7 @@ def prepare(
     prompts: int = 20,
     draws: int = 5,
     others: Sequence[Task] | None = None,
+    demonstrations: bool = False,
 ) -> Probe:
     """What to ask this model, and those made of it, about a task.
 
@@ -92,6 +96,7 @@ def prepare(
         draws: Sets of random heads.
         others: Tasks whose instructed prompts give the means for ablation; ten built-in ones unless given. The task
             itself and tasks without an instruction are left out.
+        demonstrations: Ask with demonstrations, too: as many as the vector's prompts have, from the same pairs.
 
     Raises:
         IvlensError: the vector is of another task or has no layer, or no other task is left.
@@ -106,7 +111,8 @@ def prepare(
     if vector.layer is None:
         raise IvlensError("the vector has no layer yet; take vector.at(layer)")
     z, settings = vector.measured()
-    pairs = task.split(shots=settings.shots, seed=settings.seed).evaluation[:prompts]
+    split = task.split(shots=settings.shots, seed=settings.seed)
+    pairs = split.evaluation[:prompts]
     random = random_sets(vector, draws=draws)
     written = torch.stack([write_vector(model, z, heads) for heads in random])
     added = vector.added
@@ -124,7 +130,13 @@ def prepare(
         instructed=tokenize(model, asked) if asked else None,
         statement=tokenize(model, told) if told else None,
         seed=settings.seed,
+        few_shot=tokenize(model, _few_shot(split, pairs, settings)) if demonstrations else None,
     )
+
+
+def _few_shot(split: Split, pairs: Sequence[Pair], settings: Settings) -> list[Prompt]:
+    generator = open_stream(settings.seed, Stream.BASELINE_PROMPTS)
+    return few_shot(pairs, split.mean, shots=settings.shots, generator=generator, template=settings.template)
 
 
 def random_sets(vector: InstructionVector, *, draws: int) -> tuple[tuple[Head, ...], ...]:
@@ -144,25 +156,48 @@ def other_mean_z(
     Raises:
         IvlensError: no other task has an instruction and prompts that fit.
     """
-    built_in = others is None
-    if others is None:
-        others = [find_task(name) for name in controls.draw_other_tasks(task, tasks(), draws=len(tasks()), seed=seed)]
-    usable = [other for other in others if other.instructions and task.name != other.name]
-    usable = [other for other in usable if other.digest != task.digest][: OTHER_TASKS if built_in else None]
-    share = max(1, OTHER_PROMPTS // max(1, len(usable)))
-    generator = open_stream(seed, Stream.ABLATION_PROMPTS)
-    asked: list[Prompt] = []
-    for other in usable:
-        pairs = [other.pairs[i] for i in generator.permutation(len(other.pairs))]
-        prompts = instructed(other, cycled(pairs, share), template=template)
-        try:
-            tokenize(model, prompts)
-        except (TaskError, PromptError) as error:
-            warnings.warn(f"left out of the means for ablation: {error}", TaskWarning, stacklevel=3)
-            continue
-        asked += prompts
+    asked = other_prompts(model, task, others, template=template, seed=seed)
     if not asked:
         raise IvlensError(
             "no other task has an instruction and prompts that fit the model; give others=[...] with tasks that have"
         )
     return mean_z(model, tokenize(model, asked))
+
+
+def other_prompts(
+    model: HookedTransformer,
+    task: Task,
+    others: Sequence[Task] | None = None,
+    *,
+    template: Layout,
+    seed: int,
+    shots: int = 0,
+) -> list[Prompt]:
+    """Prompts that show other tasks, as many of each; none where no other task can be asked.
+
+    Args:
+        others: Ten built-in ones unless given.
+        shots: Demonstrations, in place of the instruction, which 0 asks for.
+    """
+    built_in = others is None
+    if others is None:
+        others = [find_task(name) for name in controls.draw_other_tasks(task, tasks(), draws=len(tasks()), seed=seed)]
+    usable = [other for other in others if task.name != other.name and task.digest != other.digest]
+    usable = [other for other in usable if shots or other.instructions][: OTHER_TASKS if built_in else None]
+    share = max(1, OTHER_PROMPTS // max(1, len(usable)))
+    generator = open_stream(seed, Stream.ABLATION_PROMPTS)
+    asked: list[Prompt] = []
+    for other in usable:
+        pairs = cycled([other.pairs[i] for i in generator.permutation(len(other.pairs))], share)
+        try:
+            prompts = (
+                few_shot(pairs, other.pairs, shots=shots, generator=generator, template=template)
+                if shots
+                else instructed(other, pairs, template=template)
+            )
+            tokenize(model, prompts)
+        except (TaskError, PromptError) as error:
+            warnings.warn(f"left out of the means for ablation: {error}", TaskWarning, stacklevel=3)
+            continue
+        asked += prompts
+    return asked

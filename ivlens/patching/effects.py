@@ -164,7 +164,7 @@ def clean_prompts(
 
 
 def mean_prompts(task: Task, settings: Settings, asked: Sequence[Pair] = ()) -> list[Prompt]:
-    """The clean prompts that mean head outputs, and so a vector, are taken from: of all pairs, or of those `asked`."""
+    """The clean prompts that mean head outputs, and so a task's vector, are taken from: of all pairs, or of `asked`."""
     split = task.split(shots=settings.shots, seed=settings.seed)
     return _clean(task, cycled(asked or split.mean, settings.clean_prompts), split, settings)
 

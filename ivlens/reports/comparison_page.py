@@ -18,7 +18,8 @@ _COMPARE = {
     "dependence": ("Dependence on the vector", "On the base model's vector, beside as many random heads."),
     "aie": (
         "Which heads carry the task",
-        "AIE of every head before, after, and the difference on one scale; the top heads of each are outlined.",
+        "AIE of every head before, after, and the difference on one scale; the top heads of each are outlined. Colours "
+        "grow with the square root of the effect.",
     ),
     "heads": ("Head by head", "AIE after against before; on the dashed line nothing changed."),
 }
@@ -34,6 +35,7 @@ def comparison_page(found: Comparison) -> Page:
         answer=comparison_tables.sentence(found),
         cautions=(
             *_comparison_controls(found.measures),
+            *filter(None, (f"{found.how_many_clear()}.", comparison_tables.corrupted_sentence(found))),
             f"Each model's heads were chosen by their AIE on {len(found.base.cie)} prompts; expect less on others.",
             "Intervals are over queries of one fine-tuning: another seed of the training may do otherwise.",
             *([LAB] if base == "lab" else []),

@@ -60,7 +60,7 @@ class Considered(NamedTuple):
 class Universal:
     """Heads that carry the tasks of a list, and their vectors.
 
-    >>> shared = ivlens.Universal.load("runs/short/universal.safetensors")  # A study keeps its own.
+    >>> shared = ivlens.Universal.load("runs/short/universal-0.safetensors")  # A study keeps its own.
     >>> shared.aie.shape, shared.vectors.shape, shared.tasks
     (torch.Size([6, 8]), torch.Size([1, 128]), ('antonym',))
     """
@@ -86,7 +86,7 @@ class Universal:
 
         >>> import json
         >>> from pathlib import Path
-        >>> shared = ivlens.Universal.load("runs/short/universal.safetensors")
+        >>> shared = ivlens.Universal.load("runs/short/universal-0.safetensors")
         >>> shared.save("heads.json")
         >>> json.loads(Path("heads.json").read_text())["tasks"]
         ['antonym']
@@ -122,7 +122,7 @@ class Universal:
         Raises:
             IvlensError: not such a file.
 
-        >>> ivlens.Universal.load("runs/short/universal.safetensors").heads[0]
+        >>> ivlens.Universal.load("runs/short/universal-0.safetensors").heads[0]
         L3H3
         """
         path = Path(path)

@@ -35,6 +35,8 @@ class History:
     prompts: tuple[tuple[Prompt, ...], ...] = ()
     """What each stage was trained on."""
     tokens: tuple[Tokens, ...] = ()
+    general: tuple[Prompt, ...] = ()
+    """Prompts of other tasks, those that the vectors of guidance are taken from."""
 
 
 @runtime_checkable
@@ -217,8 +219,7 @@ class Replay(Lora):
     memory: int = 20
 
     def __post_init__(self) -> None:
-        if not 0 < self.share < 1:
-            raise IvlensError(f"replay: share is {self.share}; it must be between 0 and 1")
+        _refuse_no_share("replay", self.share)
         if self.memory < 1:
             raise IvlensError(f"replay: memory is {self.memory}; it must be 1 or more")
 
@@ -230,7 +231,39 @@ class Replay(Lora):
         return found
 
 
-METHODS: dict[str, type[Lora]] = {"lora": Lora, "ewc": Ewc, "lwf": Lwf, "olora": Olora, "replay": Replay}
+@dataclass(kw_only=True)
+class ReplayGeneral(Lora):
+    """A share of every batch is drawn from the general prompts, with their right answers, that vectors are taken from.
+
+    The control of guidance by general tasks' vectors that has the same information: whoever has the prompts from which
+    a vector is computed could as well train on them. Their loss is that of the new task's prompts, and no model but
+    the one being trained is asked.
+    """
+
+    share: float = 0.25
+
+    def __post_init__(self) -> None:
+        _refuse_no_share("replay-general", self.share)
+
+    def replayed(self, history: History, *, seed: int) -> list[Prompt]:
+        if not history.general:
+            raise IvlensError("replay-general has nothing to replay; give the history general prompts")
+        return list(history.general)
+
+
+METHODS: dict[str, type[Lora]] = {
+    "lora": Lora,
+    "ewc": Ewc,
+    "lwf": Lwf,
+    "olora": Olora,
+    "replay": Replay,
+    "replay-general": ReplayGeneral,
+}
+
+
+def _refuse_no_share(method: str, share: float) -> None:
+    if not 0 < share < 1:
+        raise IvlensError(f"{method}: share is {share}; it must be between 0 and 1")
 
 
 def _refuse_negative(method: str, **weights: float) -> None:
