@@ -195,7 +195,10 @@ def _clean(
 
 def example_prompts(model: HookedTransformer, task: Task, settings: Settings) -> dict[str, dict[str, str]]:
     """The first clean and the first corrupted prompt, as the model reads them, each with its `answer`."""
-    split, queries = task.split(shots=settings.shots, seed=settings.seed), find_queries(model, task, settings)
+    with warnings.catch_warnings():  # What is kept was said when it was measured.
+        warnings.simplefilter("ignore", TaskWarning)
+        queries = find_queries(model, task, settings)
+    split = task.split(shots=settings.shots, seed=settings.seed)
     first = {
         "clean": _clean(task, queries.mean[:1], split, settings),
         "corrupted": _corrupted(queries.rank[:1], split, settings),

@@ -208,7 +208,11 @@ def universal_heads(
         considered.append(_consider(model, one, settings))
         if not considered[-1].entered:
             continue
-        queries = find_queries(model, one, settings)
+        try:
+            queries = find_queries(model, one, settings)
+        except TaskError as error:  # Too few right answers, where `answered_only` asks for them.
+            considered[-1] = considered[-1]._replace(entered=False, reason=str(error))
+            continue
         z = task_mean_z(model, one, settings, queries=queries)
         grids.append(measure_effects(model, one, z, settings, memory=memory, model_digest="", queries=queries).aie)
         outputs.append(z)
@@ -263,11 +267,6 @@ def _consider(model: HookedTransformer, task: Task, settings: Settings) -> Consi
     right = float(score_answers(model, tokens)[0].double().mean())
     above = "above" if right > majority else "not above"
     reason = f"accuracy {right:.2f}, {above} the most frequent answer's share {majority:.2f}"
-    if right > majority and settings.answered_only:
-        try:
-            find_queries(model, task, settings)
-        except TaskError as error:
-            return tried(accuracy=right, entered=False, reason=str(error))
     return tried(accuracy=right, entered=right > majority, reason=reason)
 
 
