@@ -180,12 +180,12 @@ def families_of_differences(found: Findings) -> Iterator[Differences]:
 def recovery_tables(found: Findings, methods: Sequence[str]) -> Iterator[Table]:
     """Of each method that was probed, a line for each form of prompts and stage."""
     table: Any = found.recovery
-    for method in methods:
+    probed = [method for method in methods if method in set(table["method"])]
+    for method in probed:
         own = table[table["method"] == method]
-        if len(own):
-            parts = [_recovery_lines(own, prompts) for prompts in [*PROMPTS, COSINE]]
-            heading = f"Accuracy on probes by stage, {method}"
-            yield Table(heading, ("prompts, stage", *VECTORS), tuple(filter(None, parts)), RECOVERY_NOTE)
+        parts = [_recovery_lines(own, prompts) for prompts in [*PROMPTS, COSINE]]
+        heading, note = f"Accuracy on probes by stage, {method}", RECOVERY_NOTE if method == probed[-1] else ""
+        yield Table(heading, ("prompts, stage", *VECTORS), tuple(filter(None, parts)), note)
 
 
 def _recovery_lines(own: Any, prompts: str) -> list[Line]:
@@ -199,7 +199,11 @@ def _recovery_lines(own: Any, prompts: str) -> list[Line]:
 
 def _recovered(row: Mapping[Any, Any]) -> str:
     """Of a single seed the interval is over queries and draws, and not symmetric."""
-    return interval_text(row["value"], row["low"], row["high"]) if row["n"] == 1 else _number(row)
+    if row["n"] == 1:
+        return interval_text(row["value"], row["low"], row["high"], digits=2)
+    # Of an interval that ends at 0 or 1, the other side is half of Student's.
+    half = max(row["high"] - row["value"], row["value"] - row["low"])
+    return _number({"value": row["value"], "high": row["value"] + half})
 
 
 def _table(heading: str, columns: Sequence[str], lines: list[Line]) -> Table:
