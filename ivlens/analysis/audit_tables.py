@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from ivlens.patching.head_effects import HeadEffects
+    from ivlens.steering.verdict import Verdict
     from ivlens.vectors.instruction_vector import InstructionVector
 MOST_HEADS = 20
 """Heads of a vector that a table lists; the others are in the file of effects."""
@@ -26,6 +27,7 @@ _BASELINES = {
     "few-shot": "{shots} shots",
     "shuffled": "{shots} shots, shuffled",
     "statement": "plain statement",
+    "most frequent answer": "most frequent answer",
 }
 STEERED = {
     "steered" if kind == "chosen" else f"steered, {kind}": f"zero-shot + {called}" for kind, called in KINDS.items()
@@ -42,6 +44,8 @@ class Findings(Protocol):
     @property
     def vector(self) -> InstructionVector: ...
     @property
+    def verdict(self) -> Verdict: ...
+    @property
     def measures(self) -> pd.DataFrame: ...
     @property
     def heads(self) -> pd.DataFrame: ...
@@ -56,9 +60,10 @@ class Findings(Protocol):
 
 
 def print_audit(found: Findings) -> None:
-    """The answer, all measures, accuracy by number of heads, and the heads."""
+    """The verdict, the answer, all measures, accuracy by number of heads, and the heads."""
     measures, by_number, heads, *ablated = audit_tables(found)
     print(f"{plain(found.vector.task)} on {plain(found.vector.model)}\n")
+    print(found.verdict.sentence, found.verdict.advice, sep="\n", end="\n\n")
     print(*sentence(found).split("; "), sep=",\n  ", end="\n\n")
     print_table(measures)
     print(f"\n{measures.note}\n\n{by_number.heading}:\n")
@@ -98,11 +103,12 @@ def print_choices(found: Findings) -> None:
 
 
 def audit_html(found: Findings) -> str:
-    """The answer, all measures, and what is lost without heads, for a notebook."""
+    """The verdict, the answer, all measures, and what is lost without heads, for a notebook."""
     where = safe(f"{found.vector.task} on {found.vector.model}")
     tables = audit_tables(found)
     shown = [tables[0], *tables[3:4]]
-    return f"<p><b>{where}</b><br>{safe(sentence(found))}</p>{''.join(map(table_html, shown))}"
+    told = "<br>".join(map(safe, (found.verdict.sentence, found.verdict.advice, sentence(found))))
+    return f"<p><b>{where}</b><br>{told}</p>{''.join(map(table_html, shown))}"
 
 
 def audit_tables(found: Findings) -> list[Table]:

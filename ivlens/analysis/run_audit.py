@@ -34,8 +34,9 @@ from ivlens.random_streams import Stream, open_stream
 from ivlens.shapes import GIB, Head
 from ivlens.steering import controls, trials
 from ivlens.steering.necessity import NECESSITY, Asked, measure_necessity
-from ivlens.steering.trials import DRAWS, PLACES
+from ivlens.steering.trials import BY_QUERY, DRAWS, PLACES
 from ivlens.steering.vector_building import instruction_vector
+from ivlens.steering.verdict import MOST_FREQUENT, most_frequent_share
 from ivlens.storage import run_folder
 from ivlens.storage.run_folder import Tables
 
@@ -162,6 +163,7 @@ class _Work:
             heads=tables.table("heads", lambda: tried().by_number(), HEADS),
             places=places,
             draws=tables.table("draws", lambda: tried().by_draw(), DRAWS),
+            by_query=tables.table("by_query", lambda: tried().by_query(top), BY_QUERY),
             layer_draws=tables.table("layer_draws", lambda: tried().draws_by_layer(top), DRAWS),
             measures=tables.table("measures", lambda: self.measures(tried()), MEASURES),
             necessity=tables.table("necessity", lambda: self.necessity(vector.heads), NECESSITY),
@@ -191,12 +193,19 @@ class _Work:
     def measures(self, tried: trials.Trials) -> pd.DataFrame:
         """One line for the model unsteered under each kind of prompt, then for each kind of vector; then at scale 1."""
         lines = [{"measure": name, **self.baseline(kind)} for name, kind in self.baseline_prompts().items()]
-        parts = [pd.DataFrame(lines)]
+        parts = [pd.DataFrame([*lines, self.most_frequent()])]
         for suffix, unscaled in (("", False), (", scale 1", True)):
             steered = tried.by_number(unscaled=unscaled).query("n_heads == @self.asked.top")
             names = ["steered" if kind == "chosen" else f"steered, {kind}" for kind in steered["heads"]]
             parts.append(steered.assign(measure=[f"{name}{suffix}" for name in names]))
         return pd.concat(parts, ignore_index=True).filter(MEASURES)
+
+    def most_frequent(self) -> dict[str, Any]:
+        """What giving one answer to all queries would do; of these queries it is known exactly."""
+        answers = [pair.output for pair in self.split.evaluation]
+        share = most_frequent_share(answers)
+        line = dict.fromkeys(trials.VALUES, float("nan")) | dict.fromkeys(trials.VALUES[:3], share)
+        return {"measure": MOST_FREQUENT, **line, "prompts": len(answers)}
 
     def necessity(self, heads: Sequence[Head]) -> pd.DataFrame:
         """What is lost on instructed and few-shot prompts of the evaluation pairs when heads are ablated."""

@@ -36,6 +36,7 @@ from ivlens.prompts.long_pairs import leave_out_long
 from ivlens.prompts.tokens import tokenize
 from ivlens.shapes import GIB, Head
 from ivlens.steering.vector_building import instruction_vector
+from ivlens.steering.verdict import ABOVE_RANDOM, MOST_FREQUENT, above_random, most_frequent_share
 from ivlens.storage import run_folder
 from ivlens.storage.run_folder import Tables
 from ivlens.vectors.instruction_vector import InstructionVector
@@ -236,7 +237,7 @@ class _Work:
             tuned_vector=after.vector,
             tuned_name=self.pair.name,
             aie=tables.table("aie", lambda: aie_table(before.effects, after.effects), AIE),
-            measures=tables.table("measures", lambda: changes(*found), CHANGES),
+            measures=tables.table("measures", lambda: pd.concat([changes(*found), self.of_base(found[0])]), CHANGES),
             drift=tables.table("drift", lambda: self.drift(before, after, wrote), DRIFT),
             recovery=tables.table("recovery", lambda: recovery(*found[:2]), DEPENDENCE),
         )
@@ -268,6 +269,14 @@ class _Work:
                     f"{self.pair.name} and {hooked.model_name(self.base)} make different tokens of the same {name}; "
                     "give a model with the same tokenizer"
                 )
+
+    def of_base(self, before: Dependence) -> pd.DataFrame:
+        """What a verdict on the base model needs beside its dependence."""
+        answers = [pair.output for pair in self.task.split(shots=self.asked.shots, seed=self.asked.seed).evaluation]
+        share, n = most_frequent_share(answers[: self.asked.queries]), len(before.values["zero-shot accuracy", ""])
+        above, _ = above_random(*(before.values["sufficiency", heads] for heads in ("chosen", "random")))
+        gained = (ABOVE_RANDOM, "chosen", before.n_heads, "base", "base", *above, n)
+        return pd.DataFrame([(MOST_FREQUENT, "", 0, "base", "", share, share, share, n), gained], columns=list(CHANGES))
 
     def drift(self, before: _Side, after: _Side, wrote: list[Written]) -> pd.DataFrame:
         heads = head_drift(before.effects, after.effects, self.asked.top)
