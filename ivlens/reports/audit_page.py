@@ -77,8 +77,8 @@ def audit_page(found: Audit) -> Page:
             "other tasks": "vectors of other tasks, built in the same way",
             "most frequent answer": "accuracy of giving one answer to all queries; a model that can do the task is "
             "clear of it on clean prompts",
-            "beyond random heads": "with the vector minus with random heads, query by query and draw by draw; the interval "
-            "of a further draw of random heads would be above 0 in one of twenty cases at most",
+            "beyond random heads": "with the vector minus with random heads, query by query and draw by draw; of a "
+            "further draw of random heads the interval would be above 0 in one of twenty cases at most",
             "interval": QUERIES,
             "ablated": "the head's output at the last prompt token is replaced by its mean over prompts of other "
             "tasks, which are instructed, or have demonstrations, as the prompt has",
