@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ivlens.checkpoints.architectures import Fields, hooked_fields, hooked_weights
+from ivlens.checkpoints.checkpoint import Checkpoint
 from ivlens.errors import ModelError
-from ivlens.models.architectures import Fields, hooked_fields, hooked_weights
-from ivlens.models.checkpoint import Checkpoint
 from ivlens.models.verification import compare_outputs, compare_rotations
 
 if TYPE_CHECKING:
@@ -59,6 +59,11 @@ def _weights(model: HookedTransformer) -> Iterator[tuple[str, Tensor]]:
 
 
 def build_hooked(checkpoint: Checkpoint, *, device: str, dtype: torch.dtype) -> HookedTransformer:
+    """A model that computes what transformers computes of a checkpoint, whose memory it takes over.
+
+    Raises:
+        ModelError: TransformerLens does not compute it, or computes something else.
+    """
     fields = hooked_fields(checkpoint.model.config, checkpoint.architecture)
     fields |= {"model_name": checkpoint.name, **_bos(checkpoint)}
     probe = _build(fields, device="cpu", dtype=torch.float32)
@@ -66,10 +71,10 @@ def build_hooked(checkpoint: Checkpoint, *, device: str, dtype: torch.dtype) -> 
     _fill(probe, weights)
     compare_outputs(probe, checkpoint.model, checkpoint.name)
     compare_rotations(probe, checkpoint.model, checkpoint.name)
-    model = _build(fields, device=device, dtype=dtype)
-    # From here on only `weights` keeps the checkpoint's memory, and gives it back tensor by tensor.
     del probe
+    # From here on only `weights` keeps the checkpoint's memory, and gives it back tensor by tensor.
     torch.nn.Module.to(checkpoint.model, "meta")
+    model = _build(fields, device=device, dtype=dtype)
     _fill(model, {name: _copy(weights.pop(name), device=device, dtype=dtype) for name in list(weights)})
     model.tokenizer = checkpoint.tokenizer
     # With "left", TransformerLens guesses a mask from pad ids when none is given; pads may be real tokens.

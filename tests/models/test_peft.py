@@ -17,9 +17,9 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from ivlens.checkpoints.architectures import ARCHITECTURES
 from ivlens.errors import IvlensError, ShapeMismatch
 from ivlens.models import hooked, loader, lora, peft_layout
-from ivlens.models.architectures import ARCHITECTURES
 from ivlens.models.loader import load
 from ivlens.models.lora import Adapter, Factors, LoraConfig
 from ivlens.models.peft import read_adapter, write_adapter
