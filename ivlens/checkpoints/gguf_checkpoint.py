@@ -7,18 +7,16 @@ digits, how the largest Gemmas scale attention) is put back here, or refused.
 
 from __future__ import annotations
 
-import functools
 import math
 import re
 import struct
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import torch
 
+from ivlens.checkpoints import gguf_reading
 from ivlens.checkpoints.checkpoint import (
     BROKEN,
     OTHERWISE,
@@ -29,6 +27,7 @@ from ivlens.checkpoints.checkpoint import (
     refuse_misfits,
     refuse_non_finite,
 )
+from ivlens.checkpoints.gguf_reading import Contents, PackedTensor
 from ivlens.checkpoints.tokenizer import check_vocabulary, read_tokenizer
 from ivlens.errors import ModelError
 from ivlens.storage import gguf_files
@@ -69,8 +68,9 @@ def read_gguf(path: Path, *, name: str) -> Checkpoint:
     gguf_files.package()
     header = _header(path)
     architecture = _architecture(path, header)
-    with quiet_transformers(), _read_once():
-        config = _config(path, header, architecture)
+    found = gguf_reading.contents(path, header)
+    with quiet_transformers(), gguf_reading.given(found):
+        config = _config(path, header, found, architecture)
         tokenizer = _tokenizer(path, header)
         sizes = [math.prod(tensor.shape) for tensor in _weights_of(header).values()]
         refuse_larger(path, config, architecture, tensors=len(sizes), parameters=sum(sizes))
@@ -111,42 +111,28 @@ def _header(path: Path) -> Header:
 
 
 def _architecture(path: Path, header: Header) -> str:
-    fields = header.fields
-    parts = fields.get("split.count", 1)
+    parts = header.get("split.count", 1)
     if (isinstance(parts, int) and parts > 1) or re.search(r"-\d{5}-of-\d{5}$", path.stem):
         raise ModelError(f"{path} is one of several parts; join them with llama.cpp's llama-gguf-split --merge")
-    kind = fields.get("general.architecture")
+    kind = header.get("general.architecture")
     if kind not in _CLASSES:
         raise ModelError(
             f"{path} is a GGUF file of {str(kind)[:40]!r}, which is not supported; ivlens reads {', '.join(_CLASSES)}. "
             f"{OTHERWISE}"
         )
-    scaling, factor = (fields.get(f"{kind}.rope.scaling.{name}", usual) for name, usual in _UNSCALED.items())
+    scaling, factor = (header.get(f"{kind}.rope.scaling.{name}", usual) for name, usual in _UNSCALED.items())
     if scaling not in ("none", "") or factor != 1 or (kind != "llama" and _FACTORS in header.tensors):
         raise ModelError(
             f"{path} scales rotations ({scaling}), which transformers leaves out of a GGUF file; give the model's "
             "Hugging Face folder"
         )
     for field in ("tokenizer.ggml.model", "tokenizer.ggml.tokens"):
-        if field not in fields:
+        if field not in header.fields:
             raise ModelError(f"{path} has no tokenizer ({field} is missing); give a file that has one")
     return _CLASSES[str(kind)]
 
 
-@contextmanager
-def _read_once() -> Iterator[None]:
-    """Have transformers, which asks for configuration, tokenizer and weights apart, parse the file once, not thrice."""
-    import gguf
-
-    usual = gguf.GGUFReader
-    gguf.GGUFReader = functools.cache(usual)
-    try:
-        yield
-    finally:
-        gguf.GGUFReader = usual
-
-
-def _config(path: Path, header: Header, architecture: str) -> PretrainedConfig:
+def _config(path: Path, header: Header, found: Contents, architecture: str) -> PretrainedConfig:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
@@ -155,19 +141,19 @@ def _config(path: Path, header: Header, architecture: str) -> PretrainedConfig:
     except (*BROKEN, StrictDataclassError) as error:
         raise ModelError(f"transformers cannot read the configuration in {path}: {flat(error)}") from error
     config.architectures = [architecture]
-    if (header.fields["general.architecture"], config.num_hidden_layers) in _WIDE_SCALES:
+    if (header.get("general.architecture"), config.num_hidden_layers) in _WIDE_SCALES:
         config.query_pre_attn_scalar = config.hidden_size // config.num_attention_heads
-    if _FACTORS in header.tensors:
-        config.rope_parameters = _scaled_rotations(path, header, config)
+    for tensor in found.tensors:
+        if tensor.name == _FACTORS:
+            config.rope_parameters = _scaled_rotations(path, tensor, config)
     return config
 
 
-def _scaled_rotations(path: Path, header: Header, config: PretrainedConfig) -> dict[str, Any]:
+def _scaled_rotations(path: Path, stored: PackedTensor, config: PretrainedConfig) -> dict[str, Any]:
     """Llama 3's scaling of rotations, of which the file has the outcome alone."""
     import gguf
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    stored = next(tensor for tensor in gguf.GGUFReader(path).tensors if tensor.name == _FACTORS)
     factors = torch.from_numpy(gguf.dequantize(stored.data, stored.tensor_type).copy()).float().flatten()
     base = config.rope_parameters
     config.rope_parameters = base | {
@@ -189,7 +175,7 @@ def _tokenizer(path: Path, header: Header) -> PreTrainedTokenizerBase:
 
     tokenizer = read_tokenizer(path.parent, path.name)
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if header.fields.get("tokenizer.ggml.pre") == "smollm" and backend is not None:
+    if header.get("tokenizer.ggml.pre") == "smollm" and backend is not None:
         # As llama.cpp does, and SmolLM's own tokenizer; transformers 5.23 splits texts as GPT-2's.
         digits, words = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
@@ -231,7 +217,7 @@ def _quantisation(header: Header) -> str:
     """As people name it, such as `Q4_K_M`; else how most of the weights are packed."""
     import gguf
 
-    kind = header.fields.get("general.file_type")
+    kind = header.get("general.file_type")
     if not isinstance(kind, Listed) and kind in set(gguf.LlamaFileType):
         return re.sub("^(MOSTLY|ALL)_", "", gguf.LlamaFileType(kind).name)
     sizes: Counter[int] = Counter()

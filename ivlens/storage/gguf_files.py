@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import mmap
 import struct
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,15 +33,28 @@ class Bounds(NamedTuple):
 
 
 class Listed(NamedTuple):
-    """A list, of which only the length is read."""
+    """A list, of which no value is read."""
 
     length: int
+    kind: int
+    """GGUF's number of the type of its values."""
+    begin: int
+    """Where it begins in the file."""
+
+
+class Value(NamedTuple):
+    """The content of a field."""
+
+    kind: int
+    """GGUF's number of its type."""
+    content: bool | int | float | str | Listed
 
 
 class StoredTensor(NamedTuple):
-    """A tensor, of which only the header is read."""
+    """A tensor, of which no value is read."""
 
     shape: tuple[int, ...]
+    """The innermost axis first."""
     kind: int
     """GGML's number of how it is packed."""
     offset: int
@@ -50,10 +64,14 @@ class StoredTensor(NamedTuple):
 class Header(NamedTuple):
     """All of a GGUF file but lists and tensors."""
 
-    fields: dict[str, bool | int | float | str | Listed]
+    fields: dict[str, Value]
     tensors: dict[str, StoredTensor]
     start: int
     """Where tensors begin."""
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The content of a field."""
+        return self.fields[name].content if name in self.fields else default
 
 
 def package() -> Any:
@@ -75,6 +93,28 @@ def read_header(path: Path, bounds: Bounds) -> Header:
         return _Reader(content, bounds).header()
 
 
+def read_lists(path: Path, header: Header) -> dict[str, list[Any]]:
+    """The values of all lists: each text as bytes, each number in a list of one."""
+    found = {}
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        for name, (_, listed) in header.fields.items():
+            if isinstance(listed, Listed):
+                found[name] = list(_listed_values(content, listed))
+    return found
+
+
+def _listed_values(content: mmap.mmap, listed: Listed) -> Iterator[Any]:
+    place = listed.begin
+    if listed.kind != _TEXT:
+        form = f"<{listed.length}{_PACKED[listed.kind]}"
+        yield from map(list, struct.iter_unpack(form[0] + form[-1], content[place : place + struct.calcsize(form)]))
+        return
+    for _ in range(listed.length):
+        (length,) = struct.unpack_from("<Q", content, place)
+        yield content[place + 8 : place + 8 + length]
+        place += 8 + length
+
+
 class _Reader:
     """A place in a file, moved on by what is read there."""
 
@@ -92,10 +132,11 @@ class _Reader:
         tensors = {self._text(): self._tensor() for _ in range(n_tensors)}
         if len(tensors) < n_tensors or len(fields) < n_fields:
             raise ValueError("two of its fields or tensors have one name")
-        align = fields.get("general.alignment", 32)
+        header = Header(fields, tensors, 0)
+        align = header.get("general.alignment", 32)
         if not isinstance(align, int) or not 1 <= align <= 2**16:
             raise ValueError(f"tensors are aligned to {align!r} bytes")
-        return Header(fields, tensors, -(-self._place // align) * align)
+        return header._replace(start=-(-self._place // align) * align)
 
     def _tensor(self) -> StoredTensor:
         (n_axes,) = self._unpack("I")
@@ -106,24 +147,25 @@ class _Reader:
             raise ValueError(f"a tensor of shape {tuple(shape)}")
         return StoredTensor(tuple(shape), kind, offset)
 
-    def _value(self) -> bool | int | float | str | Listed:
+    def _value(self) -> Value:
         (kind,) = self._unpack("I")
         if kind == _TEXT:
-            return self._text()
+            return Value(kind, self._text())
         if kind != _LIST:
-            return self._unpack(self._packed(kind))[0]
-        kind, length = self._unpack("IQ")
+            return Value(kind, self._unpack(self._packed(kind))[0])
+        inner, length = self._unpack("IQ")
         self._listed += length
         if length > len(self._content) - self._place:
             raise ValueError(f"a list of {length} values behind its end")
-        if kind == _LIST or self._listed > self._bounds.listed:
+        if inner == _LIST or self._listed > self._bounds.listed:
             raise ValueError(f"lists of lists, or of {self._listed} values")
-        if kind == _TEXT:
+        begin = self._place
+        if inner == _TEXT:
             for _ in range(length):
                 self._skip(self._unpack("Q")[0])
         else:
-            self._skip(length * struct.calcsize(self._packed(kind)))
-        return Listed(length)
+            self._skip(length * struct.calcsize(self._packed(inner)))
+        return Value(kind, Listed(length, inner, begin))
 
     def _packed(self, kind: int) -> str:
         if kind not in _PACKED:
