@@ -67,6 +67,7 @@ ROOMS = (
             "storage",
             "datasets",
             "plots",
+            "models",
             "prompts",
             "patching",
             "vectors",

