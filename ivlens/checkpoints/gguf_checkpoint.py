@@ -48,6 +48,13 @@ _CLASSES = {
     "qwen3": "Qwen3ForCausalLM",
 }
 _BOUNDS = gguf_files.Bounds(entries=2**16, listed=2**22)
+# What transformers 5.23 leaves at its default for one or another of them, and the configuration's name for it.
+_UNREAD = (
+    ("attention.key_length", "head_dim"),
+    ("attention.sliding_window", "sliding_window"),
+    ("context_length", "n_positions"),
+    ("feed_forward_length", "n_inner"),
+)
 _FACTORS = "rope_freqs.weight"
 """By what each frequency is divided (Llama 3.1 and later)."""
 _UNSCALED = {"type": "none", "factor": 1}
@@ -140,8 +147,12 @@ def _config(path: Path, header: Header, found: Contents, architecture: str) -> P
         config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
     except (*BROKEN, StrictDataclassError) as error:
         raise ModelError(f"transformers cannot read the configuration in {path}: {flat(error)}") from error
+    kind = header.get("general.architecture")
+    for name, field in _UNREAD:
+        if hasattr(config, field) and f"{kind}.{name}" in header.fields:
+            setattr(config, field, header.get(f"{kind}.{name}"))
     config.architectures = [architecture]
-    if (header.get("general.architecture"), config.num_hidden_layers) in _WIDE_SCALES:
+    if (kind, config.num_hidden_layers) in _WIDE_SCALES:
         config.query_pre_attn_scalar = config.hidden_size // config.num_attention_heads
     for tensor in found.tensors:
         if tensor.name == _FACTORS:
