@@ -84,8 +84,7 @@ def compare(
     base = loader.load_without_adapters(base) if isinstance(base, str | Path) else base
     asked = check_heads(asked, base, options)
     work = _Work(base=base, pair=find_tuned_model(base, tuned), task=task, asked=asked, memory=memory)
-    is_adapter = isinstance(work.pair.model, Adapter)
-    lost = lora.note_loss(base, work.pair.model, work.pair.name) if is_adapter else ""
+    lost = lora.lost_to_rounding(base, work.pair.model) if isinstance(work.pair.model, Adapter) else 0.0
     if out is None:
         return work.all(Tables())
     with run_folder.open_run(
@@ -94,7 +93,12 @@ def compare(
         settings=asked.record(),
         sources={
             "base": hooked.source(base, digest=work.digests[0]),
-            "tuned": hooked.source(work.pair.model, name=work.pair.name, digest=work.digests[1], stored=lost),
+            "tuned": hooked.source(
+                work.pair.model,
+                name=work.pair.name,
+                digest=work.digests[1],
+                stored=lora.note_loss(base, lost, work.pair.name),
+            ),
             "task": run_folder.Source(name=task.name, digest=task.digest),
         },
         seed=asked.seed,

@@ -268,7 +268,7 @@ def _merge(model: HookedTransformer, folder: str | Path) -> None:
     """Merge one adapter for good; raises IvlensError where that changes nothing, or makes outputs NaN."""
     found = read_adapter(folder, model)
     before = _log_probs(model)
-    lost = lora.note_loss(model, found, Path(folder).resolve().name)
+    lost = lora.lost_to_rounding(model, found)
     lora.merge(model, found)
     after = _log_probs(model)
     if not after.isfinite().all():
@@ -278,8 +278,9 @@ def _merge(model: HookedTransformer, folder: str | Path) -> None:
             f"the adapter in {folder} changes no output of {hooked.model_name(model)} in {model.cfg.dtype}; "
             "load in float32, or give an adapter that was trained"
         )
-    if lost:
-        hooked.add_note(model, lost)
+    said = lora.note_loss(model, lost, Path(folder).resolve().name)
+    if said:
+        hooked.add_note(model, said)
 
 
 def _log_probs(model: HookedTransformer) -> Tensor:

@@ -229,13 +229,12 @@ def lost_to_rounding(model: HookedTransformer, adapter: Adapter) -> float:
     return math.sqrt(error / size) if size else 0.0
 
 
-def note_loss(model: HookedTransformer, adapter: Adapter, name: str) -> str:
+def note_loss(model: HookedTransformer, lost: float, name: str) -> str:
     """Warn where rounding loses a part of an update that counts; what a run's record says of it, else nothing.
 
-    >>> lora.note_loss(model, adapter, "mine")
+    >>> lora.note_loss(model, lora.lost_to_rounding(model, adapter), "mine")
     ''
     """
-    lost = lost_to_rounding(model, adapter)
     if lost < LOSS:
         return ""
     said = f"{lost:.0%} of the update of {name} is lost to rounding in {str(model.cfg.dtype).removeprefix('torch.')}"

@@ -26,6 +26,7 @@ from transformers.utils import logging
 import ivlens.models.hooked
 import ivlens.models.loader
 import ivlens.models.verification
+from ivlens.datasets.task import Pair
 from ivlens.errors import ModelError, PromptError
 from ivlens.models.hooked import model_name, weight_digest
 from ivlens.models.loader import load_without_adapters
@@ -381,7 +382,7 @@ def test_what_a_converter_would_drop_is_refused(
         ("lab", {"device": "meta"}, r"this machine has no device 'meta'; use cpu, or auto"),
         ("lab", {"device": "cuda:77"}, r"this machine has no device 'cuda:77'"),
         ("lab", {"dtype": "int8"}, r"'int8' is not a dtype ivlens computes in; give auto, float32, bfloat16, float16"),
-        (__file__, {}, r"test_hooked\.py is a file; give the folder"),
+        (__file__, {}, r"test_hooked\.py is a file; give a GGUF file, or the folder"),
     ],
 )
 def test_a_wrong_argument_is_refused(model: str | Path, options: dict[str, str], sentence: str) -> None:
@@ -395,9 +396,11 @@ def test_a_token_without_an_embedding_is_no_harm_until_a_prompt_has_it(llama: Pa
     tokenizer.save_pretrained(llama)
     model = load_without_adapters(llama)
     assert model.tokenizer.pad_token == "<eos>" and model.tokenizer.padding_side == "right"
-    assert tokenize(model, [Prompt("Q w1", " w2")]).prompts.max() < model.cfg.d_vocab
+    assert (
+        tokenize(model, [Prompt(text="Q w1", answer=" w2", query=Pair("w1", "w2"))]).prompts.max() < model.cfg.d_vocab
+    )
     with pytest.raises(PromptError, match=r"has the token '\[PAD-OF-MINE\]', which was added to the tokenizer"):
-        tokenize(model, [Prompt("Q [PAD-OF-MINE]", " w2")])
+        tokenize(model, [Prompt(text="Q [PAD-OF-MINE]", answer=" w2", query=Pair("Q", "w2"))])
 
 
 def test_a_missing_lab_model_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from ivlens.models import hooked, loader
 
 FETCHED = Path(__file__).parents[2] / known_models.FOLDER
 PARTS = (b"GGUF and", b" the rest")
-EXAMPLES = (("walk", "walked"), ("go", "went"), ("try", "tried"))
 
 
 @pytest.fixture
@@ -100,16 +99,12 @@ def real(name: str) -> Path:
 
 
 @pytest.mark.slow
-def test_smollm2_gives_past_tenses_after_examples() -> None:
+def test_smollm2_reads_text_as_its_own_tokenizer_and_knows_a_capital() -> None:
     model = ivlens.load(real("smollm2"))
     assert hooked.stored_as(model) == "Q4_1, dequantised to float32"
     assert model.to_str_tokens(" in 2024") == [" in", " ", "2", "0", "2", "4"], "no BOS, and digits apart"
     assert "<|im_start|>" in model.tokenizer.chat_template
-    examples = "".join(
-        f"Q: {now}\nA: {then}\n\n" for now, then in (("walk", "walked"), ("go", "went"), ("try", "tried"))
-    )
-    right = [said(model, f"{examples}Q: {now}\nA:") == then for now, then in (("eat", " ate"), ("ask", " asked"))]
-    assert all(right)
+    assert said(model, "The capital of France is") == " Paris"
 
 
 @pytest.mark.slow
