@@ -66,7 +66,8 @@ def hooked_weights(hf: PreTrainedModel, cfg: HookedTransformerConfig) -> dict[st
     from transformer_lens.pretrained import weight_conversions
 
     _, converter = ARCHITECTURES[str(cfg.original_architecture)]
-    embed, kept = hf.get_input_embeddings(), hf.get_input_embeddings().weight
+    embed: Any = hf.get_input_embeddings()
+    kept = embed.weight
     if converter == "convert_gemma_weights":  # Multiplies embeddings, which 16 bits would round.
         embed.weight = nn.Parameter(kept.float(), requires_grad=False)
     weights = getattr(weight_conversions, converter)(hf, cfg)

@@ -116,7 +116,7 @@ def read_copies(path: Path, *, remedy: str, error: type[IvlensError] = IvlensErr
 
 def _fill(file: io.RawIOBase, content: Tensor) -> int:
     """Read into a tensor until it is full or the file ends; how many bytes were read. One call reads at most 2 GiB."""
-    view, done = memoryview(content.numpy()), 0
+    view, done = content.numpy().data, 0
     while done < len(view):
         read = file.readinto(view[done:])
         if not read:
