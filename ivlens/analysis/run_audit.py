@@ -88,7 +88,7 @@ def audit(
         command="audit",
         settings=work.asked.record(),
         sources={
-            "model": run_folder.Source(name=hooked.model_name(model), digest=work.digest),
+            "model": hooked.source(model, digest=work.digest),
             "task": run_folder.Source(name=task.name, digest=task.digest),
         },
         seed=asked.seed,

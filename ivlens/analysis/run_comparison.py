@@ -87,6 +87,7 @@ def compare(
     task = leave_out_long(base, task, shots=asked.shots, template=asked.template)
     asked = check_heads(asked, base, options)
     work = _Work(base=base, pair=find_tuned_model(base, tuned), task=task, asked=asked, memory=memory)
+    lost = lora.lost_to_rounding(base, work.pair.model) if isinstance(work.pair.model, Adapter) else 0.0
     if out is None:
         return work.all(Tables())
     with run_folder.open_run(
@@ -94,8 +95,13 @@ def compare(
         command="compare",
         settings=asked.record(),
         sources={
-            "base": run_folder.Source(name=hooked.model_name(base), digest=work.digests[0]),
-            "tuned": run_folder.Source(name=work.pair.name, digest=work.digests[1]),
+            "base": hooked.source(base, digest=work.digests[0]),
+            "tuned": hooked.source(
+                work.pair.model,
+                name=work.pair.name,
+                digest=work.digests[1],
+                stored=lora.note_loss(base, lost, work.pair.name),
+            ),
             "task": run_folder.Source(name=task.name, digest=task.digest),
         },
         seed=asked.seed,

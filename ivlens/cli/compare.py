@@ -11,13 +11,16 @@ from ivlens.analysis.options import ComparisonSettings
 from ivlens.cli import options
 from ivlens.cli.checks import check_early
 from ivlens.cli.options import parse_bytes
-from ivlens.cli.output import draw_missing, file_name
+from ivlens.cli.output import draw_missing, file_name, say_stored
 from ivlens.tables import plain
 
 
 @options.with_options(ComparisonSettings)
 def compare(
-    base: Annotated[str, typer.Argument(help="The model before fine-tuning: lab, a local folder, or a hub id.")],
+    base: Annotated[
+        str,
+        typer.Argument(help="The model before fine-tuning: lab, smollm2, a local folder, a GGUF file, or a hub id."),
+    ],
     tuned: Annotated[
         list[str],
         typer.Argument(help="The model after it: a checkpoint, or PEFT adapter folders over BASE, which are added up."),
@@ -40,6 +43,7 @@ def compare(
     given = check_early(ComparisonSettings, typed, chosen)
     folder = out or Path("runs") / "-".join(["compare", *map(file_name, [base, *tuned, chosen.name])])
     hooked = ivlens.load(base, device=device, dtype=dtype)
+    say_stored(hooked)
     given["template"] = ivlens.template(typed["template"], hooked)
     found = ivlens.compare(hooked, tuned, chosen, out=folder, memory=budget, **given)
     comparison_tables.print_comparison(found)

@@ -134,6 +134,12 @@ def _token_ids(model: HookedTransformer, prompt: Prompt) -> tuple[list[int], lis
         raise PromptError(f"the answer {prompt.answer!r} has no token of its own after {prompt.text[-30:]!r}")
     if not prompt_ids:
         raise PromptError(f"the prompt {prompt.text!r} has no tokens; the model needs at least one to read")
+    beyond = [token for token in (*prompt_ids, *answer) if token >= model.cfg.d_vocab]
+    if beyond:
+        raise PromptError(
+            f"a prompt has the token {tokenizer.convert_ids_to_tokens(beyond[0])!r}, which was added to the tokenizer "
+            f"and has no embedding in {model.cfg.model_name}; resize the model's embeddings, or leave it out"
+        )
     return prompt_ids, answer
 
 
