@@ -178,7 +178,7 @@ def comparison_folder(folder: Path) -> None:
 
 
 def study_folder(folder: Path) -> None:
-    asked = plan.Plan(name="mine", tasks=("antonym",))
+    asked = plan.Plan(name="mine", tasks=("antonym",), evaluation=plan.Evaluation(drawn="once"))
     tables = {
         "evaluations": table(method_run.EVALUATIONS),
         "steps": table(method_run.STEPS),
