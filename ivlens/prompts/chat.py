@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
 CHAT = "chat"
+# Stands where an answer would, and in no template of its own.
+_ANSWER = "7f3a9c"
 # Templates that write today's date would make every day's numbers others. Llama's own stands where there is no clock.
 UNDATED = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
 
@@ -30,6 +32,9 @@ Message = dict[str, str]
 @dataclass(frozen=True, kw_only=True)
 class Conversation(Prompt):
     """A prompt as a conversation: all of its special tokens, the first one included, stand in its text."""
+
+    end: str = ""
+    """What the template writes behind an answer: the end of the turn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +105,7 @@ class ChatTemplate:
         >>> layout.render(pairs[0], demonstrations=pairs[1:2], instruction="Opposite?").text
         '[user: Opposite?\\nsmall][assistant: big][user: big]'
         """
-        turns = [turn for pair in demonstrations for turn in _turns(pair)]
-        asked, answered = _turns(query)
-        messages = [*turns, asked]
+        messages = [turn for pair in demonstrations for turn in _turns(pair)] + [_said("user", query.input)]
         if instruction is not None and self.system:
             messages = [_said("system", instruction), *messages]
         elif instruction is not None:
@@ -110,8 +113,8 @@ class ChatTemplate:
         text = self._written(messages, opened=True)
         if query.input.strip() not in text:
             raise PromptError(f"the chat template leaves out the query {query.input[:60]!r}; choose another template")
-        whole = self._written([*messages, answered], opened=False)
-        return Conversation(text=text, answer=_continue(text, whole, query.output), query=query)
+        text, space, end = _seam(text, self._written([*messages, _said("assistant", _ANSWER)], opened=False))
+        return Conversation(text=text, answer=space + query.output, query=query, end=end)
 
     def _written(self, messages: list[Message], *, opened: bool) -> str:
         return chat_sandbox.render_chat(self.jinja, messages, self.special_tokens, opened=opened)
@@ -156,7 +159,24 @@ def _turns(pair: Pair) -> tuple[Message, Message]:
     return _said("user", pair.input), _said("assistant", pair.output)
 
 
-def _continue(text: str, whole: str, output: str) -> str:
-    """The output with the space that the template puts before it; as it is where the template tells no seam."""
-    space, found, _ = whole.removeprefix(text).partition(output) if whole.startswith(text) else ("", "", "")
-    return space + output if found and not space.strip() else output
+def _seam(text: str, whole: str) -> tuple[str, str, str]:
+    """The prompt up to the seam, the space in front of an answer, and what stands behind one.
+
+    Some templates write more than space in front of an answer, such as the empty thinking block of a model that is not
+    to think: that is the prompt's. Others have the model begin with what no answer of theirs has in front of it: where
+    answers are read, it is left out.
+
+    Args:
+        text: The conversation with the assistant's turn begun.
+        whole: With the turn in full, whose answer is `_ANSWER`.
+    """
+    before, found, end = whole.partition(_ANSWER)
+    if not found:
+        return text, "", ""
+    begun = before.rstrip()
+    if before.startswith(text):
+        prompt = text if len(begun) <= len(text) else before.rstrip(" ")
+        return prompt, before[len(prompt) :], end
+    if text.startswith(begun) and text[len(begun) :].strip():
+        return before, "", end
+    return text, "", end

@@ -11,3 +11,8 @@ Source = Literal["demonstrations", "instruction"]
 """Where clean prompts show the task."""
 Corruption = Literal["shuffled", "zero-shot"]
 """Outputs of the demonstrations permuted, or the query alone."""
+Score = Literal["greedy-match", "exact", "first-word", "contains", "f1", "rouge-l"]
+"""Would greedy decoding write exactly the answer's tokens, or how right is the reply that is written?"""
+GREEDY_MATCH: Score = "greedy-match"
+Bos = Literal["auto", "yes", "no"]
+"""Whether prompts begin with the tokenizer's BOS token: as the model's own tokenizer has it, or not."""

@@ -11,9 +11,9 @@ from transformer_lens import HookedTransformer
 import ivlens
 from ivlens.datasets.task import Pair
 from ivlens.errors import PromptError
-from ivlens.patching.replies import SHOWN
 from ivlens.prompts.builders import instructed, zero_shot
 from ivlens.prompts.template import Prompt
+from ivlens.replies.inquiry import SHOWN
 
 pytestmark = pytest.mark.numeric
 
