@@ -72,7 +72,9 @@ class AnalysisSettings(Settings):
 
         Heads and wordings stand in it where they are not the usual ones: those of largest AIE, and all in turn.
         """
-        values = asdict(self)
+        from ivlens.prompts import chat
+
+        values = asdict(self) | {"template": chat.to_record(self.template)}
         del values["seed"]
         heads, instruction = values.pop("heads"), values.pop("instruction")
         if heads is not None:

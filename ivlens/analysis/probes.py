@@ -111,7 +111,7 @@ def prepare(
     written = torch.stack([write_vector(model, z, heads) for heads in random])
     added = vector.added
     asked = instructed(task, pairs, template=settings.template) if task.instructions else []
-    told = statements(task, pairs)
+    told = statements(task, pairs, bos=settings.template.bos)
     return Probe(
         task=task.name,
         heads=vector.heads,

@@ -202,7 +202,7 @@ class _Work:
             "instructed": prompts.instructed(task, pairs, template=template) if task.instructions else [],
             "few-shot": few_shot(generator=generator) if shots >= 1 else [],
             "shuffled": few_shot(generator=generator, shuffled=True) if shots >= 2 else [],
-            "statement": prompts.statements(task, pairs),
+            "statement": prompts.statements(task, pairs, bos=template.bos),
         }
 
     def baseline(self, kind: list[Prompt]) -> dict[str, Any]:

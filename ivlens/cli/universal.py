@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ivlens.cli import options
-from ivlens.cli.checks import check_early
+from ivlens.cli.checks import check_early, choose_template
 from ivlens.cli.options import parse_bytes
 from ivlens.errors import IvlensError
 from ivlens.patching.settings import Settings
@@ -25,6 +25,8 @@ def universal(
     adapter: options.Adapter = None,
     top: Annotated[int, options.number("Heads that are kept.")] = 10,
     *,
+    bos: options.BosToken = options.BosChoice.auto,
+    template_option: options.TemplateOptions = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     memory: options.Memory = "2GiB",
@@ -39,8 +41,9 @@ def universal(
 
     chosen = [ivlens.task(name) for name in (ivlens.tasks() if tasks is None else options.split_list(tasks))]
     given = check_early(Settings, typed)
+    template = choose_template(typed["template"], bos, template_option)
     hooked = ivlens.load(model, adapter=adapter, device=device, dtype=dtype)
-    given["template"] = ivlens.template(typed["template"], hooked)
+    given["template"] = template(hooked)
     found = ivlens.universal_heads(hooked, chosen, top=top, memory=budget, **given)
     found.save(out)
     audit_tables.print_universal(found)

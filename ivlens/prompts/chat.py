@@ -7,15 +7,17 @@ transformers' sandbox, in a process of its own (`chat_sandbox`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ivlens.datasets.task import Pair
 from ivlens.errors import PromptError
 from ivlens.prompts import chat_sandbox
-from ivlens.prompts.template import Prompt, Template, find_template
+from ivlens.prompts.choices import Bos
+from ivlens.prompts.template import Prompt, Template, check_bos, find_template
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 CHAT = "chat"
 # Stands where an answer would, and in no template of its own.
 _ANSWER = "7f3a9c"
+# What ivlens itself says to a template.
+_TAKEN = ("messages", "add_generation_prompt", "conversations", "chat_template", "tools", "documents")
 # Templates that write today's date would make every day's numbers others. Llama's own stands where there is no clock.
 UNDATED = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
 
@@ -53,17 +57,35 @@ class ChatTemplate:
     """By name, such as `bos_token`."""
     system: bool
     """Whether it writes a system message; otherwise an instruction stands in front of the first user turn."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Variables of its own that are set, such as `enable_thinking`; JSON values."""
+    bos: Bos = "auto"
+    """Whether a prompt begins with the BOS token; `auto`: as the template has it."""
+
+    def __post_init__(self) -> None:
+        check_bos(self.bos)
+        for name in self.options:
+            if name in _TAKEN or name in self.special_tokens:
+                raise PromptError(f"{name!r} cannot be an option of the chat template: ivlens sets it; leave it out")
+            if not re.search(rf"\b{re.escape(name)}\b", self.jinja):
+                raise PromptError(
+                    f"the chat template knows no option {name!r}; leave it out, or see its text for others"
+                )
 
     @classmethod
-    def of(cls, tokenizer: Any, *, name: str = "the model") -> ChatTemplate:
+    def of(
+        cls, tokenizer: Any, *, name: str = "the model", options: Mapping[str, Any] | None = None, bos: Bos = "auto"
+    ) -> ChatTemplate:
         """The template of a tokenizer, after a try whether it runs and takes a system message.
 
         Args:
             tokenizer: Of transformers.
             name: Of the model, for messages.
+            options: Variables of the template's own that are set, such as `enable_thinking`.
+            bos: Whether a prompt begins with the BOS token; `auto`: as the template has it.
 
         Raises:
-            PromptError: it has none, or one that fails or leaves the query out.
+            PromptError: it has none, or one that fails, knows no such option or leaves the query out.
 
         >>> prompts.ChatTemplate.of(model.tokenizer, name="lab")
         Traceback (most recent call last):
@@ -77,7 +99,7 @@ class ChatTemplate:
             ) from error
         special = {key: token for key, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
         jinja = UNDATED + jinja if "strftime_now" in jinja else jinja
-        found = cls(jinja=jinja, special_tokens=special, system=True)
+        found = cls(jinja=jinja, special_tokens=special, system=True, options=dict(options or {}), bos=bos)
         probe = "Write any word."
         found.render(Pair(probe, "x"))
         try:
@@ -114,16 +136,22 @@ class ChatTemplate:
         if query.input.strip() not in text:
             raise PromptError(f"the chat template leaves out the query {query.input[:60]!r}; choose another template")
         text, space, end = _seam(text, self._written([*messages, _said("assistant", _ANSWER)], opened=False))
-        return Conversation(text=text, answer=space + query.output, query=query, end=end)
+        return Conversation(text=text, answer=space + query.output, query=query, bos=self.bos, end=end)
 
     def _written(self, messages: list[Message], *, opened: bool) -> str:
-        return chat_sandbox.render_chat(self.jinja, messages, self.special_tokens, opened=opened)
+        return chat_sandbox.render_chat(self.jinja, messages, self.special_tokens, opened=opened, options=self.options)
 
 
 Layout = Template | ChatTemplate
 
 
-def template(name: str | Path, model: HookedTransformer | None = None) -> Layout:
+def template(
+    name: str | Path,
+    model: HookedTransformer | None = None,
+    *,
+    options: Mapping[str, Any] | None = None,
+    bos: Bos = "auto",
+) -> Layout:
     """A template by name, `chat` for the model's own, or from a JSON file.
 
     Names are `qa` (the default), `function-vectors`, `arrow`, `input-output` and `plain`. A file is an object of
@@ -132,18 +160,31 @@ def template(name: str | Path, model: HookedTransformer | None = None) -> Layout
 
     Args:
         model: Whose chat template is meant.
+        options: Variables of the chat template's own, such as `{"enable_thinking": False}`.
+        bos: Whether prompts begin with the tokenizer's BOS token; `auto`: where the model is used to it.
 
     Raises:
-        PromptError: there is no such template, or the file or the model's own cannot be used.
+        PromptError: there is no such template, the file or the model's own cannot be used, or there are options that
+            it does not know.
 
     >>> ivlens.template("arrow").render(task.pairs[0], demonstrations=task.pairs[1:2]).text
     'small -> big\\nbig ->'
     """
     if str(name) != CHAT:
-        return find_template(name)
+        if options:
+            raise PromptError(
+                f"{', '.join(options)} can be set of a chat template only, not of {str(name)!r}; leave it out"
+            )
+        return replace(find_template(name), bos=bos)
     if model is None or model.tokenizer is None:
         raise PromptError("a chat template is the tokenizer's; give the model, with its tokenizer")
-    return ChatTemplate.of(model.tokenizer, name=str(model.cfg.model_name))
+    return ChatTemplate.of(model.tokenizer, name=str(model.cfg.model_name), options=options, bos=bos)
+
+
+def to_record(layout: Layout) -> dict[str, Any]:
+    """As run records hold it: options and BOS stand in it where they are not the usual ones."""
+    usual = {"options": {}, "bos": "auto"}
+    return {name: value for name, value in asdict(layout).items() if name not in usual or value != usual[name]}
 
 
 def from_record(record: Mapping[str, Any]) -> Layout:

@@ -15,4 +15,4 @@ Score = Literal["greedy-match", "exact", "first-word", "contains", "f1", "rouge-
 """Would greedy decoding write exactly the answer's tokens, or how right is the reply that is written?"""
 GREEDY_MATCH: Score = "greedy-match"
 Bos = Literal["auto", "yes", "no"]
-"""Whether prompts begin with the tokenizer's BOS token: as the model's own tokenizer has it, or not."""
+"""Whether prompts begin with the tokenizer's BOS token; `auto`: where the model is used to it."""

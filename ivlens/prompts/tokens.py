@@ -125,16 +125,28 @@ def tokenize(model: HookedTransformer, prompts: Sequence[Prompt]) -> Tokens:
 def _token_ids(model: HookedTransformer, prompt: Prompt) -> tuple[list[int], list[int]]:
     tokenizer: Any = model.tokenizer
     encode = partial(tokenizer.encode, add_special_tokens=False)
-    has_bos = model.cfg.default_prepend_bos and tokenizer.bos_token_id is not None
-    bos = [tokenizer.bos_token_id] if has_bos and not isinstance(prompt, Conversation) else []
     joined = encode(prompt.text + prompt.answer)
     cut = _seam(tokenizer, prompt, encode(prompt.text), joined)
-    prompt_ids, answer = bos + joined[:cut], joined[cut:]
+    prompt_ids, answer = _begin(model, prompt, joined[:cut]), joined[cut:]
     if not answer:
         raise PromptError(f"the answer {prompt.answer!r} has no token of its own after {prompt.text[-30:]!r}")
     if not prompt_ids:
         raise PromptError(f"the prompt {prompt.text!r} has no tokens; the model needs at least one to read")
     return prompt_ids, answer
+
+
+def _begin(model: HookedTransformer, prompt: Prompt, ids: list[int]) -> list[int]:
+    """The prompt with or without the BOS token, as is asked for; a conversation has its own in the text."""
+    bos = getattr(model.tokenizer, "bos_token_id", None)
+    if prompt.bos == "auto":
+        is_added = bos is not None and model.cfg.default_prepend_bos and not isinstance(prompt, Conversation)
+        return [bos, *ids] if is_added else ids
+    if bos is None and prompt.bos == "yes":
+        raise PromptError(
+            f"bos is 'yes', but the tokenizer of {model.cfg.model_name} has no BOS token; take bos='auto'"
+        )
+    own = ids[1:] if ids[:1] == [bos] else ids
+    return [bos, *own] if prompt.bos == "yes" else own
 
 
 def _seam(tokenizer: Any, prompt: Prompt, alone: list[int], joined: list[int]) -> int:

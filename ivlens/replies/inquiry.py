@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ivlens.measures import Interval, interval
-from ivlens.patching.activations import reply_in_batches
+from ivlens.patching.activations import reply_in_batches, score_answers
 from ivlens.patching.hooks import Hooks
 from ivlens.prompts.chat import Conversation
 from ivlens.prompts.choices import GREEDY_MATCH, Score
@@ -181,23 +181,31 @@ def usual_score(prompts: Sequence[Prompt]) -> Score:
     return "contains" if any(isinstance(prompt, Conversation) for prompt in prompts) else GREEDY_MATCH
 
 
-def score_prompts(
-    model: HookedTransformer, prompts: Sequence[Prompt], score: Score, *, changes: Hooks = (), every_token: bool = False
+def measure_prompts(
+    model: HookedTransformer, prompts: Sequence[Prompt], score: Score
+) -> tuple[Float[Tensor, " prompt"], Float[Tensor, " prompt"]]:
+    """How right the model is on each prompt, in float64, and the probability of the answer's first token."""
+    tokens = tokenize(model, prompts)
+    right, first = score_answers(model, tokens)
+    return (right.double() if score == GREEDY_MATCH else score_replies(model, prompts, score)), first
+
+
+def score_replies(
+    model: HookedTransformer, prompts: Sequence[Prompt], score: Score, *, changes: Hooks = ()
 ) -> Float[Tensor, " prompt"]:
     """How right the replies that the model generates are, in float64.
 
     Args:
         score: Any but greedy match, for which nothing need be generated.
-        changes: In force at the last prompt token, at every new one, too, where `every_token` is asked for.
+        changes: In force at the last prompt token, as `write_replies` has them.
     """
-    tokens, endings = tokenize(model, prompts), find_endings(model, prompts)
-    replies = write_replies(model, tokens, endings, changes=changes, every_token=every_token)
+    replies = write_replies(model, tokenize(model, prompts), find_endings(model, prompts), changes=changes)
     return _score_all(replies, prompts, score)
 
 
 def right_answers(prompt: Prompt) -> tuple[str, ...]:
     """Everything that is a right reply to a prompt."""
-    return (prompt.answer.strip(),)
+    return (prompt.answer.strip(), *getattr(prompt.query, "also", ()))
 
 
 def _score_all(replies: Sequence[str], prompts: Sequence[Prompt], score: Score) -> Float[Tensor, " prompt"]:

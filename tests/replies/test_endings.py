@@ -20,8 +20,6 @@ class Letters:
     """Every token is a character, but for those in angle brackets."""
 
     special = ("<eos>", "<turn>", "<unk>")
-    all_special_ids = (0,)
-    added_tokens_decoder: dict[int, Any] = {}
 
     def decode(self, ids: list[int], **_: object) -> str:
         return "".join(self.special[one] if one < len(self.special) else chr(one) for one in ids)
