@@ -15,6 +15,7 @@ from ivlens.analysis import audit_tables
 from ivlens.analysis.wordings import WORDINGS
 from ivlens.errors import IvlensError, RunError
 from ivlens.patching.head_effects import EFFECTS, HeadEffects
+from ivlens.prompts.choices import GREEDY_MATCH
 from ivlens.steering.trials import DRAWS, PLACES, VALUES
 from ivlens.steering.universal_heads import Considered
 from ivlens.storage import run_folder
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
-MEASURES = ("measure", *VALUES)
+MEASURES = ("measure", *VALUES, "score")
 
 
 STEERING = ("heads", "n_heads", "layer", "scale", "draws", *VALUES)
@@ -46,7 +47,7 @@ class Audit:
     effects: HeadEffects
     vector: InstructionVector
     measures: pd.DataFrame
-    """Accuracy and probability of the answer (first token) of the unsteered and the steered model."""
+    """Accuracy, by the score of the line, and probability of the answer (first token), unsteered and steered."""
     steering: pd.DataFrame
     """Zero-shot accuracy with the vector added at every layer, each at its own scale, beside its controls."""
     heads: pd.DataFrame
@@ -84,7 +85,7 @@ class Audit:
                 **{key: getattr(vector, key) for key in ("task", "task_digest", "model", "model_digest")},
             ),
             vector=vector,
-            measures=run.read_table("measures", columns=MEASURES),
+            measures=_with_score(run.read_table("measures", columns=("measure", *VALUES))),
             steering=run.read_table("steering", columns=STEERING),
             heads=run.read_table("heads", columns=HEADS),
             places=run.read_table("places", columns=PLACES),
@@ -149,6 +150,11 @@ class Audit:
 
     def _repr_html_(self) -> str:
         return audit_tables.audit_html(self)
+
+
+def _with_score(measures: pd.DataFrame) -> pd.DataFrame:
+    """Runs of before have greedy matches alone."""
+    return measures if "score" in measures else measures.assign(score=GREEDY_MATCH)
 
 
 def _read_if_kept(run: run_folder.Run, name: str, columns: Sequence[str]) -> pd.DataFrame | None:

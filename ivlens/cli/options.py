@@ -21,7 +21,7 @@ import typer
 
 from ivlens.errors import IvlensError
 from ivlens.patching.settings import Settings
-from ivlens.prompts.choices import Bos
+from ivlens.prompts.choices import SCORE_WORDS, Bos, ScoreChoice
 
 
 def parse_whole(text: str | int) -> int:
@@ -68,6 +68,8 @@ Adapter = Annotated[
 _PYTHONS = {"True": True, "False": False, "None": None}
 # Older versions of typer know enumerations, but not `Literal`.
 BosChoice = StrEnum("BosChoice", {choice: choice for choice in get_args(Bos)})
+ScoreKind = StrEnum("ScoreKind", {choice: choice for choice in get_args(ScoreChoice)})
+ScoreOption = Annotated[ScoreKind, typer.Option("--score", help=SCORE_WORDS)]
 BosToken = Annotated[
     BosChoice,
     typer.Option("--bos", help="Whether prompts begin with the BOS token; auto: where the model is used to it."),

@@ -25,6 +25,7 @@ def universal(
     adapter: options.Adapter = None,
     top: Annotated[int, options.number("Heads that are kept.")] = 10,
     *,
+    score: options.ScoreOption = options.ScoreKind.auto,
     bos: options.BosToken = options.BosChoice.auto,
     template_option: options.TemplateOptions = None,
     device: options.Device = "auto",
@@ -44,7 +45,7 @@ def universal(
     template = choose_template(typed["template"], bos, template_option)
     hooked = ivlens.load(model, adapter=adapter, device=device, dtype=dtype)
     given["template"] = template(hooked)
-    found = ivlens.universal_heads(hooked, chosen, top=top, memory=budget, **given)
+    found = ivlens.universal_heads(hooked, chosen, top=top, score=score.value, memory=budget, **given)
     found.save(out)
     audit_tables.print_universal(found)
     print(f"In {plain(str(out))}; give it to --heads.")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ivlens.datasets.task import Pair
 from ivlens.errors import PromptError
 from ivlens.prompts import chat_sandbox
-from ivlens.prompts.choices import Bos
+from ivlens.prompts.choices import GREEDY_MATCH, Bos, Score, ScoreChoice
 from ivlens.prompts.template import Prompt, Template, check_bos, find_template
 
 if TYPE_CHECKING:
@@ -179,6 +179,13 @@ def template(
     if model is None or model.tokenizer is None:
         raise PromptError("a chat template is the tokenizer's; give the model, with its tokenizer")
     return ChatTemplate.of(model.tokenizer, name=str(model.cfg.model_name), options=options, bos=bos)
+
+
+def find_score(choice: ScoreChoice, layout: Layout) -> Score:
+    """The score that was chosen, or the one that fits the template: `contains`, as chat models answer in sentences."""
+    if choice != "auto":
+        return choice
+    return "contains" if isinstance(layout, ChatTemplate) else GREEDY_MATCH
 
 
 def to_record(layout: Layout) -> dict[str, Any]:

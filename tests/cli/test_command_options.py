@@ -37,6 +37,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "draws": ("8", 8),
     "other_tasks": ("0", 0),
     "queries": ("9", 9),
+    "score": ("rouge-l", "rouge-l"),
 }
 
 
@@ -86,6 +87,12 @@ def test_what_is_typed_arrives(called: dict[str, Any], tmp_path: Path, command: 
     assert main([*line, f"--{name.replace('_', '-')}", typed]) == 130
     assert called[name] == value
     assert not {one.name for one in fields(MADE_OF[command])} & called.keys() - {name, "template", "top"}
+
+
+def test_universal_heads_are_asked_for_with_a_score(called: dict[str, Any], tmp_path: Path):
+    line = TYPED["universal"].replace("OUT", str(tmp_path / "run")).split()
+    assert main(line) == 130 and called["score"] == "auto"
+    assert main([*line, "--score", "f1"]) == 130 and called["score"] == "f1"
 
 
 @pytest.mark.parametrize("command", MADE_OF)
