@@ -22,7 +22,9 @@ from ivlens.errors import IvlensError
 from ivlens.measures import Interval, interval, mean_bounds
 from ivlens.patching import interventions
 from ivlens.patching.interventions import Change, Outcomes
+from ivlens.prompts.choices import GREEDY_MATCH, Score
 from ivlens.prompts.tokens import Tokens
+from ivlens.replies.inquiry import score_replies
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -38,6 +40,8 @@ _PROPORTIONS = {
     *("steered instruction accuracy", "steered zero-shot accuracy"),
 }
 """Means of successes; all else are differences, probabilities or nats."""
+_SUCCESSES = ("(exact)", "(first-word)", "(contains)")
+"""Ends of the names of scores of replies that are right or wrong."""
 _UNMEASURED = Interval(torch.nan, torch.nan, torch.nan)
 
 
@@ -84,7 +88,7 @@ class Dependence:
         return float(self.values[measure, heads].mean())
 
     def _is_proportion(self, measure: str, heads: str) -> bool:
-        return measure in _PROPORTIONS and not self.is_difference
+        return (measure in _PROPORTIONS or measure.endswith(_SUCCESSES)) and not self.is_difference
 
     def __repr__(self) -> str:
         kind = "change of dependence" if self.is_difference else "dependence"
@@ -103,7 +107,7 @@ def measure(model: HookedTransformer, probe: Probe) -> pd.DataFrame:
     return per_prompt(model, probe).to_frame()
 
 
-def per_prompt(model: HookedTransformer, probe: Probe) -> Dependence:
+def per_prompt(model: HookedTransformer, probe: Probe, *, score: Score = GREEDY_MATCH) -> Dependence:
     """Put a probe to a model.
 
     By name, each of them positive when the model depends on the vector:
@@ -116,6 +120,10 @@ def per_prompt(model: HookedTransformer, probe: Probe) -> Dependence:
     P is of the answer's first token (`... probability`; plain `sufficiency` and `necessity`); with `accuracy` in the
     name, 1 where greedy decoding writes the whole answer. Changes are made at the last prompt token only. Vectors are
     as long as their scale says; where that is not 1, `unscaled` is the same with the vector at scale 1.
+
+    Args:
+        score: Of replies that the unchanged model writes, unless it is greedy match: `instruction accuracy (contains)`
+            and so on stand beside the others then, which stay greedy matches.
 
     Raises:
         ShapeMismatch: the model has another shape than the one that the probe was prepared of.
@@ -139,6 +147,10 @@ def per_prompt(model: HookedTransformer, probe: Probe) -> Dependence:
     for name, found, start in (("zero-shot", zero_shot, 1), ("instruction", instructed, 1 + n + both)):
         values |= _by_heads(f"steered {name} probability", found.probability[:, start : start + both], n)
         values |= _by_heads(f"steered {name} accuracy", found.match[:, start : start + both], n)
+    if score != GREEDY_MATCH:
+        for name, prompts in probe.prompts.items():
+            replied = score_replies(model, prompts, score) if prompts else torch.zeros(0)
+            values[f"{name} accuracy ({score})", ""] = replied
     return Dependence(values=values, task=probe.task, n_heads=len(probe.heads), seed=probe.seed)
 
 
