@@ -55,6 +55,7 @@ ROOMS = (
             "models",
             "prompts",
             "patching",
+            "replies",
             "vectors",
             "steering",
             "analysis",

@@ -21,7 +21,7 @@ import typer
 
 from ivlens.errors import IvlensError
 from ivlens.patching.settings import Settings
-from ivlens.prompts.choices import SCORE_WORDS, Bos, ScoreChoice
+from ivlens.prompts.choices import SCORE_WORDS, Bos, Score, ScoreChoice
 
 
 def parse_whole(text: str | int) -> int:
@@ -70,6 +70,10 @@ _PYTHONS = {"True": True, "False": False, "None": None}
 BosChoice = StrEnum("BosChoice", {choice: choice for choice in get_args(Bos)})
 ScoreKind = StrEnum("ScoreKind", {choice: choice for choice in get_args(ScoreChoice)})
 ScoreOption = Annotated[ScoreKind, typer.Option("--score", help=SCORE_WORDS)]
+StudyScore = Annotated[
+    StrEnum("StudyScore", {choice: choice for choice in get_args(Score)}) | None,
+    typer.Option("--score", help="What accuracies are of, in place of the study's."),
+]
 BosToken = Annotated[
     BosChoice,
     typer.Option("--bos", help="Whether prompts begin with the BOS token; auto: where the model is used to it."),

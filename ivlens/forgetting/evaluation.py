@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -17,9 +18,11 @@ from ivlens.errors import TaskError
 from ivlens.forgetting.plan import Evaluation
 from ivlens.patching.activations import score_answers
 from ivlens.prompts.builders import few_shot, instructed, statements
+from ivlens.prompts.choices import GREEDY_MATCH, Score
 from ivlens.prompts.template import Prompt
 from ivlens.prompts.tokens import Tokens, tokenize
 from ivlens.random_streams import Stream, open_stream
+from ivlens.replies.inquiry import score_replies
 from ivlens.training.stages import Stage
 
 if TYPE_CHECKING:
@@ -41,10 +44,16 @@ class PromptSet:
     sizes: Mapping[str, int]
     """Prompts by task, in order; 0: the task has no such prompts."""
     tokens: Tokens | None
+    prompts: tuple[Prompt, ...] = ()
+    """The same as text."""
+    score: Score = GREEDY_MATCH
+    """What the accuracy is of."""
 
     def lines(self, model: HookedTransformer) -> Iterator[tuple[str, str, str, str, float, int]]:
         """`COLUMNS` of every task; NaN where it has no such prompts."""
         right, first = score_answers(model, self.tokens) if self.tokens else (torch.zeros(0).bool(), torch.zeros(0))
+        if self.prompts and self.score != GREEDY_MATCH:
+            right = score_replies(model, self.prompts, self.score)
         sizes = list(self.sizes.values())
         for task, own, probabilities in zip(self.sizes, right.split(sizes), first.split(sizes), strict=True):
             yield task, self.kind, self.accuracy, "", float(own.double().mean()), len(own)
@@ -71,28 +80,33 @@ def prepare_evaluation(
     Raises:
         TaskError: a general task without an instruction, or with too few pairs.
     """
+    prompt_set = partial(_prompt_set, model, evaluation.score)
     general = {task.name: _general(task, evaluation) for task in tasks}
     few = {name: found[1] for name, found in general.items()}
     stated = {name: found[2] for name, found in general.items()}
     return StageEvaluation(
         prompt_sets=(
-            _prompt_set(model, "sequence", "accuracy", "probability", {stage.name: stage.test for stage in stages}),
-            _prompt_set(model, "sequence", "trained accuracy", None, {stage.name: stage.train for stage in stages}),
-            _prompt_set(
-                model,
+            prompt_set("sequence", "accuracy", "probability", {stage.name: stage.test for stage in stages}),
+            prompt_set("sequence", "trained accuracy", None, {stage.name: stage.train for stage in stages}),
+            prompt_set(
                 "general",
                 "instruction accuracy",
                 "instruction probability",
                 {name: found[0] for name, found in general.items()},
             ),
-            _prompt_set(model, "general", "few-shot accuracy", None, few),
-            _prompt_set(model, "general", "knowledge accuracy", "knowledge probability", stated),
+            prompt_set("general", "few-shot accuracy", None, few),
+            prompt_set("general", "knowledge accuracy", "knowledge probability", stated),
         )
     )
 
 
 def _prompt_set(
-    model: HookedTransformer, kind: str, accuracy: str, probability: str | None, asked: Mapping[str, Sequence[Prompt]]
+    model: HookedTransformer,
+    score: Score,
+    kind: str,
+    accuracy: str,
+    probability: str | None,
+    asked: Mapping[str, Sequence[Prompt]],
 ) -> PromptSet:
     every = [prompt for prompts in asked.values() for prompt in prompts]
     return PromptSet(
@@ -101,6 +115,8 @@ def _prompt_set(
         probability=probability,
         sizes={name: len(prompts) for name, prompts in asked.items()},
         tokens=tokenize(model, every) if every else None,
+        prompts=tuple(every),
+        score=score,
     )
 
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pydantic
 
@@ -24,6 +24,7 @@ from ivlens.datasets.task import tasks
 from ivlens.errors import IvlensError, StudyError
 from ivlens.lab.sequences import SEQUENCES
 from ivlens.models.lora import LoraConfig
+from ivlens.prompts.choices import GREEDY_MATCH, Score
 from ivlens.storage.atomic_files import LARGEST_TEXT, refuse_unusual
 from ivlens.training.guidance import GUIDANCE, Guidance
 from ivlens.training.methods import METHODS
@@ -53,6 +54,8 @@ class Evaluation:
     """Factor of the vectors of universal heads, of probes and guidance alike; None: chosen with their layer."""
     seed: int = 0
     """Draws the queries; the same for every cell, so that cells are compared on the same prompts."""
+    score: Score = GREEDY_MATCH
+    """What every accuracy is of: greedy match of the answer's tokens, or the reply that is written, scored."""
 
     def __post_init__(self) -> None:
         least = {"queries": 2, "few_shot_queries": 2, "shots": 1, "probe_prompts": 2, "clean_prompts": 1, "top": 1}
@@ -61,6 +64,8 @@ class Evaluation:
                 raise IvlensError(f"evaluation: {name} is {getattr(self, name)}; it must be {bound} or more")
         if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
             raise IvlensError(f"evaluation: scale is {self.scale}; it must be above 0, or be left out")
+        if self.score not in get_args(Score):
+            raise IvlensError(f"evaluation: score is {self.score!r}; choose of {', '.join(get_args(Score))}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +182,8 @@ class Plan:
         used = {name.partition("+")[2]: self.parts(name)[1] for name in self.methods}
         recorded["guidance"] |= {name: asdict(form) for name, form in used.items() if form is not None}
         del recorded["model"]
+        if self.evaluation.score == GREEDY_MATCH:  # A run of before has no other.
+            del recorded["evaluation"]["score"]
         return recorded
 
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from ivlens.prompts.choices import GREEDY_MATCH
 from ivlens.tables import UNMEASURED, Line, Table, plain, print_table, safe, table_html
 
 if TYPE_CHECKING:
@@ -109,7 +110,9 @@ def sentence(found: Findings) -> str:
 
 def note(found: Findings) -> str:
     """What the measures are, and what their intervals are over."""
-    return f"{_NOTE}\n{interval_note(found)}"
+    score = found.plan.evaluation.score
+    scored = "" if score == GREEDY_MATCH else f"Accuracy is {score} of the replies that are written.\n"
+    return f"{_NOTE}\n{scored}{interval_note(found)}"
 
 
 def _number(line: Mapping[Any, Any], *, signed: bool = False) -> str:

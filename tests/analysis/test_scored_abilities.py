@@ -36,10 +36,11 @@ def test_abilities_are_those_of_asking_each_model(
     found: Comparison, lab: HookedTransformer, adapter: lora.Adapter
 ) -> None:
     pairs = TASK.split(shots=3).evaluation[:8]
-    asked = {"instruction": instructed(TASK, pairs), "knowledge": statements(TASK, pairs), "zero-shot": zero_shot(pairs)}
+    told = statements(TASK, pairs)
+    asked = {"instruction": instructed(TASK, pairs), "knowledge": told, "zero-shot": zero_shot(pairs)}
     seen = set()
     for name, prompts in asked.items():
-        lines = found.measures.query("measure == @name + ' accuracy (f1)'").set_index("model")
+        lines = found.measures[found.measures["measure"] == f"{name} accuracy (f1)"].set_index("model")
         if not prompts:
             assert lines["value"].isna().all()
             continue

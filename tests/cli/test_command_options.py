@@ -68,12 +68,12 @@ def called(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the public functions are given; they then stop the command."""
     found: dict[str, Any] = {}
 
-    def stop(*_: Any, **given: Any) -> None:
-        found.update(given)
+    def stop(*first: Any, **given: Any) -> None:
+        found.update(given, first=first)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(ivlens, "load", lambda *_, **given: None)
-    for name in ("audit", "compare", "universal_heads"):
+    for name in ("audit", "compare", "universal_heads", "study"):
         monkeypatch.setattr(ivlens, name, stop)
     return found
 
@@ -93,6 +93,16 @@ def test_universal_heads_are_asked_for_with_a_score(called: dict[str, Any], tmp_
     line = TYPED["universal"].replace("OUT", str(tmp_path / "run")).split()
     assert main(line) == 130 and called["score"] == "auto"
     assert main([*line, "--score", "f1"]) == 130 and called["score"] == "f1"
+
+
+def test_a_study_scores_as_is_asked_for(called: dict[str, Any], tmp_path: Path):
+    line = ["study", "lab-func", "--out", str(tmp_path / "run")]
+    assert main([*line, "--score", "rouge-l"]) == 130
+    (plan,) = called["first"]
+    assert plan.evaluation.score == plan.record()["evaluation"]["score"] == "rouge-l"
+    assert main(line) == 130
+    (usual,) = called["first"]
+    assert usual.evaluation.score == "greedy-match" and "score" not in usual.record()["evaluation"]
 
 
 @pytest.mark.parametrize("command", MADE_OF)
