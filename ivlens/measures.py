@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from scipy import stats
 from torch import Tensor
 
+from ivlens.random_streams import Stream, open_stream
 from ivlens.tables import interval_text
 
 
@@ -168,6 +169,48 @@ def _clipped(found: Interval, within: tuple[float, float] | None) -> Interval:
 def group_means(values: Float[Tensor, "sample *rest"], groups: Int[Tensor, " sample"]) -> Float[Tensor, "group *rest"]:
     """Mean of the samples of every group, groups in ascending order."""
     return torch.stack([values[groups == group].mean(0) for group in groups.unique()])
+
+
+def familywise_p_values(
+    values: Float[Tensor, "sample *rest"], groups: Int[Tensor, " sample"] | None = None, *, seed: int = 0
+) -> Float[Tensor, "*rest"]:
+    """Of each mean's difference from 0, two-sided and corrected for all means that are looked at.
+
+    Holm's steps, on how large the largest of all means' t gets when whole samples change their sign at random: all
+    2^(n - 1) ways up to 14 samples, else 9,999 and the one that came. Exact, for any number of means however they
+    depend on each other, where what carries nothing lies symmetric about 0; Student's test under Holm's correction gets
+    up to three times the error that it promises of samples whose tails are light. Fewer than 6 samples cannot be clear.
+    Source: Westfall & Young 1993, "Resampling-based multiple testing", algorithm 2.8.
+
+    Args:
+        groups: As for `mean_bounds`.
+        seed: Of the signs.
+    """
+    means = (values if groups is None else group_means(values, groups)).double().cpu()
+    samples = means.flatten(1)
+    length = samples.norm(dim=0)
+    # Student's t rises with this one, whose denominator no sign changes.
+    samples = torch.where(length > 0, samples / length.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
+    found, order = samples.sum(0).abs().sort(descending=True, stable=True)
+    # What is as far by another order of the same sums is as far.
+    found, samples = found - 1e-9, samples[:, order]
+    signs = _signs(len(samples), seed)
+    reached = torch.zeros(len(found), dtype=torch.float64)
+    for some in signs.split(1000):
+        # Each step compares with the largest of the means that are left.
+        largest = (some @ samples).abs().flip(1).cummax(1).values.flip(1)
+        reached += (largest >= found).sum(0)
+    stepped = (reached / len(signs)).cummax(0).values
+    return torch.empty_like(stepped).scatter_(0, order, stepped).reshape(means.shape[1:])
+
+
+def _signs(n: int, seed: int) -> Float[Tensor, "flip sample"]:
+    """Signs of samples, those that came first; of two opposite ways one."""
+    if n <= 14:
+        ways = torch.arange(2 ** max(n - 1, 0))[:, None]
+        return 1.0 - 2.0 * (ways >> torch.arange(n) & 1).double()
+    drawn = open_stream(seed, Stream.SIGNS).integers(0, 2, (9999, n))
+    return torch.cat([torch.ones(1, n, dtype=torch.float64), 1.0 - 2.0 * torch.from_numpy(drawn).double()])
 
 
 def interval(

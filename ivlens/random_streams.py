@@ -31,7 +31,7 @@ class Stream(IntEnum):
     CORRUPTED_PROMPTS = 2
     """Demonstrations of the prompts that heads are patched on, and how their outputs are permuted."""
     RANDOM_HEADS = 3
-    BOTTOM_HEADS = 4
+    LOW_AIE_HEADS = 4
     OTHER_TASKS = 5
     """Whose vectors are controls."""
     BASELINE_PROMPTS = 6
@@ -50,6 +50,8 @@ class Stream(IntEnum):
     """Queries and demonstrations of general tasks in a study."""
     GAUSSIANS = 12
     """Directions that no head wrote."""
+    SIGNS = 14
+    """Which samples change their sign, to see what means are without an effect."""
 
 
 def open_stream(seed: int, stream: Stream, *numbers: int) -> np.random.Generator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -87,6 +88,60 @@ def test_prompts_of_one_query_are_one_piece_of_evidence() -> None:
     narrow = float(high - low)
     low, high = measures.mean_bounds(values)
     assert narrow < 0.6 * float(high - low)
+
+
+def stepped_by_hand(values: np.ndarray) -> list[float]:
+    """Step-down maxT of Westfall & Young, head by head over every way to choose signs."""
+    n, m = values.shape
+    ways = np.array(list(itertools.product([1.0, -1.0], repeat=n)))
+    t = np.array([np.abs([stats.ttest_1samp(way * values[:, i], 0).statistic for way in ways]) for i in range(m)])
+    observed, adjusted, before = t[:, 0], np.empty(m), 0.0
+    left = set(range(m))
+    for head in sorted(left, key=lambda i: -observed[i]):
+        largest = t[sorted(left)].max(0)
+        before = max(before, float((largest >= observed[head] - 1e-9).mean()))
+        adjusted[head] = before
+        left.remove(head)
+    return adjusted.tolist()
+
+
+def test_familywise_p_values_are_those_of_flipping_signs_head_by_head() -> None:
+    generator = np.random.default_rng(3)
+    values = generator.normal(size=(7, 4)) + np.array([2.0, 0.0, 0.6, -1.5])
+    values[:, 3] += 0.5 * values[:, 0]
+    found = measures.familywise_p_values(torch.as_tensor(values).reshape(7, 2, 2))
+    assert found.flatten().tolist() == pytest.approx(stepped_by_hand(values), abs=1e-12)
+    assert float(found[0, 0]) == 1 / 64 and float(found[0, 1]) > 0.2
+
+
+@pytest.mark.parametrize("kind", ["normal", "uniform", "two points"])
+@pytest.mark.parametrize("n", [6, 9])
+def test_of_many_heads_that_carry_nothing_one_is_clear_in_a_twentieth_of_cases(kind: str, n: int) -> None:
+    generator = torch.Generator().manual_seed(n)
+
+    def noise() -> torch.Tensor:
+        # Heads share a part of their noise, as those of one prompt do.
+        drawn = torch.randn(n, 30, dtype=torch.float64, generator=generator)
+        drawn = drawn if kind == "normal" else drawn.erf() if kind == "uniform" else drawn.sign() * (1 + 1e-3 * drawn)
+        return drawn * (1 + 0.5 * torch.rand(n, 1, dtype=torch.float64, generator=generator))
+
+    wrong = [bool((measures.familywise_p_values(noise()) <= 0.05).any()) for _ in range(400)]
+    # Within what 400 cases tell: three standard errors above 0.05.
+    assert sum(wrong) / len(wrong) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 400)
+
+
+def test_a_head_that_carries_something_is_found_among_many() -> None:
+    values = torch.randn(16, 100, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    values[:, 7] += 3
+    found = measures.familywise_p_values(values)
+    assert float(found[7]) <= 0.001 and int((found <= 0.05).sum()) == 1
+    assert bool((found == measures.familywise_p_values(values.repeat(2, 1), torch.arange(16).repeat(2))).all())
+
+
+def test_a_handful_of_samples_and_heads_without_any_effect_are_not_clear() -> None:
+    assert float(measures.familywise_p_values(torch.ones(5, 1))) == 1 / 16
+    assert measures.familywise_p_values(torch.zeros(9, 3)).tolist() == [1.0] * 3
+    assert measures.familywise_p_values(torch.ones(1, 2)).tolist() == [1.0] * 2
 
 
 def test_one_sample_has_no_interval() -> None:

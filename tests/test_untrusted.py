@@ -52,6 +52,7 @@ from ivlens.prompts.chat import ChatTemplate
 from ivlens.prompts.template import find_template
 from ivlens.shapes import Head
 from ivlens.steering.head_choice import parse_heads
+from ivlens.steering.necessity import NECESSITY
 from ivlens.steering.trials import DRAWS, PLACES
 from ivlens.steering.universal_heads import Considered, Universal
 from ivlens.storage import parquet
@@ -161,6 +162,7 @@ def audit_folder(folder: Path) -> None:
     tables = {"effects": effects(), "measures": table(MEASURES)}
     tables |= {"places": table(PLACES), "draws": table(DRAWS), "steering": table(STEERING), "heads": table(HEADS)}
     tables |= {"instructions": table(WORDINGS), "universal_tasks": table(Considered._fields)}
+    tables |= {"layer_draws": table(DRAWS), "necessity": table(NECESSITY)}
     with run_folder(folder, "audit", {"shots": 10}, tables) as run:
         run.write_with("vector.safetensors", vector().save)
         run.complete()

@@ -16,6 +16,8 @@ from ivlens.analysis.wordings import WORDINGS
 from ivlens.errors import IvlensError, RunError
 from ivlens.patching.head_effects import EFFECTS, HeadEffects
 from ivlens.prompts.choices import GREEDY_MATCH
+from ivlens.steering.necessity import NECESSITY
+from ivlens.steering.steered_replies import in_brackets
 from ivlens.steering.trials import DRAWS, PLACES, VALUES
 from ivlens.steering.universal_heads import Considered
 from ivlens.storage import run_folder
@@ -32,6 +34,10 @@ STEERING = ("heads", "n_heads", "layer", "scale", "draws", *VALUES)
 
 
 HEADS = ("heads", "n_heads", "layers", "scales", "draws", *VALUES)
+
+
+_OLD_NAMES = {"bottom": "low-AIE"} | {f"steered, bottom{at}": f"steered, low-AIE{at}" for at in ("", ", scale 1")}
+"""Controls of runs of version 0.1, as they are called now."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +62,10 @@ class Audit:
     """Accuracy of the vector at every layer and scale on validation pairs, the chosen place marked."""
     draws: pd.DataFrame
     """Every vector by itself at its own place: the chosen ones, and each draw of their controls."""
+    layer_draws: pd.DataFrame | None = None
+    """The same at every layer, each at its own scale; runs of before have none."""
+    necessity: pd.DataFrame | None = None
+    """What is lost when the vector's heads are ablated, one by one and together, beside random ones; `NECESSITY`."""
     instructions: pd.DataFrame | None = None
     """What every wording did on validation pairs, where the best was asked for."""
     universal: pd.DataFrame | None = None
@@ -85,11 +95,13 @@ class Audit:
                 **{key: getattr(vector, key) for key in ("task", "task_digest", "model", "model_digest")},
             ),
             vector=vector,
-            measures=_with_score(run.read_table("measures", columns=("measure", *VALUES))),
-            steering=run.read_table("steering", columns=STEERING),
-            heads=run.read_table("heads", columns=HEADS),
+            measures=_with_score(run.read_table("measures", columns=MEASURES[:-1])).replace({"measure": _OLD_NAMES}),
+            steering=run.read_table("steering", columns=STEERING).replace({"heads": _OLD_NAMES}),
+            heads=run.read_table("heads", columns=HEADS).replace({"heads": _OLD_NAMES}),
             places=run.read_table("places", columns=PLACES),
-            draws=run.read_table("draws", columns=DRAWS),
+            draws=run.read_table("draws", columns=DRAWS).replace({"heads": _OLD_NAMES}),
+            layer_draws=_read_if_kept(run, "layer_draws", DRAWS),
+            necessity=_read_if_kept(run, "necessity", NECESSITY),
             instructions=_read_if_kept(run, "instructions", WORDINGS),
             universal=_read_if_kept(run, "universal_tasks", Considered._fields),
             folder=Path(folder),
@@ -99,20 +111,27 @@ class Audit:
         """Every figure of the audit by file name.
 
         >>> list(audit.figures())
-        ['aie', 'measures', 'steering', 'places', 'heads']
+        ['aie', 'measures', 'steering', 'places', 'heads', 'necessity']
         """
         where = f"{self.vector.task} on {self.vector.model}"
         accuracy = {"accuracy_low": "low", "accuracy_high": "high"}
         bars = {"accuracy": "value", **accuracy}
         baselines = {name: self.accuracy(name) for name in ("zero-shot", "instructed", "few-shot")}
-        lines = {name: value for name, value in baselines.items() if not math.isnan(value)}
-        return {
-            "aie": self.effects.figure(marked=self.vector.heads),
-            "measures": plots.measures_bars(self.measures.rename(columns=bars), title=f"Accuracy: {where}"),
+        # By layer and by number of heads accuracy is greedy match: no other score is a baseline there.
+        score = in_brackets(self.measures)
+        lines = {name: value for name, value in baselines.items() if not (math.isnan(value) or score)}
+        matched = score and f" ({GREEDY_MATCH})"
+        called = {"measure": audit_tables.measure_labels(self)}
+        found = {
+            "aie": self.effects.figure(marked=self.vector.heads, note=audit_tables.corrupted_sentence(self)),
+            "measures": plots.measures_bars(
+                self.measures.replace(called).rename(columns=bars), title=f"Accuracy{score}: {where}"
+            ),
             "steering": plots.steering_by_layer(
                 self.steering.rename(columns=accuracy),
+                draws=self.layer_draws,
                 baselines=lines,
-                title=f"Zero-shot accuracy with a vector of {len(self.vector.heads)} heads added: {where}",
+                title=f"Zero-shot accuracy{matched} with a vector of {len(self.vector.heads)} heads added: {where}",
             ),
             "places": plots.steering_heatmap(
                 self.places, title=f"Layer and scale of the vector, on validation pairs: {where}"
@@ -121,9 +140,15 @@ class Audit:
                 self.heads.rename(columns=accuracy),
                 draws=self.draws,
                 baselines=lines,
-                title=f"Zero-shot accuracy by number of heads in the vector: {where}",
+                title=f"Zero-shot accuracy{matched} by number of heads in the vector: {where}",
             ),
         }
+        if self.necessity is not None and len(self.necessity):
+            title = f"What each head adds where the task is corrupted, and what is lost without it: {where}"
+            found["necessity"] = plots.necessity_by_head(
+                audit_tables.necessity_points(self), unit=self.effects.unit, title=title
+            )
+        return found
 
     def accuracy(self, measure: str) -> float:
         """Accuracy of one line of `measures`, NaN where it was not measured.

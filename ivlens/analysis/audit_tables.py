@@ -6,17 +6,17 @@ Names come from files. Whatever is in them, markup and terminal escapes among it
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from ivlens.plots.steering import KINDS
+from ivlens.steering.steered_replies import in_brackets, score_note
 from ivlens.tables import UNMEASURED, Line, Table, plain, print_table, safe, table_html
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ivlens.datasets.task import Task
     from ivlens.patching.head_effects import HeadEffects
-    from ivlens.steering.universal_heads import Universal
     from ivlens.vectors.instruction_vector import InstructionVector
 MOST_HEADS = 20
 """Heads of a vector that a table lists; the others are in the file of effects."""
@@ -29,11 +29,7 @@ _BASELINES = {
     "statement": "plain statement",
 }
 STEERED = {
-    "steered": "zero-shot + vector",
-    "steered, random": "zero-shot + random heads",
-    "steered, bottom": "zero-shot + low-AIE heads",
-    "steered, gaussian": "zero-shot + Gaussian",
-    "steered, other-task": "zero-shot + other tasks",
+    "steered" if kind == "chosen" else f"steered, {kind}": f"zero-shot + {called}" for kind, called in KINDS.items()
 }
 _UNSCALED = {f"{name}, scale 1": f"{label.removeprefix('zero-shot + ')}, scale 1" for name, label in STEERED.items()}
 
@@ -53,6 +49,8 @@ class Findings(Protocol):
     @property
     def places(self) -> pd.DataFrame: ...
     @property
+    def necessity(self) -> pd.DataFrame | None: ...
+    @property
     def instructions(self) -> pd.DataFrame | None: ...
     @property
     def universal(self) -> pd.DataFrame | None: ...
@@ -60,7 +58,7 @@ class Findings(Protocol):
 
 def print_audit(found: Findings) -> None:
     """The answer, all measures, accuracy by number of heads, and the heads."""
-    measures, by_number, heads = audit_tables(found)
+    measures, by_number, heads, *ablated = audit_tables(found)
     print(f"{plain(found.vector.task)} on {plain(found.vector.model)}\n")
     print(*sentence(found).split("; "), sep=",\n  ", end="\n\n")
     print_table(measures)
@@ -70,6 +68,10 @@ def print_audit(found: Findings) -> None:
     print_table(heads)
     print_choices(found)
     print(f"\n{heads.note}\n")
+    for table in ablated:
+        print(f"{table.heading}:\n")
+        print_table(table)
+        print(f"\n{table.note}\n" if table.note else "")
 
 
 def is_given(found: Findings) -> bool:
@@ -96,48 +98,30 @@ def print_choices(found: Findings) -> None:
         )
 
 
-def print_universal(found: Universal) -> None:
-    """Every task that was tried, and the heads with their mean AIE over those that entered."""
-    print(f"{len(found.tasks)} of {len(found.considered)} tasks entered on {plain(found.model)}:\n")
-    lines = [
-        (
-            one.task,
-            UNMEASURED if one.accuracy is None else f"{one.accuracy:.2f}",
-            f"{one.majority:.2f}",
-            "entered" if one.entered else f"left out: {one.reason}" if one.accuracy is None else "left out",
-        )
-        for one in found.considered
-    ]
-    print_table(Table("", ("task", "accuracy", "majority answer", ""), (lines,)))
-    print("\nA task enters if the model is right more often than its most frequent answer would be.\n")
-    heads = [(str(head), f"{float(found.aie[head]):+.4f}") for head in found.heads[:MOST_HEADS]]
-    print_table(Table("", ("universal head", f"mean AIE ({found.settings.unit})"), (heads,)))
-    print(
-        f"\nVectors of these {len(found.heads)} heads are added best at layer {found.layer}, {found.scale:g} times.\n"
-    )
-
-
 def audit_html(found: Findings) -> str:
-    """The answer and all measures, for a notebook."""
+    """The answer, all measures, and what is lost without heads, for a notebook."""
     where = safe(f"{found.vector.task} on {found.vector.model}")
-    return f"<p><b>{where}</b><br>{safe(sentence(found))}</p>{table_html(audit_tables(found)[0])}"
+    tables = audit_tables(found)
+    shown = [tables[0], *tables[3:4]]
+    return f"<p><b>{where}</b><br>{safe(sentence(found))}</p>{''.join(map(table_html, shown))}"
 
 
 def audit_tables(found: Findings) -> list[Table]:
-    """All measures, accuracy by number of heads, and the heads."""
+    """All measures, accuracy by number of heads, the heads, and what is lost without them where that was measured."""
     more = len(found.vector.heads) - MOST_HEADS
     return [
         Table(
             "Without and with a vector",
             (f"{found.measures['prompts'].max()} queries", *_VALUES),
             _measures(found),
-            f"{_length(found)}Controls have the norm of the vector; each has its own best layer and scale,\n"
+            f"{score_note(found.measures)}{_length(found)}"
+            "Controls have the norm of the vector; each has its own best layer and scale,\n"
             "found on validation pairs with as many tries. Below: all of them at scale 1.\n"
             "P(answer) is the probability of its first token.",
         ),
         Table(
             "Zero-shot accuracy by number of heads in the vector",
-            ("heads", "vector", "95 % interval", "random heads", "95 % interval"),
+            ("heads", "chosen heads", "95 % interval", "random heads", "95 % interval"),
             (_by_number(found),),
         ),
         Table(
@@ -145,22 +129,11 @@ def audit_tables(found: Findings) -> list[Table]:
             ("head of the vector", f"AIE ({found.effects.unit})", "95 % interval"),
             (_heads(found),),
             (f"{more} more are in effects.parquet. " if more > 0 else "")
-            + f"AIE on the {len(found.effects.cie)} prompts {_which(found)}",
+            + f"AIE on the {len(found.effects.cie)} prompts {_which(found)}\n"
+            f"{found.effects.how_many_clear()}.\n{corrupted_sentence(found)}".rstrip(),
         ),
+        *ablation_tables(found),
     ]
-
-
-def print_tasks(tasks: Iterable[Task]) -> None:
-    """One line a task."""
-    lines = [
-        (task.name, str(len(task.pairs)), str(len(task.instructions)), " → ".join(task.pairs[0])) for task in tasks
-    ]
-    print_table(Table("", ("task", "pairs", "wordings", "example"), (lines,)))
-
-
-def print_task(task: Task) -> None:
-    """One task in full, with its first pairs."""
-    print_table(Table("", (task.name, ""), (task.lines(),)), justify="left")
 
 
 def sentence(found: Findings) -> str:
@@ -171,10 +144,102 @@ def sentence(found: Findings) -> str:
     )
     heads = "1 head" if count == 1 else f"{count} heads"
     return (
-        f"Zero-shot accuracy: {alone}; "
+        f"Zero-shot accuracy{in_brackets(found.measures)}: {alone}; "
         f"with the vector of {heads} added {found.vector.scale:g} times at layer {found.vector.layer}: {steered}; "
         f"with vectors of as many random heads: {random}."
     )
+
+
+def corrupted_sentence(found: Findings) -> str:
+    """What the model still does where the task is corrupted, beside clean prompts; nothing where not measured."""
+    settings = found.effects.settings
+    corrupted = "shuffled" if settings.corruption == "shuffled" else "zero-shot"
+    clean = "instructed" if settings.source == "instruction" else "few-shot"
+    lines = found.measures.set_index("measure").to_dict("index")
+    if any(math.isnan(lines[name]["accuracy"]) for name in (corrupted, clean)):
+        return ""
+    still, before = ((lines[name]["accuracy"], lines[name]["probability"]) for name in (corrupted, clean))
+    return (
+        f"Task corrupted ({corrupted} prompts): still right {still[0]:.2f} of the time, P(answer) {still[1]:.2f} "
+        f"(clean: {before[0]:.2f}, {before[1]:.2f})."
+    )
+
+
+def ablation_tables(found: Findings) -> list[Table]:
+    """P(answer) lost, and accuracy left, with heads of the vector ablated alone and together; none of older runs."""
+    if found.necessity is None or found.necessity.empty:
+        return []
+    columns = tuple(cell for label in _prompts(found).values() for cell in (label, "95 % interval"))
+    aie, shown = found.effects.aie, set(map(str, found.vector.heads[:MOST_HEADS]))
+    by_name = {str(head): f"{float(aie[head]):+.2f}" for head in found.vector.heads}
+    lost, left = [], []
+    for _, group in found.necessity.groupby(["heads", "ablated", "n_heads"], sort=False):
+        lines = {line["prompt"]: line for line in group.to_dict("records")}
+        first = next(iter(lines.values()))
+        if first["heads"] == "chosen" and first["n_heads"] == 1 and first["ablated"] not in shown:
+            continue
+        label, both = ablated_label(first), [lines[prompt] for prompt in _prompts(found)]
+        left.append((label, *(cell for line in both for cell in _interval(line, "accuracy"))))
+        if first["heads"] != "none":
+            cells = (cell for line in both for cell in _interval(line, "necessity", sign="+"))
+            lost.append((label, by_name.get(label, ""), *cells))
+    return [
+        Table(
+            "Necessity: P(answer) lost when heads are ablated",
+            ("ablated", "AIE", *columns),
+            (lost,),
+            "Ablated at the last prompt token, by the mean over prompts of other tasks.\n"
+            "AIE is what a head adds on a corrupted prompt, not what the model needs of it.",
+        ),
+        Table(
+            "Accuracy with heads ablated",
+            ("ablated", *columns),
+            (left,),
+            necessity_sentence(found).replace("; ", ";\n  "),
+        ),
+    ]
+
+
+def ablated_label(line: Mapping[Any, Any]) -> str:
+    """What is ablated in a line of `necessity`: `nothing`, `L3H3`, `a random head`, `all 10 heads`."""
+    count = line["n_heads"]
+    if line["heads"] == "random":
+        return "a random head" if count == 1 else f"{count} random heads"
+    return (line["ablated"] if count == 1 else f"all {count} heads") if count else "nothing"
+
+
+def necessity_points(found: Findings) -> pd.DataFrame:
+    """AIE and necessity of the listed heads as `plots.necessity_by_head` draws them."""
+    import pandas as pd
+
+    assert found.necessity is not None
+    heads, aie, (low, high) = found.vector.heads[:MOST_HEADS], found.effects.aie, found.effects.interval()
+    rows = [(str(head), "AIE", *(float(grid[head]) for grid in (aie, low, high))) for head in heads]
+    listed = {*map(str, heads), ""}
+    for line in found.necessity.to_dict("records"):
+        if line["heads"] != "none" and (line["n_heads"] > 1 or line["ablated"] in listed):
+            values = (line[f"necessity{end}"] for end in ("", "_low", "_high"))
+            rows.append((ablated_label(line), line["prompt"], *values))
+    return pd.DataFrame(rows, columns=["heads", "measure", "value", "low", "high"])
+
+
+def necessity_sentence(found: Findings) -> str:
+    """Accuracy without the head of largest AIE, without all heads of the vector and without random ones."""
+    assert found.necessity is not None
+    ((kind, label), *_) = _prompts(found).items()
+    lines = found.necessity.query("prompt == @kind").to_dict("records")
+    told = [f"{label}: accuracy {' '.join(_interval(lines[0], 'accuracy'))}".capitalize()]
+    # The first head, all of them, and random ones; of a single head the first two are one.
+    for line in (lines[number] for number in sorted({1, len(lines) - 2, len(lines) - 1})):
+        told.append(f"without {ablated_label(line)} {' '.join(_interval(line, 'accuracy'))}")
+    return "; ".join(told) + "."
+
+
+def _prompts(found: Findings) -> dict[str, str]:
+    """The kinds of prompts that heads were ablated on, as they are called in tables."""
+    assert found.necessity is not None
+    shots = found.effects.settings.shots
+    return {kind: _BASELINES[kind].format(shots=shots) for kind in found.necessity["prompt"].unique()}
 
 
 def _length(found: Findings) -> str:
@@ -186,15 +251,21 @@ def _length(found: Findings) -> str:
 def _measures(found: Findings) -> tuple[list[Line], ...]:
     """Lines without a vector, with one at its place, with one at scale 1."""
     lines = found.measures.set_index("measure").to_dict("index")
-    shots = found.effects.settings.shots
+    called = measure_labels(found)
     return tuple(
         [
-            (label.format(shots=shots), *_interval(lines[name], "accuracy"), *_interval(lines[name], "probability", 3))
-            for name, label in labels.items()
+            (called[name], *_interval(lines[name], "accuracy"), *_interval(lines[name], "probability", 3))
+            for name in labels
             if name in lines
         ]
         for labels in (_BASELINES, STEERED, _UNSCALED)
     )
+
+
+def measure_labels(found: Findings) -> dict[str, str]:
+    """How every line of `measures` is called, in tables and figures."""
+    shots = found.effects.settings.shots
+    return {name: label.format(shots=shots) for name, label in (_BASELINES | STEERED | _UNSCALED).items()}
 
 
 def _by_number(found: Findings) -> list[Line]:
@@ -206,11 +277,11 @@ def _by_number(found: Findings) -> list[Line]:
     ]
 
 
-def _interval(line: Mapping[Any, Any], name: str, digits: int = 2) -> tuple[str, str]:
+def _interval(line: Mapping[Any, Any], name: str, digits: int = 2, sign: str = "") -> tuple[str, str]:
     if math.isnan(line[name]):
         return UNMEASURED, ""
-    low, high = (f"{line[f'{name}_{end}']:.{digits}f}" for end in ("low", "high"))
-    return f"{line[name]:.{digits}f}", f"[{low}, {high}]"
+    low, high = (f"{line[f'{name}_{end}']:{sign}.{digits}f}" for end in ("low", "high"))
+    return f"{line[name]:{sign}.{digits}f}", f"[{low}, {high}]"
 
 
 def _heads(found: Findings) -> list[Line]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,7 +94,11 @@ class Comparison:
         unit = self.base.unit
         return {
             "aie": comparison.aie_panels(
-                self.aie, (n_layers, n_heads), unit=unit, marked=marked, title=f"AIE before and after: {where}"
+                self.aie,
+                (n_layers, n_heads),
+                unit=unit,
+                marked=marked,
+                title=f"AIE before and after: {where}. {self.how_many_clear()}",
             ),
             "heads": comparison.aie_scatter(
                 self.aie, unit=unit, marked=marked, title=f"AIE of every head, before against after: {where}"
@@ -115,6 +119,18 @@ class Comparison:
         'antonym, lab → lab + adapter'
         """
         return f"{self.base_vector.task}, {self.base.model} → {self.tuned_name}"
+
+    def how_many_clear(self) -> str:
+        """In words, how many heads' AIE is clear of 0 in either model, and how many changed.
+
+        >>> change.how_many_clear()
+        'Clear of 0 (p ≤ 0.05 after Holm): ... of 48 heads before, ... after, ... in their difference'
+        """
+        changed = replace(self.tuned, cie=self.tuned.cie - self.base.cie)
+        before, after, moved = (len(effects.clear()) for effects in (self.base, self.tuned, changed))
+        heads = self.base.aie.numel()
+        counts = f"{before} of {heads} heads before, {after} after, {moved} in their difference"
+        return f"Clear of 0 (p ≤ 0.05 after Holm): {counts}"
 
     def value(self, measure: str, *, model: str = "difference", heads: str = "", vector: str = "") -> float:
         """One number of `measures`; NaN where it was not measured.

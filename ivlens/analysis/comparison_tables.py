@@ -14,6 +14,7 @@ from ivlens.tables import UNMEASURED, Line, Table, plain, print_table, safe, tab
 if TYPE_CHECKING:
     import pandas as pd
 
+    from ivlens.patching.head_effects import HeadEffects
     from ivlens.vectors.instruction_vector import InstructionVector
 
 COLUMNS = ("before", "after", "change", "95 % interval")
@@ -34,7 +35,7 @@ _RECOVERY = {
     "instruction": "with the instruction",
     "zero-shot": "query alone",
 }
-_HEADS = {"chosen": "", "random": "  random heads", "unscaled": "  the vector at scale 1"}
+_HEADS = {"chosen": "", "random": "  random heads", "unscaled": "  chosen heads, scale 1"}
 """How the line of each kind of heads is called below that of the measure."""
 _DRIFT = {
     ("cosine", "own"): "cosine of the vectors, each of its own heads",
@@ -52,6 +53,11 @@ class Findings(Protocol):
 
     @property
     def title(self) -> str: ...
+    @property
+    def base(self) -> HeadEffects: ...
+    @property
+    def tuned(self) -> HeadEffects: ...
+    def how_many_clear(self) -> str: ...
     @property
     def base_vector(self) -> InstructionVector: ...
     @property
@@ -93,7 +99,12 @@ def comparison_tables(found: Findings) -> list[Table]:
             "the next token. P is of the answer's first token."
             + ("\nAccuracy without a score in brackets is greedy match." if _scored(found) else ""),
         ),
-        Table("Heads and vector", ("heads and vector", "value", "95 % interval"), (_drift(found),)),
+        Table(
+            "Heads and vector",
+            ("heads and vector", "value", "95 % interval"),
+            (_drift(found),),
+            f"{found.how_many_clear()}.\n{corrupted_sentence(found)}".rstrip(),
+        ),
         Table(
             "Accuracy lost, and regained by the vector",
             ("accuracy", "lost", "regained", "95 % interval"),
@@ -114,6 +125,17 @@ def sentence(found: Findings) -> str:
         )
     ((_, value, bounds), *_) = _drift(found)
     return f"{'; '.join(told)}; cosine of the vectors before and after: {value} {bounds}".rstrip() + "."
+
+
+def corrupted_sentence(found: Findings) -> str:
+    """What both models still make of the prompts that heads were patched on; nothing where that is no probability."""
+    if found.base.unit != "probability":
+        return ""
+    before, after = (float(effects.baseline.mean()) for effects in (found.base, found.tuned))
+    return (
+        f"AIE is of prompts with the task corrupted ({found.base.settings.corruption}), where P(answer) is still "
+        f"{before:.2f} before, {after:.2f} after."
+    )
 
 
 def _abilities(found: Findings) -> list[Line]:

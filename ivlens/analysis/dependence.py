@@ -8,6 +8,7 @@ instruction, query)` and `P(answer | statement)`, are those of Jiang et al. 2024
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -60,7 +61,7 @@ class Dependence:
         """One line a measure and kind of heads, with a 95 % interval over queries; NaN where not measured."""
         lines = []
         for (measure, heads), values in self.values.items():
-            found = summarise(values, proportion=self._is_proportion(measure, heads))
+            found = summarise(values, proportion=self._is_proportion(measure, heads), within=self._range(measure))
             lines.append((measure, heads, self.n_heads if heads else 0, *found, len(values)))
         return pd.DataFrame(lines, columns=list(DEPENDENCE))
 
@@ -86,6 +87,15 @@ class Dependence:
             known = ", ".join(" of ".join(filter(None, (key[0], key[1] and f"{key[1]} heads"))) for key in self.values)
             raise IvlensError(f"there is no measure {measure!r} of heads {heads!r}; there are {known}")
         return float(self.values[measure, heads].mean())
+
+    def _range(self, measure: str) -> tuple[float, float]:
+        """What the mean of a measure cannot leave."""
+        if measure == "shift":
+            return (-math.inf, math.inf) if self.is_difference else (0.0, math.inf)
+        is_level = measure.endswith("probability") or measure in _PROPORTIONS
+        # Differences of probabilities, necessity and sufficiency among them, and differences of these.
+        most = 1.0 if is_level or not self.is_difference else 2.0
+        return (0.0, 1.0) if is_level and not self.is_difference else (-most, most)
 
     def _is_proportion(self, measure: str, heads: str) -> bool:
         return (measure in _PROPORTIONS or measure.endswith(_SUCCESSES)) and not self.is_difference
@@ -173,19 +183,24 @@ def recovery(base: Dependence, tuned: Dependence) -> pd.DataFrame:
     gone = lost["instruction accuracy", ""]
     for kind in ("instruction", "zero-shot"):
         own = lost[f"{kind} accuracy", ""]
-        add(f"lost {kind} accuracy", "", summarise(own), len(own))
+        add(f"lost {kind} accuracy", "", summarise(own, within=(-1.0, 1.0)), len(own))
         for heads in (heads for measure, heads in tuned.values if measure == f"steered {kind} accuracy"):
             steered, plain = tuned.values[f"steered {kind} accuracy", heads], tuned.values[f"{kind} accuracy", ""]
             back = steered - (plain[:, None] if steered.dim() == 2 else plain)
-            add(f"regained {kind} accuracy", heads, summarise(back), len(back))
-            share = _share(back, gone, seed=tuned.seed) if len(back) == len(gone) else _UNMEASURED
+            add(f"regained {kind} accuracy", heads, summarise(back, within=(-1.0, 1.0)), len(back))
+            share = _share(back, gone) if len(back) == len(gone) else _UNMEASURED
             add(f"share regained {kind}", heads, share, min(len(back), len(gone)))
     return pd.DataFrame(lines, columns=list(DEPENDENCE))
 
 
-def summarise(values: PerPrompt, *, proportion: bool = False) -> Interval:
-    """Mean over queries, and over draws where there are several, with its interval; Wilson's of successes."""
-    within = (0.0, 1.0) if proportion else None
+def summarise(values: PerPrompt, *, proportion: bool = False, within: tuple[float, float] | None = None) -> Interval:
+    """Mean over queries, and over draws where there are several, with its interval; Wilson's of successes.
+
+    Args:
+        proportion: Values are successes.
+        within: What the mean cannot leave, of other values.
+    """
+    within = (0.0, 1.0) if proportion else within
     # A difference that happens to be 0 or 1 everywhere is no proportion: groups keep it from being taken for one.
     return interval(values, None if proportion else torch.arange(len(values)), within=within)
 
@@ -216,14 +231,14 @@ def _by_heads(name: str, values: Tensor, n: int) -> dict[Key, PerPrompt]:
     return found | ({(name, "unscaled"): values[:, n]} if values.shape[1] > n else {})
 
 
-def _share(back: PerPrompt, gone: Float[Tensor, " prompt"], *, seed: int) -> Interval:
+def _share(back: PerPrompt, gone: Float[Tensor, " prompt"]) -> Interval:
+    """Ratio of the two means, by the delta method: each query's, and each draw's, part in it.
+
+    The interval stays within 0 and 1 where the ratio does.
+    """
     if len(gone) < 2 or not float(mean_bounds(gone)[0]) > 0:
         return _UNMEASURED
-    # Queries are drawn again, and so are draws of random heads.
-    generator, back = torch.Generator().manual_seed(seed), back.reshape(len(back), -1)
-    rows = torch.randint(len(gone), (2000, len(gone)), generator=generator)
-    columns = torch.randint(back.shape[1], (2000, back.shape[1]), generator=generator)
-    regained = torch.stack([back[row][:, column].mean() for row, column in zip(rows, columns, strict=True)])
-    shares = (regained / gone[rows].mean(1)).double()
-    low, high = shares[shares.isfinite()].quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Interval(float(back.mean() / gone.mean()), low, high)
+    back, gone = back.double(), gone.double()
+    share = float(back.mean() / gone.mean())
+    lost = gone[:, None] if back.dim() == 2 else gone
+    return summarise(share + (back - share * lost) / gone.mean(), within=(min(0.0, share), max(1.0, share)))

@@ -19,7 +19,7 @@ from ivlens.datasets.task import Task, TaskWarning, tasks
 from ivlens.datasets.task import task as find_task
 from ivlens.errors import IvlensError, PromptError, TaskError
 from ivlens.patching.activations import mean_z
-from ivlens.prompts.builders import cycled, instructed, statements, zero_shot
+from ivlens.prompts.builders import cycled, few_shot, instructed, statements, zero_shot
 from ivlens.prompts.chat import Layout
 from ivlens.prompts.template import Prompt
 from ivlens.prompts.tokens import Tokens, tokenize
@@ -148,25 +148,48 @@ def other_mean_z(
     Raises:
         IvlensError: no other task has an instruction and prompts that fit.
     """
-    built_in = others is None
-    if others is None:
-        others = [find_task(name) for name in controls.draw_other_tasks(task, tasks(), draws=len(tasks()), seed=seed)]
-    usable = [other for other in others if other.instructions and task.name != other.name]
-    usable = [other for other in usable if other.digest != task.digest][: OTHER_TASKS if built_in else None]
-    share = max(1, OTHER_PROMPTS // max(1, len(usable)))
-    generator = open_stream(seed, Stream.ABLATION_PROMPTS)
-    asked: list[Prompt] = []
-    for other in usable:
-        pairs = [other.pairs[i] for i in generator.permutation(len(other.pairs))]
-        prompts = instructed(other, cycled(pairs, share), template=template)
-        try:
-            tokenize(model, prompts)
-        except (TaskError, PromptError) as error:
-            warnings.warn(f"left out of the means for ablation: {error}", TaskWarning, stacklevel=3)
-            continue
-        asked += prompts
+    asked = other_prompts(model, task, others, template=template, seed=seed)
     if not asked:
         raise IvlensError(
             "no other task has an instruction and prompts that fit the model; give others=[...] with tasks that have"
         )
     return mean_z(model, tokenize(model, asked))
+
+
+def other_prompts(
+    model: HookedTransformer,
+    task: Task,
+    others: Sequence[Task] | None = None,
+    *,
+    template: Layout,
+    seed: int,
+    shots: int = 0,
+) -> list[Prompt]:
+    """Prompts that show other tasks, as many of each; none where no other task can be asked.
+
+    Args:
+        others: Ten built-in ones unless given.
+        shots: Demonstrations, in place of the instruction, which 0 asks for.
+    """
+    built_in = others is None
+    if others is None:
+        others = [find_task(name) for name in controls.draw_other_tasks(task, tasks(), draws=len(tasks()), seed=seed)]
+    usable = [other for other in others if task.name != other.name and task.digest != other.digest]
+    usable = [other for other in usable if shots or other.instructions][: OTHER_TASKS if built_in else None]
+    share = max(1, OTHER_PROMPTS // max(1, len(usable)))
+    generator = open_stream(seed, Stream.ABLATION_PROMPTS)
+    asked: list[Prompt] = []
+    for other in usable:
+        pairs = cycled([other.pairs[i] for i in generator.permutation(len(other.pairs))], share)
+        try:
+            prompts = (
+                few_shot(pairs, other.pairs, shots=shots, generator=generator, template=template)
+                if shots
+                else instructed(other, pairs, template=template)
+            )
+            tokenize(model, prompts)
+        except (TaskError, PromptError) as error:
+            warnings.warn(f"left out of the means for ablation: {error}", TaskWarning, stacklevel=3)
+            continue
+        asked += prompts
+    return asked

@@ -6,6 +6,7 @@ head outputs, one that ranks heads, one that chooses layers, and one that is rep
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -15,13 +16,14 @@ import pandas as pd
 import torch
 
 from ivlens import prompts
-from ivlens.analysis import wordings
+from ivlens.analysis import probes, wordings
 from ivlens.analysis.audit import HEADS, MEASURES, STEERING, Audit
 from ivlens.analysis.measure import check_heads, fix_choices, kept_effects
 from ivlens.analysis.options import AuditOptions, AuditSettings
 from ivlens.datasets.task import Split, Task, tasks
 from ivlens.datasets.task import task as find_task
 from ivlens.models import hooked
+from ivlens.patching.activations import mean_z
 from ivlens.patching.effects import example_prompts
 from ivlens.patching.head_effects import HeadEffects
 from ivlens.patching.settings import Settings, gather_options
@@ -32,6 +34,7 @@ from ivlens.random_streams import Stream, open_stream
 from ivlens.replies.inquiry import measure_prompts
 from ivlens.shapes import GIB, Head
 from ivlens.steering import controls, trials
+from ivlens.steering.necessity import NECESSITY, Asked, measure_necessity
 from ivlens.steering.steered_replies import replace_accuracy
 from ivlens.steering.trials import DRAWS, PLACES
 from ivlens.steering.vector_building import instruction_vector
@@ -157,7 +160,9 @@ class _Work:
             heads=tables.table("heads", lambda: tried().by_number(), HEADS),
             places=places,
             draws=tables.table("draws", lambda: tried().by_draw(), DRAWS),
+            layer_draws=tables.table("layer_draws", lambda: tried().draws_by_layer(top), DRAWS),
             measures=tables.table("measures", lambda: self.measures(tried()), MEASURES),
+            necessity=tables.table("necessity", lambda: self.necessity(vector.heads), NECESSITY),
         )
 
     def trials(self, effects: HeadEffects) -> trials.Trials:
@@ -197,6 +202,19 @@ class _Work:
                 steered = replace_accuracy(self.model, steered, tried, asked["zero-shot"], score)
             parts.append(steered)
         return pd.concat(parts, ignore_index=True).filter(MEASURES)
+
+    def necessity(self, heads: Sequence[Head]) -> pd.DataFrame:
+        """What is lost on instructed and few-shot prompts of the evaluation pairs when heads are ablated."""
+        seed, template, asked = self.asked.seed, self.asked.template, {}
+        for kind, shots in (("instructed", 0), ("few-shot", self.asked.shots)):
+            own = self.baseline_prompts()[kind]
+            others = (
+                probes.other_prompts(self.model, self.task, template=template, seed=seed, shots=shots) if own else []
+            )
+            if others:
+                z = mean_z(self.model, tokenize(self.model, others))
+                asked[kind] = Asked(tokenize(self.model, own), z)
+        return measure_necessity(self.model, asked, heads, draws=self.asked.draws, seed=seed)
 
     def baseline_prompts(self) -> dict[str, list[Prompt]]:
         """Prompts of the evaluation pairs by kind.

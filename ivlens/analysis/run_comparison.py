@@ -261,7 +261,7 @@ class _Work:
 
     def drift(self, before: _Side, after: _Side, wrote: list[Written]) -> pd.DataFrame:
         heads = head_drift(before.effects, after.effects, self.asked.top)
-        return pd.DataFrame([*heads, *vector_drift(*wrote, seed=self.asked.seed)], columns=list(DRIFT))
+        return pd.DataFrame([*heads, *vector_drift(*wrote)], columns=list(DRIFT))
 
 
 def changes(before: Dependence, after: Dependence, own: Dependence) -> pd.DataFrame:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ivlens.cli import options
 from ivlens.cli.checks import refuse_short
+from ivlens.tables import Table, print_table
+
+if TYPE_CHECKING:
+    from ivlens.datasets.task import Task
 
 
 def list_tasks(
@@ -15,12 +20,24 @@ def list_tasks(
     columns: options.Columns = None,
 ) -> None:
     """List the built-in tasks, or check a task file."""
-    from ivlens.analysis import audit_tables
     from ivlens.datasets.task import task, tasks
 
     if file is None:
-        audit_tables.print_tasks([task(name) for name in tasks()])
+        print_tasks([task(name) for name in tasks()])
         return
     found = task(file, columns=options.parse_columns(columns))
     refuse_short(found)
-    audit_tables.print_task(found)
+    print_task(found)
+
+
+def print_tasks(tasks: Iterable[Task]) -> None:
+    """One line a task."""
+    lines = [
+        (task.name, str(len(task.pairs)), str(len(task.instructions)), " → ".join(task.pairs[0])) for task in tasks
+    ]
+    print_table(Table("", ("task", "pairs", "wordings", "example"), (lines,)))
+
+
+def print_task(task: Task) -> None:
+    """One task in full, with its first pairs."""
+    print_table(Table("", (task.name, ""), (task.lines(),)), justify="left")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,7 +12,13 @@ from ivlens.cli.checks import check_early, choose_template
 from ivlens.cli.options import parse_bytes
 from ivlens.errors import IvlensError
 from ivlens.patching.settings import Settings
-from ivlens.tables import plain
+from ivlens.tables import UNMEASURED, Table, plain, print_table
+
+if TYPE_CHECKING:
+    from ivlens.steering.universal_heads import Universal
+
+_MOST_HEADS = 20
+"""Heads that are printed; the file has all."""
 
 
 @options.with_options(Settings)
@@ -38,7 +44,6 @@ def universal(
     if out.suffix.lower() not in (".json", ".safetensors"):
         raise IvlensError(f"out is {str(out)!r}; give a name that ends in .json or .safetensors")
     import ivlens
-    from ivlens.analysis import audit_tables
 
     chosen = [ivlens.task(name) for name in (ivlens.tasks() if tasks is None else options.split_list(tasks))]
     given = check_early(Settings, typed)
@@ -47,5 +52,26 @@ def universal(
     given["template"] = template(hooked)
     found = ivlens.universal_heads(hooked, chosen, top=top, score=score.value, memory=budget, **given)
     found.save(out)
-    audit_tables.print_universal(found)
+    _print(found)
     print(f"In {plain(str(out))}; give it to --heads.")
+
+
+def _print(found: Universal) -> None:
+    """Every task that was tried, and the heads with their mean AIE over those that entered."""
+    print(f"{len(found.tasks)} of {len(found.considered)} tasks entered on {plain(found.model)}:\n")
+    lines = [
+        (
+            one.task,
+            UNMEASURED if one.accuracy is None else f"{one.accuracy:.2f}",
+            f"{one.majority:.2f}",
+            "entered" if one.entered else f"left out: {one.reason}" if one.accuracy is None else "left out",
+        )
+        for one in found.considered
+    ]
+    print_table(Table("", ("task", "accuracy", "majority answer", ""), (lines,)))
+    print("\nA task enters if the model is right more often than its most frequent answer would be.\n")
+    heads = [(str(head), f"{float(found.aie[head]):+.4f}") for head in found.heads[:_MOST_HEADS]]
+    print_table(Table("", ("universal head", f"mean AIE ({found.settings.unit})"), (heads,)))
+    print(
+        f"\nVectors of these {len(found.heads)} heads are added best at layer {found.layer}, {found.scale:g} times.\n"
+    )

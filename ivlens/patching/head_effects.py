@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from ivlens.errors import IvlensError
-from ivlens.measures import group_means, mean_bounds
+from ivlens.measures import familywise_p_values, group_means, mean_bounds
 from ivlens.patching.settings import Settings
 from ivlens.shapes import Cie, Head, HeadGrid, MeanZ
 
@@ -79,7 +79,27 @@ class HeadEffects:
         >>> low.shape, bool((low <= high).all())
         (torch.Size([6, 8]), True)
         """
-        return mean_bounds(self.cie, self.queries, confidence=confidence)
+        low, high = mean_bounds(self.cie, self.queries, confidence=confidence)
+        return (low.clamp(min=-1), high.clamp(max=1)) if self.unit == "probability" else (low, high)
+
+    def p_values(self) -> HeadGrid:
+        """Of each head's AIE against 0, corrected for all heads: Holm's steps (see `measures.familywise_p_values`).
+
+        Queries are what was drawn. Fewer than six cannot tell any head from 0.
+
+        >>> effects.p_values().shape, float(effects.p_values()[3, 3]) < 0.01
+        (torch.Size([6, 8]), True)
+        """
+        return familywise_p_values(self.cie, self.queries, seed=self.settings.seed)
+
+    def clear(self, level: float = 0.05) -> list[Head]:
+        """Heads whose AIE is clear of 0, the largest first; with a chance of `level` that any of them carries nothing.
+
+        >>> effects.clear()
+        [L3H3]
+        """
+        p_values = self.p_values()
+        return [head for head in self.ranked() if float(p_values[head]) <= level]
 
     def ranked(self) -> list[Head]:
         """All heads, the largest AIE first; equal ones by address.
@@ -139,8 +159,22 @@ class HeadEffects:
         """
         return table_of(self.cie, self.queries, self.baseline)
 
-    def figure(self, *, marked: Sequence[Head] = ()) -> go.Figure:
+    def how_many_clear(self) -> str:
+        """In words, how many heads are clear of 0.
+
+        >>> effects.how_many_clear()
+        '1 of 48 heads is clear of 0 (p ≤ 0.05 after Holm)'
+        """
+        if (queries := len(self.queries.unique())) < 6:
+            return f"{queries} queries cannot tell any head from 0; 6 can"
+        clear, heads = len(self.clear()), math.prod(self.cie.shape[1:])
+        return f"{clear} of {heads} heads {'is' if clear == 1 else 'are'} clear of 0 (p ≤ 0.05 after Holm)"
+
+    def figure(self, *, marked: Sequence[Head] = (), note: str = "") -> go.Figure:
         """Heatmap of the AIE, layers down and heads across; `marked` heads are outlined.
+
+        Args:
+            note: Put behind the title.
 
         >>> figure = effects.figure(marked=effects.top(3))
         >>> figure.data[0].z.shape, len(figure.layout.shapes)
@@ -155,7 +189,9 @@ class HeadEffects:
             high=high.cpu().numpy(),
             unit=self.unit,
             marked=marked,
-            title=f"AIE of every head of {self.model}, {self.task}",
+            title=". ".join(
+                filter(None, (f"AIE of every head of {self.model}, {self.task}", self.how_many_clear(), note))
+            ),
         )
 
     def __repr__(self) -> str:

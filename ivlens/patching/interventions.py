@@ -23,6 +23,7 @@ from ivlens.patching import branches
 from ivlens.patching.activations import batches, check_mean_z, unembed
 from ivlens.patching.block_forward import attend, write
 from ivlens.patching.hooks import add_to_residual, at_position, carries_rows, logits_under, set_head
+from ivlens.progress import track
 from ivlens.prompts.tokens import Tokens
 from ivlens.shapes import Head, MeanZ, Residual
 
@@ -83,7 +84,10 @@ def run_changes(
     per_prompt = n_rows * tail * max(model.cfg.d_vocab_out, 4 * model.cfg.n_heads * tokens.prompts.shape[1])
     by_rows, by_reruns = partial(_carry, planned=planned), partial(_rerun, changes=changes, layer=layer, z=z)
     read = by_rows if carries_rows(model) else by_reruns
-    parts = [_outcomes(batch, read(model, batch)) for batch in _split_by_size(tokens, max(1, _LOGITS // per_prompt))]
+    parts = [
+        _outcomes(batch, read(model, batch))
+        for batch in track(list(_split_by_size(tokens, max(1, _LOGITS // per_prompt))), "changing heads and vectors")
+    ]
     return Outcomes(
         probability=torch.cat([part.probability for part in parts]).cpu(),
         match=torch.cat([part.match for part in parts]).cpu(),

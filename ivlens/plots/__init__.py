@@ -16,6 +16,7 @@ from ivlens.plots.comparison import aie_panels as aie_panels
 from ivlens.plots.comparison import aie_scatter as aie_scatter
 from ivlens.plots.comparison import dependence_bars as dependence_bars
 from ivlens.plots.heads import head_heatmap as head_heatmap
+from ivlens.plots.heads import necessity_by_head as necessity_by_head
 from ivlens.plots.methods import method_dots as method_dots
 from ivlens.plots.methods import trade_off as trade_off
 from ivlens.plots.stage_heatmaps import accuracy_heatmaps as accuracy_heatmaps

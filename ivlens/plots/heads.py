@@ -1,4 +1,4 @@
-"""What does every head carry? Its effect as a colour, its interval on hover.
+"""What does every head carry, and what is lost without it? Effects as colours, intervals on hover or as bars.
 
 Numbers in, figures out. NaN means "not measured": a gap, never a 0.
 """
@@ -10,14 +10,18 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 from numpy.typing import ArrayLike
+from plotly.subplots import make_subplots
 
 from ivlens.errors import FigureError
+from ivlens.plots.marks import error_bars, read_points
 from ivlens.plots.notebook import Figure
-from ivlens.plots.style import BLACK, DIVERGING, LEFT, NOT_MEASURED, Width, lay_out, pixels, safe, tick_step
+from ivlens.plots.style import BLACK, DIVERGING, GREY, LEFT, NOT_MEASURED, Width, lay_out, pixels, safe, tick_step
 from ivlens.tables import interval_text
 
+_MEASURES = {"AIE": (BLACK, "circle"), "instructed": ("#0072B2", "circle"), "few-shot": ("#E69F00", "diamond")}
 _BESIDE_GRID = 88
 """Pixels for the colour bar, its numbers and its title."""
 
@@ -73,6 +77,56 @@ def head_heatmap(
     beside = {"x": 1, "xref": "paper", "xanchor": "left", "xshift": _BESIDE_GRID - 20, "y": 0.5, "yref": "paper"}
     figure.add_annotation(text=f"AIE ({safe(unit, 24)})", textangle=-90, showarrow=False, **beside)
     _lay_out_grid(figure, grid.shape, cell, title, width)
+    return figure
+
+
+def necessity_by_head(
+    frame: pd.DataFrame, *, unit: str = "probability", title: str | None = None, width: Width = "page"
+) -> go.Figure:
+    """What each head raises on corrupted prompts (AIE), beside what is lost from clean ones when it is ablated.
+
+    Args:
+        frame: Columns `heads` (what is ablated), `measure` (`AIE`, or the kind of prompt that P(answer) is lost from),
+            `value`, `low`, `high`; one row for heads and a measure. Heads stand below each other in their order.
+        unit: Of the AIE: `probability` or `nats`.
+
+    Raises:
+        FigureError: a column is missing, a value is infinite, or two rows are of the same heads and measure.
+
+    >>> rows = [("L3H3", "AIE", 0.45, 0.37, 0.54), ("L3H3", "instructed", 0.0, 0.0, 0.01)]
+    >>> frame = pd.DataFrame(rows, columns=["heads", "measure", "value", "low", "high"])
+    >>> figure = plots.necessity_by_head(frame)
+    >>> [trace.name for trace in figure.data], figure.layout.xaxis2.title.text
+    (['AIE', 'instructed'], 'P(answer) lost when ablated')
+    """
+    points = read_points(frame, at="heads", value="value", heads="measure")
+    names = list(dict.fromkeys(point.at for point in points))
+    measures = sorted(dict.fromkeys(point.heads for point in points), key=lambda measure: measure != "AIE")
+    gap = 14 / (pixels(width) - LEFT)
+    figure = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=gap, figure=Figure())
+    beside = [measure for measure in measures if measure != "AIE"]
+    for measure in measures:
+        own = [point for point in points if point.heads == measure]
+        # Side by side, so that the intervals of two kinds of prompt do not hide each other.
+        aside = 0.0 if measure == "AIE" else 0.3 * (beside.index(measure) - (len(beside) - 1) / 2)
+        colour, symbol = _MEASURES.get(measure, (GREY, "square"))
+        dots = go.Scatter(
+            x=[point.value for point in own],
+            y=[names.index(point.at) + aside for point in own],
+            mode="markers",
+            marker={"color": colour, "symbol": symbol, "size": 6},
+            error_x=error_bars(own),
+            name=safe(measure),
+            text=[f"{safe(point.at)}, {safe(measure)}: {point}" for point in own],
+            hovertemplate="%{text}<extra></extra>",
+        )
+        figure.add_trace(dots, row=1, col=1 if measure == "AIE" else 2)
+    shown = [safe(name, 18 if width == "column" else 36) for name in names]
+    figure.update_yaxes(range=[len(names) - 0.4, -0.6], tickvals=list(range(len(names))), ticktext=shown)
+    figure.update_xaxes(zeroline=True, zerolinecolor=BLACK, zerolinewidth=1)
+    figure.update_xaxes(title_text=f"AIE ({safe(unit, 24)})", row=1, col=1)
+    figure.update_xaxes(title_text="P(answer) lost when ablated", row=1, col=2)
+    lay_out(figure, title, width, height=max(80, 22 * len(names)), below=19)
     return figure
 
 

@@ -23,7 +23,7 @@ _STYLES = {
     "chosen": ("#0072B2", "circle"),
     "unscaled": ("#56B4E9", "circle-open"),
     "random": (GREY, "square"),
-    "bottom": ("#D55E00", "diamond"),
+    "low-AIE": ("#D55E00", "diamond"),
     "gaussian": ("#CC79A7", "cross"),
     "other-task": ("#009E73", "triangle-up"),
     "none": (BLACK, "x"),

@@ -20,6 +20,14 @@ from ivlens.plots.marks import Point, read_accuracies, read_points
 from ivlens.plots.notebook import Figure
 from ivlens.plots.style import BLUE, GREY, LEFT, NOT_MEASURED, SEQUENTIAL, Width, lay_out, pixels, safe, tick_step
 
+KINDS = {
+    "chosen": "chosen heads",
+    "random": "random heads",
+    "low-AIE": "low-AIE heads",
+    "gaussian": "Gaussian",
+    "other-task": "other tasks",
+}
+"""Whose vector was added, as tables and figures call it."""
 _PLACES = ("layer", "scale", "share", "accuracy", "probability", "chosen")
 _BESIDE = 78
 """Pixels for the colour bar, its numbers and its title."""
@@ -30,6 +38,7 @@ _DOWN, _NUMBER = 24.0, 21
 def steering_by_layer(
     frame: pd.DataFrame,
     *,
+    draws: pd.DataFrame | None = None,
     baselines: Mapping[str, float] | None = None,
     title: str | None = None,
     width: Width = "page",
@@ -37,8 +46,9 @@ def steering_by_layer(
     """Accuracy against the layer at which the vector is added; a line and its interval for each kind of head.
 
     Args:
-        frame: Columns `layer`, `heads` (`chosen`, `random`, `bottom`, `other-task`, `none`), `accuracy`,
-            `low`, `high`; one row for a layer and a kind of head.
+        frame: Columns `layer`, `heads` (`chosen`, `random`, `low-AIE`, `gaussian`, `other-task`), `accuracy`, `low`,
+            `high`; one row for a layer and a kind of head.
+        draws: Columns `layer`, `heads`, `accuracy`; a dash for every draw of a control.
         baselines: Accuracies without steering, such as `{"zero-shot": 0.1, "instructed": 0.9}`; drawn dashed.
 
     Raises:
@@ -47,15 +57,20 @@ def steering_by_layer(
     >>> frame = audit.steering.rename(columns={"accuracy_low": "low", "accuracy_high": "high"})
     >>> figure = plots.steering_by_layer(frame, baselines={"zero-shot": 0.05})
     >>> [trace.name for trace in figure.data if trace.name]
-    ['chosen', 'random', 'bottom', 'gaussian', 'zero-shot 0.05']
+    ['chosen heads', 'random heads', 'low-AIE heads', 'Gaussian', 'zero-shot 0.05']
     """
     points = read_accuracies(frame, "layer")
     first, last = points[0].at, points[-1].at
     figure = Figure()
-    for kind in marks.kinds(points):
+    kinds = _named(points)
+    for index, kind in enumerate(kinds):
         texts = [f"{kind.name}, layer {point.at:g}: {point}" for point in kind.points]
         figure.add_trace(marks.band(kind))
         figure.add_trace(marks.line(kind, [point.at for point in kind.points], texts))
+        if draws is not None:
+            own = _drawn(draws, kind)
+            at = [layer + _aside(index, kinds) for layer in own["layer"]]
+            figure.add_trace(_draw_points(kind, at, own["accuracy"].tolist()))
     figure.add_traces(marks.baselines(baselines or {}, first, last))
     figure.update_xaxes(title_text="layer steered", tick0=0, dtick=tick_step(int(last - first) + 1, width))
     _lay_out_accuracy(figure, title, width)
@@ -124,7 +139,7 @@ def accuracy_by_heads(
 
     Args:
         frame: Columns `n_heads`, `heads`, `accuracy`, `low`, `high`; one row for a number and a kind of head.
-        draws: Columns `n_heads`, `heads`, `accuracy`; a small point for every draw of a control.
+        draws: Columns `n_heads`, `heads`, `accuracy`; a dash for every draw of a control.
         baselines: As for `steering_by_layer`.
 
     Raises:
@@ -135,18 +150,18 @@ def accuracy_by_heads(
     ('1', '2', '5', '10', '20')
     """
     points = read_accuracies(frame, "n_heads")
-    kinds = marks.kinds(points)
+    kinds = _named(points)
     counts = sorted({point.at for point in points})
     figure = Figure()
     for index, kind in enumerate(kinds):
-        # Side by side, so that the intervals of two kinds do not hide each other.
-        aside = 0.08 * (index - (len(kinds) - 1) / 2)
+        aside = _aside(index, kinds)
         places = [counts.index(point.at) + aside for point in kind.points]
         texts = [f"{kind.name}, n = {point.at:g}: {point}" for point in kind.points]
         line = marks.line(kind, places, texts)
         figure.add_trace(line.update(error_y=marks.error_bars(kind.points)))
         if draws is not None:
-            own = draws[(draws["heads"] == kind.points[0].heads) & draws["n_heads"].isin(counts)]
+            own = _drawn(draws, kind)
+            own = own[own["n_heads"].isin(counts)]
             at = [counts.index(count) + aside for count in own["n_heads"]]
             figure.add_trace(_draw_points(kind, at, own["accuracy"].tolist()))
     figure.add_traces(marks.baselines(baselines or {}, -0.3, len(counts) - 0.7))
@@ -154,6 +169,21 @@ def accuracy_by_heads(
     figure.update_xaxes(title_text="number of heads", **ticks)
     _lay_out_accuracy(figure, title, width)
     return figure
+
+
+def _named(points: list[Point]) -> list[marks.Kind]:
+    """The kinds of heads under the names that tables give them."""
+    return [kind._replace(name=KINDS.get(kind.points[0].heads, kind.name)) for kind in marks.kinds(points)]
+
+
+def _aside(index: int, kinds: list[marks.Kind]) -> float:
+    """Side by side, so that the intervals or draws of two kinds do not hide each other."""
+    return 0.08 * (index - (len(kinds) - 1) / 2)
+
+
+def _drawn(draws: pd.DataFrame, kind: marks.Kind) -> pd.DataFrame:
+    """The draws of a control; the chosen heads were not drawn."""
+    return draws.query("heads == @kind.points[0].heads and heads != 'chosen'")
 
 
 def _draw_points(kind: marks.Kind, at: list[float], values: list[float]) -> go.Scatter:

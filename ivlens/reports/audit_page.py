@@ -19,7 +19,13 @@ _AUDIT = {
     ),
     "aie": (
         "Which heads carry the task",
-        "AIE of every head; those of the vector are outlined. The middle of the scale is 0.",
+        "AIE of every head: how far P(answer) rises on a corrupted prompt when that head alone has its clean output. "
+        "Heads of the vector are outlined. The middle of the scale is 0.",
+    ),
+    "necessity": (
+        "What is lost without them",
+        "AIE of each head of the vector, beside what P(answer) loses on clean prompts when the head is ablated: at the "
+        "last prompt token, by its mean over prompts of other tasks. Below: all heads together, and random heads.",
     ),
     "places": (
         "Where, and at what length, the vector works",
@@ -29,7 +35,7 @@ _AUDIT = {
     "steering": (
         "Layer by layer",
         "Zero-shot accuracy with a vector added after each block, each at its own scale. Layers and scales in use were "
-        "chosen on other queries.",
+        "chosen on other queries; a dash is one draw.",
     ),
     "heads": (
         "How many heads it takes",
@@ -48,6 +54,8 @@ def audit_page(found: Audit) -> Page:
         answer=audit_tables.sentence(found),
         cautions=(
             _audit_controls(found.measures),
+            *filter(None, (audit_tables.corrupted_sentence(found), _necessity(found))),
+            f"{effects.how_many_clear()}, by sign flips of queries.",
             f"The heads were chosen by their AIE on {len(effects.cie)} prompts; expect less on others. Accuracies are "
             "of queries on which nothing was chosen.",
             "Intervals are over queries, and over draws of random heads: they say nothing of other tasks, models or "
@@ -66,7 +74,11 @@ def audit_page(found: Audit) -> Page:
             "their own with as many tries",
             "other tasks": "vectors of other tasks, built in the same way",
             "interval": QUERIES,
-        },
+            "ablated": "the head's output at the last prompt token is replaced by its mean over prompts of other "
+            "tasks, which are instructed, or have demonstrations, as the prompt has",
+            "necessity": "P(answer) minus the same with heads ablated",
+        }
+        | ({"accuracy": " ".join(score.split())} if (score := audit_tables.score_note(found.measures)) else {}),
         method=SPLIT,
         data={
             "measures": found.measures,
@@ -74,8 +86,14 @@ def audit_page(found: Audit) -> Page:
             "steering": found.steering,
             "heads": found.heads,
             "draws": found.draws,
+            **({} if found.necessity is None else {"necessity": found.necessity}),
         },
     )
+
+
+def _necessity(found: Audit) -> str:
+    """What ablating the heads does; nothing where that was not measured."""
+    return "" if not audit_tables.ablation_tables(found) else audit_tables.necessity_sentence(found)
 
 
 def _audit_controls(measures: pd.DataFrame) -> str:

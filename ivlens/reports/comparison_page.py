@@ -34,6 +34,7 @@ def comparison_page(found: Comparison) -> Page:
         answer=comparison_tables.sentence(found),
         cautions=(
             *_comparison_controls(found.measures),
+            *filter(None, (f"{found.how_many_clear()}.", comparison_tables.corrupted_sentence(found))),
             f"Each model's heads were chosen by their AIE on {len(found.base.cie)} prompts; expect less on others.",
             "Intervals are over queries of one fine-tuning: another seed of the training may do otherwise.",
             *([LAB] if base == "lab" else []),

@@ -63,7 +63,7 @@ def draw_heads(grid: tuple[int, ...], k: int, *, draws: int, seed: int, apart: S
     return [[heads[i] for i in generator.choice(len(heads), k, replace=False)] for _ in range(draws)]
 
 
-def bottom_heads(
+def low_aie_heads(
     effects: HeadEffects, k: int, *, draws: int, seed: int = 0, chosen: Sequence[Head] = ()
 ) -> list[list[Head]]:
     """`draws` sets of k heads of low AIE: the k lowest first, then draws from the lower half (at least k heads).
@@ -71,7 +71,7 @@ def bottom_heads(
     Args:
         chosen: Heads to leave out, where k others are left.
     """
-    lowest, generator = effects.ranked()[::-1], open_stream(seed, Stream.BOTTOM_HEADS)
+    lowest, generator = effects.ranked()[::-1], open_stream(seed, Stream.LOW_AIE_HEADS)
     others = _without(lowest, chosen)
     lowest = others if len(others) >= k else lowest
     half = lowest[: max(k, len(lowest) // 2)]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ivlens.measures import interval
 from ivlens.patching.hooks import add_to_residual
-from ivlens.prompts.choices import Score
+from ivlens.prompts.choices import GREEDY_MATCH, Score
 from ivlens.prompts.template import Prompt
 from ivlens.replies.inquiry import score_replies
 from ivlens.steering.trials import FEW_DRAWS, SHARE, Trials
@@ -43,6 +43,24 @@ def replace_accuracy(
         ends = zip(("accuracy", "accuracy_low", "accuracy_high"), interval(values, within=SHARE), strict=True)
         lines.append(line | dict(ends) | {"score": score})
     return pd.DataFrame(lines)
+
+
+def in_brackets(measures: pd.DataFrame) -> str:
+    """Which score an audit's accuracies are of; nothing where it is greedy match."""
+    score = measures["score"].iloc[0]
+    return "" if score == GREEDY_MATCH else f" ({score})"
+
+
+def score_note(measures: pd.DataFrame) -> str:
+    """The same in full, for below a table."""
+    score = measures["score"].iloc[0]
+    return (
+        ""
+        if score == GREEDY_MATCH
+        else f"Accuracy is {score} of the replies that the model writes: under a vector at the place\n"
+        f"that greedy match chose, under {FEW_DRAWS} draws of each control at most. At scale 1, and by\n"
+        "layer and number of heads, it is greedy match.\n"
+    )
 
 
 def _score(

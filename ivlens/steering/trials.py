@@ -51,7 +51,7 @@ class Candidate:
     """A vector on trial."""
 
     kind: str
-    """`chosen`, `random`, `bottom`, `gaussian` or `other-task`."""
+    """`chosen`, `random`, `low-AIE`, `gaussian` or `other-task`."""
     n_heads: int
     vector: Residual
 
@@ -122,11 +122,24 @@ class Trials:
         """Every candidate by itself at its own place, `DRAWS`."""
         lines, seen = [], Counter[tuple[str, int]]()
         for number, (candidate, place) in enumerate(zip(self.candidates, self.places, strict=True)):
-            key, row = (candidate.kind, candidate.n_heads), self.rows[number, place]
-            values = (float(part[:, row].double().mean()) for part in (self.found.match, self.found.first))
-            lines.append((*key, seen[key], *place, *values))
+            key = candidate.kind, candidate.n_heads
+            lines.append((*key, seen[key], *place, *self._means(number, place)))
             seen[key] += 1
         return pd.DataFrame(lines, columns=list(DRAWS))
+
+    def draws_by_layer(self, n_heads: int) -> pd.DataFrame:
+        """Every candidate of `n_heads` heads by itself at every layer, at its own scale, `DRAWS`."""
+        lines = []
+        for kind, numbers in self._groups(n_heads):
+            for draw, number in enumerate(numbers):
+                for layer in range(len(self.norms)):
+                    place = Place(layer, self.places[number].scale)
+                    lines.append((kind, n_heads, draw, *place, *self._means(number, place)))
+        return pd.DataFrame(lines, columns=list(DRAWS))
+
+    def _means(self, number: int, place: Place) -> tuple[float, float]:
+        row = self.rows[number, place]
+        return float(self.found.match[:, row].double().mean()), float(self.found.first[:, row].double().mean())
 
     def _values(self, at: Sequence[tuple[int, Place]]) -> dict[str, Any]:
         rows = [self.rows[one] for one in at]
@@ -176,7 +189,7 @@ def make_candidates(
         n_draws = draws if k == top else few
         beside = {"random": controls.random_heads(effects, k, draws=n_draws, seed=seed, chosen=ranked[:k])}
         if k == top:
-            beside["bottom"] = controls.bottom_heads(effects, k, draws=few, seed=seed, chosen=heads or ())
+            beside["low-AIE"] = controls.low_aie_heads(effects, k, draws=few, seed=seed, chosen=heads or ())
         found.append(Candidate(kind="chosen", n_heads=k, vector=vector))
         for kind, sets in beside.items():
             vectors = controls.write_control_vectors(model, effects, sets, norm=norm)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,13 +20,17 @@ from transformer_lens import HookedTransformer
 
 import ivlens
 from ivlens import prompts
+from ivlens.analysis import audit_tables, probes
 from ivlens.analysis.audit import HEADS, MEASURES, STEERING, Audit
+from ivlens.analysis.audit_tables import print_audit
 from ivlens.datasets.task import Pair, Task
 from ivlens.errors import IvlensError, RunError
 from ivlens.models import hooked
 from ivlens.patching.head_effects import EFFECTS
+from ivlens.reports.audit_page import audit_page
 from ivlens.steering.search import SCALES
 from ivlens.steering.trials import PLACES
+from ivlens.storage.parquet import to_bytes
 from ivlens.storage.run_folder import open_run
 from ivlens.storage.run_record import Source
 
@@ -40,7 +45,7 @@ SMALL: dict[str, Any] = {
     "template": WORD_TEMPLATE,
 }
 BASELINES = ["zero-shot", "instructed", "few-shot", "shuffled", "statement"]
-KINDS = ["", ", random", ", bottom", ", gaussian", ", other-task"]
+KINDS = ["", ", random", ", low-AIE", ", gaussian", ", other-task"]
 STEERED = [f"steered{kind}{suffix}" for suffix in ("", ", scale 1") for kind in KINDS]
 FRAMES = ("measures", "steering", "heads")
 
@@ -103,14 +108,14 @@ def test_every_table_has_its_columns_and_rows(found: Audit, folder: Path) -> Non
     assert list(found.steering.columns) == list(STEERING)
     by_layer = found.steering.groupby("heads", sort=False)
     assert {kind: list(part["layer"]) for kind, part in by_layer} == {
-        kind: [0, 1, 2] for kind in ("chosen", "random", "bottom", "gaussian", "other-task")
+        kind: [0, 1, 2] for kind in ("chosen", "random", "low-AIE", "gaussian", "other-task")
     }
     assert set(found.steering["n_heads"]) == {3}
-    assert dict(by_layer["draws"].first()) == {"chosen": 1, "random": 2, "bottom": 2, "gaussian": 2, "other-task": 1}
+    assert dict(by_layer["draws"].first()) == {"chosen": 1, "random": 2, "low-AIE": 2, "gaussian": 2, "other-task": 1}
     assert list(found.heads.columns) == list(HEADS)
     kinds = {count: list(part["heads"]) for count, part in found.heads.groupby("n_heads")}
     both = ["chosen", "random"]
-    assert kinds == {1: both, 2: both, 3: [*both, "bottom", "gaussian", "other-task"], 5: both, 10: both}
+    assert kinds == {1: both, 2: both, 3: [*both, "low-AIE", "gaussian", "other-task"], 5: both, 10: both}
     effects = pd.read_parquet(folder / "effects.parquet")
     assert list(effects.columns) == list(EFFECTS) and len(effects) == 5 * 3 * 4
     assert list(found.places.columns) == list(PLACES) and len(found.places) == 3 * len(SCALES)
@@ -196,7 +201,7 @@ def test_the_four_parts_share_no_pair_and_demonstrations_come_from_the_first(
     (_, mean), (_, rank) = [entry for entry in ours if entry[0] == "patching.effects"]
     assert "steering.vector_building" not in dict(ours), "layer and scale are those of the trials"
     (_, validation), *evaluation = [entry for entry in ours if entry[0] == "analysis.run_audit"]
-    assert len(evaluation) == 6
+    assert len(evaluation) == 8
     parts = [{p.query for p in mean}, {p.query for p in rank}, {p.query for p in validation}]
     parts += [{p.query for _, given in evaluation for p in given}]
     assert sum(map(len, parts)) == len(set.union(*parts))
@@ -301,7 +306,14 @@ def test_complete_is_said_last(
     monkeypatch.setattr(ivlens.InstructionVector, "save", interrupted)
     with pytest.raises(KeyboardInterrupt):
         ivlens.audit(tiny, known, out=tmp_path / "run", **SMALL)
-    assert {path.stem for path in (tmp_path / "run").glob("*.parquet")} == {"effects", "places", "draws", *FRAMES}
+    assert {path.stem for path in (tmp_path / "run").glob("*.parquet")} == {
+        "effects",
+        "places",
+        "draws",
+        "layer_draws",
+        "necessity",
+        *FRAMES,
+    }
     with pytest.raises(RunError, match=r"unfinished.*run the same command"):
         Audit.read(tmp_path / "run")
 
@@ -313,7 +325,94 @@ def test_figures_are_drawn_from_saved_numbers_without_the_model(found: Audit, fo
         "assert 'transformer_lens' not in sys.modules and 'transformers' not in sys.modules; print(*figures)"
     )
     done = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True, timeout=120)
-    assert done.stdout.split() == ["aie", "measures", "steering", "places", "heads"], done.stderr
+    assert done.stdout.split() == ["aie", "measures", "steering", "places", "heads", "necessity"], done.stderr
+
+
+def test_necessity_is_of_the_vectors_heads_on_instructed_and_few_shot_prompts(found: Audit, bare: Audit) -> None:
+    frame = found.necessity
+    assert frame is not None
+    whole = frame[frame["heads"] == "none"].set_index("prompt")
+    for kind in ("instructed", "few-shot"):
+        of_kind = frame[frame["prompt"] == kind]
+        assert of_kind["heads"].tolist() == ["none", *["chosen"] * 3, "random", "chosen", "random"]
+        assert of_kind["ablated"].tolist()[1:4] == list(map(str, found.vector.heads))
+        assert of_kind["ablated"].tolist()[5] == " ".join(map(str, found.vector.heads))
+        # Nothing ablated: the prompts of the table of measures, each the same.
+        assert whole.loc[kind, "accuracy"] == found.accuracy(kind)
+        assert whole.loc[kind, "probability"] == pytest.approx(line(found, kind)["probability"], rel=1e-6)
+    assert bare.necessity is not None and set(bare.necessity["prompt"]) == {"few-shot"}, "it has no instruction"
+    assert not frame[frame["heads"] != "none"]["necessity"].abs().lt(1e-9).all(), "something is ablated"
+
+
+def test_an_audit_whose_model_reads_no_other_task_goes_on_without_necessity(
+    tiny: HookedTransformer, known: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probes, "tasks", list)
+    alone = ivlens.audit(tiny, known, out=tmp_path / "alone", **SMALL | {"other_tasks": 0})
+    assert alone.necessity is not None and alone.necessity.empty
+    assert "necessity" not in alone.figures()
+    assert len(audit_tables.audit_tables(alone)) == 3 and "ablated" not in audit_page(alone).answer
+
+
+def test_a_folder_of_version_0_1_is_read_and_drawn_in_the_words_of_now(
+    found: Audit, folder: Path, tmp_path: Path
+) -> None:
+    """It has no ablations and no draws by layer, and calls a control otherwise."""
+    old = shutil.copytree(folder, tmp_path / "old")
+    for name in ("necessity", "layer_draws"):
+        (old / f"{name}.parquet").unlink()
+    for name, column in {"measures": "measure", "steering": "heads", "heads": "heads", "draws": "heads"}.items():
+        frame = pd.read_parquet(old / f"{name}.parquet")
+        frame[column] = frame[column].str.replace("low-AIE", "bottom")
+        assert frame[column].str.contains("bottom").any()
+        (old / f"{name}.parquet").write_bytes(to_bytes(frame))
+    again = Audit.read(old)
+    assert_same(again, found)
+    assert again.necessity is None and again.layer_draws is None
+    assert list(again.figures()) == ["aie", "measures", "steering", "places", "heads"]
+    assert len(audit_tables.audit_tables(again)) == 3
+    print_audit(again)
+    assert audit_page(again).tables
+
+
+def test_every_draw_of_a_control_is_a_dash_at_every_layer(found: Audit) -> None:
+    assert found.layer_draws is not None
+    means = found.layer_draws.groupby(["heads", "layer"])["accuracy"].mean()
+    for row in found.steering.to_dict("records"):
+        assert means[row["heads"], row["layer"]] == pytest.approx(row["accuracy"])
+    traces = found.figures()["steering"].data
+    dashes = {trace.legendgroup: trace for trace in traces if trace.mode == "markers"}
+    assert len(dashes["random heads"].y) == 2 * 3 and not len(dashes["chosen heads"].y)
+    of_random = found.layer_draws[found.layer_draws["heads"] == "random"]
+    assert list(dashes["random heads"].y) == of_random["accuracy"].tolist()
+
+
+def test_what_shuffled_prompts_still_give_stands_beside_the_aie(found: Audit) -> None:
+    told = audit_tables.corrupted_sentence(found)
+    still, clean = (line(found, name) for name in ("shuffled", "few-shot"))
+    assert f"still right {still['accuracy']:.2f} of the time, P(answer) {still['probability']:.2f}" in told
+    assert f"(clean: {clean['accuracy']:.2f}, {clean['probability']:.2f})" in told
+    note = audit_tables.audit_tables(found)[2].note
+    clear = found.effects.how_many_clear()
+    assert clear == "5 queries cannot tell any head from 0; 6 can"
+    for text in (note, found.figures()["aie"].layout.title.text.replace("<br>", " "), str(audit_page(found).cautions)):
+        assert told in text and clear in text, text
+
+
+def test_tables_tell_what_is_lost_and_what_is_left_without_heads(found: Audit) -> None:
+    lost, left = audit_tables.audit_tables(found)[3:]
+    names = [*map(str, found.vector.heads), "a random head", "all 3 heads", "3 random heads"]
+    assert [row[0] for row in lost.parts[0]] == names and [row[0] for row in left.parts[0]] == ["nothing", *names]
+    assert lost.columns == ("ablated", "AIE", "with the instruction", "95 % interval", "3 shots", "95 % interval")
+    first = found.vector.heads[0]
+    assert lost.parts[0][0][1] == f"{float(found.effects.aie[first]):+.2f}" and lost.parts[0][3][1] == ""
+    assert found.necessity is not None
+    line = found.necessity.query("prompt == 'instructed' and ablated == @first.__str__()").iloc[0]
+    assert lost.parts[0][0][2:4] == (
+        f"{line['necessity']:+.2f}",
+        f"[{line['necessity_low']:+.2f}, {line['necessity_high']:+.2f}]",
+    )
+    assert f"without {first} {line['accuracy']:.2f} [" in audit_tables.necessity_sentence(found)
 
 
 def test_an_effect_in_nats_says_so(tiny: HookedTransformer, known: Task) -> None:
@@ -334,7 +433,7 @@ def test_a_notebook_shows_every_measure_and_no_markup_from_names(found: Audit) -
     vector = dataclasses.replace(found.vector, task="<script>alert(1)</script>\x1b[31m", model="a & b")
     page = dataclasses.replace(found, vector=vector)._repr_html_()
     assert "<script" not in page and "&lt;script&gt;" in page and "\x1b" not in page and "a &amp; b" in page
-    assert page.count("<tr>") == 1 + len(BASELINES + STEERED)
+    assert page.count("<tr>") == 1 + len(BASELINES + STEERED) + 1 + 6, "and without each head, all, and random ones"
     assert f"{found.accuracy('steered'):.2f}" in page
 
 

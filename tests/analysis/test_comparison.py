@@ -22,7 +22,7 @@ from scipy import stats
 from transformer_lens import HookedTransformer
 
 import ivlens
-from ivlens.analysis import drift
+from ivlens.analysis import comparison_tables, drift
 from ivlens.analysis.comparison import CHANGES, Comparison
 from ivlens.analysis.dependence import DEPENDENCE, per_prompt, summarise
 from ivlens.analysis.drift import AIE, DRIFT, aie_table, chance_jaccard, vector_drift
@@ -35,6 +35,7 @@ from ivlens.models import hooked, lora
 from ivlens.models.lora import Adapter, LoraConfig
 from ivlens.models.peft import read_adapter, write_adapter
 from ivlens.patching.head_effects import HeadEffects
+from ivlens.patching.settings import Settings
 from ivlens.plots import comparison
 from ivlens.plots.style import NOT_MEASURED
 from ivlens.shapes import Head
@@ -214,6 +215,77 @@ def test_cosines_of_equal_vectors_are_one_whatever_is_drawn() -> None:
     assert all(line[2:5] == pytest.approx((1, 1, 1)) for line in lines)
     one = vector_drift(base[:, :1], torch.cat([base, base[:1]])[:, :1])
     assert all(np.isnan(line[3]) and line[5] == 1 for line in one), "one query has no interval"
+
+
+def written(n: int, cosine: float, noise: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """What heads of two models write on n queries, whose true vectors have such a cosine; noise is partly shared."""
+    shared, own = (noise * torch.randn(1, n, 32, dtype=torch.float64, generator=generator) for _ in range(2))
+    base, tuned = torch.zeros(2, 1, n, 32, dtype=torch.float64)
+    base[..., 0], tuned[..., 0], tuned[..., 1] = 1, cosine, np.sqrt(1 - cosine**2)
+    return base + shared, tuned + 0.7 * shared + 0.7 * own
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("cosine", "noise"), [(0.95, 0.1), (0.6, 0.35)])
+@pytest.mark.parametrize(("n", "least"), [(5, 0.90), (16, 0.92)])
+def test_the_interval_of_a_cosine_covers_the_true_one(cosine: float, noise: float, n: int, least: float) -> None:
+    generator, found = torch.Generator().manual_seed(n), []
+    for _ in range(150):
+        base, tuned = written(n, cosine, noise, generator)
+        _, _, value, low, high, _ = vector_drift(base.repeat(2, 1, 1), tuned.repeat(3, 1, 1))[0]
+        assert -1 <= low <= value <= high <= 1
+        found.append(low <= cosine <= high)
+    # Within three standard errors of 150 simulations.
+    assert np.mean(found) >= least - 3 * np.sqrt(least * (1 - least) / 150)
+
+
+def test_random_heads_that_differ_widen_the_interval_of_their_cosine() -> None:
+    generator = torch.Generator().manual_seed(1)
+    pairs = [written(12, cosine, 0.05, generator) for cosine in (0.2, 0.5, 0.9)]
+    base, tuned = (torch.cat([pair[i] for pair in [pairs[0], *pairs]]) for i in (0, 1))
+    _, _, (_, _, value, low, high, _) = vector_drift(base, torch.cat([tuned, tuned[:1]]))
+    assert value == pytest.approx((0.2 + 0.5 + 0.9) / 3, abs=0.05) and high - low > 0.5
+
+
+def test_the_intervals_of_rank_agreement_cover_the_true_one() -> None:
+    generator, sure = np.random.default_rng(0), {"jaccard": [], "spearman": []}
+    before = 0.05 * generator.normal(size=48) ** 3
+    after = 0.7 * before + 0.02 * generator.normal(size=48) ** 3
+    tops = [set(np.argsort(-aie)[:10]) for aie in (before, after)]
+    true = {"jaccard": len(tops[0] & tops[1]) / len(tops[0] | tops[1])}
+    true["spearman"] = float(stats.spearmanr(before, after).statistic)
+    for _ in range(60):
+        noise = generator.normal(size=(2, 12, 48))
+        noise[1] = 0.7 * noise[0] + 0.7 * noise[1]
+        grids = (
+            HeadEffects(
+                cie=torch.as_tensor(aie + size * (0.02 + np.abs(aie))).reshape(12, 6, 8),
+                baseline=torch.zeros(12),
+                queries=torch.arange(12),
+                mean_z=torch.zeros(6, 8, 2),
+                settings=Settings(),
+                task="t",
+                task_digest="",
+                model="m",
+                model_digest="",
+            )
+            for aie, size in zip((before, after), noise, strict=True)
+        )
+        for measure, _, value, low, high, n in drift.head_drift(*grids, 10):
+            if n:
+                assert -1 <= low <= value <= high <= 1
+                sure[measure].append(low - 1e-9 <= true[measure] <= high + 1e-9)
+    assert min(np.mean(covered) for covered in sure.values()) >= 0.9
+
+
+def test_a_comparison_says_how_many_heads_are_clear_and_what_corrupted_prompts_still_give(found: Comparison) -> None:
+    told = found.how_many_clear()
+    counts = [len(effects.clear()) for effects in (found.base, found.tuned)]
+    assert f"{counts[0]} of 12 heads before, {counts[1]} after, " in told
+    still = comparison_tables.corrupted_sentence(found)
+    assert f"P(answer) is still {float(found.base.baseline.mean()):.2f} before" in still
+    note = comparison_tables.comparison_tables(found)[1].note
+    assert told in note and still in note and told in found.figures()["aie"].layout.title.text.replace("<br>", " ")
 
 
 def test_effects_that_are_the_same_everywhere_have_no_rank_correlation(found: Comparison) -> None:

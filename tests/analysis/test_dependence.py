@@ -15,6 +15,7 @@ from checkpoints import KINDS, random_hooked
 from conftest import WORD_TEMPLATE, random_tokens
 from transformer_lens import HookedTransformer
 
+from ivlens.analysis import dependence
 from ivlens.analysis.dependence import DEPENDENCE, Dependence, measure, per_prompt, recovery, summarise
 from ivlens.analysis.probes import Probe, prepare
 from ivlens.datasets.task import Pair, Task
@@ -324,6 +325,32 @@ def test_recovery_is_what_comes_back_of_what_was_lost(tiny: HookedTransformer, p
     assert lines.loc[("regained zero-shot accuracy", "chosen"), "value"] == pytest.approx((1 - zero_shot) / 6)
     kept = recovery(base, base)
     assert kept[kept["measure"].str.startswith("share")]["value"].isna().all(), "nothing was lost"
+
+
+@pytest.mark.parametrize("n_draws", [1, 6])
+def test_the_interval_of_a_regained_share_covers_the_true_one(n_draws: int) -> None:
+    generator, covered = torch.Generator().manual_seed(0), []
+    for _ in range(200):
+        lost = (torch.rand(24, generator=generator) < 0.8).double()
+        # Draws differ: of what was lost, one brings 0.1 back, another 0.5.
+        rates = 0.3 + 0.2 * (2 * torch.rand(n_draws, generator=generator) - 1) * (n_draws > 1)
+        back = lost[:, None] * (torch.rand(24, n_draws, generator=generator) < rates).double()
+        found = dependence._share(back.squeeze(1) if n_draws == 1 else back, lost)
+        assert 0 <= found.low <= found.mean <= found.high <= 1
+        covered.append(found.low <= 0.3 <= found.high)
+    assert sum(covered) / len(covered) >= 0.9
+
+
+def test_no_interval_of_a_share_or_a_difference_leaves_what_it_can_be() -> None:
+    nearly = torch.tensor([0.99, 0.98, 1.0, 0.4], dtype=torch.float64)
+    names = ("instruction probability", "knowledge probability", "steered zero-shot probability")
+    values = {(name, ""): nearly for name in names} | {("necessity", "chosen"): nearly, ("shift", "chosen"): 1 - nearly}
+    found = Dependence(values=values, task="t", n_heads=1, seed=0)
+    frame = found.to_frame().set_index("measure")
+    assert (frame["high"].drop("shift") == 1.0).all() and frame.loc["shift", "low"] == 0.0
+    zero = Dependence(values={key: 0 * value for key, value in values.items()}, task="t", n_heads=1, seed=0)
+    change = zero.minus(found).to_frame().set_index("measure")
+    assert (change.loc[list(names), "low"] == -1.0).all() and change.loc["necessity", "low"] < -1.0
 
 
 def test_a_probe_of_another_shape_or_task_is_refused(

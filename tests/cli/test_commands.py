@@ -37,8 +37,8 @@ from ivlens.storage.atomic_files import Lock
 from ivlens.tables import plain
 
 SMALL = ["--shots", "2", "--clean-prompts", "4", "--prompts", "3", "--top", "3"]
-FIGURES = ["aie", "heads", "measures", "places", "steering"]
-TABLES = ["effects", "places", "steering", "heads", "measures"]
+FIGURES = ["aie", "heads", "measures", "necessity", "places", "steering"]
+TABLES = ["effects", "places", "steering", "heads", "measures", "layer_draws", "necessity"]
 
 
 class Outcome(NamedTuple):
@@ -631,7 +631,7 @@ def test_a_stopped_audit_goes_on_to_the_numbers_of_an_uninterrupted_one(
 def test_a_fault_of_ours_keeps_its_traceback(checkpoint: Path, tmp_path: Path) -> None:
     process = shell(
         "tasks",
-        code="from ivlens.analysis import audit_tables\naudit_tables.print_tasks = lambda tasks: 1 / 0",
+        code="from ivlens.cli import tasks\ntasks.print_tasks = lambda tasks: 1 / 0",
     )
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1 and "Traceback" in err and "ZeroDivisionError" in err
@@ -707,7 +707,7 @@ def test_figures_are_drawn_again_from_the_numbers(ivlens: Ivlens, copy: Path) ->
     shutil.rmtree(copy / "figures")
     found = ivlens("figures", copy, "--format", "html")
     assert (found.status, found.err) == (0, "")
-    assert found.out == f"In {copy / 'figures'}: aie, measures, steering, places, heads as html.\n"
+    assert found.out == f"In {copy / 'figures'}: aie, measures, steering, places, heads, necessity as html.\n"
     assert sorted(path.stem for path in (copy / "figures").iterdir()) == FIGURES
 
 

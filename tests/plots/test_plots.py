@@ -144,9 +144,13 @@ def test_grids_that_cannot_be_drawn_are_refused(arguments, sentence):
 
 def test_each_kind_of_head_has_a_line_in_the_order_of_layers():
     figure = plots.steering_by_layer(lines())
-    assert [trace.name for trace in figure.data if trace.showlegend is None] == ["chosen", "random"]
-    assert list(named(figure, "chosen").x) == [1, 2, 5] and list(named(figure, "chosen").y) == [0.5, 0.6, 0.7]
-    assert named(figure, "chosen").text[1] == "chosen, layer 2: 0.600 [0.550, 0.650]"
+    assert [trace.name for trace in figure.data if trace.showlegend is None] == ["chosen heads", "random heads"]
+    assert list(named(figure, "chosen heads").x) == [1, 2, 5] and list(named(figure, "chosen heads").y) == [
+        0.5,
+        0.6,
+        0.7,
+    ]
+    assert named(figure, "chosen heads").text[1] == "chosen heads, layer 2: 0.600 [0.550, 0.650]"
     assert "accuracy" in figure.layout.yaxis.title.text and "layer" in figure.layout.xaxis.title.text
 
 
@@ -160,8 +164,8 @@ def test_a_layer_that_was_not_measured_breaks_line_and_band():
     frame = lines()
     frame.loc[(frame["heads"] == "chosen") & (frame["layer"] == 2), ["accuracy", "low", "high"]] = math.nan
     figure = plots.steering_by_layer(frame)
-    assert math.isnan(named(figure, "chosen").y[1]) and not named(figure, "chosen").connectgaps
-    assert named(figure, "chosen").text[1] == "chosen, layer 2: not measured"
+    assert math.isnan(named(figure, "chosen heads").y[1]) and not named(figure, "chosen heads").connectgaps
+    assert named(figure, "chosen heads").text[1] == "chosen heads, layer 2: not measured"
     assert list(figure.data[0].x) == [1, 1, None, None, 5, 5, None], "two polygons"
 
 
@@ -177,15 +181,15 @@ def test_baselines_are_dashed_and_carry_their_value(across):
 def test_numbers_of_heads_are_spaced_evenly_with_intervals():
     figure = plots.accuracy_by_heads(lines("n_heads"))
     assert figure.layout.xaxis.ticktext == ("1", "2", "5") and figure.layout.xaxis.tickvals == (0, 1, 2)
-    chosen = named(figure, "chosen")
+    chosen = named(figure, "chosen heads")
     assert np.allclose(np.round(np.array(chosen.x, dtype=float)), [0, 1, 2])
     assert np.allclose(chosen.error_y.array, 0.05) and np.allclose(chosen.error_y.arrayminus, 0.05)
-    assert chosen.text[2] == "chosen, n = 5: 0.700 [0.650, 0.750]"
+    assert chosen.text[2] == "chosen heads, n = 5: 0.700 [0.650, 0.750]"
 
 
 def test_an_interval_that_misses_its_value_by_rounding_is_no_negative_bar():
     frame = lines("n_heads").assign(low=lines()["accuracy"] + 1e-17, high=lines()["accuracy"] - 1e-17)
-    bars = named(plots.accuracy_by_heads(frame), "chosen").error_y
+    bars = named(plots.accuracy_by_heads(frame), "chosen heads").error_y
     assert min(*bars.array, *bars.arrayminus) >= 0
 
 
@@ -267,3 +271,19 @@ def test_drawing_leaves_its_input_alone():
     plots.head_heatmap(grid, low=grid, high=grid)
     pd.testing.assert_frame_equal(frame, lines())
     assert np.array_equal(grid, np.ones((2, 2)))
+
+
+def test_necessity_stands_beside_the_aie_of_the_same_head():
+    rows = [("L3H3", "AIE", 0.45, 0.4, 0.5), ("L3H1", "AIE", 0.0, 0.0, 0.1)]
+    rows += [("L3H3", "instructed", 0.0, -0.1, 0.1), ("L3H1", "instructed", 0.2, 0.1, 0.3)]
+    rows += [("L3H3", "few-shot", math.nan, math.nan, math.nan), ("all 2 heads", "instructed", 0.6, 0.5, 0.7)]
+    frame = pd.DataFrame(rows, columns=["heads", "measure", "value", "low", "high"])
+    figure = plots.necessity_by_head(frame.sample(frac=1, random_state=0).sort_index(), unit="nats")
+    aie, instructed, few_shot = figure.data
+    assert (aie.xaxis, instructed.xaxis, few_shot.xaxis) == ("x", "x2", "x2")
+    assert figure.layout.yaxis.ticktext == ("L3H3", "L3H1", "all 2 heads") and figure.layout.yaxis.range[0] > 2
+    assert list(aie.x) == [0.45, 0.0] and list(np.round(instructed.y)) == [0, 1, 2] and instructed.x[1] == 0.2
+    assert instructed.text[1] == "L3H1, instructed: 0.200 [0.100, 0.300]" and few_shot.text[0].endswith("not measured")
+    assert figure.layout.xaxis.title.text == "AIE (nats)"
+    with pytest.raises(FigureError, match="the table has 2 rows for L3H3 AIE"):
+        plots.necessity_by_head(pd.concat([frame, frame.iloc[:1]]))

@@ -69,7 +69,7 @@ def test_the_heads_of_largest_aie_given_by_name_are_the_same_audit(
     usual = ivlens.audit(tiny, word_task, top=3, other_tasks=0, **SMALL)
     same = ivlens.audit(tiny, word_task, heads=found.effects.top(3), other_tasks=0, **SMALL)
     # Low-AIE controls leave given heads out, and so may be others.
-    steering = (one.steering.query("heads != 'bottom'").reset_index(drop=True) for one in (usual, same))
+    steering = (one.steering.query("heads != 'low-AIE'").reset_index(drop=True) for one in (usual, same))
     pd.testing.assert_frame_equal(*steering)
     assert usual.vector.heads == same.vector.heads
 
@@ -78,9 +78,9 @@ def test_controls_share_no_head_with_those_that_were_given(found: Audit) -> None
     lowest = found.effects.bottom(3)
     for chosen in (GIVEN, lowest):
         random = controls.random_heads(found.effects, 3, draws=5, chosen=chosen)
-        bottom = controls.bottom_heads(found.effects, 3, draws=5, chosen=chosen)
-        assert len(random) == len(bottom) == 5
-        assert not set(chosen) & {head for drawn in [*random, *bottom] for head in drawn}
+        low = controls.low_aie_heads(found.effects, 3, draws=5, chosen=chosen)
+        assert len(random) == len(low) == 5
+        assert not set(chosen) & {head for drawn in [*random, *low] for head in drawn}
     assert controls.random_heads(found.effects, 3, draws=2, chosen=found.effects.top(3)) == controls.random_heads(
         found.effects, 3, draws=2
     )

@@ -9,7 +9,8 @@ import pytest
 from transformer_lens import HookedTransformer
 
 import ivlens
-from ivlens.analysis.audit import Audit
+from ivlens.analysis import audit_tables
+from ivlens.analysis.audit import Audit, _with_score
 from ivlens.prompts.builders import zero_shot
 from ivlens.steering.trials import VALUES
 
@@ -61,3 +62,24 @@ def test_other_columns_stay_and_controls_have_intervals(both: dict[str, Audit]) 
     pd.testing.assert_frame_equal(ours[same], theirs[same])
     random = ours.loc["steered, random"]
     assert 0 <= random["accuracy_low"] < random["accuracy"] < random["accuracy_high"] <= 1
+
+
+def test_what_is_shown_says_which_score_it_is(both: dict[str, Audit]) -> None:
+    found, usual = both["f1"], both["greedy-match"]
+    assert audit_tables.sentence(found).startswith("Zero-shot accuracy (f1): ")
+    assert audit_tables.sentence(usual).startswith("Zero-shot accuracy: ")
+    note = audit_tables.audit_tables(found)[0].note
+    assert note.startswith("Accuracy is f1 of the replies that the model writes: under a vector at the place\n")
+    assert "greedy match" not in audit_tables.audit_tables(usual)[0].note
+    titles = {name: figure.layout.title.text for name, figure in found.figures().items()}
+    assert "Accuracy (f1): " in titles["measures"]
+    # Accuracies of another score are no baseline of greedy matches.
+    for name in ("steering", "heads"):
+        assert "accuracy (greedy-match)" in titles[name]
+        assert len(found.figures()[name].data) < len(usual.figures()[name].data)
+
+
+def test_runs_of_before_have_greedy_matches(both: dict[str, Audit]) -> None:
+    old = both["greedy-match"].measures.drop(columns="score")
+    assert _with_score(old)["score"].unique().tolist() == ["greedy-match"]
+    assert _with_score(both["f1"].measures) is both["f1"].measures

@@ -322,14 +322,14 @@ def test_controls_have_the_vectors_norm_and_number_of_heads(
     kinds = [(candidate.kind, candidate.n_heads) for candidate in found]
     assert kinds == [
         *(("chosen", 1), *[("random", 1)] * 4, ("chosen", 2), *[("random", 2)] * 4),
-        *(("chosen", 3), *[("random", 3)] * 4, *[("bottom", 3)] * 4, *[("gaussian", 3)] * 4),
+        *(("chosen", 3), *[("random", 3)] * 4, *[("low-AIE", 3)] * 4, *[("gaussian", 3)] * 4),
         ("other-task", 3),
         *(("chosen", 5), *[("random", 5)] * 4),
     ]
     norms = {candidate.n_heads: float(candidate.vector.norm()) for candidate in found if candidate.kind == "chosen"}
     for candidate in found:
         assert float(candidate.vector.norm()) == pytest.approx(norms[candidate.n_heads])
-    assert controls.bottom_heads(effects, 3, draws=2)[0] == effects.bottom(3)
+    assert controls.low_aie_heads(effects, 3, draws=2)[0] == effects.bottom(3)
     for heads in controls.random_heads(effects, 5, draws=20):
         assert len(set(heads)) == 5
         assert not set(heads) & set(effects.top(5))
