@@ -45,6 +45,9 @@ class Conversation(Prompt):
 class ChatTemplate:
     """A tokenizer's chat template, in full.
 
+    Raises:
+        PromptError: an option that it does not know or that ivlens sets, or no such choice of BOS.
+
     >>> jinja = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
     >>> jinja += "{% if add_generation_prompt %}<assistant>{% endif %}"
     >>> prompts.ChatTemplate(jinja=jinja, special_tokens={}, system=True).render(pairs[0]).text
@@ -113,7 +116,8 @@ class ChatTemplate:
     ) -> Conversation:
         """Write the conversation up to where the assistant answers the query.
 
-        The answer begins as the template would begin it, with or without a space.
+        What the template puts in front of an answer is the prompt's, such as an empty thinking block; the answer begins
+        with a space where the template has one there.
 
         Args:
             demonstrations: Turns of user and assistant before the query.
@@ -125,7 +129,7 @@ class ChatTemplate:
         >>> jinja = "{% for m in messages %}[{{ m.role }}: {{ m.content }}]{% endfor %}"
         >>> layout = prompts.ChatTemplate(jinja=jinja, special_tokens={}, system=False)
         >>> layout.render(pairs[0], demonstrations=pairs[1:2], instruction="Opposite?").text
-        '[user: Opposite?\\nsmall][assistant: big][user: big]'
+        '[user: Opposite?\\nsmall][assistant: big][user: big][assistant:'
         """
         messages = [turn for pair in demonstrations for turn in _turns(pair)] + [_said("user", query.input)]
         if instruction is not None and self.system:
