@@ -137,7 +137,8 @@ def _token_ids(model: HookedTransformer, prompt: Prompt) -> tuple[list[int], lis
 
 def _begin(model: HookedTransformer, prompt: Prompt, ids: list[int]) -> list[int]:
     """The prompt with or without the BOS token, as is asked for; a conversation has its own in the text."""
-    bos = getattr(model.tokenizer, "bos_token_id", None)
+    tokenizer: Any = model.tokenizer
+    bos = tokenizer.bos_token_id
     if prompt.bos == "auto":
         is_added = bos is not None and model.cfg.default_prepend_bos and not isinstance(prompt, Conversation)
         return [bos, *ids] if is_added else ids
