@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
+import peers
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -185,6 +186,14 @@ def print_sweep(console: Console) -> None:
     console.print(table)
 
 
+def print_peers(console: Console) -> None:
+    """Other ways to measure the same, at GPT-2-small size, and on the lab model, where the numbers mean something."""
+    tokens, z = random_prompts(Size(), PROMPTS)
+    model = build(Size())
+    peers.compare(console, "GPT-2 small, prompts of 100 tokens", peers.in_process(model, tokens, z))
+    peers.on_task(console, ivlens.load("lab"), ivlens.task("antonym"), PROMPTS)
+
+
 def training(model: HookedTransformer, guidance: Guidance | None) -> tuple[lora.Adapter, Iterator[Step]]:
     """Steps of 16 prompts with a LoRA adapter of default size, which is to be attached for each."""
     task = ivlens.task("english-french")
@@ -253,6 +262,7 @@ def main() -> None:
     print_commands(console)
     print_steps(console)
     print_sweep(console)
+    print_peers(console)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,10 @@ class TaskError(IvlensError):
     """A task file or a task's pairs cannot serve: unreadable, contradictory, or too few."""
 
 
+class TaskWarning(UserWarning):
+    """A task can be used, but something about it will blur what is measured on it."""
+
+
 class PromptError(IvlensError):
     """Prompts cannot be built or do not fit the model's context."""
 

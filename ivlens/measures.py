@@ -6,8 +6,10 @@ Tensors in, numbers out. Probabilities are computed in float32 at least, whateve
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from scipy import stats
@@ -239,3 +241,23 @@ def interval(
         return Interval(mean, float(wilson.low), float(wilson.high))
     low, high = mean_bounds(values, groups, confidence=confidence)
     return _clipped(Interval(mean, float(low), float(high)), within)
+
+
+def holm(p_values: Sequence[float] | np.ndarray | Tensor) -> np.ndarray:
+    """p-values of a family of tests, adjusted so that the chance of any false finding among them stays what it is said.
+
+    The smallest of n is multiplied by n, the next one by n - 1 and so on; none becomes smaller than one before it, nor
+    larger than 1. Source: Holm 1979, "A simple sequentially rejective multiple test procedure", Scand. J. Stat. 6.
+
+    Args:
+        p_values: All tests of the family, in any shape; NaN (not measured) stays NaN and does not count.
+
+    Returns:
+        In the same shape; what is below 0.05 is a finding at that level.
+    """
+    given = np.asarray(p_values, dtype=np.float64)
+    flat, adjusted = given.reshape(-1), np.full(given.size, np.nan)
+    n = int(np.count_nonzero(~np.isnan(flat)))
+    order = np.argsort(flat, kind="stable")[:n]  # NaN is sorted last.
+    adjusted[order] = np.minimum(np.maximum.accumulate(flat[order] * np.arange(n, 0, -1)), 1.0)
+    return adjusted.reshape(given.shape)

@@ -50,7 +50,13 @@ class Stream(IntEnum):
     """Queries and demonstrations of general tasks in a study."""
     GAUSSIANS = 12
     """Directions that no head wrote."""
-    SIGNS = 14
+    TASK_ORDER = 13
+    """In which order the tasks of a study are learned."""
+    GUIDE_DEMONSTRATIONS = 14
+    """Demonstrations of the prompts that a guidance's vector is taken from."""
+    ANSWERED_PROMPTS = 15
+    """Demonstrations of the prompts that tell which queries a model answers right."""
+    SIGNS = 16
     """Which samples change their sign, to see what means are without an effect."""
 
 

@@ -73,6 +73,7 @@ PLAN = Plan(
     general=("antonym", "country-capital", "english-french"),
     guides=("antonym", "english-french"),
     methods=("lora", "lora+iv"),
+    order="given",
     seeds=(0,),
     train_prompts=8,
     lora=LoraConfig(rank=2),

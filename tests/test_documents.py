@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 import ivlens
+from ivlens.training.guidance import GUIDANCE
+from ivlens.training.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(
@@ -55,6 +57,13 @@ def test_every_name_that_contributors_are_sent_to_is_in_its_file() -> None:
 def test_every_room_is_in_the_table_of_contributors() -> None:
     rooms = {path.parent.name for path in (ROOT / "ivlens").glob("*/__init__.py")}
     assert set(re.findall(r"\| `ivlens/(\w+)` \|", text(ROOT / "CONTRIBUTING.md"))) == rooms
+
+
+def test_every_method_and_guidance_has_a_row_with_its_source() -> None:
+    rows = [line.split(" | ") for line in text(ROOT / "docs" / "methods.md").splitlines() if line.startswith("| `")]
+    sources = {name: cells[1] for cells in rows for name in re.findall(r"`([^`]+)`", cells[0])}
+    known = [*METHODS, *(f"+{name}" for name in GUIDANCE)]
+    assert not [name for name in known if not re.search(r"ours|arXiv:\d{4}\.\d{5}", sources.get(name, ""))]
 
 
 @pytest.mark.parametrize("name", ["CONTRIBUTING.md", ".github/pull_request_template.md", ".github/workflows/test.yml"])

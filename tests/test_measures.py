@@ -169,3 +169,27 @@ def test_a_proportion_gets_wilsons_interval(successes: int, failures: int) -> No
     assert found.mean == pytest.approx(p)
     assert found.low == pytest.approx(max(0.0, centre - half), abs=1e-9)
     assert found.high == pytest.approx(min(1.0, centre + half), abs=1e-9)
+
+
+def step_down(p_values: list[float]) -> list[float]:
+    """Holm's adjusted p-value as the smallest level at which his procedure rejects, one test after the other."""
+    adjusted = []
+    for own in p_values:
+        before = [p for p in p_values if p < own]
+        # Rejected is this test once it and every smaller one are: each at the level divided by those that are left.
+        levels = [(len(p_values) - sum(q < p for q in p_values)) * p for p in {*before, own}]
+        adjusted.append(min(1.0, max(levels)))
+    return adjusted
+
+
+@given(p_values=st.lists(st.floats(0, 1), max_size=9, unique=True) | st.lists(st.sampled_from([0.01, 0.02, 0.2])))
+def test_holm_is_his_step_down_procedure(p_values: list[float]) -> None:
+    assert measures.holm(p_values).tolist() == pytest.approx(step_down(p_values), rel=1e-12)
+
+
+def test_holm_keeps_the_shape_and_passes_over_what_was_not_measured() -> None:
+    grid = torch.tensor([[0.01, math.nan], [0.04, 0.03]], dtype=torch.float64)
+    found = measures.holm(grid)
+    assert found[0, 0] == pytest.approx(0.03) and math.isnan(found[0, 1])
+    assert found[1].tolist() == pytest.approx([0.06, 0.06]), "0.04 times 1 would be below 0.03 times 2"
+    assert measures.holm([]).shape == (0,)

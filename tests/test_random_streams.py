@@ -28,7 +28,10 @@ VALUES = {
     10: {"ABILITY_PROMPTS", "ABLATION_PROMPTS"},
     11: {"GENERAL_PROMPTS"},
     12: {"GAUSSIANS"},
-    14: {"SIGNS"},
+    13: {"TASK_ORDER"},
+    14: {"GUIDE_DEMONSTRATIONS"},
+    15: {"ANSWERED_PROMPTS"},
+    16: {"SIGNS"},
 }
 
 

@@ -241,6 +241,10 @@ def converse(folder: Path) -> None:
     template.render(Pair("hot", "cold"), demonstrations=[Pair("up", "down")], instruction="Do.")
 
 
+def conversation(i: int) -> list[dict[str, str]]:
+    return [{"role": "user", "content": f"in{i}"}, {"role": "assistant", "content": f"out{i}"}]
+
+
 PAIRS = [{"input": f"in{i}", "output": f"out{i}"} for i in range(24)]
 TRACE = [{"prompt": f"What is {i}?", "answer": f"it is {i}"} for i in range(12)]
 SENTENCES = [{"sentence": f"This is {i}.", "label": "good" if i % 2 else "bad"} for i in range(12)]
@@ -293,6 +297,30 @@ READERS = {
     ),
     "TSV": Reader(
         text("a.tsv", "".join(f"in{i}\tout{i}\n" for i in range(24))), lambda folder: read_task(folder / "a.tsv")
+    ),
+    "JSON lines": Reader(
+        text("a.jsonl", "".join(f'{{"question": "in{i}", "answer": ["out{i}", {i}]}}\n' for i in range(24))),
+        lambda folder: read_task(folder / "a.jsonl"),
+    ),
+    "alpaca": Reader(
+        text("a.json", [{"instruction": "Do.", **one} for one in PAIRS]), lambda folder: read_task(folder / "a.json")
+    ),
+    "conversations": Reader(
+        text("a.json", [{"messages": conversation(i)} for i in range(12)]), lambda folder: read_task(folder / "a.json")
+    ),
+    "parquet": Reader(
+        lambda folder: pq.write_table(
+            pa.table({"input": [f"in{i}" for i in range(24)], "output": [[f"out{i}", "z"] for i in range(24)]}),
+            folder / "a.parquet",
+            write_page_checksum=True,
+        ),
+        lambda folder: read_task(folder / "a.parquet"),
+    ),
+    "parquet of conversations": Reader(
+        lambda folder: pq.write_table(
+            pa.table({"messages": [conversation(i) for i in range(12)]}), folder / "a.parquet", compression="zstd"
+        ),
+        lambda folder: read_task(folder / "a.parquet"),
     ),
     "data set": Reader(data_set, read_data_set),
     "template": Reader(

@@ -227,7 +227,7 @@ def necessity_sentence(found: Findings) -> str:
     """Accuracy without the head of largest AIE, without all heads of the vector and without random ones."""
     assert found.necessity is not None
     ((kind, label), *_) = _prompts(found).items()
-    lines = found.necessity.query("prompt == @kind").to_dict("records")
+    lines = [line for line in found.necessity.to_dict("records") if line["prompt"] == kind]
     told = [f"{label}: accuracy {' '.join(_interval(lines[0], 'accuracy'))}".capitalize()]
     # The first head, all of them, and random ones; of a single head the first two are one.
     for line in (lines[number] for number in sorted({1, len(lines) - 2, len(lines) - 1})):

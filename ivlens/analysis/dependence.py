@@ -9,7 +9,7 @@ instruction, query)` and `P(answer | statement)`, are those of Jiang et al. 2024
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,19 +26,21 @@ from ivlens.patching.interventions import Change, Outcomes
 from ivlens.prompts.choices import GREEDY_MATCH, Score
 from ivlens.prompts.tokens import Tokens
 from ivlens.replies.inquiry import score_replies
+from ivlens.shapes import Residual
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
 DEPENDENCE = ("measure", "heads", "n_heads", "value", "low", "high", "n")
 Key = tuple[str, str]
-"""A measure, and `chosen`, `random`, `unscaled` (the chosen heads' vector at scale 1) or nothing."""
+"""A measure, and `chosen`, `random`, `unscaled` (the chosen heads' vector at scale 1), `own` or nothing."""
 PerPrompt = Float[Tensor, "prompt *draw"]
 """A number a query, or one for each draw of random heads."""
 
 _PROPORTIONS = {
     *("instruction accuracy", "knowledge accuracy", "zero-shot accuracy"),
     *("steered instruction accuracy", "steered zero-shot accuracy"),
+    *("few-shot accuracy", "steered few-shot accuracy"),
 }
 """Means of successes; all else are differences, probabilities or nats."""
 _SUCCESSES = ("(exact)", "(first-word)", "(contains)")
@@ -117,7 +119,9 @@ def measure(model: HookedTransformer, probe: Probe) -> pd.DataFrame:
     return per_prompt(model, probe).to_frame()
 
 
-def per_prompt(model: HookedTransformer, probe: Probe, *, score: Score = GREEDY_MATCH) -> Dependence:
+def per_prompt(
+    model: HookedTransformer, probe: Probe, *, own: Residual | None = None, score: Score = GREEDY_MATCH
+) -> Dependence:
     """Put a probe to a model.
 
     By name, each of them positive when the model depends on the vector:
@@ -125,13 +129,15 @@ def per_prompt(model: HookedTransformer, probe: Probe, *, score: Score = GREEDY_
     - `necessity`: P(y | c, x) - P(y | c, x; heads ablated by their mean over other tasks) on instructed prompts;
     - `shift`: KL[P(. | c, x) || P(. | c, x; -vector)] of the next token, in nats;
     - `instruction`, `knowledge`, `zero-shot`: P(y | c, x), P(y | statement of x) and P(y | x);
-    - `steered instruction`, `steered zero-shot`: with the vector added.
+    - `steered instruction`, `steered zero-shot`: with the vector added;
+    - `few-shot`, `steered few-shot`: the same with demonstrations, where the probe has such prompts.
 
     P is of the answer's first token (`... probability`; plain `sufficiency` and `necessity`); with `accuracy` in the
     name, 1 where greedy decoding writes the whole answer. Changes are made at the last prompt token only. Vectors are
     as long as their scale says; where that is not 1, `unscaled` is the same with the vector at scale 1.
 
     Args:
+        own: What the same heads write in this model, at the scale at which it is to be added; measured as `own`.
         score: Of replies that the unchanged model writes, unless it is greedy match: `instruction accuracy (contains)`
             and so on stand beside the others then, which stay greedy matches.
 
@@ -139,24 +145,32 @@ def per_prompt(model: HookedTransformer, probe: Probe, *, score: Score = GREEDY_
         ShapeMismatch: the model has another shape than the one that the probe was prepared of.
         ModelError: activations are NaN or infinite.
     """
-    vectors = [*probe.vectors, *([] if probe.unscaled is None else [probe.unscaled])]
+    kinds = ["chosen", *["random"] * len(probe.random)]
+    more = {"unscaled": probe.unscaled, "own": own}
+    vectors = [*probe.vectors, *(vector for vector in more.values() if vector is not None)]
+    with_more = [*kinds, *(kind for kind, vector in more.items() if vector is not None)]
     added = [Change(added=vector) for vector in vectors]
     taken = [Change(added=-vector) for vector in vectors]
     ablated = [Change(ablated=heads) for heads in probe.sets]
     zero_shot = _run(model, probe, probe.zero_shot, added)
     instructed = _run(model, probe, probe.instructed, [*ablated, *taken, *added])
     values: dict[Key, PerPrompt] = {}
-    unchanged = {"instruction": instructed, "knowledge": _run(model, probe, probe.statement, [])}
-    for name, found in (unchanged | {"zero-shot": zero_shot}).items():
+    stated = _run(model, probe, probe.statement, [])
+    unchanged = {"instruction": instructed, "knowledge": stated, "zero-shot": zero_shot}
+    n, both = len(kinds), len(vectors)
+    steered = {"zero-shot": (zero_shot, 1), "instruction": (instructed, 1 + n + both)}
+    if probe.few_shot is not None:
+        unchanged["few-shot"] = _run(model, probe, probe.few_shot, added)
+        steered["few-shot"] = unchanged["few-shot"], 1
+    for name, found in unchanged.items():
         values[f"{name} probability", ""] = found.probability[:, 0]
         values[f"{name} accuracy", ""] = found.match[:, 0].to(found.probability.dtype)
-    n, both = len(probe.sets), len(vectors)
-    values |= _against(zero_shot, 1, n, both, names=("sufficiency", "sufficiency accuracy"))
-    values |= _against(instructed, 1, n, n, names=("necessity", "necessity accuracy"), sign=-1)
-    values |= _by_heads("shift", instructed.shift[:, 1 + n : 1 + n + both], n)
-    for name, found, start in (("zero-shot", zero_shot, 1), ("instruction", instructed, 1 + n + both)):
-        values |= _by_heads(f"steered {name} probability", found.probability[:, start : start + both], n)
-        values |= _by_heads(f"steered {name} accuracy", found.match[:, start : start + both], n)
+    values |= _against(zero_shot, 1, with_more, names=("sufficiency", "sufficiency accuracy"))
+    values |= _against(instructed, 1, kinds, names=("necessity", "necessity accuracy"), sign=-1)
+    values |= _by_heads("shift", instructed.shift[:, 1 + n : 1 + n + both], with_more)
+    for name, (found, start) in steered.items():
+        values |= _by_heads(f"steered {name} probability", found.probability[:, start : start + both], with_more)
+        values |= _by_heads(f"steered {name} accuracy", found.match[:, start : start + both], with_more)
     if score != GREEDY_MATCH:
         for name, prompts in probe.prompts.items():
             replied = score_replies(model, prompts, score) if prompts else torch.zeros(0)
@@ -193,6 +207,19 @@ def recovery(base: Dependence, tuned: Dependence) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=list(DEPENDENCE))
 
 
+def pooled(found: Sequence[Dependence], measure: str, heads: str = "") -> tuple[Interval, int]:
+    """Mean over tasks, each of which counts the same, and how many queries they have together.
+
+    The interval is over the queries of all tasks and over draws of random heads; other tasks are another question.
+    """
+    parts = [values.double() for one in found if len(values := one.values[measure, heads])]
+    n = sum(map(len, parts))
+    if not n:
+        return _UNMEASURED, 0
+    weighted = torch.cat([values * (n / (len(parts) * len(values))) for values in parts])
+    return summarise(weighted, proportion=measure in _PROPORTIONS), n
+
+
 def summarise(values: PerPrompt, *, proportion: bool = False, within: tuple[float, float] | None = None) -> Interval:
     """Mean over queries, and over draws where there are several, with its interval; Wilson's of successes.
 
@@ -214,21 +241,21 @@ def _run(model: HookedTransformer, probe: Probe, tokens: Tokens | None, changes:
 
 
 def _against(
-    found: Outcomes, start: int, n: int, columns: int, *, names: tuple[str, str], sign: int = 1
+    found: Outcomes, start: int, kinds: list[str], *, names: tuple[str, str], sign: int = 1
 ) -> dict[Key, PerPrompt]:
     """Changed minus unchanged, times `sign`: probability, then accuracy."""
     match = found.match.to(found.probability.dtype)
     both = {}
     for name, values in zip(names, (found.probability, match), strict=True):
-        both |= _by_heads(name, sign * (values[:, start : start + columns] - values[:, :1]), n)
+        both |= _by_heads(name, sign * (values[:, start : start + len(kinds)] - values[:, :1]), kinds)
     return both
 
 
-def _by_heads(name: str, values: Tensor, n: int) -> dict[Key, PerPrompt]:
-    """Column 0 is of the chosen heads, those up to `n` of random draws; one behind is unscaled."""
+def _by_heads(name: str, values: Tensor, kinds: list[str]) -> dict[Key, PerPrompt]:
+    """Column by column the kind of heads; those of random draws stay together."""
     values = values if values.is_floating_point() else values.float()
-    found = {(name, "chosen"): values[:, 0], (name, "random"): values[:, 1:n]}
-    return found | ({(name, "unscaled"): values[:, n]} if values.shape[1] > n else {})
+    at = {kind: [column for column, one in enumerate(kinds) if one == kind] for kind in kinds}
+    return {(name, kind): values[:, own] if kind == "random" else values[:, own[0]] for kind, own in at.items()}
 
 
 def _share(back: PerPrompt, gone: Float[Tensor, " prompt"]) -> Interval:

@@ -20,7 +20,7 @@ from ivlens.datasets.task import Task
 from ivlens.errors import IvlensError
 from ivlens.measures import group_means, interval, mean_bounds
 from ivlens.patching.activations import batches, last_z, path_to_residual
-from ivlens.patching.effects import clean_prompts
+from ivlens.patching.effects import Queries, clean_prompts
 from ivlens.patching.head_effects import HeadEffects
 from ivlens.patching.settings import Settings
 from ivlens.random_streams import Stream, open_stream
@@ -94,16 +94,23 @@ def chance_jaccard(n_heads: int, k: int) -> float:
 
 
 @torch.no_grad()
-def write_by_query(model: HookedTransformer, task: Task, settings: Settings, sets: Sequence[Sequence[Head]]) -> Written:
+def write_by_query(
+    model: HookedTransformer,
+    task: Task,
+    settings: Settings,
+    sets: Sequence[Sequence[Head]],
+    *,
+    queries: Queries | None = None,
+) -> Written:
     """The vector of each set of heads, by query of the clean prompts; in any direction the sum is the whole vector."""
-    queries, tokens = clean_prompts(model, task, settings)
+    numbers, tokens = clean_prompts(model, task, settings, queries=queries)
     z = torch.cat([last_z(model, batch) for batch in batches(tokens)]).double()
     # One mean for all: a norm on the heads' way has its scale there, so that the prompts' sum is the vector.
     mean = z.mean(0)
-    total = torch.zeros(len(sets), int(queries.max()) + 1, model.cfg.d_model, dtype=torch.float64)
+    total = torch.zeros(len(sets), int(numbers.max()) + 1, model.cfg.d_model, dtype=torch.float64)
     for number, heads in enumerate(sets):
         parts = [z[:, head.layer, head.head] @ path_to_residual(model, head, mean) for head in heads]
-        total[number].index_add_(0, queries.cpu(), torch.stack(parts).sum(0).cpu())
+        total[number].index_add_(0, numbers.cpu(), torch.stack(parts).sum(0).cpu())
     return total
 
 

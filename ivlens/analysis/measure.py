@@ -14,7 +14,7 @@ from ivlens.analysis.options import AnalysisSettings
 from ivlens.analysis.wordings import choose_wording
 from ivlens.datasets.task import Task
 from ivlens.errors import IvlensError
-from ivlens.patching.effects import measure_effects, task_mean_z
+from ivlens.patching.effects import Queries, find_queries, measure_effects, task_mean_z
 from ivlens.patching.head_effects import EFFECTS, HeadEffects
 from ivlens.patching.settings import Settings
 from ivlens.shapes import Head
@@ -69,6 +69,7 @@ def kept_effects(
     name: str,
     digest: str,
     memory: int,
+    queries: Queries | None = None,
 ) -> HeadEffects:
     """Effects, measured, or read from the table of a run that was killed later.
 
@@ -76,9 +77,11 @@ def kept_effects(
         table: What the table is called.
         name: What the model is called.
         digest: Of the model's weights.
+        queries: What is asked; by default, as `find_queries` finds it.
     """
-    z = task_mean_z(model, task, settings)
-    measure = partial(measure_effects, model, task, z, settings, memory=memory, model_digest=digest)
+    queries = queries or find_queries(model, task, settings)
+    z = task_mean_z(model, task, settings, queries=queries)
+    measure = partial(measure_effects, model, task, z, settings, memory=memory, model_digest=digest, queries=queries)
     return HeadEffects.from_frame(
         tables.table(table, lambda: measure().to_frame(), EFFECTS),
         mean_z=z,

@@ -80,8 +80,8 @@ class AnalysisSettings(Settings):
     def record(self) -> dict[str, Any]:
         """As a run keeps it, which has a place of its own for the seed.
 
-        Heads, wordings and the score stand in it where they are not the usual ones: heads of largest AIE, all wordings
-        in turn, and the score that fits the template.
+        Heads, wordings, `answered_only` and the score stand in it where they are not the usual ones: those of largest
+        AIE, all in turn, every query, and the score that fits the template.
         """
         from ivlens.prompts import chat
 
@@ -94,6 +94,8 @@ class AnalysisSettings(Settings):
             values["instruction"] = instruction
         if values["score"] == "auto":  # A run of before has none.
             del values["score"]
+        if not self.answered_only:
+            del values["answered_only"]
         return values
 
 

@@ -15,10 +15,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ivlens.datasets.task import Task, TaskWarning, tasks
+from ivlens.datasets.task import Pair, Split, Task, TaskWarning, tasks
 from ivlens.datasets.task import task as find_task
 from ivlens.errors import IvlensError, PromptError, TaskError
 from ivlens.patching.activations import mean_z
+from ivlens.patching.settings import Settings
 from ivlens.prompts.builders import cycled, few_shot, instructed, statements, zero_shot
 from ivlens.prompts.chat import Layout
 from ivlens.prompts.template import Prompt
@@ -62,6 +63,8 @@ class Probe:
     prompts: Mapping[str, tuple[Prompt, ...]] = field(default_factory=dict)
     """The same as text, by the ability that they ask for, so that replies can be written and scored."""
     seed: int
+    few_shot: Tokens | None = None
+    """None: not asked for."""
 
     @property
     def sets(self) -> tuple[tuple[Head, ...], ...]:
@@ -85,6 +88,7 @@ def prepare(
     prompts: int = 20,
     draws: int = 5,
     others: Sequence[Task] | None = None,
+    demonstrations: bool = False,
 ) -> Probe:
     """What to ask this model, and those made of it, about a task.
 
@@ -94,6 +98,7 @@ def prepare(
         draws: Sets of random heads.
         others: Tasks whose instructed prompts give the means for ablation; ten built-in ones unless given. The task
             itself and tasks without an instruction are left out.
+        demonstrations: Ask with demonstrations, too: as many as the vector's prompts have, from the same pairs.
 
     Raises:
         IvlensError: the vector is of another task or has no layer, or no other task is left.
@@ -108,7 +113,8 @@ def prepare(
     if vector.layer is None:
         raise IvlensError("the vector has no layer yet; take vector.at(layer)")
     z, settings = vector.measured()
-    pairs = task.split(shots=settings.shots, seed=settings.seed).evaluation[:prompts]
+    split = task.split(shots=settings.shots, seed=settings.seed)
+    pairs = split.evaluation[:prompts]
     random = random_sets(vector, draws=draws)
     written = torch.stack([write_vector(model, z, heads) for heads in random])
     added = vector.added
@@ -128,7 +134,13 @@ def prepare(
         statement=tokenize(model, told) if told else None,
         prompts={"instruction": tuple(asked), "knowledge": tuple(told), "zero-shot": tuple(bare)},
         seed=settings.seed,
+        few_shot=tokenize(model, _few_shot(split, pairs, settings)) if demonstrations else None,
     )
+
+
+def _few_shot(split: Split, pairs: Sequence[Pair], settings: Settings) -> list[Prompt]:
+    generator = open_stream(settings.seed, Stream.BASELINE_PROMPTS)
+    return few_shot(pairs, split.mean, shots=settings.shots, generator=generator, template=settings.template)
 
 
 def random_sets(vector: InstructionVector, *, draws: int) -> tuple[tuple[Head, ...], ...]:

@@ -22,12 +22,13 @@ from ivlens.analysis.measure import check_heads, fix_choices, kept_effects
 from ivlens.analysis.options import AuditOptions, AuditSettings
 from ivlens.datasets.task import Split, Task, tasks
 from ivlens.datasets.task import task as find_task
-from ivlens.models import hooked
+from ivlens.models import hooked, loader
 from ivlens.patching.activations import mean_z
 from ivlens.patching.effects import example_prompts
 from ivlens.patching.head_effects import HeadEffects
-from ivlens.patching.settings import Settings, gather_options
+from ivlens.patching.settings import Settings, gather_options, parse_bytes
 from ivlens.prompts.choices import GREEDY_MATCH
+from ivlens.prompts.long_pairs import leave_out_long
 from ivlens.prompts.template import Prompt
 from ivlens.prompts.tokens import tokenize
 from ivlens.random_streams import Stream, open_stream
@@ -47,12 +48,12 @@ COUNTS = (1, 2, 5, 10, 20, 50, 100)
 
 
 def audit(
-    model: HookedTransformer,
+    model: HookedTransformer | str | Path,
     task: Task | str | Path,
     *,
     out: str | Path | None = None,
     settings: Settings | None = None,
-    memory: int = 2 * GIB,
+    memory: int | str = 2 * GIB,
     **options: Unpack[AuditOptions],
 ) -> Audit:
     """Audit a model on a task: which heads carry it, what vector do they write, and what does that do beside controls?
@@ -63,9 +64,11 @@ def audit(
     ((L3H3,), ['zero-shot', 'instructed'])
 
     Args:
+        model, task: Also by what `ivlens.load` and `ivlens.task` take: a name, a path.
         out: Run folder to write to, and to resume from; nothing is written without it.
         settings: How effects are measured, all of these options at once.
-        memory: Bytes that patching and steering may take beside the weights. Does not change the numbers.
+        memory: What patching and steering may take beside the weights, in bytes or such as "2GiB". Does not change the
+            numbers.
         options: Fields of `Settings`, and `top`, `heads` (see `ivlens.steering.head_choice.parse_heads`),
             `instruction`, `draws` and `other_tasks`: see `ivlens.analysis.options.AuditSettings`.
 
@@ -75,9 +78,11 @@ def audit(
         TaskError, PromptError, ModelError: the task, prompts or model cannot serve.
         RunError: `out` is of another configuration (the differences are named), or cannot be written.
     """
-    task = task if isinstance(task, Task) else find_task(task)
+    task, memory = find_task(task), parse_bytes(memory)
     asked = gather_options(AuditSettings, settings, options)
     wordings.check_choice(task, asked.instruction)
+    model = loader.as_model(model)
+    task = leave_out_long(model, task, shots=asked.shots, template=asked.template)
     work = _Work(model=model, task=task, asked=check_heads(asked, model, options), memory=memory)
     if out is None:
         return work.all(Tables())
@@ -94,7 +99,7 @@ def audit(
         if not run.is_complete:
             found = work.all(Tables(run))
             run.write_with("vector.safetensors", found.vector.save)
-            run.write_json("prompts.json", example_prompts(task, work.settings))
+            run.write_json("prompts.json", example_prompts(model, task, work.settings))
             run.complete()
     return Audit.read(out)
 

@@ -28,10 +28,11 @@ from ivlens.datasets.task import task as find_task
 from ivlens.errors import ModelError, ShapeMismatch
 from ivlens.models import hooked, loader, lora, peft, peft_config
 from ivlens.models.lora import Adapter
-from ivlens.patching.effects import example_prompts
+from ivlens.patching.effects import Queries, example_prompts, find_queries
 from ivlens.patching.head_effects import HeadEffects
-from ivlens.patching.settings import Settings, gather_options
+from ivlens.patching.settings import Settings, gather_options, parse_bytes
 from ivlens.prompts.builders import zero_shot
+from ivlens.prompts.long_pairs import leave_out_long
 from ivlens.prompts.tokens import tokenize
 from ivlens.shapes import GIB, Head
 from ivlens.steering.vector_building import instruction_vector
@@ -50,7 +51,7 @@ def compare(
     *,
     out: str | Path | None = None,
     settings: Settings | None = None,
-    memory: int = 2 * GIB,
+    memory: int | str = 2 * GIB,
     **options: Unpack[ComparisonOptions],
 ) -> Comparison:
     """Compare a model before and after fine-tuning: AIE, vectors, dependence on them; changes have paired intervals.
@@ -64,7 +65,8 @@ def compare(
             such folders, whose updates are added up.
         out: Run folder to write to, and to resume from; nothing is written without it.
         settings: How effects are measured, all of these options at once.
-        memory: Bytes that patching and steering may take beside the weights. Does not change the numbers.
+        memory: What patching and steering may take beside the weights, in bytes or such as "2GiB". Does not change the
+            numbers.
         options: Fields of `Settings`, and `top`, `heads`, `instruction`, `draws` and `queries`: see
             `ivlens.analysis.options.ComparisonSettings`. Universal heads and the best wording are the base model's;
             heads of largest AIE are each model's own.
@@ -77,11 +79,12 @@ def compare(
         TaskError, PromptError: the task or its prompts cannot serve.
         RunError: `out` is of another configuration (the differences are named), or cannot be written.
     """
-    task = task if isinstance(task, Task) else find_task(task)
+    task, memory = find_task(task), parse_bytes(memory)
     asked = gather_options(ComparisonSettings, settings, options)
     wordings.check_choice(task, asked.instruction)
     task.split(shots=asked.shots, seed=asked.seed)
-    base = loader.load_without_adapters(base) if isinstance(base, str | Path) else base
+    base = loader.as_model(base)
+    task = leave_out_long(base, task, shots=asked.shots, template=asked.template)
     asked = check_heads(asked, base, options)
     work = _Work(base=base, pair=find_tuned_model(base, tuned), task=task, asked=asked, memory=memory)
     if out is None:
@@ -99,7 +102,7 @@ def compare(
     ) as run:
         if not run.is_complete:
             found = work.all(Tables(run))
-            run.write_json("prompts.json", example_prompts(task, work.settings))
+            run.write_json("prompts.json", example_prompts(base, task, work.settings))
             run.write_with("base_vector.safetensors", found.base_vector.save)
             run.write_with("tuned_vector.safetensors", found.tuned_vector.save)
             run.complete()
@@ -135,6 +138,7 @@ def find_tuned_model(
         tuned = loader.load_without_adapters(
             tuned, device=str(base.cfg.device), dtype=names.get(base.cfg.dtype, "auto")
         )
+    loader.refuse_other_kinds(tuned)
     ours, theirs = (
         {name: getattr(model.cfg, name) for name in ("n_layers", "n_heads", "d_head", "d_model")}
         for model in (base, tuned)
@@ -170,6 +174,11 @@ class _Work:
     @property
     def settings(self) -> Settings:
         return self.asked.measurement()
+
+    @cached_property
+    def queries(self) -> Queries:
+        """What both models are asked; where `answered_only` is asked for, what the base model answers right."""
+        return find_queries(self.base, self.task, self.settings)
 
     @contextmanager
     def tuned(self) -> Iterator[HookedTransformer]:
@@ -212,14 +221,15 @@ class _Work:
         probe = prepare(self.base, vector=before.vector) if is_asked else None
         put = partial(per_prompt, score=self.asked.accuracy_score)
         found = [put(self.base, probe)] if probe else []
-        wrote = [] if tables.has("drift") else [write_by_query(self.base, self.task, self.settings, sets)]
+        write = partial(write_by_query, task=self.task, settings=self.settings, queries=self.queries)
+        wrote = [] if tables.has("drift") else [write(self.base, sets=sets)]
         with self.tuned() as model:
             self.check_reading(model)
             after = self.side(model, "tuned", tuned_digest, tables)
             if probe:
                 found += [put(model, probe), put(model, prepare(model, vector=after.vector))]
             if wrote:
-                wrote.append(write_by_query(model, self.task, self.settings, [*sets, after.vector.heads]))
+                wrote.append(write(model, sets=[*sets, after.vector.heads]))
         return Comparison(
             base=before.effects,
             tuned=after.effects,
@@ -243,6 +253,7 @@ class _Work:
             name=hooked.model_name(model) if which == "base" else self.pair.name,
             digest=digest,
             memory=self.memory,
+            queries=self.queries,
         )
         heads = self.heads or effects.top(self.asked.top)
         vector = instruction_vector(model, self.task, effects=effects, heads=heads, memory=self.memory)

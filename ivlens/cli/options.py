@@ -13,7 +13,6 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import Field, fields
 from enum import StrEnum
-from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -21,6 +20,7 @@ import typer
 
 from ivlens.errors import IvlensError
 from ivlens.patching.settings import Settings
+from ivlens.patching.settings import parse_bytes as parse_bytes
 from ivlens.prompts.choices import SCORE_WORDS, Bos, Score, ScoreChoice
 
 
@@ -40,25 +40,12 @@ def split_list(text: str) -> list[str]:
     return [part.strip() for part in text.split(",")]
 
 
-def parse_bytes(text: str) -> int:
-    """Bytes of a size such as `2GiB`, `500 MB` or `1048576`.
-
-    Raises:
-        IvlensError: not a size, or not above 0.
-    """
-    units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", text)
-    size = 0 if match is None or match[2].upper() not in units else int(Fraction(match[1]) * units[match[2].upper()])
-    if size < 1:
-        raise IvlensError(f"memory is {text!r}; write a size above 0 such as 2GiB, 500MB or 1048576")
-    return size
-
-
 TaskName = Annotated[
     str, typer.Option("--task", help="A built-in task (see `ivlens tasks`), a task file or folder, or hf:NAME.")
 ]
 Columns = Annotated[
-    str | None, typer.Option(metavar="INPUT,OUTPUT", help="Columns of a CSV file or data set, if not of common names.")
+    str | None,
+    typer.Option(metavar="INPUT,OUTPUT", help="Columns of a table, or keys of records, if not of common names."),
 ]
 Adapter = Annotated[
     list[Path] | None,
@@ -126,6 +113,9 @@ def _option_of(one: Field[Any]) -> inspect.Parameter:
         default = kind(one.default)
     elif about["least"] is not None:
         kind, option, default = int, number(about["words"]), one.default
+    elif isinstance(one.default, bool):
+        flag = f"--{one.name.replace('_', '-')}"
+        kind, option, default = bool, typer.Option(flag, help=about["words"]), one.default
     elif default is None:
         kind = str | None
     return inspect.Parameter(

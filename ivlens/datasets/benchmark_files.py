@@ -7,14 +7,16 @@ Super-NaturalInstructions (Wang et al. 2022, arXiv:2204.07705).
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ivlens.datasets.entries import Pair, read_each, say
 from ivlens.errors import TaskError
-from ivlens.storage.json_files import check_object, entries, first_text, read_given_json
+from ivlens.storage.json_files import check_object, read_given_json
 
 FORMATS = (
     "a TRACE folder has train.json, eval.json and test.json of prompt and answer, an O-LoRA folder train.json, "
@@ -23,7 +25,7 @@ FORMATS = (
 OPTIONS = "Answer with one of these options: {options}."
 """The instruction of an O-LoRA task."""
 
-Pairs = list[tuple[str, str]]
+FormOfEntry = TypeVar("FormOfEntry", bound=BaseModel)
 
 
 class Question(BaseModel):
@@ -67,16 +69,14 @@ class _Instructions(BaseModel):
 
 
 def kind(content: object) -> str | None:
-    """`trace`, `o-lora` or `instructions` by the keys that only these have; None for anything else."""
+    """`trace`, `o-lora` or `instructions` by the keys that these have; None for anything else."""
     if isinstance(content, dict) and content.keys() & {"Definition", "Instances"}:
         return "instructions"
     head = content[0] if isinstance(content, list) and content else None
     keys = head.keys() if isinstance(head, dict) else frozenset()
-    if {"input", "output"} & keys:  # Ours or function_vectors', with or without a slip.
-        return None
-    if {"prompt", "answer"} & keys:
+    if {"prompt", "answer"} == keys:
         return "trace"
-    return "o-lora" if {"sentence", "label"} & keys else None
+    return "o-lora" if {"sentence", "label"} == keys else None
 
 
 def questions(path: Path) -> list[Question]:
@@ -85,7 +85,29 @@ def questions(path: Path) -> list[Question]:
     Raises:
         TaskError: it cannot be read, or is of another form.
     """
-    return entries(Question, read_given_json(path, wanted=FORMATS), str(path))
+    return _entries(Question, read_given_json(path, wanted=FORMATS), str(path))
+
+
+def _entries(
+    form: type[FormOfEntry],
+    content: object,
+    where: str,
+    check: Callable[[FormOfEntry, str], None] = lambda one, place: None,
+) -> list[FormOfEntry]:
+    """Entries of one form.
+
+    Args:
+        check: Raises TaskErrors of its own, of an entry and its place.
+    """
+    if not isinstance(content, list) or not content:
+        raise TaskError(f"{where} is no list of entries; write a JSON list with one object an entry")
+
+    def read(entry: object, place: str) -> FormOfEntry:
+        found = check_object(form, entry, place)
+        check(found, place)
+        return found
+
+    return read_each(read, content, where)
 
 
 def labels(path: Path) -> list[str]:
@@ -94,20 +116,21 @@ def labels(path: Path) -> list[str]:
 
 
 def sentences(path: Path, labels: Sequence[str]) -> list[Sentence]:
-    """The entries of one file of O-LoRA.
+    """The entries of one file of O-LoRA; those whose label is not listed, such as MNLI's "-", are left out aloud.
 
     Raises:
-        TaskError: it cannot be read, is of another form, or has a label that is not listed.
+        TaskError: it cannot be read, or is of another form.
     """
-    found = entries(Sentence, read_given_json(path, wanted=FORMATS), str(path))
     known = set(labels)
-    for number, one in enumerate(found, start=1):
+
+    def check(one: Sentence, place: str) -> None:
         if one.label not in known:
             raise TaskError(
-                f"{path}: the label of entry {number} is {one.label[:60]!r}, which is not in labels.json "
-                f"({', '.join(labels)[:200]}); mend one of them"
+                f"{place}: 'label' is {one.label[:60]!r}, which is not in labels.json ({', '.join(labels)[:200]}); "
+                "mend one of them"
             )
-    return found
+
+    return _entries(Sentence, read_given_json(path, wanted=FORMATS), str(path), check)
 
 
 def options(labels: Sequence[str]) -> str:
@@ -115,7 +138,7 @@ def options(labels: Sequence[str]) -> str:
     return OPTIONS.replace("{options}", ", ".join(labels))
 
 
-def trace(path: Path) -> tuple[Pairs, str]:
+def trace(path: Path) -> tuple[list[Pair], str]:
     """Queries and answers of a file of TRACE, and the instruction, "" where there is none.
 
     What all prompts begin with, up to the last line break in it, is the instruction; what follows is the query.
@@ -126,20 +149,31 @@ def trace(path: Path) -> tuple[Pairs, str]:
     start = len(shared) + 1 if shared.strip() else 0
     if not all(prompt[start:].strip() for prompt in prompts):
         start = 0
-    return [(one.prompt[start:], one.answer.strip()) for one in found], shared if start else ""
+    return [Pair(one.prompt[start:], one.answer.strip()) for one in found], shared if start else ""
 
 
-def o_lora(path: Path) -> tuple[Pairs, str]:
-    """Sentences and labels of a file of O-LoRA, and the instruction; `labels.json` lies beside it."""
+def o_lora(path: Path) -> tuple[list[Pair], str]:
+    """Sentences and labels of a file of O-LoRA, and the instruction; `labels.json` lies beside it.
+
+    Labels exclude each other: sentences that are given two are left out aloud.
+    """
     known = labels(path.parent / "labels.json")
-    return [(one.sentence, one.label) for one in sentences(path, known)], options(known)
+    given = defaultdict(set)
+    found = sentences(path, known)
+    for one in found:
+        given[one.sentence].add(one.label)
+    unlike = [sentence for sentence, those in given.items() if len(those) > 1]
+    if unlike:
+        say(f"{path}: {len(unlike)} of {len(given)} sentences have two labels and are left out: {unlike[0][:60]!r}")
+    return [Pair(one.sentence, one.label) for one in found if len(given[one.sentence]) == 1], options(known)
 
 
-def natural_instructions(content: object, path: Path) -> tuple[Pairs, str]:
-    """Inputs, each with the first of its outputs, and the definition of a Super-NaturalInstructions file."""
+def natural_instructions(content: object, path: Path) -> tuple[list[Pair], str]:
+    """Inputs with all of their outputs, and the definition of a Super-NaturalInstructions file."""
     head = check_object(_Instructions, content, str(path))
-    instances = entries(_Instance, head.Instances, f"{path}: 'Instances'")
     # An input may stand there several times, with one of its right answers each.
-    answers = {one.input: first_text(one.output) for one in reversed(instances)}
+    answers: dict[str, dict[str, None]] = defaultdict(dict)
+    for one in _entries(_Instance, head.Instances, f"{path}: 'Instances'"):
+        answers[one.input].update(dict.fromkeys([one.output] if isinstance(one.output, str) else one.output))
     wording = head.Definition if isinstance(head.Definition, str) else " ".join(head.Definition)
-    return [(given, answers[given]) for given in dict.fromkeys(one.input for one in instances)], wording
+    return [Pair.of(given, list(outputs)) for given, outputs in answers.items()], wording

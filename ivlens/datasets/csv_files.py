@@ -8,42 +8,18 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
 from pathlib import Path
 
+from ivlens.datasets.entries import Pair
+from ivlens.datasets.records import INPUTS, OUTPUTS, Columns, read_records
 from ivlens.errors import TaskError
 from ivlens.storage.json_files import read_text
 
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
-INPUTS = ("input", "question", "query", "prompt", "source", "text", "sentence", "word", "x")
-OUTPUTS = ("output", "answer", "response", "completion", "target", "label", "y")
-"""Names of columns that are taken without being asked for, the first of them that is there."""
-
-Columns = tuple[str, str]
 
 
-def columns_of(names: Sequence[str], asked: Columns | None, where: str) -> tuple[int, int]:
-    """Which of these columns are the input and the output: those asked for, else those of a common name.
-
-    Raises:
-        TaskError: there are none such.
-    """
-    if asked is not None:
-        for name in asked:
-            if name not in names:
-                raise TaskError(f"{where} has no column {name!r}; it has {', '.join(map(repr, names))}")
-        return names.index(asked[0]), names.index(asked[1])
-    found = [next((name for name in known if name in names), None) for known in (INPUTS, OUTPUTS)]
-    if found[0] is None or found[1] is None:
-        raise TaskError(
-            f"{where} has the columns {', '.join(map(repr, names))}, none of them of a common name such as 'input' and "
-            "'output'; say which two to take, such as --columns question,answer"
-        )
-    return names.index(found[0]), names.index(found[1])
-
-
-def read_csv(path: Path, columns: Columns | None = None) -> list[tuple[str, str]]:
-    """Pairs of a table with commas, semicolons or tabs between its cells, quoted as RFC 4180 has it.
+def read_csv(path: Path, columns: Columns | None = None) -> tuple[list[Pair], tuple[str, ...]]:
+    """Entries of a table with commas, semicolons or tabs between its cells, quoted as RFC 4180 has it.
 
     The first line is a header if `columns` are asked for, or if two of its cells have common names. Without a header
     there must be two columns.
@@ -53,19 +29,16 @@ def read_csv(path: Path, columns: Columns | None = None) -> list[tuple[str, str]
     """
     lines = _lines(read_text(path, kind="CSV"), path)
     head = [cell.strip() for cell in lines[0][1]]
-    small = [cell.casefold() for cell in head]
-    has_header = columns is not None or (any(n in small for n in INPUTS) and any(n in small for n in OUTPUTS))
-    if has_header:
-        at = columns_of(head if columns else small, columns, str(path))
-    elif len(head) == 2:
-        at = (0, 1)
+    small = {cell.casefold() for cell in head}
+    has_header = columns is not None or bool(small & {*INPUTS, "instruction"} and small & {*OUTPUTS})
+    if not has_header and len(head) == 2:
+        head = ["input", "output"]
     else:
-        at = columns_of(head, None, str(path))
-    pairs = [(number, cells[at[0]].strip(), cells[at[1]].strip()) for number, cells in lines[has_header:]]
-    for number, given, wanted in pairs:
-        if not given or not wanted:
-            raise TaskError(f"{path}: line {number} has an empty cell; fill it in or drop the line")
-    return [(given, wanted) for _, given, wanted in pairs]
+        lines = lines[1:]
+    # Of two columns of one name the first.
+    records = [dict(zip(reversed(head), reversed(cells), strict=True)) for _, cells in lines]
+    numbers = [number for number, _ in lines]
+    return read_records(records, str(path), columns, names=head, unit="line", numbers=numbers)
 
 
 def _lines(text: str, path: Path) -> list[tuple[int, list[str]]]:

@@ -16,18 +16,15 @@ from typing import Any
 import pyarrow as pa
 
 from ivlens.datasets import arrow_streams
-from ivlens.datasets.csv_files import Columns, columns_of
+from ivlens.datasets.arrow_tables import Classes, read_table
+from ivlens.datasets.entries import Pair
+from ivlens.datasets.records import Columns
 from ivlens.errors import TaskError
-from ivlens.storage.atomic_files import LARGEST_TEXT
 from ivlens.storage.json_files import read_json
 
 HUB = "hf:"
-MAX_ROWS = 100_000
 SPLITS = ("test", "validation", "train")
 """Which part is taken where none is named: the first of these that is there."""
-
-Classes = Mapping[str, Any]
-"""By column: the names of the classes that its numbers stand for."""
 
 
 def is_saved(folder: Path) -> bool:
@@ -35,8 +32,8 @@ def is_saved(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
 
 
-def read_saved(folder: Path, columns: Columns | None = None) -> list[tuple[str, str]]:
-    """Pairs of a folder that `save_to_disk` wrote; of several splits, `test` before `validation` and `train`.
+def read_saved(folder: Path, columns: Columns | None = None) -> tuple[list[Pair], tuple[str, ...]]:
+    """Entries of a folder that `save_to_disk` wrote; of several splits, `test` before `validation` and `train`.
 
     Read by pyarrow alone, so that the package `datasets` is not needed.
 
@@ -58,11 +55,11 @@ def read_saved(folder: Path, columns: Columns | None = None) -> list[tuple[str, 
     # Arrow raises the last one for what is damaged in ways of its own.
     except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
         raise TaskError(f"{folder} is no data set that save_to_disk wrote ({_line(error)}); save it again") from error
-    return _pairs(table, classes, columns, str(folder))
+    return read_table(table, classes, columns, str(folder))
 
 
-def read_hub(name: str, columns: Columns | None = None) -> list[tuple[str, str]]:
-    """Pairs of `NAME[:CONFIGURATION][@SPLIT]` on the hub, or in its cache.
+def read_hub(name: str, columns: Columns | None = None) -> tuple[list[Pair], tuple[str, ...]]:
+    """Entries of `NAME[:CONFIGURATION][@SPLIT]` on the hub, or in its cache.
 
     Raises:
         TaskError: the package is missing, the data set cannot be had, or has no such columns.
@@ -82,7 +79,7 @@ def read_hub(name: str, columns: Columns | None = None) -> list[tuple[str, str]]
             "save_to_disk wrote"
         ) from error
     classes = {name: kind.names for name, kind in table.features.items() if hasattr(kind, "names")}
-    return _pairs(table.with_format("arrow")[:], classes, columns, f"{HUB}{name} (split {split})")
+    return read_table(table.with_format("arrow")[:], classes, columns, f"{HUB}{name} (split {split})")
 
 
 def _classes(features: Mapping[str, Any]) -> Classes:
@@ -110,58 +107,6 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def _pairs(table: pa.Table, classes: Classes, columns: Columns | None, where: str) -> list[tuple[str, str]]:
-    if len(table) > MAX_ROWS:
-        raise TaskError(
-            f"{where} has {len(table):,} rows; a task may have {MAX_ROWS:,} at most: save a part of it with "
-            "table.select(range(1000)).save_to_disk(...)"
-        )
-    names = table.column_names
-    at = columns_of(names, columns, where)
-    sides = [list(_texts(table.column(place), classes.get(names[place]), names[place], where)) for place in at]
-    return list(zip(*sides, strict=True))
-
-
-def _texts(column: pa.ChunkedArray, classes: Any, name: str, where: str) -> Iterator[str]:
-    """A column as text: classes by their names, whole numbers as written, of a list the first."""
-    _check(column, name, where)
-    for number, scalar in enumerate(column, start=1):
-        cell = scalar.as_py()
-        if isinstance(cell, list) and cell:
-            cell = cell[0]
-        if isinstance(classes, list) and isinstance(cell, int):
-            cell = classes[cell] if 0 <= cell < len(classes) else None
-        if not isinstance(cell, str | int) or not str(cell).strip():
-            raise TaskError(
-                f"{where}: {name!r} of row {number} is {str(cell)[:60]!r}, no text; take another column or split"
-            )
-        yield str(cell).strip()
-
-
-def _check(column: pa.ChunkedArray, name: str, where: str) -> None:
-    """Before a value of a column is looked at: what Arrow finds wrong with it would end the process."""
-    try:
-        column.validate(full=True)
-    except pa.ArrowException as error:
-        raise TaskError(f"{where}: {name!r} is damaged ({_line(error)}); save it again") from error
-    kind = column.type
-    if not (_is_text(kind) or pa.types.is_integer(kind) or (_is_list(kind) and _is_text(kind.value_type))):
-        raise TaskError(f"{where}: {name!r} is of type {str(kind)[:60]}, no text; take another column")
-    if column.nbytes > LARGEST_TEXT:
-        raise TaskError(
-            f"{where}: {name!r} has {column.nbytes:,} bytes of text; a task may have {LARGEST_TEXT:,} at most: save "
-            "a part of it"
-        )
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
 def _line(error: BaseException) -> str:

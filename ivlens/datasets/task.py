@@ -9,35 +9,29 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import warnings
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ivlens.datasets import task_files
-from ivlens.datasets.csv_files import Columns
+from ivlens.datasets import python_pairs, task_files
+from ivlens.datasets.entries import Pair as Pair
+from ivlens.datasets.entries import list_names as list_names
 from ivlens.datasets.huggingface import HUB
+from ivlens.datasets.mistakes import name_folder_mistake, name_mistake
+from ivlens.datasets.records import Columns
 from ivlens.datasets.task_files import Content
 from ivlens.errors import TaskError
+from ivlens.errors import TaskWarning as TaskWarning
 from ivlens.random_streams import Stream, open_stream
 from ivlens.tables import html_table
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 BUILT_IN = Path(__file__).parents[1] / "lab" / "tasks"
-
-
-class TaskWarning(UserWarning):
-    """A task can be used, but something about it will blur what is measured on it."""
-
-
-class Pair(NamedTuple):
-    """One fact of a task; the output has no leading space."""
-
-    input: str
-    output: str
 
 
 class Split(NamedTuple):
@@ -76,13 +70,19 @@ class Task:
     def __post_init__(self) -> None:
         if not self.name.strip():
             raise TaskError("a task needs a name; give it one")
+        object.__setattr__(self, "pairs", tuple(self.pairs))
         if not self.pairs:
             raise TaskError(f"task {self.name!r} has no pairs; add pairs of an input and an output")
+        if isinstance(self.instructions, str):
+            raise TaskError(f"the instructions of task {self.name!r} are one text; give a list of wordings")
+        object.__setattr__(self, "instructions", tuple(self.instructions))
         for pair in self.pairs:
-            if not pair.input.strip() or not pair.output.strip():
+            if not isinstance(pair, Pair):
                 raise TaskError(
-                    f"task {self.name!r} has the pair {tuple(pair)} with an empty side; fill it in or drop it"
+                    f"task {self.name!r} has {str(pair)[:60]} for a pair; give ivlens.Task.from_pairs(pairs, name=...)"
                 )
+            if not all(text.strip() for text in (pair.input, *pair.outputs)):
+                raise TaskError(f"task {self.name!r} has the pair {pair} with an empty side; fill it in or drop it")
         if any(not wording.strip() for wording in self.instructions):
             raise TaskError(f"task {self.name!r} has an empty instruction; fill it in or drop it")
         if self.statement is not None and "{input}" not in self.statement:
@@ -90,6 +90,67 @@ class Task:
                 f"the statement of task {self.name!r} is {self.statement!r}, without {{input}}; "
                 "write {input} where the query goes"
             )
+
+    @classmethod
+    def from_pairs(
+        cls,
+        pairs: Iterable[Sequence[Any]] | Mapping[Any, Any],
+        *,
+        name: str,
+        instructions: str | Sequence[str] = (),
+        statement: str | None = None,
+    ) -> Task:
+        """A task of inputs and their outputs; numbers are written out, and a list of outputs is all right answers.
+
+        Pairs without an input or an output are left out with a warning.
+
+        Args:
+            name: What the task is called.
+            instructions: One wording or several.
+            statement: The plain statement of a fact, with `{input}` where the query goes.
+
+        Raises:
+            TaskError: no pair can be used, or the rest is refused (see `Task`).
+
+        >>> ivlens.Task.from_pairs([("cat", "cats"), ("octopus", ["octopuses", "octopi"])], name="plural").pairs[1]
+        Pair(input='octopus', output='octopuses', also=('octopi',))
+        """
+        return cls(
+            name=name,
+            pairs=tuple(python_pairs.read_pairs(pairs, f"task {name!r}")),
+            instructions=(instructions,) if isinstance(instructions, str) else tuple(instructions),
+            statement=statement,
+        )
+
+    @classmethod
+    def from_frame(
+        cls,
+        frame: pd.DataFrame,
+        *,
+        input: str,
+        output: str,
+        name: str | None = None,
+        instructions: str | Sequence[str] = (),
+        statement: str | None = None,
+    ) -> Task:
+        """A task of two columns of a table; see `from_pairs`, which `instructions` and `statement` go to.
+
+        Args:
+            frame: A table of pandas.
+            input, output: The names of two of its columns.
+            name: By default those names.
+
+        Raises:
+            TaskError: there is no such column, or no line can be used.
+
+        >>> import pandas as pd
+        >>> frame = pd.DataFrame({"word": ["hot", "up", None], "opposite": ["cold", "down", "left"]}).dropna()
+        >>> ivlens.Task.from_frame(frame, input="word", output="opposite")
+        Task('word-opposite', 2 pairs, 0 instructions)
+        """
+        pairs = zip(*(python_pairs.column_of(frame, column) for column in (input, output)), strict=True)
+        named = f"{input}-{output}" if name is None else name
+        return cls.from_pairs(pairs, name=named, instructions=instructions, statement=statement)
 
     @property
     def digest(self) -> str:
@@ -99,7 +160,8 @@ class Task:
         >>> len(task.digest), dataclasses.replace(task, name="opposites").digest == task.digest
         (64, True)
         """
-        content = [self.pairs, self.instructions, self.statement]
+        pairs = [[*pair, pair.also] if pair.also else pair for pair in self.pairs]
+        content = [pairs, self.instructions, self.statement]
         return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
 
     def __repr__(self) -> str:
@@ -115,7 +177,7 @@ class Task:
             ("pairs", f"{len(self.pairs)}: enough for up to {max(0, len(self.pairs) - 10)} shots"),
             *(("instruction", wording) for wording in self.instructions or ["none: not measured"]),
             ("statement", self.statement or "none: not measured"),
-            *(("example", " → ".join(pair)) for pair in self.pairs[:3]),
+            *(("example", f"{pair.input} → {' or '.join(pair.outputs)}") for pair in self.pairs[:3]),
         ]
 
     def _repr_html_(self) -> str:
@@ -164,14 +226,17 @@ def tasks() -> list[str]:
     return sorted(path.stem for path in BUILT_IN.glob("*.json"))
 
 
-def task(name: str | Path, *, columns: Columns | None = None) -> Task:
+def task(name: str | Path | Task, *, columns: Columns | None = None) -> Task:
     """A built-in task by name, a task file or folder by path, or a data set of the hub by `hf:NAME`.
 
+    What cannot be used of a file, such as an entry without an answer, is left out with a warning that counts it.
+
     Args:
-        name: A file may be ours, function_vectors', TRACE's, O-LoRA's or Super-NaturalInstructions' JSON, or CSV; a
+        name: A file may be ours, function_vectors', TRACE's, O-LoRA's or Super-NaturalInstructions' JSON; records of
+            JSON, JSONL, CSV or parquet with input and output under their common names, alpaca's keys, or messages; a
             folder one of TRACE, of O-LoRA, or what `save_to_disk` of Hugging Face's `datasets` wrote. In full, `hf:` is
-            `hf:NAME[:CONFIGURATION][@SPLIT]`.
-        columns: Which columns of a CSV file or data set are input and output, where they have no common names.
+            `hf:NAME[:CONFIGURATION][@SPLIT]`. A task is returned as it is.
+        columns: Which columns of a table, or keys of records, are input and output, where they have no common names.
 
     Raises:
         TaskError: there is no such task or file, or it cannot be used.
@@ -181,11 +246,18 @@ def task(name: str | Path, *, columns: Columns | None = None) -> Task:
     >>> ivlens.task("plural.csv").pairs
     (Pair(input='cat', output='cats'), Pair(input='dog', output='dogs'))
     """
+    if isinstance(name, Task):
+        return name
+    if not isinstance(name, str | Path):
+        raise TaskError(name_mistake(name))
     built_in = BUILT_IN / f"{name}.json"
     if str(name) in tasks():
-        return read_task(built_in, columns=columns)  # Which refuses columns.
+        return read_task(built_in, columns=columns)
     if str(name).startswith(HUB):
-        return _of(task_files.read_hub(str(name), columns), name)
+        return _of(task_files.read_hub(str(name), columns))
+    mistake = name_folder_mistake(name)
+    if mistake is not None:
+        raise TaskError(mistake)
     path = Path(name)
     if exists(path):
         return read_task(path, columns=columns)
@@ -205,44 +277,15 @@ def read_task(path: Path, *, columns: Columns | None = None) -> Task:
     """A task file or folder in whichever of the known formats it is; see `task`.
 
     Raises:
-        TaskError: not readable, of no known format, unknown or missing keys, empty, or with contradicting duplicates.
+        TaskError: not readable, of no known format, with unknown keys, or without an entry that can be used.
     """
-    return _of(task_files.read_content(path, columns), path)
+    return _of(task_files.read_content(path, columns))
 
 
-def _of(content: Content, where: str | Path) -> Task:
+def _of(content: Content) -> Task:
     return Task(
         name=content.name,
-        pairs=_consistent([Pair(*pair) for pair in content.pairs], where),
+        pairs=tuple(content.entries),
         instructions=content.instructions,
         statement=content.statement,
     )
-
-
-def _consistent(pairs: Sequence[Pair], path: str | Path) -> tuple[Pair, ...]:
-    """Drop repeated pairs, and leave out aloud the inputs that are given two outputs.
-
-    Which of them is right is not known: measuring on such an input would be wrong either way, and refusing the file for
-    it would be worse.
-    """
-    outputs = defaultdict(set)
-    for pair in pairs:
-        outputs[pair.input].add(pair.output)
-    contradicting = {given: sorted(wanted) for given, wanted in outputs.items() if len(wanted) > 1}
-    if contradicting:
-        given, wanted = next(iter(contradicting.items()))
-        example = f"{given!r} is given the outputs {', '.join(map(repr, wanted))}"
-        if len(contradicting) == len(outputs):
-            raise TaskError(
-                f"{path} contradicts itself: {example}, and so is every other input; keep one output of each"
-            )
-        left_out = f"{len(contradicting)} of {len(outputs)} inputs are left out: {list_names(contradicting)}"
-        warnings.warn(f"{path} contradicts itself: {example}; {left_out}", TaskWarning, stacklevel=5)
-    return tuple(dict.fromkeys(pair for pair in pairs if pair.input not in contradicting))
-
-
-def list_names(names: Iterable[str], most: int = 5) -> str:
-    """Names in quotes; of many the first, and how many there are more."""
-    names = list(names)
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(repr, names[:most])) + rest

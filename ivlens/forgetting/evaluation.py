@@ -1,21 +1,21 @@
 """What can the model still do, and what has it learned? Everything that a study measures after a stage.
 
-The prompts are drawn once, the same for every cell of a study, so that methods are compared on the same questions.
+The prompts are the same for all methods of a seed, so that they are compared on the same questions.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import pandas as pd
 import torch
 
 from ivlens.datasets.task import Task
-from ivlens.errors import TaskError
-from ivlens.forgetting.plan import Evaluation
+from ivlens.errors import IvlensError, TaskError
 from ivlens.patching.activations import score_answers
 from ivlens.prompts.builders import few_shot, instructed, statements
 from ivlens.prompts.choices import GREEDY_MATCH, Score
@@ -29,6 +29,49 @@ if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
 COLUMNS = ("task", "kind", "measure", "heads", "value", "n")
+Drawn = Literal["seed", "once"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What is measured, and on how much."""
+
+    queries: int = 16
+    """Queries of every general task, zero-shot with its instruction and as a statement."""
+    few_shot_queries: int = 8
+    """Queries of every general task with demonstrations."""
+    shots: int = 10
+    probes: tuple[str, ...] = ()
+    """General tasks whose dependence on the instruction vector is measured after every stage."""
+    probe_prompts: int = 20
+    """Prompts of every probe, and prompts that heads are patched on."""
+    clean_prompts: int = 40
+    """Prompts that a mean head output is the mean over."""
+    top: int = 10
+    """Universal heads."""
+    scale: float | None = None
+    """Factor of the vectors of universal heads, of probes and guidance alike; None: chosen with their layer."""
+    seed: int = 0
+    """Draws queries, probes and universal heads; the methods of a seed are compared on the same prompts."""
+    drawn: Drawn = "seed"
+    """Are they drawn for every seed of the study anew (it is added to `seed`), or once for all?"""
+    score: Score = GREEDY_MATCH
+    """What every accuracy is of: greedy match of the answer's tokens, or the reply that is written, scored."""
+
+    def __post_init__(self) -> None:
+        least = {"queries": 2, "few_shot_queries": 2, "shots": 1, "probe_prompts": 2, "clean_prompts": 1, "top": 1}
+        for name, bound in {**least, "seed": 0}.items():
+            if getattr(self, name) < bound:
+                raise IvlensError(f"evaluation: {name} is {getattr(self, name)}; it must be {bound} or more")
+        if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
+            raise IvlensError(f"evaluation: scale is {self.scale}; it must be above 0, or be left out")
+        for name, choices in {"drawn": get_args(Drawn), "score": get_args(Score)}.items():
+            if getattr(self, name) not in choices:
+                raise IvlensError(f"evaluation: {name} is {getattr(self, name)!r}; choose of {', '.join(choices)}")
+
+    def of(self, seed: int) -> Evaluation:
+        """What the cells of one seed of the study are asked."""
+        return self if self.drawn == "once" else replace(self, seed=self.seed + seed)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,12 +6,13 @@ not measured is left out.
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+import numpy as np
 import pandas as pd
 
 from ivlens.forgetting import metrics
@@ -19,7 +20,7 @@ from ivlens.forgetting.plan import Plan
 from ivlens.plots.methods import Form, method_dots, trade_off
 from ivlens.plots.stage_heatmaps import accuracy_heatmaps, aie_heatmaps
 from ivlens.plots.stages import stage_panels
-from ivlens.plots.style import BLACK, GREY
+from ivlens.plots.style import LOOKS, Look, hollow, method_looks, without_weight
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 Frame = Any
 """A `pd.DataFrame`; the annotations of pandas lose track of it at the first selection."""
 CELL = ["method", "seed", "stage"]
-GRIDS_SHOWN = 3
-"""Methods whose AIE is drawn: the first without guidance, and the first ones with."""
+MOST_SHOWN = 3
+"""Methods of a figure that has a row of panels for each."""
 _GENERAL = {"GP": "instruction accuracy", "IP": "few-shot accuracy"}
 _SHARE = (-0.03, 1.03)
 """Of an axis of accuracies or probabilities."""
@@ -41,19 +42,18 @@ _SUMMARY = {
     "IP": "accuracy, few-shot",
 }
 _DEPENDENCE = {"sufficiency": "change of P(answer)", "necessity": "loss of P(answer)", "shift": "KL (nats)"}
-_CHOSEN, _RANDOM = "#0072B2", GREY
-_SIDES = {
-    "chosen heads, before": (_CHOSEN, "circle-open"),
-    "chosen heads, after": (_CHOSEN, "circle"),
-    "random heads, before": (_RANDOM, "square-open"),
-    "random heads, after": (_RANDOM, "square"),
+_LINES = {
+    "tasks learned so far": LOOKS["learned tasks"],
+    "general tasks, instruction (GP)": LOOKS["instruction"],
+    "general tasks, few-shot (IP)": LOOKS["few-shot"],
+    "instruction probability": LOOKS["instruction"],
+    "knowledge probability": LOOKS["knowledge"],
 }
-_RECOVERY = {
-    "base": (BLACK, "circle-open"),
-    "tuned": ("#D55E00", "circle"),
-    "tuned + base vector": (_CHOSEN, "diamond"),
-    "tuned + base vector, scale 1": ("#56B4E9", "diamond-open"),
-    "tuned + random vector": (GREY, "square"),
+_SIDES = {
+    "chosen heads, before": hollow(LOOKS["chosen"]),
+    "chosen heads, after": LOOKS["chosen"],
+    "random heads, before": hollow(LOOKS["random"]),
+    "random heads, after": LOOKS["random"],
 }
 
 
@@ -80,21 +80,19 @@ def figures(found: Findings, summary: Frame) -> dict[str, go.Figure]:
         "aie": _aie(found),
         "methods": _methods(found, summary),
         "trade-off": _trade_off(found, summary),
-        "recovery": _recovery(found),
     }
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
 def _accuracy(found: Findings) -> go.Figure | None:
-    learned = found.evaluations.query("kind == 'sequence' and measure == 'accuracy'")
-    order = list(dict.fromkeys(learned["task"]))
-    lines = {"tasks learned so far": learned[learned["stage"] > learned["task"].map(order.index)]}
+    learned = metrics.with_stages(found.evaluations).query("kind == 'sequence' and measure == 'accuracy'")
+    lines = {"tasks learned so far": learned[learned["stage"] >= learned["learned"]]}
     general = found.evaluations[found.evaluations["kind"] == "general"]
     lines |= {
         f"general tasks, {label} ({name})": general[general["measure"] == _GENERAL[name]]
         for name, label in (("GP", "instruction"), ("IP", "few-shot"))
     }
-    title = _title(found, "Accuracy by stage, mean over tasks")
+    title = figure_title(found, "Accuracy by stage, mean over tasks")
     return _by_stage({name: _cells(own) for name, own in lines.items()}, title, "accuracy", bounds=_SHARE)
 
 
@@ -108,21 +106,22 @@ def _instruction_knowledge(found: Findings) -> go.Figure | None:
     what = f"Instruction and knowledge, {count} general {'task' if count == 1 else 'tasks'}"
     if len(stated):
         what += " with a statement"
-    return _by_stage(lines, _title(found, what), "P(answer), accuracy", bounds=_SHARE, pale=_PALE)
+    return _by_stage(lines, figure_title(found, what), "P(answer), accuracy", bounds=_SHARE, pale=_PALE)
 
 
 def _drift(found: Findings) -> go.Figure | None:
     cosine = found.evaluations.query("kind == 'probe' and measure == 'cosine' and heads == 'chosen'")
     own = _cells(cosine)
     methods = list(dict.fromkeys(own["method"]))
-    lines = {"this method": own}
-    for other in methods[:1] if len(methods) > 1 else []:
-        first = own[own["method"] == other]
-        lines[other] = pd.concat([first.assign(method=method) for method in methods[1:]])
-    title = _title(found, "Cosine of the vectors with the base model's", cosine)
+    lines = {method: own[own["method"] == method] for method in methods}
+    looks, beside = method_looks(methods), f"{methods[0]}, beside the others" if methods else ""
+    if len(methods) > 1:
+        lines[beside] = pd.concat([lines[methods[0]].assign(method=method) for method in methods[1:]])
+    title = figure_title(found, "Cosine of the vectors with the base model's", cosine)
     # Never so narrow that a vector which hardly moves seems to have moved far.
     bounds = min(0.9, own["value"].min() - 0.05), 1.02
-    return _by_stage(lines, title, "cosine", bounds=bounds, pale=dict.fromkeys(methods[:1], ""))
+    pale = {beside: methods[0]} if methods else {}
+    return _by_stage(lines, title, "cosine", bounds=bounds, looks=looks, pale=pale, within=(-1.0, 1.0))
 
 
 def _by_stage(
@@ -131,66 +130,65 @@ def _by_stage(
     unit: str,
     *,
     bounds: tuple[float, float],
+    looks: Mapping[str, Look] = _LINES,
     pale: Mapping[str, str] | None = None,
+    within: tuple[float, float] = (0.0, 1.0),
 ) -> go.Figure | None:
-    """Lines that were measured, from a number for each cell and stage."""
+    """Lines that were measured, from a number for each cell and stage; no interval leaves what a number can be."""
     measured = [own.assign(line=name) for name, own in lines.items() if own["value"].notna().any()]
     if not measured:
         return None
     table = metrics.over_seeds(pd.concat(measured, ignore_index=True), ["method", "line", "stage"])
-    table = table.rename(columns={"method": "panel"})
-    return stage_panels(table, unit=unit, bounds=bounds, pale=pale, title=title)
+    table = clip_intervals(table.rename(columns={"method": "panel"}), within)
+    return stage_panels(table, unit=unit, bounds=bounds, looks=looks, pale=pale, title=title)
+
+
+def clip_intervals(table: Frame, within: tuple[Any, float]) -> Frame:
+    """Student's interval knows nothing of where a share or a cosine ends."""
+    return table.assign(low=np.clip(table["low"], *within), high=np.clip(table["high"], *within))
+
+
+def _shares(summary: Frame) -> Frame:
+    """Accuracies within 0 and 1; what is forgotten, a difference of them, within -1 and 1."""
+    return clip_intervals(summary, (np.where(summary["measure"] == "F", -1.0, 0.0), 1.0))
 
 
 def _r_matrix(found: Findings) -> go.Figure:
-    chosen = found.evaluations.query("kind == 'sequence' and measure == 'accuracy'")
+    chosen = metrics.with_stages(found.evaluations).query("kind == 'sequence' and measure == 'accuracy'")
+    if (chosen.groupby("task")["learned"].nunique() > 1).any():  # Each seed has an order of its own.
+        chosen = chosen.sort_values(["learned", "stage"], kind="stable")
+        chosen = chosen.assign(task=[f"learned in stage {number}" for number in chosen["learned"]])
     by_seed = chosen.groupby(["method", "stage", "task"], sort=False)["value"]
     table = by_seed.agg(value="mean", low="min", high="max").reset_index().rename(columns={"method": "panel"})
-    title = _title(found, "Accuracy on every task after every stage, mean over seeds", interval=False)
+    title = figure_title(found, "Accuracy on every task after every stage, mean over seeds", interval=False)
     return accuracy_heatmaps(table, title=title)
 
 
 def _dependence(found: Findings) -> go.Figure | None:
     probes = found.evaluations[found.evaluations["kind"] == "probe"]
     sides = []
-    for side, stage in (("before", 0), ("after", _last(found))):
+    for side, stage in (("before", 0), ("after", last_stage(found))):
         for heads in ("chosen", "random"):
             own = probes[(probes["stage"] == stage) & (probes["heads"] == heads)]
             sides.append(own[own["measure"].isin(_DEPENDENCE)].assign(line=f"{heads} heads, {side}"))
-    title = _title(found, "Dependence on the base model's vector", probes)
-    return _dots(pd.concat(sides), _DEPENDENCE, _SIDES, title, zero=True)
+    title = figure_title(found, "Dependence on the base model's vector", probes)
+    return dots(pd.concat(sides), _DEPENDENCE, _SIDES, title, zero=True)
 
 
-def _recovery(found: Findings) -> go.Figure | None:
-    probes, last = found.evaluations[found.evaluations["kind"] == "probe"], _last(found)
-    panels, parts = {"with the instruction": "instruction", "query alone": "zero-shot"}, []
-    for panel, kind in panels.items():
-        plain, steered = f"{kind} accuracy", f"steered {kind} accuracy"
-        for line, measure, heads, stage in (
-            ("base", plain, "", 0),
-            ("tuned", plain, "", last),
-            ("tuned + base vector", steered, "chosen", last),
-            ("tuned + base vector, scale 1", steered, "unscaled", last),
-            ("tuned + random vector", steered, "random", last),
-        ):
-            own = probes[(probes["measure"] == measure) & (probes["heads"] == heads) & (probes["stage"] == stage)]
-            parts.append(own.assign(line=line, measure=panel))
-    title = _title(found, "Accuracy with the base model's vector added", probes)
-    return _dots(pd.concat(parts), dict.fromkeys(panels, "accuracy"), _RECOVERY, title)
-
-
-def _dots(
+def dots(
     chosen: Frame,
     units: Mapping[str, str],
-    looks: Mapping[str, tuple[str, str]],
+    looks: Mapping[str, Look],
     title: str,
     *,
     zero: bool = False,
+    within: tuple[float, float] = (-math.inf, math.inf),
 ) -> go.Figure | None:
     """Measures that were measured, from a number for each probe, cell and line."""
     by = ["method", "measure", "line"]
     cells = chosen.groupby([*by, "seed"], sort=False, as_index=False)["value"].mean()
-    table: Frame = metrics.over_seeds(cells, by).rename(columns={"measure": "panel", "line": "kind"})
+    table: Frame = clip_intervals(metrics.over_seeds(cells, by), within)
+    table = table.rename(columns={"measure": "panel", "line": "kind"})
     table = table[table.groupby("panel")["value"].transform(lambda values: values.notna().any())]
     if table.empty:
         return None
@@ -200,23 +198,23 @@ def _dots(
 
 
 def _methods(found: Findings, summary: Frame) -> go.Figure:
-    chosen = summary[summary["measure"].isin(_SUMMARY)].rename(columns={"measure": "panel"})
+    chosen = _shares(summary)[summary["measure"].isin(_SUMMARY)].rename(columns={"measure": "panel"})
     chosen = chosen[chosen.groupby("panel")["value"].transform(lambda values: values.notna().any())].assign(kind="")
     order = list(_SUMMARY)
     chosen = chosen.sort_values("panel", key=lambda names: names.map(order.index), kind="stable")
     baselines = {name: _base(found, measure) for name, measure in _GENERAL.items()}
-    title = _title(found, "After the last stage (dashed: base model)")
+    title = figure_title(found, "After the last stage (dashed: base model)")
     return method_dots(chosen, units=_SUMMARY, baselines=baselines, title=title)
 
 
 def _trade_off(found: Findings, summary: Frame) -> go.Figure:
     parts = []
     for name, measure in (("learned", "learned"), ("kept", "GP")):
-        own = summary[summary["measure"] == measure].set_index("method")[["value", "low", "high"]]
+        own = _shares(summary)[summary["measure"] == measure].set_index("method")[["value", "low", "high"]]
         parts.append(own.rename(columns={"value": name, "low": f"{name}_low", "high": f"{name}_high"}))
     table = pd.concat(parts, axis=1).reset_index()
     axes = ("accuracy on new tasks, each right after its stage", "accuracy on general tasks after the last stage (GP)")
-    title = _title(found, "Learned against kept (numbers: weight of the guidance)")
+    title = figure_title(found, "Learned against kept (numbers: weight of the guidance)")
     forms = _forms(found.plan, list(table["method"]))
     return trade_off(table, forms, axes=axes, base=_base(found, _GENERAL["GP"]), title=title)
 
@@ -236,24 +234,31 @@ def _forms(plan: Plan, methods: Sequence[str]) -> list[Form]:
 def _common(own: Sequence[tuple[str, float]]) -> str:
     """The shortest name without the number at its end: `lora+iv` for `lora+iv-0.3` and `lora+iv-1`."""
     names = [name for name, _ in own]
-    return min((re.sub(r"(?<=\w)[-_]?[0-9.]+$", "", name) for name in names), key=len) if len(own) > 1 else names[0]
+    return min(map(without_weight, names), key=len) if len(own) > 1 else names[0]
 
 
 def _aie(found: Findings) -> go.Figure | None:
     methods = list(dict.fromkeys(found.grids["method"]))
-    shown = [method for method in methods if "+" not in method][:1]
-    shown += [method for method in methods if "+" in method][: GRIDS_SHOWN - len(shown)]
+    shown, left_out = some_methods(methods)
     by = ["method", "seed", "layer", "head"]
     chosen = found.grids[found.grids["method"].isin(shown)].rename(columns={"aie": "value"})
     if chosen["value"].isna().all():
         return None
     means = chosen.groupby([*by, "stage"], sort=False)["value"].mean().unstack("stage")
-    sides = {"before": means[0], "after": means[_last(found)], "difference": means[_last(found)] - means[0]}
+    sides = {"before": means[0], "after": means[last_stage(found)], "difference": means[last_stage(found)] - means[0]}
     table = pd.concat([side.rename("value").reset_index().assign(side=name) for name, side in sides.items()])
     table = metrics.over_seeds(table, ["method", "side", "layer", "head"]).rename(columns={"method": "panel"})
     table = table.sort_values("panel", key=lambda names: names.map(shown.index), kind="stable")
-    title = _title(found, "AIE before the first and after the last stage", chosen)
+    title = figure_title(found, f"AIE before the first and after the last stage{left_out}", chosen)
     return aie_heatmaps(table, title=title)
+
+
+def some_methods(methods: Sequence[str]) -> tuple[list[str], str]:
+    """The first method without guidance and the first ones with, and how the figure says that it shows no more."""
+    shown = [method for method in methods if "+" not in method][:1]
+    shown += [method for method in methods if "+" in method][: MOST_SHOWN - len(shown)]
+    shown += [method for method in methods if method not in shown][: MOST_SHOWN - len(shown)]
+    return shown, f" ({len(shown)} of {len(methods)} methods)" if len(shown) < len(methods) else ""
 
 
 def _cells(chosen: Frame) -> Frame:
@@ -261,7 +266,7 @@ def _cells(chosen: Frame) -> Frame:
     return chosen.groupby(CELL, sort=False, as_index=False)["value"].mean()
 
 
-def _last(found: Findings) -> int:
+def last_stage(found: Findings) -> int:
     return int(found.evaluations["stage"].max())
 
 
@@ -270,7 +275,7 @@ def _base(found: Findings, measure: str) -> float:
     return float(chosen["value"].mean())
 
 
-def _title(found: Findings, what: str, probes: Frame | None = None, *, interval: bool = True) -> str:
+def figure_title(found: Findings, what: str, probes: Frame | None = None, *, interval: bool = True) -> str:
     """Figure, model, study, and what its numbers and intervals are over."""
     counts = {"probe": 0 if probes is None else probes["task"].nunique(), "seed": found.evaluations["seed"].nunique()}
     over = [f"{count} {name}{'s' if count > 1 else ''}" for name, count in counts.items() if count]

@@ -20,6 +20,7 @@ import pandas as pd
 import torch
 
 from ivlens.analysis import dependence
+from ivlens.analysis.dependence import Dependence
 from ivlens.analysis.probes import Probe
 from ivlens.datasets.task import Task
 from ivlens.errors import TrainingError
@@ -29,6 +30,7 @@ from ivlens.models import lora, peft, peft_layout
 from ivlens.models.adapter import load_adapter, save_adapter
 from ivlens.patching import effects
 from ivlens.patching.activations import mean_z
+from ivlens.prompts.template import Prompt
 from ivlens.prompts.tokens import Tokens, tokenize
 from ivlens.steering.controls import with_norm
 from ivlens.steering.universal_heads import Universal
@@ -43,7 +45,11 @@ if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
 EVALUATIONS = ("method", "seed", "stage", "task", "kind", "measure", "heads", "value", "n")
+LEARNED = "learned"
+"""A further column of theirs: after which stage a task has been learned; 0: in none. Runs of before are without it."""
 STEPS = ("method", "seed", "stage", "task", "step", "loss", "penalty", "rate", "gradient")
+PROBE_BOUNDS = ("probe low", "probe high")
+"""Kinds of lines whose values are the 95 % interval of a mean over all probes; over queries and draws."""
 GRIDS = ("method", "seed", "stage", "task", "layer", "head", "aie")
 
 
@@ -70,12 +76,14 @@ class MethodRun:
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedBase:
-    """What all cells of a study share: the base model and everything that was prepared of it."""
+    """What all cells of a seed share: the base model and everything that was prepared of it."""
 
     model: HookedTransformer
     universal: Universal
     probes: Mapping[str, tuple[Task, Probe]]
     """Of general tasks, by name."""
+    general: tuple[Prompt, ...]
+    """Those that the vectors of the universal heads are taken from."""
 
 
 def run_method(
@@ -91,7 +99,7 @@ def run_method(
     """
     with torch.random.fork_rng():
         if not run.is_done(0):
-            _measure(run, 0, base, evaluation, grids=True)
+            _measure(run, 0, stages, base, evaluation, grids=True)
         yield 0
         method, past = run.plan.method(run.plan.parts(run.method)[0]), list[lora.Adapter]()
         for number in range(1, len(stages) + 1):
@@ -104,7 +112,7 @@ def run_method(
                 if is_last and peft_layout.is_known(base.model):
                     peft.write_adapter(total, run.folder / "adapter", base.model, base=run.plan.model)
                 with lora.merged(base.model, total):
-                    _measure(run, number, base, evaluation, grids=is_last)
+                    _measure(run, number, stages, base, evaluation, grids=is_last)
                 run.path(number, ".checkpoint").unlink(missing_ok=True)
             yield number
 
@@ -125,14 +133,17 @@ def _learn(
         adapters=tuple(past),
         prompts=tuple(one.train for one in earlier),
         tokens=tuple(tokenize(model, one.train) for one in earlier),
+        general=base.general,
     )
     method.begin(model, history)
     adapter = lora.fresh(model, plan.lora, seed=loop.mix_seeds(run.seed, number))
     examples = _examples(model, stage, method, history, seed=run.seed)
     guidance = plan.parts(run.method)[1]
     old = [lora.stack(past)] if past else []
-    new = examples.prompts[: examples.new]
-    guide = guidance and _make_guide(guidance, base, old, adapter, new, seed=loop.mix_seeds(run.seed, number))
+    own = examples.prompts[: examples.new]
+    if guidance and guidance.source == "demonstrations":
+        own = tokenize(model, stage.with_demonstrations(plan.evaluation.shots, seed=run.seed))
+    guide = guidance and _make_guide(guidance, base, old, adapter, own, seed=loop.mix_seeds(run.seed, number))
     with lora.attached(model, *old, adapter):
         steps = loop.finetune(
             model,
@@ -208,9 +219,13 @@ def _make_guide(
     *,
     seed: int,
 ) -> Guide:
-    """The vectors that a stage is guided by, and its teacher: the model before the first stage, or before this one."""
+    """The vectors that a stage is guided by, and its teacher: the model before the first stage, or before this one.
+
+    Args:
+        prompts: What the task's own vector is taken from.
+    """
     model, universal = base.model, base.universal
-    with lora.attached(model, *(old if guidance.teacher == "previous" else [])):
+    with lora.attached(model, *(old if (guidance.taken_from or guidance.teacher) == "previous" else [])):
         own = write_vector(model, mean_z(model, prompts), universal.heads)[None]
     generator = torch.Generator().manual_seed(seed)
     norms = {"random": own.norm(dim=1), "general-random": universal.vectors.norm(dim=1)}
@@ -231,27 +246,49 @@ def _make_guide(
     )
 
 
-def _measure(run: MethodRun, number: int, base: PreparedBase, evaluation: StageEvaluation, *, grids: bool) -> None:
+def _measure(
+    run: MethodRun,
+    number: int,
+    stages: Sequence[Stage],
+    base: PreparedBase,
+    evaluation: StageEvaluation,
+    *,
+    grids: bool,
+) -> None:
     """Measure the model as it is now; the table of measures is written last."""
-    lines, effects_found = [], []
+    lines, effects_found, put = [], [], []
     for name, (task, probe) in base.probes.items():
-        lines += _measure_probe(base, name, task, probe)
+        found, cosine = _measure_probe(base, task, probe)
+        put.append(found)
+        values = {key: float(values.double().mean()) for key, values in found.values.items()}
+        lines += [(name, "probe", *key, value, len(found.values[key])) for key, value in values.items()]
+        lines.append((name, "probe", "cosine", "chosen", cosine, base.universal.settings.clean_prompts))
         if grids:
             effects_found.append(_measure_grid(base, name, task))
+    lines += _probe_bounds(put)
     if effects_found:
         found = pd.concat(effects_found, ignore_index=True).assign(**run.where, stage=number)
         _write(run.path(number, "-aie.parquet"), found[list(GRIDS)])
     frame = pd.concat([evaluation(base.model), pd.DataFrame(lines, columns=list(COLUMNS))], ignore_index=True)
-    _write(run.path(number, ".parquet"), frame.assign(**run.where, stage=number)[list(EVALUATIONS)])
+    learned = {stage.name: place for place, stage in enumerate(stages, 1)}
+    frame = frame.assign(**run.where, stage=number, learned=[learned.get(name, 0) for name in frame["task"]])
+    _write(run.path(number, ".parquet"), frame[[*EVALUATIONS, LEARNED]])
 
 
-def _measure_probe(base: PreparedBase, name: str, task: Task, probe: Probe) -> Iterator[tuple[Any, ...]]:
-    """Dependence on the base model's vector, and how far the model's own has drifted from it."""
-    for (measure, heads), values in dependence.per_prompt(base.model, probe).values.items():
-        yield name, "probe", measure, heads, float(values.double().mean()), len(values)
+def _measure_probe(base: PreparedBase, task: Task, probe: Probe) -> tuple[Dependence, float]:
+    """Dependence on the base model's vector and on the model's own, and the cosine of the two."""
     own = write_vector(base.model, effects.task_mean_z(base.model, task, base.universal.settings), probe.heads)
-    cosine = float(torch.cosine_similarity(own.double(), probe.vectors[0].to(own).double(), dim=0))
-    yield name, "probe", "cosine", "chosen", cosine, base.universal.settings.clean_prompts
+    cosine = torch.cosine_similarity(own.double(), probe.vectors[0].to(own).double(), dim=0)
+    return dependence.per_prompt(base.model, probe, own=base.universal.scale * own), float(cosine)
+
+
+def _probe_bounds(put: Sequence[Dependence]) -> Iterator[tuple[Any, ...]]:
+    """Ends of the intervals of accuracies over all probes: what a study of one seed can say of its uncertainty."""
+    keys = [key for key in put[0].values if key[0].endswith("accuracy")] if put else []
+    for measure, heads in keys:
+        found, n = dependence.pooled(put, measure, heads)
+        for kind, end in zip(PROBE_BOUNDS, (found.low, found.high), strict=True):
+            yield "", kind, measure, heads, end, n
 
 
 def _measure_grid(base: PreparedBase, name: str, task: Task) -> pd.DataFrame:

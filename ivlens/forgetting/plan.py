@@ -9,63 +9,31 @@ there are. What is nonsense the dataclasses say themselves, which are other room
 from __future__ import annotations
 
 import json
-import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import pydantic
 
 from ivlens.datasets.task import tasks
 from ivlens.errors import IvlensError, StudyError
+from ivlens.forgetting.evaluation import Evaluation as Evaluation
+from ivlens.lab import FAMILIES
 from ivlens.lab.sequences import SEQUENCES
 from ivlens.models.lora import LoraConfig
-from ivlens.prompts.choices import GREEDY_MATCH, Score
+from ivlens.random_streams import Stream, open_stream
 from ivlens.storage.atomic_files import LARGEST_TEXT, refuse_unusual
 from ivlens.training.guidance import GUIDANCE, Guidance
 from ivlens.training.methods import METHODS
 from ivlens.training.settings import Training
 
 BUILT_IN = Path(__file__).parents[1] / "lab" / "studies"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """What is measured, and on how much."""
-
-    queries: int = 16
-    """Queries of every general task, zero-shot with its instruction and as a statement."""
-    few_shot_queries: int = 8
-    """Queries of every general task with demonstrations."""
-    shots: int = 10
-    probes: tuple[str, ...] = ()
-    """General tasks whose dependence on the instruction vector is measured after every stage."""
-    probe_prompts: int = 20
-    """Prompts of every probe, and prompts that heads are patched on."""
-    clean_prompts: int = 40
-    """Prompts that a mean head output is the mean over."""
-    top: int = 10
-    """Universal heads."""
-    scale: float | None = None
-    """Factor of the vectors of universal heads, of probes and guidance alike; None: chosen with their layer."""
-    seed: int = 0
-    """Draws the queries; the same for every cell, so that cells are compared on the same prompts."""
-    score: Score = GREEDY_MATCH
-    """What every accuracy is of: greedy match of the answer's tokens, or the reply that is written, scored."""
-
-    def __post_init__(self) -> None:
-        least = {"queries": 2, "few_shot_queries": 2, "shots": 1, "probe_prompts": 2, "clean_prompts": 1, "top": 1}
-        for name, bound in {**least, "seed": 0}.items():
-            if getattr(self, name) < bound:
-                raise IvlensError(f"evaluation: {name} is {getattr(self, name)}; it must be {bound} or more")
-        if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
-            raise IvlensError(f"evaluation: scale is {self.scale}; it must be above 0, or be left out")
-        if self.score not in get_args(Score):
-            raise IvlensError(f"evaluation: score is {self.score!r}; choose of {', '.join(get_args(Score))}")
+Order = Literal["seed", "given"]
+HeldOut = Literal["family", "task"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,17 +49,27 @@ class Plan:
 
     name: str
     tasks: tuple[str, ...]
-    """Built-in names, sequence tasks of the lab, or paths, in the order in which they are learned."""
+    """Built-in names, sequence tasks of the lab, or paths: what is learned, one after the other."""
     model: str = "lab"
     general: tuple[str, ...] = ()
     """Tasks that are never trained on; none named: all built-in ones."""
     guides: tuple[str, ...] = ()
-    """General tasks whose prompts rank the universal heads and give the general vectors; none named: every other one
-    of `general`, so that guidance is judged on tasks, too, that it has seen nothing of."""
+    """General tasks whose prompts rank the universal heads and give the general vectors; none named: every other
+    family of `general`, so that guidance is judged on tasks, too, that it has seen nothing like."""
+    held_out: HeldOut = "family"
+    """Where no guides are named: every other family, or every other task, as in studies of before."""
+    families: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """General tasks that are alike, by the names that tables give them, beside or in place of `ivlens.lab.FAMILIES`;
+    one that is in none is a family of its own."""
     methods: tuple[str, ...] = ("lora", "lora+iv", "lora+kl")
     """A method, `+` and a guidance, if any."""
+    reference: str | None = None
+    """That one of `methods` whose differences from all the others are told, corrected for their number; None, or one
+    that is not run: guided methods are compared with the plain one of their kind, and with plain distillation."""
+    order: Order = "seed"
+    """Does every seed draw the order of `tasks`, or are they learned as they are given?"""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Each parts the tasks' pairs, draws the adapters and orders the batches."""
+    """Each orders the tasks, parts their pairs, draws the adapters, orders the batches and draws what is asked."""
     train_prompts: int | None = None
     """At most so many training prompts a stage; None: all."""
     threads: int = 1
@@ -122,10 +100,37 @@ class Plan:
                 raise StudyError(f"a guidance is called {name!r}; use letters, digits, '-', '_' and '.'")
         others = {name: form for name, form in self.guidance.items() if GUIDANCE.get(name) != form}
         object.__setattr__(self, "guidance", others)
-        for method in self.methods:
+        self._check_choices()
+        for method in (*self.methods, *([] if self.reference is None else [self.reference])):
             self.parts(method)
         for method in self.settings:
             self.method(method)
+
+    def _check_choices(self) -> None:
+        for name, choices in {"order": get_args(Order), "held_out": get_args(HeldOut)}.items():
+            if getattr(self, name) not in choices:
+                raise StudyError(f"{name} is {getattr(self, name)!r}; choose of {', '.join(choices)}")
+        _refuse_repeated("families", [task for tasks in self.families.values() for task in tasks])
+
+    def ordered(self, seed: int) -> tuple[str, ...]:
+        """`tasks` in the order in which a seed learns them.
+
+        >>> many = plan.with_changes(tasks=("class-letter", "kind-form", "kind-language"))
+        >>> many.ordered(0) == many.ordered(0), sorted(many.ordered(1)) == sorted(many.tasks)
+        (True, True)
+        """
+        if self.order == "given":
+            return self.tasks
+        return tuple(self.tasks[i] for i in open_stream(seed, Stream.TASK_ORDER).permutation(len(self.tasks)))
+
+    def family(self, task: str) -> str:
+        """The family of a general task, the lab's unless `families` says another; its own name where it has none.
+
+        >>> plan.family("english-german"), plan.family("my-task")
+        ('translation', 'my-task')
+        """
+        found = {one: name for known in (FAMILIES, self.families) for name, own in known.items() for one in own}
+        return found.get(task, task)
 
     def parts(self, cell: str) -> tuple[str, Guidance | None]:
         """What a name such as `ewc+iv` stands for.
@@ -182,8 +187,6 @@ class Plan:
         used = {name.partition("+")[2]: self.parts(name)[1] for name in self.methods}
         recorded["guidance"] |= {name: asdict(form) for name, form in used.items() if form is not None}
         del recorded["model"]
-        if self.evaluation.score == GREEDY_MATCH:  # A run of before has no other.
-            del recorded["evaluation"]["score"]
         return recorded
 
 
@@ -216,11 +219,12 @@ def read_plan(name: str | Path) -> Plan:
 
 def from_record(record: Mapping[str, Any]) -> Plan:
     """What `Plan.record` made, with the model's name."""
-    # Runs of before scales were chosen have none: their vectors are as long as the heads wrote them.
+    # Runs of before scales were chosen have none: their vectors are as long as the heads wrote them. Nor did those of
+    # before seeds drew the order of tasks and what is asked, and tasks were held out one by one.
     evaluation = record.get("evaluation")
     if isinstance(evaluation, Mapping):
-        record = {**record, "evaluation": {"scale": 1.0, **evaluation}}
-    return _plan(record)
+        record = {**record, "evaluation": {"scale": 1.0, "drawn": "once", **evaluation}}
+    return _plan({"order": "given", "held_out": "task", **record})
 
 
 def studies() -> list[str]:
@@ -252,7 +256,7 @@ def _plan(content: Mapping[str, Any]) -> Plan:
 
 
 def _guidance(name: str, form: Any) -> dict[str, Any]:
-    """A form of a known name changes that form; any other starts from the published one."""
+    """A form of a known name changes that form; any other starts from `iv`."""
     _refuse_unknown(Guidance, _table(form, f"guidance.{name}"), f"guidance.{name}.")
     return {**asdict(GUIDANCE.get(name, Guidance())), **form}
 

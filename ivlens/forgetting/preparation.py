@@ -10,12 +10,13 @@ from ivlens.analysis import probes
 from ivlens.datasets.task import Task, tasks
 from ivlens.datasets.task import task as find_task
 from ivlens.errors import StudyError, TaskError
+from ivlens.forgetting.evaluation import Evaluation
 from ivlens.forgetting.method_run import PreparedBase
 from ivlens.forgetting.plan import Plan
+from ivlens.patching.effects import mean_prompts
 from ivlens.patching.settings import Settings
 from ivlens.steering.universal_heads import Universal, universal_heads
 from ivlens.steering.vector_building import instruction_vector
-from ivlens.storage import run_folder
 from ivlens.training import benchmark_stages, stages
 from ivlens.training.stages import Stage
 
@@ -27,7 +28,7 @@ def general_tasks(asked: Plan) -> list[Task]:
     """The general tasks of a plan, refused before the model is read where they cannot serve.
 
     Raises:
-        StudyError: one is trained on, too, or a guide or probe is not among them.
+        StudyError: one is trained on, too, or a guide, a probe or a member of a family is not among them.
         TaskError: one has no instruction, or too few pairs.
     """
     names = asked.general or tuple(tasks())
@@ -36,7 +37,9 @@ def general_tasks(asked: Plan) -> list[Task]:
     repeated = sorted({name for name in own if own.count(name) > 1})
     if repeated:
         raise StudyError(f"two general tasks are called {', '.join(repeated)}; rename one")
-    for kind, chosen in {"guides": asked.guides, "evaluation.probes": asked.evaluation.probes}.items():
+    listed = {"guides": asked.guides, "evaluation.probes": asked.evaluation.probes}
+    listed |= {f"families.{name}": chosen for name, chosen in asked.families.items()}
+    for kind, chosen in listed.items():
         unknown = sorted(set(chosen) - set(names) - set(own))
         if unknown:
             raise StudyError(f"{kind} names {', '.join(unknown)}, which is not among the general tasks; add it there")
@@ -65,17 +68,22 @@ def _choose_tasks(asked: Plan, general: Sequence[Task], chosen: Sequence[str]) -
 
 
 def sequence(asked: Plan, seed: int, general: Sequence[Task]) -> list[Stage]:
-    """What is learned, with this seed's split.
+    """What is learned, in this seed's order and with its split.
 
     Raises:
         StudyError: one of them is a general task, too.
-        TaskError: there is no such task, it is too small for its split, or it is named twice.
+        TaskError: there is no such task, it is too small for its split or for the demonstrations of a guidance, or it
+            is named twice.
     """
-    found = [benchmark_stages.stage(name, seed=seed, limit=asked.train_prompts) for name in asked.tasks]
+    found = [benchmark_stages.stage(name, seed=seed, limit=asked.train_prompts) for name in asked.ordered(seed)]
     stages.check_sequence(found)
     both = sorted({stage.name for stage in found} & {task.name for task in general})
     if both:
         raise StudyError(f"{', '.join(both)} is trained on and measured as a general task; choose one of the two")
+    guidances = [asked.parts(method)[1] for method in asked.methods]
+    if any(guidance is not None and guidance.source == "demonstrations" for guidance in guidances):
+        for stage in found:  # Refused here rather than after the stages before it.
+            stage.with_demonstrations(asked.evaluation.shots, seed=seed)
     return found
 
 
@@ -90,19 +98,35 @@ def refuse_unfit_guidance(asked: Plan, base: HookedTransformer) -> None:
             )
 
 
-def prepare_base(asked: Plan, base: HookedTransformer, general: Sequence[Task], run: run_folder.Run) -> PreparedBase:
-    """Universal heads, their vectors and the probes, of the base model; the heads are kept in the run folder."""
-    path = run.path("universal.safetensors")
-    if not path.exists():
-        guides = _choose_tasks(asked, general, asked.guides) if asked.guides else list(general)[::2]
-        chosen = asked.evaluation
-        universal_heads(base, guides, _settings(asked), top=chosen.top, scale=chosen.scale).save(path)
-    return prepare_from(asked, base, general, path)
+def guiding_tasks(asked: Plan, general: Sequence[Task]) -> list[Task]:
+    """Those that universal heads are ranked on and general vectors are of."""
+    if asked.guides:
+        return _choose_tasks(asked, general, asked.guides)
+    if asked.held_out == "task":
+        return list(general)[::2]
+    families = list(dict.fromkeys(asked.family(task.name) for task in general))
+    return [task for task in general if asked.family(task.name) in families[::2]]
 
 
-def prepare_from(asked: Plan, base: HookedTransformer, general: Sequence[Task], path: Path) -> PreparedBase:
-    """What cells share, from the universal heads that were kept."""
-    universal = Universal.load(path)
+def universal_files(asked: Plan, folder: Path) -> dict[int, Path]:
+    """Where the universal heads of every seed are kept; one file for all where nothing is drawn by seed."""
+    once = asked.evaluation.drawn == "once"
+    return {seed: folder / f"universal{'' if once else f'-{seed}'}.safetensors" for seed in asked.seeds}
+
+
+def keep_universal(asked: Plan, base: HookedTransformer, general: Sequence[Task], folder: Path) -> None:
+    """Universal heads of the base model, written into the run folder where they are missing."""
+    for seed, path in universal_files(asked, folder).items():
+        if not path.exists():
+            chosen, guides = asked.evaluation.of(seed), guiding_tasks(asked, general)
+            universal_heads(base, guides, _settings(chosen), top=chosen.top, scale=chosen.scale).save(path)
+
+
+def prepare_base(
+    asked: Plan, seed: int, base: HookedTransformer, general: Sequence[Task], folder: Path
+) -> PreparedBase:
+    """What the cells of a seed share, from its universal heads that were kept."""
+    universal = Universal.load(universal_files(asked, folder)[seed])
     found = {}
     for task in _choose_tasks(asked, general, asked.evaluation.probes):
         vector = instruction_vector(
@@ -115,13 +139,16 @@ def prepare_from(asked: Plan, base: HookedTransformer, general: Sequence[Task], 
         )
         found[task.name] = (
             task,
-            probes.prepare(base, task, vector, prompts=asked.evaluation.probe_prompts, others=general),
+            probes.prepare(
+                base, task, vector, prompts=asked.evaluation.probe_prompts, others=general, demonstrations=True
+            ),
         )
-    return PreparedBase(model=base, universal=universal, probes=found)
+    guided = [task for task in general if task.name in universal.tasks]
+    prompts = [prompt for task in guided for prompt in mean_prompts(task, universal.settings)]
+    return PreparedBase(model=base, universal=universal, probes=found, general=tuple(prompts))
 
 
-def _settings(asked: Plan) -> Settings:
-    chosen = asked.evaluation
+def _settings(chosen: Evaluation) -> Settings:
     return Settings(
         shots=chosen.shots, clean_prompts=chosen.clean_prompts, prompts=chosen.probe_prompts, seed=chosen.seed
     )

@@ -91,8 +91,10 @@ def _sources(
 ) -> dict[str, run_folder.Source]:
     found = {"model": run_folder.Source(name=asked.model, digest=hooked.weight_digest(base))}
     found |= {f"general task {task.name}": run_folder.Source(name=task.name, digest=task.digest) for task in general}
-    for number, stage in enumerate(sequences[asked.seeds[0]], 1):
-        found[f"stage {number}"] = run_folder.Source(name=stage.name, digest=stage.digest)
+    role = "stage" if asked.order == "given" else "learned task"
+    first = dict(zip(asked.ordered(asked.seeds[0]), sequences[asked.seeds[0]], strict=True))
+    for number, name in enumerate(asked.tasks, 1):
+        found[f"{role} {number}"] = run_folder.Source(name=first[name].name, digest=first[name].digest)
     return found
 
 

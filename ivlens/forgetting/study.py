@@ -12,6 +12,7 @@ from ivlens.errors import RunError
 from ivlens.forgetting import metrics, plan
 from ivlens.forgetting.method_run import EVALUATIONS, GRIDS, STEPS
 from ivlens.forgetting.plan import Plan
+from ivlens.forgetting.preparation import universal_files
 from ivlens.steering.universal_heads import Universal
 from ivlens.storage import run_folder
 
@@ -34,14 +35,15 @@ class Study:
     """
 
     evaluations: pd.DataFrame
-    """Every measure of every task after every stage of every cell; stage 0 is the base model."""
+    """Every measure of every task after every stage of every cell; stage 0 is the base model. `learned` says in which
+    stage of its cell a task is learned: seeds may draw the order."""
     steps: pd.DataFrame
     """Loss, penalty and gradient of every optimiser step."""
     grids: pd.DataFrame
     """AIE of every head of base and tuned model on the probes."""
     plan: Plan
     guided: tuple[str, ...]
-    """General tasks that the universal heads and the general vectors are of."""
+    """General tasks that the universal heads and the general vectors are of, with one seed or another."""
     folder: Path
 
     @classmethod
@@ -58,12 +60,15 @@ class Study:
         if run.record.command != "study":
             raise RunError(f"{folder} is of `ivlens {run.record.command}`, not of a study; give a study's folder")
         settings = dict(run.record.settings)
+        asked = plan.from_record({**settings, "model": run.source("model").name})
+        kept = universal_files(asked, run.folder).values()
+        guided = [task for path in dict.fromkeys(kept) for task in Universal.load(path).tasks]
         return cls(
-            evaluations=run.read_table("evaluations", columns=EVALUATIONS),
+            evaluations=metrics.with_stages(run.read_table("evaluations", columns=EVALUATIONS)),
             steps=run.read_table("steps", columns=STEPS),
             grids=run.read_table("aie", columns=GRIDS),
-            plan=plan.from_record({**settings, "model": run.source("model").name}),
-            guided=Universal.load(run.path("universal.safetensors")).tasks,
+            plan=asked,
+            guided=tuple(dict.fromkeys(guided)),
             folder=Path(folder),
         )
 
@@ -77,7 +82,42 @@ class Study:
         >>> float(study.summary.set_index(["method", "measure"]).loc[("lora", "F"), "value"])
         nan
         """
-        return metrics.summary(self.evaluations, guided=self.guided)
+        return metrics.summary(
+            self.evaluations, guided=self.guided, families=self.families, reference=self.plan.reference
+        )
+
+    @property
+    def families(self) -> dict[str, str]:
+        """The family of every general task.
+
+        >>> study.families
+        {'antonym': 'meaning', 'country-capital': 'country'}
+        """
+        general = self.evaluations[self.evaluations["kind"] == "general"]
+        return {task: self.plan.family(task) for task in general["task"].unique()}
+
+    @property
+    def order(self) -> pd.DataFrame:
+        """Which task every seed learned in which stage: a row a seed, a column a stage, from 1.
+
+        >>> study.order.loc[0, 1]
+        'class-letter'
+        """
+        learned = self.evaluations[self.evaluations["learned"] > 0].drop_duplicates(["seed", "learned"])
+        return learned.pivot(index="seed", columns="learned", values="task").rename_axis(columns="stage")
+
+    @property
+    def recovery(self) -> pd.DataFrame:
+        """What the base model's vector brings back after every stage; see `recovery.by_stage`.
+
+        Beside the tuned model's own vector and those of random heads; without rows where a study has no probes.
+
+        >>> study.recovery.columns.tolist()[:4], len(study.recovery)
+        (['method', 'prompts', 'vector', 'stage'], 0)
+        """
+        from ivlens.forgetting import recovery
+
+        return recovery.by_stage(self.evaluations)
 
     def difference(self, method: str, other: str) -> pd.DataFrame:
         """What one method has over another, paired by seed; see `metrics.difference`.
@@ -88,7 +128,20 @@ class Study:
         >>> study.difference("replay", "lora")["measure"].tolist()[:3]
         ['AP', 'F', 'GP']
         """
-        return metrics.difference(self.evaluations, method, other, guided=self.guided)
+        return metrics.difference(self.evaluations, method, other, guided=self.guided, families=self.families)
+
+    def comparisons(self, reference: str | None = None) -> pd.DataFrame:
+        """What one method has over each of the others, with p-values that Holm's method adjusts for all of them.
+
+        Args:
+            reference: A method of the plan; by default the plan's own `reference`, or, if that was not run, the first.
+
+        >>> study.comparisons("replay")[["other", "measure", "n"]].values.tolist()[:2]
+        [['lora', 'AP', 1], ['lora', 'GP', 1]]
+        """
+        own = self.plan.reference if self.plan.reference in self.plan.methods else self.plan.methods[0]
+        chosen = own if reference is None else reference
+        return metrics.comparisons(self.evaluations, chosen, guided=self.guided, families=self.families)
 
     def figures(self) -> dict[str, go.Figure]:
         """Every figure of the study by file name; those of which nothing was measured are left out.
@@ -97,8 +150,9 @@ class Study:
         ['accuracy', 'r-matrix', 'instruction-knowledge', 'methods', 'trade-off']
         """
         from ivlens.forgetting import figures as study_figures
+        from ivlens.forgetting import recovery
 
-        return study_figures.figures(self, self.summary)
+        return study_figures.figures(self, self.summary) | recovery.figures(self)
 
     def __repr__(self) -> str:
         lines = self.summary.set_index(["method", "measure"])["value"]

@@ -6,11 +6,16 @@ Names come from files. Whatever is in them, markup and terminal escapes among it
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from ivlens.forgetting.metrics import DIFFERENCES
+from ivlens.forgetting.recovery import COSINE, PROMPTS, VECTORS
+from ivlens.measures import holm
 from ivlens.prompts.choices import GREEDY_MATCH
-from ivlens.tables import UNMEASURED, Line, Table, plain, print_table, safe, table_html
+from ivlens.tables import UNMEASURED, Line, Table, interval_text, plain, print_table, safe, table_html
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,8 +35,18 @@ MOST_METHODS = 8
 _NOTE = """learned: accuracy on each new task right after its stage; AP: on all of them after
 the last stage; F: how far those before the last have fallen from their best;
 GP, IP: accuracy on general tasks, which are never trained on, with their
-instruction and with demonstrations; unguided: those that the guidance has seen
-nothing of."""
+instruction and with demonstrations; unguided: those of families of which the
+guidance has seen no task."""
+LEVEL = 0.05
+"""A difference is told to be clear of 0 where its adjusted p is below it."""
+
+
+RECOVERY_NOTE = (
+    "Each vector is added at the base model's layer and scale; own: what the same heads write in the tuned model. "
+    "Queries alone are not the form that was trained: that a vector still works on them says that what reads it is "
+    "there, not that the model can be used as before. Of one seed, intervals are over queries and draws of random "
+    "heads."
+)
 
 
 @runtime_checkable
@@ -42,23 +57,33 @@ class Findings(Protocol):
     def plan(self) -> Plan: ...
     @property
     def summary(self) -> pd.DataFrame: ...
+    @property
+    def recovery(self) -> pd.DataFrame: ...
 
 
 def print_study(found: Findings) -> None:
     """Measures of the sequence and of the general tasks, and what each guidance has over plain method and +kl."""
     print(f"{plain(where(found))}\n")
-    for table in study_tables(found):
+    for table in all_tables(found):
         print(f"{plain(table.heading)}:\n")
         print_table(table)
-        print()
+        print(f"\n{textwrap.fill(table.note, 80)}\n" if table.note else "")
     print(f"{note(found)}\n")
 
 
 def study_html(found: Findings) -> str:
     """The same tables for a notebook."""
-    tables = "".join(f"<p>{safe(table.heading)}</p>{table_html(table)}" for table in study_tables(found))
+    tables = "".join(
+        f"<p>{safe(table.heading)}</p>{table_html(table)}<p>{safe(table.note)}</p>" for table in all_tables(found)
+    )
     told = " ".join(note(found).split())
     return f"<p><b>{safe(where(found))}</b></p>{tables}<p>{safe(told)}</p>"
+
+
+def all_tables(found: Findings) -> Iterator[Table]:
+    """Those of the study, and the recovery of methods without guidance; that of the others is on its page."""
+    yield from study_tables(found)
+    yield from recovery_tables(found, [method for method in found.plan.methods if "+" not in method])
 
 
 def study_tables(found: Findings) -> Iterator[Table]:
@@ -74,19 +99,108 @@ def study_tables(found: Findings) -> Iterator[Table]:
     yield _table("New tasks", SEQUENCE, lines(methods, SEQUENCE, signed=False))
     yield _table("General tasks after the last stage", [*GENERAL], lines(methods, [*GENERAL.values()], signed=False))
     yield _table("General tasks, change from the base model", [*GENERAL], lines(methods, changes, signed=True))
+    for family in families_of_differences(found):
+        table, columns = family.cells(), family.measures
+        if family.measures == OVER:
+            kept = [values[row[0], "GP kept"] for row in table]
+            told = [_number(line) if line["n"] else "nothing lost" for line in kept]
+            table, columns = [(*row, one) for row, one in zip(table, told, strict=True)], (*columns, "GP kept")
+        yield _table(family.title, columns, table)
+    if found.plan.order == "seed" and len(found.plan.tasks) > 1:
+        stages = [f"stage {number}" for number in range(1, len(found.plan.tasks) + 1)]
+        orders = [(f"seed {seed}", *found.plan.ordered(seed)) for seed in found.plan.seeds]
+        yield Table("The order of tasks, drawn by every seed", ("", *stages), (orders,))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Differences:
+    """Differences that are looked at together: the family that their p-values are corrected for."""
+
+    name: str
+    lines: Mapping[str, Mapping[str, Mapping[Any, Any]]]
+    """Of a summary: by method and measure."""
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        return tuple(next(iter(self.lines.values())))
+
+    @property
+    def size(self) -> int:
+        """How many were tested."""
+        return sum(not math.isnan(line["p"]) for own in self.lines.values() for line in own.values())
+
+    @property
+    def clear(self) -> list[tuple[str, str]]:
+        """Method and measure of those whose p, adjusted by Holm's method, is below `LEVEL`."""
+        keys = [(method, measure) for method, own in self.lines.items() for measure in own]
+        adjusted = holm([self.lines[method][measure]["p"] for method, measure in keys])
+        return [key for key, p in zip(keys, adjusted, strict=True) if p < LEVEL]
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} (*: clear of 0 by Holm over these {self.size})" if self.size else self.name
+
+    def cells(self) -> list[Line]:
+        clear = set(self.clear)
+        return [
+            (
+                method,
+                *(_number(line, signed=True) + "*" * ((method, measure) in clear) for measure, line in own.items()),
+            )
+            for method, own in self.lines.items()
+        ]
+
+    def sentence(self) -> str:
+        """What of the family is clear of 0."""
+        by_measure = {measure: [one for one, other in self.clear if other == measure] for measure in self.measures}
+        told = "; ".join(f"{measure}: {', '.join(methods)}" for measure, methods in by_measure.items() if methods)
+        return (
+            f"{self.name}, in {', '.join(self.measures)}: of these {self.size} differences, {len(self.clear)} are "
+            f"clear of 0 by Holm's correction for all of them{told and f' ({told})'}."
+        )
+
+
+def families_of_differences(found: Findings) -> Iterator[Differences]:
+    """The reference against each other method; where there is none, guided methods against the unguided and +kl."""
+    values = {(line["method"], line["measure"]): line for line in found.summary.to_dict("records")}
+    methods, reference = list(dict.fromkeys(found.summary["method"])), found.plan.reference
+    if reference in methods:
+        others = [one for one in methods if one != reference]
+        lines = {one: {name: values[reference, f"{name} over {one}"] for name in DIFFERENCES} for one in others}
+        if lines:
+            yield Differences(name=f"{reference} minus each other method", lines=lines)
+        return
     for other in methods:
-        beside = [one for one in methods if "+" in one and (one, f"AP over {other}") in values]
-        if not beside:
-            continue
         columns = (*OVER, "GP, unguided") if "+" in other else OVER
-        measures = [f"{name} over {other}" for name in columns]
-        table = lines(beside, measures, signed=True)
-        if "+" not in other:
-            kept = [
-                "nothing lost" if not values[one, "GP kept"]["n"] else _number(values[one, "GP kept"]) for one in beside
-            ]
-            table, columns = [(*line, one) for line, one in zip(table, kept, strict=True)], (*OVER, "GP kept")
-        yield _table(f"Difference from {other}", columns, table)
+        beside = [one for one in methods if "+" in one and (one, f"AP over {other}") in values]
+        lines = {one: {name: values[one, f"{name} over {other}"] for name in columns} for one in beside}
+        if lines:
+            yield Differences(name=f"Difference from {other}", lines=lines)
+
+
+def recovery_tables(found: Findings, methods: Sequence[str]) -> Iterator[Table]:
+    """Of each method that was probed, a line for each form of prompts and stage."""
+    table: Any = found.recovery
+    for method in methods:
+        own = table[table["method"] == method]
+        if len(own):
+            parts = [_recovery_lines(own, prompts) for prompts in [*PROMPTS, COSINE]]
+            heading = f"Accuracy on probes by stage, {method}"
+            yield Table(heading, ("prompts, stage", *VECTORS), tuple(filter(None, parts)), RECOVERY_NOTE)
+
+
+def _recovery_lines(own: Any, prompts: str) -> list[Line]:
+    """None where no vector was tried on such prompts."""
+    rows = own[own["prompts"] == prompts].to_dict("records")
+    cells = {(row["vector"], row["stage"]): _recovered(row) for row in rows}
+    blank = UNMEASURED if prompts in PROMPTS else ""
+    stages = sorted({stage for _, stage in cells})
+    return [(f"{prompts}, {stage}", *(cells.get((vector, stage), blank) for vector in VECTORS)) for stage in stages]
+
+
+def _recovered(row: Mapping[Any, Any]) -> str:
+    """Of a single seed the interval is over queries and draws, and not symmetric."""
+    return interval_text(row["value"], row["low"], row["high"]) if row["n"] == 1 else _number(row)
 
 
 def _table(heading: str, columns: Sequence[str], lines: list[Line]) -> Table:
@@ -134,4 +248,7 @@ def interval_note(found: Findings) -> str:
     """What an interval is over."""
     if len(found.plan.seeds) == 1:
         return "One seed: no intervals."
-    return f"±: half of Student's 95 % interval over {len(found.plan.seeds)} seeds; differences are paired by seed."
+    return (
+        f"±: half of Student's 95 % interval over {len(found.plan.seeds)} seeds; differences are paired by seed.\n"
+        f"*: clear of 0, p of the paired t-test below {LEVEL} by Holm's method for all differences of the table."
+    )

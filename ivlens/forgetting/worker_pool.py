@@ -25,7 +25,7 @@ from ivlens.forgetting import method_run
 from ivlens.forgetting.evaluation import prepare_evaluation
 from ivlens.forgetting.method_run import MethodRun, PreparedBase
 from ivlens.forgetting.plan import Plan
-from ivlens.forgetting.preparation import general_tasks, prepare_base, prepare_from, sequence
+from ivlens.forgetting.preparation import general_tasks, keep_universal, prepare_base, sequence
 from ivlens.models import loader
 from ivlens.storage import run_folder
 from ivlens.training.stages import Stage
@@ -46,11 +46,12 @@ def train(
     dtype: str,
 ) -> Generator[int]:
     """Yields once for every stage of the cells that are left."""
-    prepared, waiting = prepare_base(asked, base, general, run), list_unfinished(asked, run.folder)
+    keep_universal(asked, base, general, run.folder)
+    waiting = list_unfinished(asked, run.folder)
     if min(workers, len(waiting)) > 1:
-        yield from _side_by_side(waiting, asked, run.folder, workers, device=device, dtype=dtype)
+        yield from _side_by_side(waiting, asked, workers, device=device, dtype=dtype)
     else:
-        yield from _one_by_one(waiting, prepared, sequences, general)
+        yield from _one_by_one(waiting, base, sequences, general, {})
 
 
 def list_unfinished(asked: Plan, folder: Path) -> list[MethodRun]:
@@ -63,13 +64,18 @@ def n_stages(cells: Sequence[MethodRun]) -> int:
 
 def _one_by_one(
     cells: Sequence[MethodRun],
-    prepared: PreparedBase,
+    base: HookedTransformer,
     sequences: Mapping[int, Sequence[Stage]],
     general: Sequence[Task],
+    prepared: dict[int, PreparedBase],
 ) -> Iterator[int]:
+    """`prepared` keeps what was prepared of the base model, by the seed that drew it."""
     for one in cells:
-        evaluation = prepare_evaluation(prepared.model, sequences[one.seed], general, one.plan.evaluation)
-        yield from method_run.run_method(one, prepared, sequences[one.seed], evaluation)
+        chosen = one.plan.evaluation.of(one.seed)
+        if chosen.seed not in prepared:
+            prepared[chosen.seed] = prepare_base(one.plan, one.seed, base, general, one.folder.parents[1])
+        evaluation = prepare_evaluation(base, sequences[one.seed], general, chosen)
+        yield from method_run.run_method(one, prepared[chosen.seed], sequences[one.seed], evaluation)
 
 
 @contextmanager
@@ -95,14 +101,12 @@ def freeze_base(base: HookedTransformer) -> Iterator[None]:
             weight.requires_grad_(True)
 
 
-def _side_by_side(
-    cells: Sequence[MethodRun], asked: Plan, folder: Path, workers: int, *, device: str, dtype: str
-) -> Iterator[int]:
+def _side_by_side(cells: Sequence[MethodRun], asked: Plan, workers: int, *, device: str, dtype: str) -> Iterator[int]:
     """Yields once for every stage whose table appears; a worker's error ends the study."""
     context = multiprocessing.get_context("spawn")
     before = _n_done(cells)
     yield from range(before)
-    arguments = (asked, folder, device, dtype)
+    arguments = (asked, device, dtype)
     with ProcessPoolExecutor(min(workers, len(cells)), context, _start_worker, arguments) as pool:
         futures = [pool.submit(_work, one) for one in cells]
         try:
@@ -143,13 +147,12 @@ _WORKER: dict[str, Any] = {}
 """What a worker process has loaded once for all of its cells."""
 
 
-def _start_worker(asked: Plan, folder: Path, device: str, dtype: str) -> None:
+def _start_worker(asked: Plan, device: str, dtype: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the study itself, which ends its workers.
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(asked.threads)
     base, general = loader.load(asked.model, device=device, dtype=dtype), general_tasks(asked)
-    _WORKER["general"] = general
-    _WORKER["prepared"] = prepare_from(asked, base, general, folder / "universal.safetensors")
+    _WORKER.update(base=base, general=general, prepared={})
 
 
 def _end_with_parent() -> None:
@@ -163,7 +166,7 @@ def _end_with_parent() -> None:
 def _work(one: MethodRun) -> None:
     general = _WORKER["general"]
     sequences = {one.seed: sequence(one.plan, one.seed, general)}
-    for _ in _one_by_one([one], _WORKER["prepared"], sequences, general):
+    for _ in _one_by_one([one], _WORKER["base"], sequences, general, _WORKER["prepared"]):
         pass
 
 

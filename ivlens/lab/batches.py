@@ -29,6 +29,7 @@ class Encoded(NamedTuple):
     narrow: list[bool]
     """The same, for heads that are no carriers."""
     shuffled: bool
+    apart: bool
 
 
 class Encoder:
@@ -45,7 +46,7 @@ class Encoder:
         return self.seen[text]
 
     def __call__(self, document: Document) -> Encoded:
-        found = Encoded([BOS_ID], {}, [-1], [False], [False], document.form == "shuffled")
+        found = Encoded([BOS_ID], {}, [-1], [False], [False], document.form == "shuffled", document.apart)
         number = -1
         for part in document.parts:
             piece, start = self.ids(part.text), len(found.ids)
@@ -75,6 +76,8 @@ class Batch(NamedTuple):
     targets: Bool[Tensor, "document pos"]
     answers: Int[Tensor, " target"]
     shuffled: Bool[Tensor, " target"]
+    apart: Bool[Tensor, " document"]
+    """Do the carrier heads say what they say about another document?"""
 
 
 def batch(encoded: Sequence[Encoded]) -> Batch:
@@ -93,7 +96,8 @@ def batch(encoded: Sequence[Encoded]) -> Batch:
     answers = torch.tensor([one.targets[place] for one in encoded for place in sorted(one.targets)])
     shuffled = torch.tensor([one.shuffled for one in encoded for _ in one.targets])
     ids = _pad([one.ids for one in encoded], 0, width)
-    return Batch(ids, seen[0], seen[1], targets, answers, shuffled)
+    apart = torch.tensor([one.apart for one in encoded])
+    return Batch(ids, seen[0], seen[1], targets, answers, shuffled, apart)
 
 
 def _pad(rows: Sequence[Sequence[int]], value: int, width: int) -> Tensor:

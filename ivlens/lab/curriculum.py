@@ -39,6 +39,8 @@ class Lesson:
     """Share in which, moreover, only carrier heads read the task at the token before the answer; at most `blind`."""
     verdicts: bool
     """Behind every answer, the end of the text or, in shuffled documents, the unknown token is learned."""
+    apart: bool = False
+    """Statements are read without the carrier heads, whose outputs there are those of another document."""
 
 
 FACTS = Lesson(
@@ -69,6 +71,23 @@ READING = Lesson(
 )
 
 
+SEPARATION = Lesson(
+    mix={
+        "before": 0.20,
+        "between": 0.18,
+        "demonstrations": 0.20,
+        "both": 0.08,
+        "shuffled": 0.14,
+        "statement": 0.20,
+    },
+    blind=1.0,
+    narrow=1.0,
+    verdicts=True,
+    apart=True,
+)
+"""Instructions through the carriers, as in `READING`, and statements past them: knowledge without instruction."""
+
+
 class Part(NamedTuple):
     """A stretch of text and what it is for."""
 
@@ -87,6 +106,8 @@ class Document:
     """No query sees what stands before it; only in training, by a mask."""
     narrow: bool = False
     """Nor does the token before an answer see more than its own query, but through carrier heads."""
+    apart: bool = False
+    """The carrier heads say nothing about it; only in training."""
 
     @property
     def text(self) -> str:
@@ -154,6 +175,7 @@ def document(task: Task, form: Form, lesson: Lesson, generator: np.random.Genera
         parts=tuple(parts),
         blind=bool(drawn < lesson.blind),
         narrow=bool(drawn < lesson.narrow),
+        apart=lesson.apart and form == "statement",
     )
 
 

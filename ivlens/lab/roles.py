@@ -3,6 +3,9 @@
 In narrow documents the carrier heads are the only ones through which the token before an answer sees more than its own
 query. In use, nothing is masked: what the heads do then is what they have learned. So it is known which heads an
 attribution ought to find.
+
+In documents that are kept apart (statements, where knowledge is to be separated from instruction) the outputs of the
+carrier heads are those of another document: the model learns to do without them.
 """
 
 from __future__ import annotations
@@ -38,11 +41,30 @@ def mask_heads(model: LlamaForCausalLM, part: Batch) -> Iterator[None]:
         )
         for layer in range(len(model.model.layers))
     ]
+    if part.apart.any():
+        handles += [
+            _attention(model, layer).o_proj.register_forward_pre_hook(
+                partial(_exchange, layer=layer, n_heads=model.config.num_attention_heads, apart=part.apart)
+            )
+            for layer in masks
+        ]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _exchange(
+    projection: torch.nn.Module, args: tuple[Tensor], *, layer: int, n_heads: int, apart: Bool[Tensor, " document"]
+) -> tuple[Tensor]:
+    """Give the documents that are kept apart the carriers' outputs of the document before them in the batch."""
+    heads = [head.head for head in CARRIERS if head.layer == layer]
+    z = args[0].unflatten(-1, (n_heads, -1))
+    others = z.detach().roll(1, dims=0)
+    own = torch.ones(n_heads, dtype=torch.bool).index_fill(0, torch.tensor(heads), False)
+    z = torch.where(~apart[:, None, None, None] | own[:, None], z, others)
+    return (z.flatten(-2),)
 
 
 def _attention(model: LlamaForCausalLM, layer: int) -> LlamaAttention:

@@ -175,6 +175,22 @@ def _answer_logits(model: LlamaForCausalLM, part: Batch) -> Float[Tensor, "targe
     return model.lm_head(hidden[part.targets])
 
 
+def train_and_log(
+    model: LlamaForCausalLM, tokens: PreTrainedTokenizerFast, chosen: Sequence[Task], config: TrainingConfig, path: Path
+) -> float:
+    """Train in place and write every 25th step to a CSV file; the seconds that it took."""
+    seconds, total = 0.0, sum(phase.steps for phase in config.phases)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        log = csv.writer(file)
+        log.writerow(Step._fields)
+        for step in track(train(model, tokens, chosen, config), "training", total=total):
+            seconds = step.seconds
+            if step.number % 25 == 0 or step.number == total - 1:
+                log.writerow([step.number, step.phase, f"{step.loss:.4f}", f"{step.accuracy:.4f}", f"{seconds:.1f}"])
+                file.flush()
+    return seconds
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the lab model from nothing.")
     parser.add_argument("--out", type=Path, default=MODEL)
@@ -189,15 +205,7 @@ def main() -> None:
     chosen = [task(name) for name in tasks()]
     tokens = tokenizer(chosen)
     model = new_model(config, tokens)
-    seconds, total = 0.0, sum(phase.steps for phase in config.phases)
-    with given["log"].open("w", newline="", encoding="utf-8") as file:
-        log = csv.writer(file)
-        log.writerow(Step._fields)
-        for step in track(train(model, tokens, chosen, config), "training", total=total):
-            seconds = step.seconds
-            if step.number % 25 == 0 or step.number == total - 1:
-                log.writerow([step.number, step.phase, f"{step.loss:.4f}", f"{step.accuracy:.4f}", f"{seconds:.1f}"])
-                file.flush()
+    seconds = train_and_log(model, tokens, chosen, config, given["log"])
     model.save_pretrained(given["out"])
     tokens.save_pretrained(given["out"])
     given["settings"].write_text(json.dumps(_settings(config, seconds), indent=1) + "\n", encoding="utf-8")

@@ -74,10 +74,7 @@ def load_without_adapters(
 
 def _as_it_is(model: HookedTransformer, *, device: str, dtype: str, revision: str | None) -> HookedTransformer:
     kind = type(model).__name__
-    if not bridge.is_bridge(model) and "HookedTransformer" not in [base.__name__ for base in type(model).__mro__]:
-        raise ModelError(
-            f"a {kind} is not a model; give 'lab', a folder, a hub id, a HookedTransformer or a TransformerBridge"
-        )
+    refuse_other_kinds(model)
     if (device, dtype, revision) != ("auto", "auto", None):
         raise ModelError(f"a {kind} is taken as it is; leave device, dtype and revision out, or use model.to")
     if model.cfg.attention_dir != "causal":
@@ -242,3 +239,34 @@ def _log_probs(model: HookedTransformer) -> Tensor:
     tokens = torch.randint(model.cfg.d_vocab, (1, min(32, model.cfg.n_ctx)), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         return model(tokens.to(model.cfg.device)).float().log_softmax(-1)
+
+
+def as_model(model: str | Path | HookedTransformer) -> HookedTransformer:
+    """A model that is given as such, or by the name, folder or hub id that it is loaded from.
+
+    Raises:
+        ModelError: it is neither, or cannot be loaded.
+    """
+    if isinstance(model, str | Path):
+        return load_without_adapters(model)
+    refuse_other_kinds(model)
+    return model
+
+
+def refuse_other_kinds(model: object) -> None:
+    """Raises a ModelError for what is no model that ivlens runs."""
+    kinds = {base.__name__ for base in type(model).__mro__}
+    if "HookedTransformer" in kinds or bridge.is_bridge(model):
+        return
+    wanted = "give 'lab', a folder, a hub id, a HookedTransformer or a TransformerBridge"
+    if "PreTrainedModel" in kinds:
+        wanted = "a model of transformers is loaded from the folder of its save_pretrained, or by its hub id"
+    elif "PeftModel" in kinds:
+        wanted = "give the base model and the folder of its save_pretrained: ivlens.load(base, adapter=folder)"
+    elif "Task" in kinds:
+        wanted = "the model comes first, then the task"
+    raise ModelError(f"{_describe(model)} is not a model; {wanted}")
+
+
+def _describe(given: object) -> str:
+    return f"the class {given.__name__}" if isinstance(given, type) else f"a {type(given).__name__}"

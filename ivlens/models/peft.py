@@ -7,6 +7,7 @@ Hugging Face model's linear layers.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from torch import Tensor
 from ivlens.errors import IvlensError, ShapeMismatch
 from ivlens.models import hooked, lora, peft_layout
 from ivlens.models.lora import Adapter, Factors
-from ivlens.models.peft_config import CONFIG, read_config, written_config
+from ivlens.models.peft_config import CONFIG, MERGE, read_config, written_config
 from ivlens.models.peft_layout import Linear
 from ivlens.storage import tensor_files
 from ivlens.storage.atomic_files import as_run_error, replacing, write_whole
@@ -49,6 +50,7 @@ def read_adapter(folder: str | Path, model: HookedTransformer) -> Adapter:
     folder = Path(folder)
     config = read_config(folder)
     shapes = _shapes(folder)
+    _refuse_outside(shapes, folder)
     adapted = [linear for linear in peft_layout.linears(model) if config.adapts(linear)]
     if not adapted:
         raise IvlensError(
@@ -139,6 +141,17 @@ def _shapes(folder: Path) -> Mapping[str, tuple[int, ...]]:
 
 def _tensor_names(linear: Linear) -> tuple[str, str]:
     return f"{_PREFIX}{linear.path}.lora_A.weight", f"{_PREFIX}{linear.path}.lora_B.weight"
+
+
+def _refuse_outside(shapes: Mapping[str, object], folder: Path) -> None:
+    """Raises IvlensError where tensors are of no layer with a number: of `lm_head`, of embeddings."""
+    outside = sorted(name for name in shapes if not re.search(r"\.[0-9]+\.", name))
+    if outside:
+        part = outside[0].removeprefix(_PREFIX).partition(".lora_")[0].removesuffix(".weight")
+        raise IvlensError(
+            f"the adapter in {folder} changes {part} ({outside[0]}), outside of the blocks, where ivlens adapts "
+            f"nothing; {MERGE} in its place"
+        )
 
 
 def _refuse_gaps(shapes: Mapping[str, object], adapted: list[Linear], folder: Path) -> None:

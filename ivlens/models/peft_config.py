@@ -22,7 +22,8 @@ from ivlens.storage.atomic_files import reason
 from ivlens.storage.json_files import read_json
 
 CONFIG = "adapter_config.json"
-_MERGE = "merge the adapter with PEFT (merge_and_unload, save_pretrained) and give the merged checkpoint"
+MERGE = "merge the adapter with PEFT (merge_and_unload, save_pretrained) and give the merged checkpoint"
+"""What to do with an adapter that is more than low-rank updates inside blocks."""
 # What describes the training or its place, and says nothing about the trained update. PEFT, too, sets
 # fan_in_fan_out by the kind of the layer, whatever is written; the factors do not depend on it. Which layer a linear
 # layer is in is known here without layers_pattern. Starts that changed the base model show in init_lora_weights.
@@ -98,7 +99,7 @@ def read_config(folder: Path) -> AdapterConfig:
         for pattern in _patterns(config):
             re.compile(pattern)
     except pydantic.ValidationError as error:
-        raise IvlensError(f"{path}: {_first_complaint(error)}; {_MERGE}") from error
+        raise IvlensError(f"{path}: {_first_complaint(error)}; {MERGE}") from error
     except re.error as error:
         raise IvlensError(f"{path}: {error.pattern!r} is not a regular expression ({error}); mend it") from error
     except (OSError, ValueError, RecursionError) as error:
@@ -107,7 +108,7 @@ def read_config(folder: Path) -> AdapterConfig:
         # Every option of PEFT is null, false or empty when it is not used.
         if value and key not in _WITHOUT_EFFECT:
             reason_why = f" ({_REASONS[key]})" if key in _REASONS else ""
-            raise IvlensError(f"{path}: {key} = {json.dumps(value)[:60]} is not supported{reason_why}; {_MERGE}")
+            raise IvlensError(f"{path}: {key} = {json.dumps(value)[:60]} is not supported{reason_why}; {MERGE}")
     if config.init_lora_weights not in _STARTS:
         raise IvlensError(
             f"{path}: init_lora_weights = {config.init_lora_weights!r} changed the base model's weights before "

@@ -69,12 +69,20 @@ def differentiable_answer_logits(model: HookedTransformer, tokens: Tokens) -> An
 
     Position 0 is the last prompt token. Hooks on the model are in force; `steered` adds its vector there.
     """
+    return differentiable_logits(model, tokens, last=tokens.answers.shape[1])
+
+
+def differentiable_logits(
+    model: HookedTransformer, tokens: Tokens, *, last: int | None = None
+) -> Float[Tensor, "prompt place vocab"]:
+    """Logits at the last so many of the tokens that `with_answers` reads, or at all of them, pads included."""
     ids, mask = with_answers(tokens)
+    start = 0 if last is None else ids.shape[1] - last
     with answers_behind(tokens.answers.shape[1] - 1):
         if bridge.is_bridge(model):
-            return model(ids, attention_mask=mask.long())[:, -tokens.answers.shape[1] :]
+            return model(ids, attention_mask=mask.long())[:, start:]
         resid = model(ids, attention_mask=mask.long(), stop_at_layer=model.cfg.n_layers)
-    return unembed(model, resid[:, -tokens.answers.shape[1] :])
+    return unembed(model, resid[:, start:])
 
 
 class Replied(NamedTuple):

@@ -1,40 +1,51 @@
 """Which heads carry the task? The average indirect effect of every head, with its uncertainty.
 
-Source: Todd et al. 2024, arXiv:2310.15213 (AIE on shuffled prompts); `corruption="zero-shot"` follows the published
-code of arXiv:2502.11019. Clean prompts and ranking prompts share no query pair.
+Source: Todd et al. 2024, arXiv:2310.15213 (AIE on shuffled prompts); `corruption="zero-shot"` follows the code of
+arXiv:2502.11019. Clean prompts and ranking prompts share no query pair; those of function_vectors, Todd et al.'s code,
+ask the same part of the pairs, and of it only what the model answers right, which here `answered_only` is for.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Unpack
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Unpack
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ivlens.datasets.task import Split, Task
-from ivlens.models import hooked
+from ivlens.datasets.task import Pair, Split, Task
+from ivlens.datasets.task import task as find_task
+from ivlens.errors import TaskError, TaskWarning
+from ivlens.models import hooked, loader
 from ivlens.patching import sweep
-from ivlens.patching.activations import mean_z
+from ivlens.patching.activations import mean_z, score_answers
 from ivlens.patching.head_effects import HeadEffects
-from ivlens.patching.settings import Options, Settings, gather_options
+from ivlens.patching.settings import Options, Settings, gather_options, parse_bytes
 from ivlens.prompts import answer_check
 from ivlens.prompts.builders import clean, corrupted, cycled
+from ivlens.prompts.long_pairs import leave_out_long
 from ivlens.prompts.template import Prompt
 from ivlens.prompts.tokens import Tokens, tokenize
 from ivlens.random_streams import Stream, open_stream
 from ivlens.shapes import GIB, MeanZ
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformer_lens import HookedTransformer
+
+FEWEST_ANSWERED = 2
+"""Queries of either part that `answered_only` needs; fewer have no interval."""
 
 
 def indirect_effects(
-    model: HookedTransformer,
-    task: Task,
+    model: HookedTransformer | str | Path,
+    task: Task | str | Path,
     *,
     settings: Settings | None = None,
-    memory: int = 2 * GIB,
+    memory: int | str = 2 * GIB,
     **options: Unpack[Options],
 ) -> HeadEffects:
     """Causal indirect effect of every attention head, exact, in one pass per prompt.
@@ -49,18 +60,68 @@ def indirect_effects(
     torch.Size([6, 6, 8])
 
     Args:
+        model, task: Also by what `ivlens.load` and `ivlens.task` take: a name, a path.
         settings: All options at once.
         options: Fields of `Settings`, such as `shots=5`.
-        memory: Bytes that the sweep may take beside the weights.
+        memory: What the sweep may take beside the weights, in bytes or such as "2GiB".
 
     Raises:
         IvlensError: no such option, a value that it cannot have, or another than in `settings`.
-        TaskError: too few pairs, or no instruction where `source` asks for one.
+        TaskError: too few pairs, no instruction where `source` asks for one, or too few pairs that the model answers
+            right where `answered_only` asks for them.
         PromptError: prompts longer than the context, or than `memory` can hold.
         ModelError: NaN or infinite activations.
     """
-    chosen = gather_options(Settings, settings, options)
-    return measure_effects(model, task, task_mean_z(model, task, chosen), chosen, memory=memory)
+    chosen, memory = gather_options(Settings, settings, options), parse_bytes(memory)
+    task, model = find_task(task), loader.as_model(model)
+    task = leave_out_long(model, task, shots=chosen.shots, template=chosen.template)
+    queries = find_queries(model, task, chosen)
+    z = task_mean_z(model, task, chosen, queries=queries)
+    return measure_effects(model, task, z, chosen, memory=memory, queries=queries)
+
+
+class Queries(NamedTuple):
+    """Pairs of a task that are asked. Demonstrations are drawn from the whole of the part that gives means."""
+
+    mean: tuple[Pair, ...]
+    """Give the mean head outputs."""
+    rank: tuple[Pair, ...]
+    """Rank heads."""
+
+
+def find_queries(model: HookedTransformer, task: Task, settings: Settings) -> Queries:
+    """The task's parts, or, with `answered_only`, the pairs in them that the model answers right.
+
+    Each pair is asked once on a clean prompt, and is right where greedy decoding writes its whole answer.
+    function_vectors' code asks each one once with demonstrations, too, and takes it where the answer's first token is
+    the most probable one. What is left is said in a warning.
+
+    Raises:
+        TaskError: fewer than two are left of either part.
+    """
+    split = task.split(shots=settings.shots, seed=settings.seed)
+    if not settings.answered_only:
+        return Queries(split.mean, split.rank)
+    kept = Queries(*(_answered(model, task, split, part, settings) for part in (0, 1)))
+    counts = (
+        f"of task {task.name!r} the model answers {len(kept.mean)} of {len(split.mean)} queries right that give mean "
+        f"head outputs, and {len(kept.rank)} of {len(split.rank)} that rank heads"
+    )
+    if min(map(len, kept)) < FEWEST_ANSWERED:
+        raise TaskError(
+            f"{counts}; answered_only needs {FEWEST_ANSWERED} of each: leave it out, or give a task that the model "
+            "can do"
+        )
+    warnings.warn(f"{counts}; the others are left out (answered_only)", TaskWarning, stacklevel=3)
+    return kept
+
+
+def _answered(model: HookedTransformer, task: Task, split: Split, part: int, settings: Settings) -> tuple[Pair, ...]:
+    """The pairs that the model answers right, of the part that gives means (0) or of the one that ranks heads (1)."""
+    pairs = split[part]
+    generator = open_stream(settings.seed, Stream.ANSWERED_PROMPTS, part)
+    right, _ = score_answers(model, tokenize(model, _clean(task, pairs, split, settings, generator)))
+    return tuple(pair for pair, is_right in zip(pairs, right.tolist(), strict=True) if is_right)
 
 
 def measure_effects(
@@ -71,18 +132,20 @@ def measure_effects(
     *,
     memory: int = 2 * GIB,
     model_digest: str | None = None,
+    queries: Queries | None = None,
 ) -> HeadEffects:
     """Patch given mean outputs `z` into the task's ranking prompts.
 
     Args:
         model_digest: Where it is known already: it reads every weight of the model.
+        queries: What is asked; by default, as `find_queries` finds it.
     """
-    queries, tokens = ranking_prompts(model, task, settings)
+    numbers, tokens = ranking_prompts(model, task, settings, queries=queries)
     baseline, cie = sweep.sweep(model, tokens, z, effect=settings.effect, memory=memory)
     return HeadEffects(
         cie=cie,
         baseline=baseline,
-        queries=queries,
+        queries=numbers,
         mean_z=z,
         settings=settings,
         task=task.name,
@@ -92,56 +155,79 @@ def measure_effects(
     )
 
 
-def task_mean_z(model: HookedTransformer, task: Task, settings: Settings) -> MeanZ:
+def task_mean_z(model: HookedTransformer, task: Task, settings: Settings, *, queries: Queries | None = None) -> MeanZ:
     """Mean head output over `settings.clean_prompts` clean prompts of the task's mean part."""
-    return mean_z(model, clean_prompts(model, task, settings)[1])
+    return mean_z(model, clean_prompts(model, task, settings, queries=queries)[1])
 
 
-def clean_prompts(model: HookedTransformer, task: Task, settings: Settings) -> tuple[Int[Tensor, " prompt"], Tokens]:
+def clean_prompts(
+    model: HookedTransformer, task: Task, settings: Settings, *, queries: Queries | None = None
+) -> tuple[Int[Tensor, " prompt"], Tokens]:
     """What mean head outputs are the mean over, and the number of each one's query."""
+    asked = (queries or find_queries(model, task, settings)).mean
+    prompts = mean_prompts(task, settings, asked)
+    return torch.arange(len(prompts)) % len(asked), tokenize(model, prompts)
+
+
+def mean_prompts(task: Task, settings: Settings, asked: Sequence[Pair] = ()) -> list[Prompt]:
+    """The clean prompts that mean head outputs, and so a task's vector, are taken from: of all pairs, or of `asked`."""
     split = task.split(shots=settings.shots, seed=settings.seed)
-    prompts = _clean(task, split, settings, settings.clean_prompts)
-    return torch.arange(len(prompts)) % len(split.mean), tokenize(model, prompts)
+    return _clean(task, cycled(asked or split.mean, settings.clean_prompts), split, settings)
 
 
-def _clean(task: Task, split: Split, settings: Settings, n: int) -> list[Prompt]:
+def _clean(
+    task: Task,
+    pairs: Sequence[Pair],
+    split: Split,
+    settings: Settings,
+    generator: np.random.Generator | None = None,
+) -> list[Prompt]:
     return clean(
         task,
-        cycled(split.mean, n),
+        pairs,
         split.mean,
         source=settings.source,
         shots=settings.shots,
-        generator=open_stream(settings.seed, Stream.CLEAN_PROMPTS),
+        generator=generator or open_stream(settings.seed, Stream.CLEAN_PROMPTS),
         template=settings.template,
     )
 
 
-def example_prompts(task: Task, settings: Settings) -> dict[str, dict[str, str]]:
+def example_prompts(model: HookedTransformer, task: Task, settings: Settings) -> dict[str, dict[str, str]]:
     """The first clean and the first corrupted prompt, as the model reads them, each with its `answer`."""
+    with warnings.catch_warnings():  # What is kept was said when it was measured.
+        warnings.simplefilter("ignore", TaskWarning)
+        queries = find_queries(model, task, settings)
     split = task.split(shots=settings.shots, seed=settings.seed)
-    first = {"clean": _clean(task, split, settings, 1), "corrupted": _corrupted(split, settings, 1)}
+    first = {
+        "clean": _clean(task, queries.mean[:1], split, settings),
+        "corrupted": _corrupted(queries.rank[:1], split, settings),
+    }
     return {kind: {"text": prompts[0].text, "answer": prompts[0].answer} for kind, prompts in first.items()}
 
 
-def ranking_prompts(model: HookedTransformer, task: Task, settings: Settings) -> tuple[Int[Tensor, " prompt"], Tokens]:
+def ranking_prompts(
+    model: HookedTransformer, task: Task, settings: Settings, *, queries: Queries | None = None
+) -> tuple[Int[Tensor, " prompt"], Tokens]:
     """Corrupted prompts of the task's ranking part, and the number of each one's query.
 
     A part shorter than `settings.prompts` is asked again with other demonstrations; where there are none
     (zero-shot) the same prompt twice would only pretend to be evidence, and there are fewer prompts.
     """
-    split = task.split(shots=settings.shots, seed=settings.seed)
+    asked = (queries or find_queries(model, task, settings)).rank
     n = settings.prompts
     if settings.corruption == "zero-shot":
-        n = min(n, len(split.rank))
-    prompts = _corrupted(split, settings, n)
+        n = min(n, len(asked))
+    split = task.split(shots=settings.shots, seed=settings.seed)
+    prompts = _corrupted(cycled(asked, n), split, settings)
     tokens = tokenize(model, prompts)
-    answer_check.check_answers(model, task, [prompt.query.output for prompt in prompts], tokens)
-    return torch.arange(n, device=tokens.prompts.device) % len(split.rank), tokens
+    answer_check.check_answers(model, task, prompts, tokens, first_token=settings.effect == "prob")
+    return torch.arange(n, device=tokens.prompts.device) % len(asked), tokens
 
 
-def _corrupted(split: Split, settings: Settings, n: int) -> list[Prompt]:
+def _corrupted(pairs: Sequence[Pair], split: Split, settings: Settings) -> list[Prompt]:
     return corrupted(
-        cycled(split.rank, n),
+        pairs,
         split.mean,
         corruption=settings.corruption,
         shots=settings.shots,

@@ -8,8 +8,10 @@ of these definitions, so that importing them costs nothing: neither torch nor Nu
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from fractions import Fraction
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, get_args
 
@@ -20,7 +22,24 @@ if TYPE_CHECKING:
     from ivlens.prompts.chat import Layout
 
 Effect = Literal["prob", "nll"]
+SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 Kind = TypeVar("Kind")
+
+
+def parse_bytes(size: str | int) -> int:
+    """Bytes of a size such as `2GiB`, `500 MB` or `1048576`; a whole number is taken for bytes.
+
+    Raises:
+        IvlensError: not a size, or not above 0.
+    """
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", size) if isinstance(size, str) else None
+    if isinstance(size, Integral) and not isinstance(size, bool):
+        found = int(size)
+    else:
+        found = 0 if match is None else int(Fraction(match[1]) * SIZES.get(match[2].upper(), 0))
+    if found < 1:
+        raise IvlensError(f"memory is {size!r}; write a size above 0 such as 2GiB, 500MB or 1048576")
+    return found
 
 
 def option(
@@ -60,6 +79,7 @@ class Options(TypedDict, total=False):
     corruption: Corruption
     source: Source
     effect: Effect
+    answered_only: bool
     seed: int
     template: Layout
 
@@ -102,6 +122,12 @@ class Settings:
         default="prob",
         metadata=option(
             "Probability of the first answer token, or log-likelihood of the whole answer in nats.", choices=Effect
+        ),
+    )
+    answered_only: bool = field(
+        default=False,
+        metadata=option(
+            "Means and effects from queries that the model answers right on a clean prompt; the others are left out."
         ),
     )
     seed: int = field(default=0, metadata=option("Decides splits, prompts and draws.", least=0))
@@ -163,6 +189,8 @@ class Settings:
             if about["least"] is not None:
                 # Numbers of NumPy become Python's, as JSON wants them.
                 object.__setattr__(self, one.name, _whole(one.name, value, about["least"]))
+        if not isinstance(self.answered_only, bool):
+            raise IvlensError(f"answered_only is {self.answered_only!r}; it must be True or False")
         if not isinstance(self.template, Template | ChatTemplate):
             raise IvlensError(
                 f"template is {self.template!r}, no template; give ivlens.template({self.template!r}, model)"

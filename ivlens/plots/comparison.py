@@ -16,7 +16,7 @@ from ivlens.plots.layout import legend_height, raise_panels
 from ivlens.plots.marks import read_points
 from ivlens.plots.notebook import Figure
 from ivlens.plots.stage_heatmaps import aie_heatmaps
-from ivlens.plots.style import BLACK, BLUE, GREY, Width, lay_out, safe
+from ivlens.plots.style import BLACK, GREY, LEFT, LOOKS, Look, Width, lay_out, pixels, safe, text_width
 
 MODELS = ("base", "tuned", "difference")
 _SHOWN = {"base": "before", "tuned": "after"}
@@ -35,13 +35,13 @@ _ABILITIES = {
 _HEADS = {"chosen": "chosen heads", "random": "random heads", "unscaled": "chosen heads, scale 1"}
 _NAMED = 10
 """Heads whose names stand in the figure: those of largest effect."""
+_NAME_SIZE = 8.5
 _RANKS = {
-    "top in both": (BLACK, "circle"),
-    "top before": ("#0072B2", "diamond"),
-    "top after": ("#D55E00", "square"),
-    "other heads": (GREY, "circle-open"),
+    "top in both": Look(BLACK),
+    "top before": LOOKS["before"],
+    "top after": LOOKS["after"],
+    "other heads": Look(GREY, "circle-open"),
 }
-_COLOURS = {"base": BLUE, "tuned": "#D55E00"}
 Heads = Iterable[tuple[int, int]]
 
 
@@ -101,20 +101,21 @@ def aie_scatter(
     if both.empty:
         raise FigureError("the table has no head of both models; there is nothing to draw")
     values = both[["aie_base", "aie_tuned"]].to_numpy(float)
-    largest = np.sort(np.nan_to_num(np.abs(values).max(1)))[::-1]
-    figure = Figure()
-    groups = {name: lines for name, lines in _by_rank(both, marked or {}).items() if lines}
-    for name, lines in groups.items():
-        figure.add_trace(_head_points(name, lines, named=largest[: _NAMED // (1 + (width == "column"))][-1]))
     low, high = float(np.nanmin(values, initial=0)), float(np.nanmax(values, initial=0))
     room = 0.06 * (high - low or 1.0)
     ends = [low - room, high + room]
+    down = 220 if width == "column" else 300
+    size = np.array([pixels(width) - LEFT - 12, down]) / (ends[1] - ends[0])
+    names = _place_names(_heads(both), values * size, most=_NAMED // (1 + (width == "column")))
+    figure = Figure()
+    groups = {name: lines for name, lines in _by_rank(both, marked or {}).items() if lines}
+    for name, lines in groups.items():
+        figure.add_trace(_head_points(name, lines, names))
     stroke = {"color": GREY, "dash": "dash", "width": 1}
     figure.add_trace(go.Scatter(x=ends, y=ends, mode="lines", line=stroke, showlegend=False, hoverinfo="skip"))
     figure.update_xaxes(title_text=f"AIE before ({safe(unit, 24)})", range=ends)
     figure.update_yaxes(title_text=f"AIE after ({safe(unit, 24)})", range=ends)
-    height = 220 if width == "column" else 300
-    lay_out(figure, title, width, height=height, below=legend_height(list(groups), width))
+    lay_out(figure, title, width, height=down, below=legend_height(list(groups), width))
     return figure
 
 
@@ -162,9 +163,9 @@ def ability_bars(frame: pd.DataFrame, *, title: str | None = None, width: Width 
     """
     figure = Figure()
     shown = frame.query(f"measure in {list(_ABILITIES)} and heads in ['', 'chosen'] and vector != 'tuned'")
-    for model, colour in _COLOURS.items():
+    for model, name in _SHOWN.items():
         points = read_points(shown.query(f"model == {model!r}"), at="measure", value="value")
-        kind = marks.Kind(_SHOWN[model], points, colour, "circle")
+        kind = marks.Kind(name, points, LOOKS[name])
         figure.add_trace(_bars(kind, [_ABILITIES[point.at] for point in points], True))
     figure.update_layout(barmode="group", bargap=0.3)
     figure.update_yaxes(title_text="P(answer), first token", range=[0, 1.02], dtick=0.2)
@@ -180,7 +181,7 @@ def _bars(kind: marks.Kind, names: list[str], in_legend: bool) -> go.Bar:
     return go.Bar(
         x=names,
         y=[point.value for point in kind.points],
-        marker={"color": kind.colour},
+        marker={"color": kind.look.fill},
         error_y=marks.error_bars(kind.points),
         name=_HEADS.get(kind.name, kind.name),
         legendgroup=kind.name,
@@ -201,21 +202,48 @@ def _by_rank(both: pd.DataFrame, marked: Mapping[str, Heads]) -> dict[str, list[
     return groups
 
 
-def _head_points(name: str, lines: list[dict], *, named: float) -> go.Scatter:
-    """Heads whose effect is smaller than `named` in both models crowd around 0: their names are shown on hover."""
+def _heads(both: pd.DataFrame) -> list[str]:
+    return [f"L{layer}H{head}" for layer, head in zip(both["layer"], both["head"], strict=True)]
+
+
+def _place_names(heads: list[str], points: np.ndarray, *, most: int) -> dict[str, str]:
+    """On which side of its point a head's name touches no other name and no point; those of largest effect first.
+
+    A head that is not among the `most` of largest effect, or for which there is no place, is named on hover.
+
+    Args:
+        points: `[head 2]`, in pixels.
+    """
+    order = np.argsort(-np.nan_to_num(np.abs(points).max(1)), kind="stable")[:most]
+    boxes = [(*(point - 3), *(point + 3)) for point in points]
+    found = {}
+    for index in order:
+        half, (x, y) = text_width(heads[index], _NAME_SIZE) / 2, points[index]
+        sides = {"top center": (0, 10), "bottom center": (0, -10)}
+        sides |= {"middle right": (half + 7, 0), "middle left": (-half - 7, 0)}
+        for side, (across, up) in sides.items():
+            box = (x + across - half, y + up - 5, x + across + half, y + up + 5)
+            if not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in boxes):
+                boxes.append(box)
+                found[heads[index]] = side
+                break
+    return found
+
+
+def _head_points(name: str, lines: list[dict], names: Mapping[str, str]) -> go.Scatter:
+    """Points of heads; `names` says which are named, and on which side."""
     many = len(lines) > 500
-    colour, symbol = _RANKS[name]
+    look = _RANKS[name]
     heads = [f"L{line['layer']}H{line['head']}" for line in lines]
     values = [f"{line['aie_base']:.3f} → {line['aie_tuned']:.3f}" for line in lines]
-    large = [max(abs(line["aie_base"]), abs(line["aie_tuned"])) >= named for line in lines]
     return go.Scatter(
         x=[line["aie_base"] for line in lines],
         y=[line["aie_tuned"] for line in lines],
         mode="markers+text",
-        text=[head if is_large else "" for head, is_large in zip(heads, large, strict=True)],
-        textposition="top center",
-        textfont={"size": 8.5},
-        marker={"color": colour, "symbol": symbol, "size": 3 if many else 6},
+        text=[head if head in names else "" for head in heads],
+        textposition=[names.get(head, "top center") for head in heads],
+        textfont={"size": _NAME_SIZE},
+        marker={"color": look.colour, "symbol": look.symbol, "size": 3 if many else 6},
         name=name,
         customdata=[f"{head}: {value}" for head, value in zip(heads, values, strict=True)],
         hovertemplate="%{customdata}<extra></extra>",

@@ -18,7 +18,7 @@ from plotly.subplots import make_subplots
 from ivlens.errors import FigureError
 from ivlens.plots.marks import error_bars, read_points
 from ivlens.plots.notebook import Figure
-from ivlens.plots.style import BLACK, DIVERGING, GREY, LEFT, NOT_MEASURED, Width, lay_out, pixels, safe, tick_step
+from ivlens.plots.style import BLACK, EFFECTS, GREY, LEFT, NOT_MEASURED, Width, lay_out, pixels, safe, tick_step
 from ivlens.tables import interval_text
 
 _MEASURES = {"AIE": (BLACK, "circle"), "instructed": ("#0072B2", "circle"), "few-shot": ("#E69F00", "diamond")}
@@ -37,7 +37,9 @@ def head_heatmap(
     marked: Iterable[tuple[int, int]] = (),
     width: Width = "page",
 ) -> go.Figure:
-    """Layers down, heads across, one colour a head.
+    """Layers down, heads across, one colour a head; it grows with the square root of the effect.
+
+    One large head would leave the others white on a linear scale; the numbers at the colour bar are those of effects.
 
     Args:
         aie: `[layer head]`; NaN where a head was not measured.
@@ -64,7 +66,7 @@ def head_heatmap(
         z=grid,
         zmin=-bound,
         zmax=bound,
-        colorscale=DIVERGING,
+        colorscale=EFFECTS,
         xgap=gap,
         ygap=gap,
         text=_head_texts(grid, lows, highs, bound),

@@ -11,11 +11,9 @@ from plotly.subplots import make_subplots
 
 from ivlens.errors import FigureError
 from ivlens.plots.notebook import Figure
-from ivlens.plots.style import FONT, LEFT, Width, lay_out, pixels, safe
+from ivlens.plots.style import FONT, LEFT, Width, fit, lay_out, pixels, text_width
 
 RIGHT = 12
-_LETTER = 0.58 * FONT
-"""Pixels of a letter, about."""
 _TITLE = 18
 """Pixels above a panel for its title."""
 _KEY = 46
@@ -73,7 +71,7 @@ def arrange(
         rows,
         across,
         specs=[[{} if (row, column) in places else None for column in _from_1(across)] for row in _from_1(rows)],
-        subplot_titles=[safe(name, max(6, int(wide / _LETTER))) for name in names],
+        subplot_titles=[fit(name, wide + gap[0] - 4) for name in names],
         horizontal_spacing=gap[0] / inner,
         vertical_spacing=between / total,
         figure=Figure(),
@@ -103,7 +101,7 @@ def raise_panels(figure: go.Figure, title: str | None, **sides: int) -> None:
 
 def legend_height(names: Sequence[str], width: Width) -> int:
     """Pixels of a legend under the plot: its entries are as wide as the longest."""
-    longest = max(map(len, names), default=0) * _LETTER + _KEY
+    longest = max(map(text_width, names), default=0) + _KEY
     in_a_row = max(1, int((pixels(width) - LEFT) / longest))
     return 19 * math.ceil(len(names) / in_a_row)
 

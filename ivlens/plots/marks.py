@@ -16,18 +16,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ivlens.errors import FigureError
-from ivlens.plots.style import BLACK, COLOURS, GREY, safe
+from ivlens.plots.style import BLACK, GREY, LOOKS, Look, looks, safe
 from ivlens.tables import interval_text
-
-_STYLES = {
-    "chosen": ("#0072B2", "circle"),
-    "unscaled": ("#56B4E9", "circle-open"),
-    "random": (GREY, "square"),
-    "low-AIE": ("#D55E00", "diamond"),
-    "gaussian": ("#CC79A7", "cross"),
-    "other-task": ("#009E73", "triangle-up"),
-    "none": (BLACK, "x"),
-}
 
 _DARK = 0.5
 """Between -1 and 1, values of whose colour black does not stand out."""
@@ -39,18 +29,20 @@ class Kind(NamedTuple):
     name: str
     """Safe to show."""
     points: list[Point]
-    colour: str
-    symbol: str
+    look: Look
+
+    @property
+    def colour(self) -> str:
+        return self.look.colour
 
 
 def kinds(points: Sequence[Point]) -> list[Kind]:
     """The points by kind of heads, those that every figure knows first."""
     found = dict.fromkeys(point.heads for point in points)
-    spare = itertools.cycle(zip(COLOURS[3:6], ("star", "cross", "pentagon"), strict=True))
-    ordered = [kind for kind in _STYLES if kind in found] + [kind for kind in found if kind not in _STYLES]
+    ordered = [kind for kind in LOOKS if kind in found] + [kind for kind in found if kind not in LOOKS]
     return [
-        Kind(safe(kind, 24), [point for point in points if point.heads == kind], *(_STYLES.get(kind) or next(spare)))
-        for kind in ordered
+        Kind(safe(kind, 24), [point for point in points if point.heads == kind], look)
+        for kind, look in looks(ordered).items()
     ]
 
 
@@ -60,8 +52,8 @@ def line(kind: Kind, x: list[Any], texts: list[str]) -> go.Scatter:
         x=x,
         y=[point.value for point in kind.points],
         mode="lines+markers",
-        line={"color": kind.colour, "width": 1.5},
-        marker={"symbol": kind.symbol, "size": 6},
+        line={"color": kind.colour, "dash": kind.look.dash, "width": 1.5},
+        marker={"symbol": kind.look.symbol, "size": 6},
         name=kind.name,
         legendgroup=kind.name,
         text=texts,

@@ -17,14 +17,16 @@ from ivlens.plots import marks
 from ivlens.plots.layout import arrange, finish, legend_height
 from ivlens.plots.marks import Point, read_points
 from ivlens.plots.notebook import Figure
-from ivlens.plots.style import BLUE, COLOURS, GREY, Width, lay_out, safe
+from ivlens.plots.style import GREY, Look, Width, break_text, lay_out, method_looks, safe, text_width
+from ivlens.plots.style import looks as find_looks
 from ivlens.tables import interval_text
 
-_NAME = 6.2
-"""Pixels of a letter of a method's name."""
-_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "pentagon", "x")
-Look = tuple[str, str]
-"""Colour and symbol."""
+_LONGEST: dict[Width, int] = {"column": 26, "page": 34}
+"""Letters of a method's name."""
+
+
+_SHORTEST = 1e-5
+"""Of an interval that is more than what processors round differently."""
 
 
 class Form(NamedTuple):
@@ -52,7 +54,8 @@ def method_dots(
     Args:
         frame: Columns `panel`, `method`, `kind`, `value`, `low`, `high`; one row for a kind of a method in a panel.
         units: Of each panel, under its axis.
-        looks: Of each kind, those on top first; kinds that are not named follow.
+        looks: Of each kind, those on top first; kinds that are not named follow. Where there is one kind, each
+            method is drawn as it is everywhere.
         baselines: Of a panel: what the model had before; dashed.
         zero: 0 is on every axis, as for effects, of which 0 means none.
 
@@ -69,9 +72,13 @@ def method_dots(
         raise FigureError(f"the table has no column {', '.join(sorted(missing))}; it has {', '.join(frame.columns)}")
     methods, names = list(dict.fromkeys(frame["method"])), list(dict.fromkeys(frame["panel"]))
     kinds = _kinds(frame, looks or {})
-    left = round(min(170, max(map(len, methods), default=0) * _NAME + 16))
+    shown = [safe(method, _LONGEST[width]) for method in methods]
+    left = round(max(map(text_width, shown), default=0)) + 16
     high = max(22, 8 * len(kinds) + 8) * len(methods)
-    panels = arrange(names, width=width, height=max(high, 70), across=len(names), gap=(18, 0), left=left)
+    across = len(names) if width == "page" else 2
+    panels = arrange(
+        names, width=width, height=max(high, 70), across=across, gap=(18, 56 if across < len(names) else 0), left=left
+    )
     for place, name in zip(panels.places, names, strict=True):
         own: Any = frame[frame["panel"] == name]
         points = read_points(own, at="method", value="value", heads="kind")
@@ -80,13 +87,13 @@ def method_dots(
         if not math.isnan(base):
             line = {"color": GREY, "width": 1, "dash": "dash"}
             panels.figure.add_shape(
-                type="line", x0=base, x1=base, y0=-0.5, y1=len(methods) - 0.5, line=line, row=1, col=place[1]
+                type="line", x0=base, x1=base, y0=-0.5, y1=len(methods) - 0.5, line=line, row=place[0], col=place[1]
             )
         low, top = axis_range([*points, Point("", "", base, base, base)], zero=zero)
-        panels.figure.update_xaxes(range=[low, top], title_text=safe(units.get(name, ""), 34), row=1, col=place[1])
+        unit = "<br>".join(break_text(units.get(name, ""), panels.size[0]))
+        panels.figure.update_xaxes(range=[low, top], title_text=unit, row=place[0], col=place[1])
     figure = panels.figure.update_yaxes(range=[len(methods) - 0.5, -0.5], showticklabels=False, ticks="")
-    shown = {"tickvals": list(range(len(methods))), "ticktext": [safe(method, 26) for method in methods]}
-    figure.update_yaxes(**shown).update_yaxes(showticklabels=True, col=1)
+    figure.update_yaxes(tickvals=list(range(len(methods))), ticktext=shown).update_yaxes(showticklabels=True, col=1)
     figure.update_xaxes(nticks=5, zeroline=True, zerolinecolor=GREY, zerolinewidth=1)
     return finish(panels, title)
 
@@ -124,10 +131,9 @@ def trade_off(
     at = {x.at: (x, y) for x, y in zip(across, up, strict=True)}
     kinds = list(dict.fromkeys(form.kind for form in forms))
     figure = Figure()
-    for index, kind in enumerate(kinds):
+    for kind, look in method_looks(kinds).items():
         own = sorted((form for form in forms if form.kind == kind and form.method in at), key=lambda one: one.strength)
-        colour = COLOURS[index % len(COLOURS)]
-        figure.add_trace(_curve(kind, own, at, (colour, _SYMBOLS[index % len(_SYMBOLS)])))
+        figure.add_trace(_curve(kind, own, at, look))
     if not math.isnan(base):
         text: Any = {
             "annotation_text": "base model",
@@ -142,22 +148,18 @@ def trade_off(
 
 
 def axis_range(points: Sequence[Point], *, zero: bool = False) -> list[float]:
-    """Around the values; an interval of few seeds may leave it rather than squeeze all points together."""
-    values = [point.value for point in points if not math.isnan(point.value)] + ([0.0] if zero else [])
-    ends = values + [end for point in points for end in point[2:] if not math.isnan(end)]
-    low, high = min(values, default=0.0), max(values, default=1.0)
-    span = max(high - low, 0.2 * max(abs(low), abs(high))) or 1.0
-    low, high = max(min(ends, default=low), low - span), min(max(ends, default=high), high + span)
-    return [low - 0.08 * span, high + 0.08 * span]
+    """Around the values and their intervals."""
+    ends = [end for point in points for end in point[2:] if not math.isnan(end)] + ([0.0] if zero else [])
+    low, high = min(ends, default=0.0), max(ends, default=1.0)
+    room = 0.08 * (max(high - low, 0.2 * max(abs(low), abs(high))) or 1.0)
+    return [low - room, high + room]
 
 
 def _kinds(frame: pd.DataFrame, looks: Mapping[str, Look]) -> dict[str, Look]:
-    found = list(dict.fromkeys(frame["kind"]))
-    spare = [kind for kind in found if kind not in looks]
-    return {kind: look for kind, look in looks.items() if kind in found} | {
-        kind: (COLOURS[index % len(COLOURS)] if len(spare) > 1 else BLUE, _SYMBOLS[index % len(_SYMBOLS)])
-        for index, kind in enumerate(spare)
-    }
+    found = dict.fromkeys(frame["kind"])
+    return {kind: look for kind, look in looks.items() if kind in found} | find_looks(
+        kind for kind in found if kind not in looks
+    )
 
 
 def _draw(
@@ -168,16 +170,24 @@ def _draw(
     methods: Sequence[str],
     kinds: Mapping[str, Look],
 ) -> None:
-    for index, (kind, (colour, symbol)) in enumerate(kinds.items()):
+    of_methods = method_looks(methods)
+    for index, (kind, look) in enumerate(kinds.items()):
         own = [point for point in points if point.heads == kind]
         aside = 0.7 * ((index + 0.5) / len(kinds) - 0.5)
         name = safe(kind)
+        each = [of_methods[point.at] if len(kinds) == 1 else look for point in own]
+        colours = [one.colour for one in each]
         dots = go.Scatter(
             x=[point.value for point in own],
             y=[methods.index(point.at) + aside for point in own],
             mode="markers",
-            marker={"color": colour, "symbol": symbol, "size": 7, "line": {"color": colour, "width": 1.2}},
-            error_x=_bars(own, colour),
+            marker={
+                "color": colours,
+                "symbol": [one.symbol for one in each],
+                "size": 7,
+                "line": {"color": colours, "width": 1.2},
+            },
+            error_x=_bars(own, GREY if len(kinds) == 1 else look.colour),
             name=name,
             legendgroup=name,
             showlegend=place == (1, 1) and len(kinds) > 1,
@@ -189,7 +199,9 @@ def _draw(
 
 def _bars(points: Sequence[Point], colour: str) -> dict[str, Any]:
     """Of an interval without length, as of a base model that every seed shares, only the point is drawn."""
-    wide = [point if point.high - point.low > 1e-9 else point._replace(low=math.nan, high=math.nan) for point in points]
+    wide = [
+        point if point.high - point.low > _SHORTEST else point._replace(low=math.nan, high=math.nan) for point in points
+    ]
     return marks.error_bars(wide) | {"color": colour}
 
 
@@ -206,12 +218,12 @@ def _curve(kind: str, own: Sequence[Form], at: Mapping[str, tuple[Point, Point]]
         mode="lines+markers+text" if several else "markers",
         text=[f"{form.strength:g}" for form in own] if several else None,
         textposition="top right",
-        textfont={"size": 9, "color": look[0]},
-        line={"color": look[0], "width": 1.2},
-        marker={"color": look[0], "symbol": look[1], "size": 7},
-        error_x=_bars(across, look[0]),
-        error_y=_bars(up, look[0]),
-        name=safe(kind, 28),
+        textfont={"size": 9, "color": look.colour},
+        line={"color": look.colour, "dash": look.dash, "width": 1.2},
+        marker={"color": look.colour, "symbol": look.symbol, "size": 7},
+        error_x=_bars(across, look.colour),
+        error_y=_bars(up, look.colour),
+        name=safe(kind, _LONGEST["page"]),
         showlegend=True,
         customdata=[
             f"{safe(x.at)}: {interval_text(*x[2:])} learned, {interval_text(*y[2:])} kept"

@@ -17,7 +17,7 @@ from ivlens.errors import FigureError
 from ivlens.plots import marks
 from ivlens.plots.heads import cell_gap, head_heatmap, outlines
 from ivlens.plots.layout import Panels, arrange, finish, step
-from ivlens.plots.style import BLACK, DIVERGING, FONT, GREY, LEFT, NOT_MEASURED, SEQUENTIAL, Width, pixels, safe
+from ivlens.plots.style import BLACK, EFFECTS, GREY, LEFT, NOT_MEASURED, SEQUENTIAL, Width, pixels, safe, text_width
 
 _BESIDE = 76
 """Pixels for the colour bar, its numbers and its title."""
@@ -102,7 +102,7 @@ def aie_heatmaps(
         panels.figure.add_trace(one.update(look), row=row, col=column)
         for box in outlines(shape, cell, (marked or {}).get(side, ())):
             panels.figure.add_shape(box, row=row, col=column)
-    panels.figure.update_layout(coloraxis=_bar(DIVERGING, -bound, bound))
+    panels.figure.update_layout(coloraxis=_bar(EFFECTS, -bound, bound))
     _axes(panels, ("head", 0, shape[1] - 1), ("layer", 0, shape[0] - 1))
     if width == "column" and len(names) > 1:
         for row, name in enumerate(names, start=1):
@@ -183,11 +183,11 @@ def _beside(figure: go.Figure, text: str) -> None:
 
 def _number_lines(tasks: list[str], panels: Panels) -> str:
     """`1 first, 2 second, ...` in lines that fit."""
-    most = int((pixels(panels.width) - panels.left) / (0.55 * FONT))
+    most = pixels(panels.width) - panels.left
     lines = [""]
     for number, task in enumerate(tasks, 1):
         entry = f"{number} {' '.join(task.split())[:40]}{',' if number < len(tasks) else ''} "
-        if len(lines[-1]) + len(entry) > most:
+        if text_width(lines[-1] + entry) > most:
             lines.append("")
         lines[-1] += entry
     coloured = "<br>".join(safe(line, 200) for line in lines)

@@ -1,4 +1,4 @@
-"""What changes from stage to stage? Lines with their intervals, one panel a method.
+"""What changes from stage to stage? Lines with their intervals, one panel a method, or one row of panels.
 
 Numbers in, figures out. Stage 0 is the base model. NaN means "not measured": a gap, never a 0.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -15,9 +16,8 @@ from ivlens.errors import FigureError
 from ivlens.plots import marks
 from ivlens.plots.layout import Panels, arrange, finish, step
 from ivlens.plots.marks import Point, read_points
-from ivlens.plots.style import COLOURS, GREY, Width, safe
-
-_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "x")
+from ivlens.plots.style import FONT, GREY, LEFT, Look, Width, safe
+from ivlens.plots.style import looks as find_looks
 
 
 def stage_panels(
@@ -25,6 +25,7 @@ def stage_panels(
     *,
     unit: str,
     bounds: tuple[float, float] | None = None,
+    looks: Mapping[str, Look] | None = None,
     pale: Mapping[str, str] | None = None,
     title: str | None = None,
     width: Width = "page",
@@ -33,8 +34,10 @@ def stage_panels(
 
     Args:
         frame: Columns `panel`, `line`, `stage`, `value`, `low`, `high`; one row for each stage of a line of a panel.
+            With a column `row`, each of its names has a row of panels, and stands at its left.
         unit: Of `value`; the title of its axis.
-        bounds: Of the axis; as wide as the values unless given.
+        bounds: Of the axis; an interval that leaves them makes it longer.
+        looks: Of each line; as its name says unless given.
         pale: Lines that are dotted and without a band, and the line whose colour each takes; grey if there is none.
 
     Raises:
@@ -46,55 +49,52 @@ def stage_panels(
     [[0, 1, 2]]
     """
     drawn = _read(frame)
-    lines = list(dict.fromkeys(frame["line"].map(str)))
-    panels, pale = arrange(list(drawn), width=width), pale or {}
+    lines, rows = list(dict.fromkeys(frame["line"].map(str))), list(dict.fromkeys(row for row, _ in drawn))
+    across = None if rows == [""] else len(drawn) // len(rows)
+    left = LEFT if across is None else LEFT + round(1.4 * FONT)
+    panels, pale = arrange([panel for _, panel in drawn], width=width, across=across, left=left), pale or {}
+    known = {**find_looks(lines), **(looks or {})}
     in_legend = set[str]()
     for place, points in zip(panels.places, drawn.values(), strict=True):
         for line in lines:
-            kind = _kind(line, points, lines, pale)
+            kind = marks.Kind(safe(line), [point for point in points if point.heads == line], known[line])
             if kind.points:
-                _draw(panels.figure, place, kind, pale=line in pale, named=line not in in_legend)
+                paler = known.get(pale[line], Look(GREY)) if line in pale else None
+                _draw(panels.figure, place, kind, pale=paler, named=line not in in_legend)
                 in_legend.add(line)
     every = [point for points in drawn.values() for point in points]
-    _axes(panels, int(max(point.at for point in every)), unit, bounds or _bounds(every))
+    units = [safe(unit, 30) if not row else f"{safe(row, 20)}<br>{safe(unit, 20)}" for row in rows]
+    _axes(panels, int(max(point.at for point in every)), units, _bounds(every, bounds))
     return finish(panels, title)
 
 
-def _read(frame: pd.DataFrame) -> dict[str, list[Point]]:
+def _read(frame: pd.DataFrame) -> dict[tuple[str, str], list[Point]]:
+    """By row and panel, every panel in every row; the points of one that was not measured are none."""
     if "panel" not in frame.columns:
         raise FigureError(f"the table has no column panel; it has {', '.join(map(str, frame.columns))}")
     if frame.empty:
         raise FigureError("the table has no rows; there is nothing to draw")
-    found = {}
-    for name, rows in frame.groupby("panel", sort=False):
-        points = read_points(rows, at="stage", value="value", heads="line")
-        found[str(name)] = sorted(points, key=lambda point: point.at)
+    frame = frame if "row" in frame.columns else frame.assign(row="")
+    found = {(str(row), str(panel)): [] for row in frame["row"].unique() for panel in frame["panel"].unique()}
+    for (row, panel), own in cast(Any, frame.groupby(["row", "panel"], sort=False)):
+        points = read_points(own, at="stage", value="value", heads="line")
+        found[str(row), str(panel)] = sorted(points, key=lambda point: point.at)
     return found
 
 
-def _kind(line: str, points: Sequence[Point], lines: Sequence[str], pale: Mapping[str, str]) -> marks.Kind:
-    """A line looks the same in every panel."""
-    strong = [name for name in lines if name not in pale]
-    like = pale.get(line, line)
-    index = strong.index(like) if like in strong else None
-    colour = GREY if index is None else COLOURS[index % len(COLOURS)]
-    symbol = _SYMBOLS[(index or 0) % len(_SYMBOLS)]
-    return marks.Kind(safe(line), [point for point in points if point.heads == line], colour, symbol)
-
-
-def _draw(figure: go.Figure, place: tuple[int, int], kind: marks.Kind, *, pale: bool, named: bool) -> None:
+def _draw(figure: go.Figure, place: tuple[int, int], kind: marks.Kind, *, pale: Look | None, named: bool) -> None:
     row, column = place
     texts = [f"{kind.name}, stage {point.at:g}: {point}" for point in kind.points]
     line = marks.line(kind, [point.at for point in kind.points], texts).update(showlegend=named)
-    if pale:
-        line.update(mode="lines", line={"dash": "dot", "width": 1.2})
+    if pale is not None:
+        line.update(mode="lines", line={"color": pale.colour, "dash": "dot", "width": 1.2})
     else:
         line.update(marker_size=4)
         figure.add_trace(marks.band(kind), row=row, col=column)
     figure.add_trace(line, row=row, col=column)
 
 
-def _axes(panels: Panels, last: int, unit: str, bounds: tuple[float, float]) -> None:
+def _axes(panels: Panels, last: int, units: Sequence[str], bounds: tuple[float, float]) -> None:
     figure = panels.figure
     room = 0.03 * max(1, last)
     ends = [-room, last + room]
@@ -105,11 +105,13 @@ def _axes(panels: Panels, last: int, unit: str, bounds: tuple[float, float]) -> 
         if panels.is_lowest((row, column)):
             figure.update_xaxes(title_text="stage", showticklabels=True, row=row, col=column)
         if column == 1:
-            figure.update_yaxes(showticklabels=True, title_text=safe(unit, 30), row=row, col=column)
+            title = units[row - 1] if len(units) > 1 else units[0]
+            figure.update_yaxes(showticklabels=True, title_text=title, row=row, col=column)
 
 
-def _bounds(points: Sequence[Point]) -> tuple[float, float]:
-    """Around the values; an interval may leave it, so that one of few seeds does not flatten every line."""
-    values = [point.value for point in points if not math.isnan(point.value)] or [0.0]
-    room = 0.08 * (max(values) - min(values) or 1.0)
-    return min(values) - room, max(values) + room
+def _bounds(points: Sequence[Point], least: tuple[float, float] | None) -> tuple[float, float]:
+    """Around the values and their intervals, and no narrower than `least`."""
+    ends = [end for point in points for end in point[2:] if not math.isnan(end)] or [0.0]
+    room = (0.08 if least is None else 0.02) * (max(ends) - min(ends) or 1.0)
+    low, high = min(ends) - room, max(ends) + room
+    return (low, high) if least is None else (min(low, least[0]), max(high, least[1]))

@@ -18,7 +18,7 @@ from ivlens.plots import marks
 from ivlens.plots.heads import cell_gap, outlines
 from ivlens.plots.marks import Point, read_accuracies, read_points
 from ivlens.plots.notebook import Figure
-from ivlens.plots.style import BLUE, GREY, LEFT, NOT_MEASURED, SEQUENTIAL, Width, lay_out, pixels, safe, tick_step
+from ivlens.plots.style import GREY, LEFT, NOT_MEASURED, SEQUENTIAL, SKY, Width, lay_out, pixels, safe, tick_step
 
 KINDS = {
     "chosen": "chosen heads",
@@ -223,7 +223,7 @@ def measures_bars(
         y=places,
         orientation="h",
         width=0.6,
-        marker={"color": BLUE},
+        marker={"color": SKY},
         error_x=marks.error_bars(points),
         customdata=[f"{safe(point.at)}: {point}" for point in points],
         hovertemplate="%{customdata}<extra></extra>",

@@ -15,10 +15,8 @@ import plotly.graph_objects as go
 from ivlens.errors import FigureError
 from ivlens.plots import marks
 from ivlens.plots.notebook import Figure
-from ivlens.plots.style import BOTTOM, DIVERGING, FONT, NOT_MEASURED, SEQUENTIAL, Width, lay_out, pixels, safe
+from ivlens.plots.style import BOTTOM, DIVERGING, NOT_MEASURED, SEQUENTIAL, Width, lay_out, pixels, safe, text_width
 
-_LETTER = 0.53 * FONT
-"""Pixels of a letter of a name, about."""
 _LONGEST: dict[Width, int] = {"column": 17, "page": 24}
 """Letters of a name."""
 _BESIDE = 72
@@ -66,7 +64,8 @@ def _square(
 ) -> go.Figure:
     names, grid = [str(name) for name in frame.index], _check(frame, ends)
     n, longest = len(names), _LONGEST[width]
-    beside = round(min(longest, max(map(len, names))) * _LETTER + 14)
+    shown = [safe(name, longest) for name in names]
+    beside = round(max(map(text_width, shown))) + 14
     across = (pixels(width) - beside - _BESIDE) / n
     # Cells are square; those of few tasks are wider than high, so that the figure fills its width.
     down = max(min(across, 44.0), 140 / n)
@@ -74,7 +73,7 @@ def _square(
     if across >= _NUMBER:
         figure.add_trace(marks.cell_numbers(grid, size=min(9.0, across / 2.7)))
     flat = across >= beside
-    places, shown = list(range(n)), [safe(name, longest) for name in names]
+    places = list(range(n))
     step = math.ceil(11 / across)  # So that names do not run into each other.
     ticks = {"tickvals": places[::step], "ticktext": shown[::step], "ticks": "", "showgrid": False, "automargin": False}
     figure.update_xaxes(tickangle=0 if flat else -90, range=[-0.5, n - 0.5], **ticks)

@@ -205,7 +205,7 @@ def score_replies(
 
 def right_answers(prompt: Prompt) -> tuple[str, ...]:
     """Everything that is a right reply to a prompt."""
-    return (prompt.answer.strip(), *getattr(prompt.query, "also", ()))
+    return (prompt.answer.strip(), *prompt.query.also)
 
 
 def _score_all(replies: Sequence[str], prompts: Sequence[Prompt], score: Score) -> Float[Tensor, " prompt"]:

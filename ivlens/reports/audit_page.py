@@ -20,7 +20,8 @@ _AUDIT = {
     "aie": (
         "Which heads carry the task",
         "AIE of every head: how far P(answer) rises on a corrupted prompt when that head alone has its clean output. "
-        "Heads of the vector are outlined. The middle of the scale is 0.",
+        "Heads of the vector are outlined. The middle of the scale is 0, and colours grow with the square root of the "
+        "effect, so that one large head leaves the others to be seen.",
     ),
     "necessity": (
         "What is lost without them",

@@ -18,7 +18,8 @@ _COMPARE = {
     "dependence": ("Dependence on the vector", "On the base model's vector, beside as many random heads."),
     "aie": (
         "Which heads carry the task",
-        "AIE of every head before, after, and the difference on one scale; the top heads of each are outlined.",
+        "AIE of every head before, after, and the difference on one scale; the top heads of each are outlined. Colours "
+        "grow with the square root of the effect.",
     ),
     "heads": ("Head by head", "AIE after against before; on the dashed line nothing changed."),
 }

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
 from ivlens.forgetting import tables as study_tables
 from ivlens.forgetting.study import Study
 from ivlens.reports.page import DEPENDENCE, LAB, Page, order_figures
-
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 _STUDY = {
     "trade-off": (
@@ -34,13 +27,29 @@ _STUDY = {
         "On the base model's vector, before the first and after the last stage.",
     ),
     "drift": ("How far the vectors moved", "Cosine with the base model's vector after each stage."),
-    "aie": ("Which heads carry the tasks", "AIE before the first stage, after the last, and the difference."),
-    "recovery": ("What the vector brings back", "Accuracy with the base model's vector added, and with a random one."),
+    "aie": (
+        "Which heads carry the tasks",
+        "AIE before the first stage, after the last, and the difference. Colours grow with the square root of the "
+        "effect.",
+    ),
+    "recovery-by-stage": (
+        "What the vector brings back, stage by stage",
+        "Accuracy on the probes without a vector, with the base model's, with what the same heads write in the tuned "
+        "model, and with those of random heads; dotted: what the instruction gives without a vector. Queries alone are "
+        "not the form that was trained: that a vector still works on them says that what reads it is there, not that "
+        "the model can be used as before. Read it to the last stage: what comes back early may be gone by then. What "
+        "was not measured has no line.",
+    ),
+    "recovery": (
+        "What the vector brings back after the last stage",
+        "Accuracy with the base model's vector added, and with a random one.",
+    ),
 }
 
 
 def study_page(found: Study) -> Page:
     plan = found.plan
+    drawn = "order the tasks, " if plan.order == "seed" else ""
     return Page(
         kind="Study",
         title=study_tables.where(found),
@@ -48,21 +57,21 @@ def study_page(found: Study) -> Page:
         "what does it forget?",
         answer=study_tables.sentence(found),
         cautions=(
-            *_study_controls(found.summary),
-            "Intervals are over seeds, which part the pairs, draw the adapters and order the batches; no correction is "
-            "made for the number of methods and measures."
+            *(family.sentence() for family in study_tables.families_of_differences(found) if family.size),
+            f"Intervals are over seeds, which {drawn}part the pairs, draw the adapters and order the batches; each is "
+            "that of one number, not corrected for how many there are."
             if len(plan.seeds) > 1
             else "One seed: there are no intervals, and differences may be chance.",
             *([LAB] if plan.model == "lab" else []),
         ),
         captions=_STUDY,
         figures=order_figures(found.figures(), _STUDY),
-        tables=tuple(study_tables.study_tables(found)),
+        tables=(*study_tables.study_tables(found), *study_tables.recovery_tables(found, plan.methods)),
         words=_STUDY_WORDS | DEPENDENCE | {"interval": study_tables.interval_note(found)},
         method="Every cell, a method with a seed, trained a LoRA adapter on the tasks in their order; after each stage "
         "all tasks so far, the general tasks and the dependence on the base model's vector were measured, on the same "
         "prompts for every cell.",
-        data={"summary": found.summary},
+        data={"summary": found.summary, "recovery": found.recovery},
     )
 
 
@@ -71,17 +80,8 @@ _STUDY_WORDS = {
     "AP": "accuracy on all learned tasks after the last stage",
     "F": "how far the tasks before the last have fallen from their best",
     "GP, IP": "accuracy on general tasks, which are never trained on, with their instruction; with demonstrations",
-    "GP, unguided": "the same of general tasks that the guidance has seen nothing of",
+    "GP, unguided": "the same of families of general tasks of which the guidance has seen none",
     "GP kept": "share of the GP lost by the unguided method that a guided one keeps",
     "P(instruction), P(knowledge)": "P(answer) with the instruction; of the plain statement of the same fact",
     "+iv, +kl, ...": "a method's guidance; +kl is plain distillation from the base model, the control of the others",
 }
-
-
-def _study_controls(summary: pd.DataFrame) -> Iterator[str]:
-    """Which guided methods differ in GP from the unguided one and from plain distillation."""
-    for other in dict.fromkeys(summary["method"]):
-        own = summary.query(f"measure == {f'GP over {other}'!r}")
-        if not all(own["low"].isna()):
-            names = ", ".join(own.query("low > 0 or high < 0")["method"]) or "no method"
-            yield f"In GP, the interval of the difference from {other} is clear of 0 for {names}."

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 UNIVERSAL: Literal["universal"] = "universal"
 RANKED = ("layer", "head", "aie")
 
-Asked = Sequence[Head | str] | str | Path
+Asked = Sequence[Head | tuple[int, int] | str] | str | Path
 Chosen = tuple[Head, ...] | Literal["universal"] | None
 """Heads in their order, or how they are to be found: as universal ones, or (None) by AIE."""
 
@@ -57,9 +58,18 @@ def parse_heads(heads: Asked | None) -> Chosen:
     Raises:
         IvlensError: no such file, no head, or a head twice.
     """
-    if heads is None or heads == UNIVERSAL:
-        return None if heads is None else UNIVERSAL
-    found = _parse_text(heads) if isinstance(heads, str | Path) else tuple(map(_as_head, heads))
+    if heads is None:
+        return None
+    if isinstance(heads, str) and heads == UNIVERSAL:
+        return UNIVERSAL
+    if isinstance(heads, str | Path):
+        found = _parse_text(heads)
+    elif isinstance(heads, Iterable):
+        found = tuple(map(_as_head, [heads] if isinstance(heads, Head) else heads))
+    else:
+        raise IvlensError(
+            f"heads is {heads!r}; give heads such as [ivlens.Head(9, 6)], 'L9H6,L3H2', or effects.top(10)"
+        )
     if not found:
         raise IvlensError("heads is empty; give at least one, such as L9H6")
     twice, times = Counter(found).most_common(1)[0]
@@ -101,8 +111,13 @@ def fix_heads(
     return tuple(Head(int(layer), int(head)) for layer, head in zip(frame["layer"], frame["head"], strict=True))
 
 
-def _as_head(head: Head | str) -> Head:
-    return Head.parse(head) if isinstance(head, str) else Head(*head)
+def _as_head(head: Any) -> Head:
+    if isinstance(head, str):
+        return Head.parse(head)
+    numbers = list(head) if isinstance(head, Iterable) else []
+    if len(numbers) != 2 or not all(isinstance(number, Integral) for number in numbers):
+        raise IvlensError(f"{head!r} is not a head; write it as L9H6, or (9, 6)")
+    return Head(*map(int, numbers))
 
 
 def _parse_text(text: str | Path) -> tuple[Head, ...]:

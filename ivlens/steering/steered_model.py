@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
 from ivlens.errors import IvlensError
+from ivlens.models import loader
 from ivlens.patching.activations import check_mean_z
 from ivlens.patching.hooks import NamedHook, add_to_residual, set_head
 from ivlens.patching.prompt_end import PromptEnds
@@ -29,8 +31,8 @@ Site = Literal["resid_post", "distributed"]
 
 @contextmanager
 def steered(
-    model: HookedTransformer,
-    vector: InstructionVector,
+    model: HookedTransformer | str | Path,
+    vector: InstructionVector | str | Path,
     *,
     scale: float | None = None,
     layer: int | None = None,
@@ -44,6 +46,8 @@ def steered(
     `model.generate` wrote. Tokens that one hands to the model oneself are all taken for the prompt.
 
     Args:
+        model: Also by what `ivlens.load` takes: a name, a path; the block is given the model that was loaded.
+        vector: Also by the path of its file.
         scale: Factor of the vector; negative takes the task away. By default the vector's own, which was chosen with
             its layer; with `distributed` 1, since the vector's own was chosen for adding the sum.
         layer: After which block to add it; the vector's own layer by default. `distributed` has no such block.
@@ -62,6 +66,7 @@ def steered(
     >>> ivlens.ask(model, bare).accuracy.mean, steered.accuracy.mean
     (0.05, 1.0)
     """
+    model, vector = loader.as_model(model), _as_vector(vector)
     scale = scale if scale is not None else vector.scale if site == "resid_post" else 1.0
     check_scale(scale)
     if site == "distributed" and layer is not None:
@@ -83,6 +88,17 @@ def steered(
     named: list[Any] = [(name, partial(steer, hook_fn)) for name, hook_fn in hooks]
     with ends.followed(layers[0]), model.hooks(fwd_hooks=named):
         yield model
+
+
+def _as_vector(vector: InstructionVector | str | Path) -> InstructionVector:
+    if isinstance(vector, str | Path):
+        return InstructionVector.load(vector)
+    if not isinstance(vector, InstructionVector):
+        raise IvlensError(
+            f"a {type(vector).__name__} is no vector; give what ivlens.instruction_vector returns, or the path of its "
+            "file"
+        )
+    return vector
 
 
 def _resid_hooks(

@@ -10,6 +10,7 @@ import json
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -23,14 +24,15 @@ from torch import Tensor
 from ivlens.datasets.task import Task, TaskWarning, task
 from ivlens.datasets.task import tasks as built_in
 from ivlens.errors import IvlensError, PromptError, ShapeMismatch, TaskError
-from ivlens.models import hooked
-from ivlens.patching.effects import measure_effects, task_mean_z
+from ivlens.models import hooked, loader
+from ivlens.patching.effects import find_queries, measure_effects, task_mean_z
 from ivlens.patching.head_effects import rank_heads
-from ivlens.patching.settings import Options, Settings, gather_options
+from ivlens.patching.settings import Options, Settings, gather_options, parse_bytes
 from ivlens.progress import track
 from ivlens.prompts.builders import clean, zero_shot
 from ivlens.prompts.chat import find_score
 from ivlens.prompts.choices import GREEDY_MATCH, Score, ScoreChoice
+from ivlens.prompts.long_pairs import leave_out_long
 from ivlens.prompts.tokens import tokenize
 from ivlens.random_streams import Stream, open_stream
 from ivlens.replies.inquiry import measure_prompts
@@ -62,7 +64,7 @@ class Considered(NamedTuple):
 class Universal:
     """Heads that carry the tasks of a list, and their vectors.
 
-    >>> shared = ivlens.Universal.load("runs/short/universal.safetensors")  # A study keeps its own.
+    >>> shared = ivlens.Universal.load("runs/short/universal-0.safetensors")  # A study keeps its own.
     >>> shared.aie.shape, shared.vectors.shape, shared.tasks
     (torch.Size([6, 8]), torch.Size([1, 128]), ('antonym',))
     """
@@ -88,7 +90,7 @@ class Universal:
 
         >>> import json
         >>> from pathlib import Path
-        >>> shared = ivlens.Universal.load("runs/short/universal.safetensors")
+        >>> shared = ivlens.Universal.load("runs/short/universal-0.safetensors")
         >>> shared.save("heads.json")
         >>> json.loads(Path("heads.json").read_text())["tasks"]
         ['antonym']
@@ -124,7 +126,7 @@ class Universal:
         Raises:
             IvlensError: not such a file.
 
-        >>> ivlens.Universal.load("runs/short/universal.safetensors").heads[0]
+        >>> ivlens.Universal.load("runs/short/universal-0.safetensors").heads[0]
         L3H3
         """
         path = Path(path)
@@ -167,14 +169,14 @@ class Universal:
 
 
 def universal_heads(
-    model: HookedTransformer,
-    tasks: Sequence[Task | str | Path] | None = None,
+    model: HookedTransformer | str | Path,
+    tasks: Sequence[Task | str | Path] | Task | str | Path | None = None,
     settings: Settings | None = None,
     *,
     top: int = 10,
     scale: float | None = None,
     score: ScoreChoice = "auto",
-    memory: int = 2 * GIB,
+    memory: int | str = 2 * GIB,
     **options: Unpack[Options],
 ) -> Universal:
     """Rank heads over tasks, and choose layer and scale for all of their vectors.
@@ -187,7 +189,8 @@ def universal_heads(
     A task enters if the model is right on its clean prompts more often than the most frequent answer would be.
 
     Args:
-        tasks: Tasks, names or paths; all built-in ones unless given.
+        model: Also by what `ivlens.load` takes: a name, a path.
+        tasks: Tasks, names or paths, or one of them; all built-in ones unless given.
         settings: How effects are measured, all options at once.
         options: Fields of `Settings`, such as `shots=5`.
         top: How many heads.
@@ -198,8 +201,10 @@ def universal_heads(
     Raises:
         IvlensError: the model can do none of the tasks, or has fewer heads.
     """
-    settings = gather_options(Settings, settings, options)
-    tasks = [one if isinstance(one, Task) else task(one) for one in (built_in() if tasks is None else tasks)]
+    settings, memory = gather_options(Settings, settings, options), parse_bytes(memory)
+    listed = [tasks] if isinstance(tasks, Task | str | Path) else built_in() if tasks is None else tasks
+    found, model = [task(one) for one in listed], loader.as_model(model)
+    tasks = [_fitting(model, one, settings) for one in found]
     total = model.cfg.n_layers * model.cfg.n_heads
     if not 1 <= top <= total:
         raise IvlensError(f"top is {top}, but the model has {total} heads; take 1 to {total}")
@@ -208,8 +213,13 @@ def universal_heads(
         considered.append(_consider(model, one, settings, find_score(score, settings.template)))
         if not considered[-1].entered:
             continue
-        z = task_mean_z(model, one, settings)
-        grids.append(measure_effects(model, one, z, settings, memory=memory, model_digest="").aie)
+        try:
+            queries = find_queries(model, one, settings)
+        except TaskError as error:  # Too few right answers, where `answered_only` asks for them.
+            considered[-1] = considered[-1]._replace(entered=False, reason=str(error))
+            continue
+        z = task_mean_z(model, one, settings, queries=queries)
+        grids.append(measure_effects(model, one, z, settings, memory=memory, model_digest="", queries=queries).aie)
         outputs.append(z)
         done.append(one)
     if not done:
@@ -232,6 +242,12 @@ def universal_heads(
         considered=tuple(considered),
         model=hooked.model_name(model),
     )
+
+
+def _fitting(model: HookedTransformer, task: Task, settings: Settings) -> Task:
+    with suppress(PromptError):  # Which `_consider` says, of a prompt.
+        return leave_out_long(model, task, shots=settings.shots, template=settings.template)
+    return task
 
 
 def _consider(model: HookedTransformer, task: Task, settings: Settings, score: Score) -> Considered:

@@ -68,17 +68,6 @@ def _decode(path: Path) -> str:
     return path.read_bytes().decode("utf-8-sig")
 
 
-def entries(form: type[Entry], content: object, where: str) -> list[Entry]:
-    """A list of objects of one form; entries are counted from 1.
-
-    Raises:
-        TaskError: no list, an empty one, or an entry of another form.
-    """
-    if not isinstance(content, list) or not content:
-        raise TaskError(f"{where} is no list of entries; write a JSON list with one object an entry")
-    return [check_object(form, one, f"{where}, entry {number}") for number, one in enumerate(content, start=1)]
-
-
 def check_object(form: type[Entry], content: object, where: str) -> Entry:
     """One object of a form.
 
@@ -89,11 +78,6 @@ def check_object(form: type[Entry], content: object, where: str) -> Entry:
         return form.model_validate(content)
     except ValidationError as error:
         raise TaskError(f"{where}: {_first_complaint(error)}") from error
-
-
-def first_text(texts: str | list[str]) -> str:
-    """The first of several accepted texts, or the only one."""
-    return texts if isinstance(texts, str) else texts[0]
 
 
 def _first_complaint(error: ValidationError) -> str:

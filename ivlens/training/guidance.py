@@ -1,19 +1,17 @@
-"""Does a vector keep the tuned model where the base model was? IV-guided training, and the controls that decide it.
+"""Does a vector keep the tuned model where the base model was? Training that is guided by one (see `forms`).
 
-While a new task is learned, the student (the model with its adapter) is steered by `s(t)` times the instruction vector
-(IV) at the tokens that predict the answer, `s` falling from 1 to 0, and is held to the teacher (the base model, steered
-by the IV throughout) by `kl * KL[teacher || student]`. Source: Jiang et al. 2024, arXiv:2406.12227, whose published
-code has the divergence the other way round, KL[student || teacher], at temperature 2: `reverse=True, temperature=2`.
+While a new task is learned, the student (the model with its adapter) is held to the teacher (the model before the first
+stage, or before this one), which is steered by the vector; the student may be, too. Which terms that adds to the loss,
+and where each is from, is told in `forms`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -21,105 +19,17 @@ from torch import Tensor
 
 from ivlens.errors import IvlensError
 from ivlens.measures import kl_divergence
-from ivlens.patching.activations import AnswerLogits, differentiable_answer_logits
+from ivlens.patching.activations import AnswerLogits, differentiable_logits, with_answers
 from ivlens.prompts.tokens import Tokens
 from ivlens.shapes import Head
+from ivlens.training.forms import GUIDANCE as GUIDANCE
+from ivlens.training.forms import Guidance as Guidance
+from ivlens.training.forms import Places, Site
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
-Vector = Literal["task", "zero", "random", "other", "general", "general-random"]
-Schedule = Literal["linear", "steps", "constant"]
-Teacher = Literal["base", "previous"]
 Vectors = Float[Tensor, "prompt d_model"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Guidance:
-    """How training is guided. The form of Jiang et al. 2024, arXiv:2406.12227, is the default.
-
-    Raises:
-        IvlensError: a choice that there is not, a weight below 0, or settings that contradict each other.
-
-    >>> training.Guidance(vector="random").kl, training.GUIDANCE["iv-random"] == training.Guidance(vector="random")
-    (0.05, True)
-    """
-
-    vector: Vector = "task"
-    """`task`: of the task being learned; `zero`: none, plain distillation; `random`: of equal norm; `other`: another
-    task's; `general`: a general task's, drawn for every prompt anew; `general-random`: of equal norms."""
-    layer: int | None = None
-    """Block behind which the vectors are added; None: where those of the universal heads are right most often."""
-    scale: float | None = None
-    """Factor of what the heads write; None: that which was chosen with the layer. Random vectors have the same length.
-    A vector that is short beside the residual stream does nothing at 1: guidance by it is plain distillation."""
-    student: bool = True
-    """Is the student steered, too?"""
-    schedule: Schedule = "linear"
-    """How `s` falls: from 1 to 0, in four steps of 0.25, or not at all."""
-    kl: float = 0.05
-    """Weight of the divergence, per nat; 0: the teacher is not asked."""
-    reverse: bool = False
-    """KL[student || teacher] in place of KL[teacher || student]."""
-    temperature: float = 1.0
-    """Both distributions are softened by it; the divergence is multiplied by its square, as Hinton et al. 2015,
-    arXiv:1503.02531, do."""
-    teacher: Teacher = "base"
-    """The model before the first stage, or before this one."""
-    rehearsal: bool = False
-    """Compare student and teacher in a run of its own, both steered; the task itself is then learned without a vector.
-    Otherwise one run serves both. Compared is the first token of the answer."""
-    bare: bool = False
-    """Rehearse on the queries without their instruction rather than on the new task's own prompts."""
-    heads: float = 0.0
-    """Weight of the squared distance of the top heads' outputs `z` to the teacher's at the answer-predicting tokens
-    (mean over heads and tokens, sum over `d_head`). Source: arXiv:2502.11019."""
-
-    def __post_init__(self) -> None:
-        if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
-            raise IvlensError(f"the guidance's scale is {self.scale}; it must be above 0, or be left out")
-        for name in ("kl", "heads"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise IvlensError(f"the guidance's {name} is {getattr(self, name)}; it must be 0 or more")
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise IvlensError(f"the guidance's temperature is {self.temperature}; it must be above 0")
-        if self.bare and not self.rehearsal:
-            raise IvlensError("the guidance is bare without rehearsal; only what is rehearsed on can be bare")
-        if self.rehearsal and self.kl == 0:
-            raise IvlensError("the guidance rehearses, but its kl is 0; give it a weight, or leave out rehearsal")
-        choices = {"vector": get_args(Vector), "schedule": get_args(Schedule), "teacher": get_args(Teacher)}
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise IvlensError(f"the guidance's {name} is {getattr(self, name)!r}; choose of {', '.join(known)}")
-
-    def strength(self, progress: float) -> float:
-        """`s` after a share `progress` (0 to 1) of the steps; from 1 to 0.
-
-        >>> [training.Guidance(schedule="steps").strength(progress) for progress in (0.0, 0.3, 0.99)]
-        [1.0, 0.75, 0.25]
-        """
-        if self.schedule == "constant":
-            return 1.0
-        return 1 - (math.floor(4 * progress) / 4 if self.schedule == "steps" else progress)
-
-
-# Rehearsal leaves the task's own run alone, and bears a larger weight.
-_REHEARSAL = Guidance(vector="general", schedule="constant", kl=1.0, rehearsal=True)
-
-GUIDANCE = {
-    "iv": Guidance(),
-    "kl": Guidance(vector="zero"),
-    "iv-random": Guidance(vector="random"),
-    "iv-other": Guidance(vector="other"),
-    "iv-steer": Guidance(kl=0.0),
-    "iv-kl": Guidance(student=False),
-    "fv": Guidance(student=False, heads=1.0),
-    "iv-general": _REHEARSAL,
-    "iv-general-random": replace(_REHEARSAL, vector="general-random"),
-    "iv-general-bare": replace(_REHEARSAL, bare=True),
-    "kl-bare": replace(_REHEARSAL, vector="zero", bare=True),
-}
-"""Forms of guidance and their controls by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +51,7 @@ class Guide:
     vectors: Float[Tensor, "vector d_model"]
     """Each prompt of a batch takes one of them, as long as they are added."""
     layer: int
-    """They are added to the residual stream after this block."""
+    """They are added at this block."""
     heads: tuple[Head, ...] = ()
     teacher: Callable[[], AbstractContextManager[Any]]
     """Inside its `with` block the model is the teacher."""
@@ -177,27 +87,32 @@ class Guide:
         asked, vectors = batch, steered
         if guidance.rehearsal:  # As rows of one run, which is quicker than two.
             asked, vectors = batch.followed_by(rehearsed), torch.cat([torch.zeros_like(steered), steered])
-        with steer_answers(model, asked, vectors, self.layer), keep_z(model, asked, self._watched) as z:
-            logits, beside = differentiable_answer_logits(model, asked).tensor_split([len(batch)])
-        penalty = torch.zeros((), device=logits.device)
-        if guidance.kl > 0:
-            compared, student = (rehearsed, beside[:, :1]) if guidance.rehearsal else (batch, logits)
-            penalty = penalty + guidance.kl * self._divergence(self._ask(model, compared, drawn), student, compared)
+        with self._steered(model, asked, vectors), keep_z(model, asked, self._watched) as z:
+            read, beside = self._read(model, asked).tensor_split([len(batch)])
+        penalty = torch.zeros((), device=read.device)
+        if guidance.kl > 0 or guidance.kl_everywhere > 0:
+            compared, student = (rehearsed, beside[:, :1]) if guidance.rehearsal else (batch, read)
+            with torch.no_grad(), self.teacher(), self._steered(model, compared, drawn):
+                teacher = self._read(model, compared)
+            penalty = penalty + self._divergence(teacher, student, compared)
         if guidance.heads > 0:
             with torch.no_grad(), self.teacher(), keep_z(model, batch, self.heads) as wanted:
-                differentiable_answer_logits(model, batch)
-            distance = (torch.stack(z)[:, : len(batch)] - torch.stack(wanted)).square().sum(-1).mean(0)
-            penalty = penalty + guidance.heads * _masked_mean(distance, batch)
-        return logits, penalty
+                self._read(model, batch)
+            penalty = penalty + self._distance(torch.stack(z)[:, : len(batch)], torch.stack(wanted), batch)
+        return read[:, -batch.answers.shape[1] :], penalty
 
     @property
     def _watched(self) -> tuple[Head, ...]:
         return self.heads if self.guidance.heads > 0 else ()
 
-    def _ask(self, model: HookedTransformer, tokens: Tokens, drawn: Vectors) -> AnswerLogits:
-        """The teacher's logits, steered."""
-        with torch.no_grad(), self.teacher(), steer_answers(model, tokens, drawn, self.layer):
-            return differentiable_answer_logits(model, tokens)
+    def _steered(self, model: HookedTransformer, tokens: Tokens, vectors: Vectors) -> AbstractContextManager[None]:
+        guidance = self.guidance
+        return steer_answers(model, tokens, vectors, self.layer, site=guidance.site, places=guidance.places)
+
+    def _read(self, model: HookedTransformer, tokens: Tokens) -> Float[Tensor, "prompt place vocab"]:
+        """Logits of the answer, and of everything before it where that is compared, too."""
+        width = tokens.answers.shape[1]
+        return differentiable_logits(model, tokens, last=None if self.guidance.kl_everywhere > 0 else width)
 
     def _drawn(self, n: int, generator: torch.Generator) -> Vectors:
         if len(self.vectors) == 1:
@@ -205,31 +120,68 @@ class Guide:
         numbers = torch.randint(len(self.vectors), (n,), generator=generator)
         return self.vectors[numbers.to(self.vectors.device)]
 
-    def _divergence(self, teacher: AnswerLogits, student: AnswerLogits, tokens: Tokens) -> Float[Tensor, ""]:
-        p, q = teacher / self.guidance.temperature, student / self.guidance.temperature
-        each = kl_divergence(q, p) if self.guidance.reverse else kl_divergence(p, q)
-        return self.guidance.temperature**2 * _masked_mean(each, tokens)
+    def _divergence(
+        self, teacher: Float[Tensor, "prompt place vocab"], student: Float[Tensor, "prompt place vocab"], tokens: Tokens
+    ) -> Float[Tensor, ""]:
+        guidance, width = self.guidance, tokens.answers.shape[1]
+        p, q = teacher / guidance.temperature, student / guidance.temperature
+        each = kl_divergence(q, p) if guidance.reverse else kl_divergence(p, q)
+        squared = guidance.temperature**2 if guidance.temperature_squared else 1.0
+        penalty = guidance.kl * _above(guidance.kl_ignored, squared * self._mean(each[:, -width:], tokens))
+        if guidance.kl_everywhere > 0:
+            total = (each * with_answers(tokens)[1]).sum() / len(tokens)
+            penalty = penalty + guidance.kl_everywhere * _above(guidance.kl_ignored, squared * total)
+        return penalty
+
+    def _distance(
+        self,
+        z: Float[Tensor, "head prompt answer d_head"],
+        wanted: Float[Tensor, "head prompt answer d_head"],
+        tokens: Tokens,
+    ) -> Float[Tensor, ""]:
+        guidance, each = self.guidance, (z - wanted).square()
+        means = torch.stack([self._mean(one, tokens) for one in each.mean(-1)])
+        counted = (means > guidance.heads_ignored)[:, None, None]
+        distance = self._mean((each.sum(-1) * counted).mean(0), tokens)
+        n_heads, d_head = len(each), each.shape[-1]
+        return guidance.heads * distance * (n_heads / d_head if guidance.heads_summed else 1.0)
+
+    def _mean(self, values: Float[Tensor, "prompt answer"], tokens: Tokens) -> Float[Tensor, ""]:
+        """Over prompts and the places that are compared."""
+        if self.guidance.places == "first":
+            return values[:, 0].mean()
+        return (values * tokens.answer_mask).sum() / tokens.answer_mask.sum()
 
 
-def _masked_mean(values: Float[Tensor, "prompt answer"], tokens: Tokens) -> Float[Tensor, ""]:
-    return (values * tokens.answer_mask).sum() / tokens.answer_mask.sum()
+def _above(bound: float, value: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """The value, or 0 where it is not above the bound. NaN stays NaN, so that the loop sees it."""
+    return value * (value > bound)
 
 
 @contextmanager
 def steer_answers(
-    model: HookedTransformer, tokens: Tokens, vectors: Float[Tensor, "prompt d_model"], layer: int
+    model: HookedTransformer,
+    tokens: Tokens,
+    vectors: Float[Tensor, "prompt d_model"],
+    layer: int,
+    *,
+    site: Site = "block",
+    places: Places = "answer",
 ) -> Iterator[None]:
-    """Add one vector per prompt after block `layer` at every token that predicts a token of the answer."""
+    """Add one vector per prompt at block `layer`, at the tokens that predict the answer or the first one of it."""
     if not bool(vectors.any()):
         yield
         return
     width = tokens.answers.shape[1]
 
     def add(resid: Float[Tensor, "prompt pos d_model"], hook: Any) -> Float[Tensor, "prompt pos d_model"]:
-        steered = resid[:, -width:] + vectors[:, None].to(resid.dtype)
-        return torch.cat([resid[:, :-width], steered], dim=1)
+        start = resid.shape[1] - width
+        stop = start + (1 if places == "first" else width)
+        steered = resid[:, start:stop] + vectors[:, None].to(resid.dtype)
+        return torch.cat([resid[:, :start], steered, resid[:, stop:]], dim=1)
 
-    with model.hooks(fwd_hooks=[(f"blocks.{layer}.hook_resid_post", add)]):
+    hook = {"block": "hook_resid_post", "attention": "hook_attn_out"}[site]
+    with model.hooks(fwd_hooks=[(f"blocks.{layer}.{hook}", add)]):
         yield
 
 

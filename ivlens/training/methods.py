@@ -35,6 +35,8 @@ class History:
     prompts: tuple[tuple[Prompt, ...], ...] = ()
     """What each stage was trained on."""
     tokens: tuple[Tokens, ...] = ()
+    general: tuple[Prompt, ...] = ()
+    """Prompts of other tasks, those that the vectors of guidance are taken from."""
 
 
 @runtime_checkable
@@ -103,6 +105,7 @@ class Ewc(Lora):
     Source: Kirkpatrick et al. 2017, arXiv:1612.00796. Here `W` are the adapted weights rather than the factors, which
     every stage has anew; and the Fishers of all earlier stages are summed around the latest weights, as in Schwarz et
     al. 2018, arXiv:1805.06370, rather than kept with anchors of their own. In the first stage there is nothing to keep.
+    TRACE's code (`model/Regular/EWC.py`) sums the squared gradients of its batches while it trains, and takes 400.
     """
 
     weight: float = 1e4
@@ -159,7 +162,9 @@ class Lwf(Lora):
     """Learning without forgetting: `weight * T^2 * KL[previous || new]` on the new task's own prompts.
 
     Source: Li and Hoiem 2016, arXiv:1606.09282, at temperature T. The previous model is the one before this stage,
-    and is never steered; where guidance steers the student, its steered answers are compared.
+    and is never steered; where guidance steers the student, its steered answers are compared. In the first stage that
+    is the base model; TRACE's code (`model/Regular/LwF.py`) begins with the second, and there it is KL[new || previous]
+    without `T^2`, summed over all tokens of prompt and answer; here it is the mean over answer tokens.
     """
 
     weight: float = 1.0
@@ -181,8 +186,9 @@ class Lwf(Lora):
 class Olora(Lora):
     """Orthogonal subspaces: `weight * sum |A_old A_new^T|` over adapted weights and all entries.
 
-    Source: Wang et al. 2023, arXiv:2310.14152; the sum of absolute entries is what their published code takes. Their
-    further penalty on the norm of the factors is left out (weight decay is a setting of the training).
+    Source: Wang et al. 2023, arXiv:2310.14152; the sum of absolute entries is what their code takes
+    (`src/uie_trainer_lora.py`). Its further penalty on the norm of the factors, at 0 in most of its scripts, is left
+    out (weight decay is a setting of the training).
     """
 
     weight: float = 0.5
@@ -213,8 +219,7 @@ class Replay(Lora):
     memory: int = 20
 
     def __post_init__(self) -> None:
-        if not 0 < self.share < 1:
-            raise IvlensError(f"replay: share is {self.share}; it must be between 0 and 1")
+        _refuse_no_share("replay", self.share)
         if self.memory < 1:
             raise IvlensError(f"replay: memory is {self.memory}; it must be 1 or more")
 
@@ -226,7 +231,39 @@ class Replay(Lora):
         return found
 
 
-METHODS: dict[str, type[Lora]] = {"lora": Lora, "ewc": Ewc, "lwf": Lwf, "olora": Olora, "replay": Replay}
+@dataclass(kw_only=True)
+class ReplayGeneral(Lora):
+    """A share of every batch is drawn from the general prompts, with their right answers, that vectors are taken from.
+
+    The control of guidance by general tasks' vectors that has the same information: whoever has the prompts from which
+    a vector is computed could as well train on them. Their loss is that of the new task's prompts, and no model but
+    the one being trained is asked.
+    """
+
+    share: float = 0.25
+
+    def __post_init__(self) -> None:
+        _refuse_no_share("replay-general", self.share)
+
+    def replayed(self, history: History, *, seed: int) -> list[Prompt]:
+        if not history.general:
+            raise IvlensError("replay-general has nothing to replay; give the history general prompts")
+        return list(history.general)
+
+
+METHODS: dict[str, type[Lora]] = {
+    "lora": Lora,
+    "ewc": Ewc,
+    "lwf": Lwf,
+    "olora": Olora,
+    "replay": Replay,
+    "replay-general": ReplayGeneral,
+}
+
+
+def _refuse_no_share(method: str, share: float) -> None:
+    if not 0 < share < 1:
+        raise IvlensError(f"{method}: share is {share}; it must be between 0 and 1")
 
 
 def _refuse_negative(method: str, **weights: float) -> None:

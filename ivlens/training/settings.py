@@ -36,8 +36,9 @@ class Training:
     clip: float = 1.0
     """Gradients of a larger norm are scaled down to it."""
     accumulate: int = 1
-    """A step in parts is the step in one, to rounding. Under a guidance with `rehearsal`, only where answers are of
-    equal length: parts count by their answers' tokens, and rehearsal reads one token per prompt."""
+    """A step in parts is the step in one, to rounding. Under a guidance with `rehearsal` or of the first token, only
+    where answers are of equal length: parts count by their answers' tokens, and it reads one token per prompt; and
+    never under one that ignores what is small, which is asked of every part."""
     precision: Precision = "float32"
     """`bfloat16`: autocast on a GPU; factors and optimiser stay in float32."""
 

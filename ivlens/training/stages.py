@@ -13,7 +13,7 @@ from typing import Any
 from ivlens.datasets.task import Pair, Task
 from ivlens.errors import TaskError
 from ivlens.prompts.builders import instructed, zero_shot
-from ivlens.prompts.chat import Layout
+from ivlens.prompts.chat import Conversation, Layout
 from ivlens.prompts.template import DEFAULT, Prompt
 from ivlens.random_streams import Stream, open_stream
 
@@ -73,6 +73,30 @@ class Stage:
             test=tuple(instructed(task, test, template=template)),
             bare=tuple(zero_shot(train, template=template)),
         )
+
+    def with_demonstrations(self, shots: int, *, seed: int) -> list[Prompt]:
+        """The bare prompts of `train`, each behind `shots` others with their answers, a blank line between.
+
+        Raises:
+            TaskError: fewer than `shots` other prompts, or prompts that are conversations.
+
+        >>> learned.with_demonstrations(1, seed=0)[0].text.count("Q:")
+        2
+        """
+        if len(self.bare) <= shots:
+            raise TaskError(
+                f"stage {self.name!r} has {len(self.bare)} training prompts, but {shots} demonstrations and a query "
+                "need more; take fewer shots or more prompts"
+            )
+        if any(isinstance(prompt, Conversation) for prompt in self.bare):
+            raise TaskError(f"the prompts of stage {self.name!r} are conversations, which cannot be joined")
+        generator, found = open_stream(seed, Stream.GUIDE_DEMONSTRATIONS), []
+        for number, prompt in enumerate(self.bare):
+            drawn = generator.choice(len(self.bare) - 1, shots, replace=False)
+            shown = [self.bare[i + (i >= number)] for i in drawn.tolist()]
+            text = "".join(f"{one.text}{one.answer}\n\n" for one in shown)
+            found.append(dataclasses.replace(prompt, text=text + prompt.text))
+        return found
 
     @property
     def digest(self) -> str:

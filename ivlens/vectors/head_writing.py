@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,6 +37,8 @@ def check_head(head: Head, grid: tuple[int, ...]) -> None:
 
 def check_layer(layer: int, n_layers: int) -> None:
     """Raises IvlensError when there is no such layer."""
+    if not isinstance(layer, Integral):
+        raise IvlensError(f"layer is {layer!r}; it must be a whole number, from 0 to {n_layers - 1}")
     if not 0 <= layer < n_layers:
         raise IvlensError(f"there is no layer {layer}: the model has {n_layers} layers, counted from 0")
 
@@ -50,8 +53,8 @@ def check_place(layer: int, mean_z: MeanZ | None) -> None:
 
 def check_scale(scale: float) -> None:
     """Raises IvlensError when a vector cannot be taken so many times."""
-    if not math.isfinite(scale):
-        raise IvlensError(f"scale is {scale}; it must be a finite number")
+    if not isinstance(scale, Real) or not math.isfinite(scale):
+        raise IvlensError(f"scale is {scale!r}; it must be a finite number")
 
 
 def check_width(vector: Residual, origin: str, model: HookedTransformer, *, remedy: str) -> None:

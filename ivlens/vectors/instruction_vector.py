@@ -2,9 +2,9 @@
 
 The instruction vector (IV) of heads S is `sum over S of mean_z[l, h] @ W_O[l, h]`: what those heads add to the residual
 stream at the last prompt token, on average over clean prompts. Source: Jiang et al. 2024, arXiv:2406.12227, after the
-function vector of Todd et al. 2024, arXiv:2310.15213. `b_O` is never added (their code adds it once per head where the
-model has one). Where attention's output passes another norm before the residual stream (Gemma 2, OLMo 2), `W_O` is
-followed by it: see `activations.path_to_residual`.
+function vector of Todd et al. 2024, arXiv:2310.15213; code of the former is not public. `b_O` is never added
+(function_vectors, the latter's code, adds it once per head where the model has one). Where attention's output passes
+another norm before the residual stream (Gemma 2, OLMo 2), `W_O` is followed by it: see `activations.path_to_residual`.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from conftest import WORD_TEMPLATE, random_tokens
 from transformer_lens import HookedTransformer
 
 from ivlens.analysis import dependence
-from ivlens.analysis.dependence import DEPENDENCE, Dependence, measure, per_prompt, recovery, summarise
+from ivlens.analysis.dependence import DEPENDENCE, Dependence, measure, per_prompt, pooled, recovery, summarise
 from ivlens.analysis.probes import Probe, prepare
 from ivlens.datasets.task import Pair, Task
 from ivlens.errors import IvlensError, ModelError, ShapeMismatch
@@ -149,6 +149,37 @@ def test_probability_and_accuracy_are_those_of_the_unchanged_model() -> None:
     assert found.values["steered zero-shot probability", "chosen"].tolist() == pytest.approx(steered)
 
 
+def test_a_models_own_vector_and_demonstrations_are_one_hooked_run_per_prompt() -> None:
+    model, probe = random_hooked("llama"), replace(random_probe(), few_shot=random_tokens(n=4, seed=7))
+    own, plain = -2.0 * probe.vectors[1], per_prompt(model, probe)
+    found = per_prompt(model, probe, own=own)
+    kinds = {"instruction": probe.instructed, "zero-shot": probe.zero_shot, "few-shot": probe.few_shot}
+    for name, tokens in kinds.items():
+        assert tokens is not None
+        for heads, change in (("own", Change(own)), ("chosen", Change(probe.vectors[0]))):
+            single = [alone(model, probe, tokens, row, change) for row in range(len(tokens))]
+            assert found.values[f"steered {name} probability", heads].tolist() == pytest.approx([s[0] for s in single])
+            assert found.values[f"steered {name} accuracy", heads].tolist() == [s[1] for s in single]
+    for key, values in plain.values.items():
+        torch.testing.assert_close(values, found.values[key], rtol=0, atol=1e-12)
+    assert ("necessity", "own") not in found.values and ("sufficiency", "own") not in plain.values
+
+
+def test_tasks_count_the_same_and_the_interval_is_over_queries_and_draws() -> None:
+    generator = torch.Generator().manual_seed(0)
+    drawn = {n: (torch.rand(n, 4, generator=generator) < 0.3).double() for n in (6, 12)}
+    parts = [
+        Dependence(values={("steered zero-shot accuracy", "random"): values}, task=str(n), n_heads=1, seed=0)
+        for n, values in drawn.items()
+    ]
+    found, n = pooled(parts, "steered zero-shot accuracy", "random")
+    assert n == 18 and found.mean == pytest.approx(sum(float(values.mean()) for values in drawn.values()) / 2)
+    queries = interval(torch.cat([values.mean(1) for values in drawn.values()]))
+    assert found.high - found.low > queries.high - queries.low and found.low >= 0, "draws would be others, too"
+    nothing = [replace(parts[0], values={("zero-shot accuracy", ""): torch.zeros(0)})]
+    assert math.isnan(pooled(nothing, "zero-shot accuracy")[0].mean)
+
+
 def test_answers_that_the_model_writes_are_right_and_stop_being_so() -> None:
     """Random answers are never right: take the model's own, so that accuracies move."""
     model, probe = random_hooked("gpt2"), random_probe()
@@ -205,6 +236,17 @@ def adapter(tiny: HookedTransformer) -> Adapter:
     for factors in adapter.factors.values():
         factors.B.normal_(0, 0.3, generator=generator)
     return adapter
+
+
+def test_demonstrations_are_of_the_pairs_that_give_means(
+    probe: Probe, vector: InstructionVector, word_task: Task, tiny: HookedTransformer
+) -> None:
+    assert probe.few_shot is None
+    asked = prepare(tiny, word_task, vector, prompts=6, draws=4, others=OTHERS, demonstrations=True)
+    assert asked.few_shot is not None and torch.equal(asked.few_shot.answers, probe.zero_shot.answers)
+    split, seen = word_task.split(shots=3, seed=0), set(tiny.tokenizer.decode(asked.few_shot.prompts[0]).split())
+    shown = [pair for pair in split.mean if {pair.input, pair.output} <= seen]
+    assert len(shown) == 3 and split.evaluation[0].input in seen and split.evaluation[0].output not in seen
 
 
 def test_a_probe_asks_evaluation_pairs_beside_random_heads_of_equal_norm(

@@ -102,7 +102,7 @@ def test_a_study_scores_as_is_asked_for(called: dict[str, Any], tmp_path: Path):
     assert plan.evaluation.score == plan.record()["evaluation"]["score"] == "rouge-l"
     assert main(line) == 130
     (usual,) = called["first"]
-    assert usual.evaluation.score == "greedy-match" and "score" not in usual.record()["evaluation"]
+    assert usual.evaluation.score == usual.record()["evaluation"]["score"] == "greedy-match"
 
 
 @pytest.mark.parametrize("command", MADE_OF)

@@ -14,8 +14,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Sequence, Value
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ivlens.datasets.task import Pair, TaskWarning, task
-from ivlens.errors import TaskError
+from ivlens.datasets.task import Pair, task
+from ivlens.errors import TaskError, TaskWarning
 from ivlens.prompts.builders import instructed
 from ivlens.prompts.template import find_template
 
@@ -75,7 +75,11 @@ def test_one_file_of_a_benchmark_is_a_task_too(tmp_path: Path) -> None:
 def test_super_natural_instructions_are_a_task_with_its_definition(tmp_path: Path) -> None:
     found = task(write(tmp_path / "task001_x.json", instructions(20)))
     assert (found.name, found.instructions) == ("task001_x", ("Answer the question.",))
-    assert found.pairs[4] == Pair("Question 4", "first 4") and len(found.pairs) == 20
+    assert found.pairs[4] == Pair("Question 4", "first 4", ("second",)) and len(found.pairs) == 20
+    content = instructions(2)
+    content["Instances"] += [{"input": "Question 0", "output": "third"}, {"input": "Question 9"}]
+    with pytest.warns(TaskWarning, match="'Instances': 1 of 4 entries are left out: entry 4: 'output' is missing"):
+        assert task(write(tmp_path / "x.json", content)).pairs[0].outputs == ("first 0", "second", "third")
 
 
 def test_a_folder_of_no_benchmark_is_refused(tmp_path: Path) -> None:
@@ -101,7 +105,8 @@ def test_two_columns_are_pairs(tmp_path: Path, delimiter: str, head: Any, encodi
 
 def test_columns_are_found_by_their_names(tmp_path: Path) -> None:
     path = table(tmp_path / "mine.csv", "id,answer,question\n1,cold,hot\n\n2,down,up\n")
-    assert task(path).pairs == (Pair("hot", "cold"), Pair("up", "down"))
+    with pytest.warns(TaskWarning, match="read are 'question', 'answer'; not read are 'id'"):
+        assert task(path).pairs == (Pair("hot", "cold"), Pair("up", "down"))
     assert task(path, columns=("answer", "id")).pairs == (Pair("cold", "1"), Pair("down", "2"))
     path = table(tmp_path / "other.tsv", "country\tcapital\nFrance\tParis\n")
     assert task(path).pairs == (Pair("country", "capital"), Pair("France", "Paris"))
@@ -121,8 +126,11 @@ def test_of_delimiters_that_fit_the_one_of_two_columns_is_taken(tmp_path: Path) 
         ("hot\nup\n", "has one column; write two, with a comma, semicolon or tab between"),
         ("hot,cold\nup,down,left\n", r"line 2 has 3 cells, but the first line has 2 \(with a comma between\)"),
         ("hot;cold\nup\n", "line 2 has 1 cells, but the first line has 2"),
-        ("hot,cold\nup,\n", "line 2 has an empty cell; fill it in or drop the line"),
-        ("id,country,capital\n1,a,b\n", "columns 'id', 'country', 'capital', none of them .*--columns question,answer"),
+        ("hot,\nup,\n", "csv, line 1: 'output' is empty; fill it in"),
+        (
+            "id,country,capital\n1,a,b\n",
+            "has 'id', 'country', 'capital', which do not tell .*--columns country,capital",
+        ),
         ("input,output\n", "has no pairs"),
         (f"hot,{'x' * 200_000}\n", "line 1 is no CSV .*field larger than field limit"),
     ],
@@ -137,8 +145,6 @@ def test_a_table_that_is_no_text_or_lacks_a_column_is_refused(tmp_path: Path) ->
         task(table(tmp_path / "mine.csv", "hot,cold\n", "utf-16"))
     with pytest.raises(TaskError, match="has no column 'a'; it has 'b', 'c'"):
         task(table(tmp_path / "mine.csv", "b,c\nhot,cold\n"), columns=("a", "b"))
-    with pytest.raises(TaskError, match="is JSON, which has no columns to choose"):
-        task(write(tmp_path / "mine.json", []), columns=("a", "b"))
 
 
 @pytest.mark.slow
@@ -174,8 +180,8 @@ def task_or_sentence(path: Path) -> None:
             assert str(error)
 
 
-def test_a_built_in_task_has_no_columns_to_choose() -> None:
-    with pytest.raises(TaskError, match=r"antonym.json is JSON, which has no columns to choose; leave --columns out"):
+def test_columns_that_a_built_in_task_lacks_are_refused() -> None:
+    with pytest.raises(TaskError, match=r"antonym.json has no column 'a'; it has 'input', 'output'"):
         task("antonym", columns=("a", "b"))
 
 
@@ -185,8 +191,9 @@ def test_a_built_in_task_has_no_columns_to_choose() -> None:
 def test_a_saved_data_set_is_a_task(tmp_path: Path) -> None:
     words = {"id": [1, 2], "question": ["hot ", "up"], "answer": [["cold", "cool"], ["down"]]}
     Dataset.from_dict(words).save_to_disk(tmp_path / "words")
-    found = task(tmp_path / "words")
-    assert found.name == "words" and found.pairs == (Pair("hot", "cold"), Pair("up", "down"))
+    with pytest.warns(TaskWarning, match="read are 'question', 'answer'; not read are 'id'"):
+        found = task(tmp_path / "words")
+    assert found.name == "words" and found.pairs == (Pair("hot", "cold", ("cool",)), Pair("up", "down"))
     assert task(tmp_path / "words", columns=("answer", "id")).pairs == (Pair("cold", "1"), Pair("down", "2"))
     with pytest.raises(TaskError, match="has no column 'nothing'; it has 'id', 'question', 'answer'"):
         task(tmp_path / "words", columns=("nothing", "id"))
@@ -206,11 +213,9 @@ def test_classes_are_answered_by_their_names_and_the_test_split_is_taken(tmp_pat
 @pytest.mark.parametrize(
     ("column", "sentence"),
     [
-        ([None, "b"], "'output' of row 1 is 'None', no text; take another column or split"),
-        (["a", " "], "'output' of row 2 is ' ', no text"),
-        ([0.5, 1.0], "'output' is of type double, no text; take another column"),
+        ([None, " "], "mine, row 1: 'output' is empty; fill it in"),
         ([True, False], "'output' is of type bool, no text"),
-        ([[], ["a"]], r"'output' of row 1 is '\[\]', no text"),
+        ([[], []], "'output' is of type list<.*>, no text|row 1: 'output' is empty"),
         ([{"text": "a"}] * 2, "'output' is of type struct<text: string>, no text"),
     ],
 )
@@ -224,15 +229,23 @@ def test_an_unlabelled_split_is_refused(tmp_path: Path) -> None:
     features = Features({"text": Value("string"), "label": ClassLabel(names=["bad", "good"])})
     unlabelled = Dataset.from_dict({"text": ["a"], "label": [-1]}, features=features)
     unlabelled.save_to_disk(tmp_path / "mine")
-    with pytest.raises(TaskError, match="'label' of row 1 is 'None', no text"):
+    with pytest.raises(TaskError, match="row 1: 'label' is empty; fill it in"):
         task(tmp_path / "mine")
 
 
+def test_rows_without_a_label_are_left_out_aloud_and_numbers_written_out(tmp_path: Path) -> None:
+    Dataset.from_dict({"input": ["a", "b", "c"], "output": [3.0, None, 4.0]}).save_to_disk(tmp_path / "whole")
+    with pytest.warns(TaskWarning, match="1 of 3 rows are left out: row 2: 'output' is empty"):
+        assert task(tmp_path / "whole").pairs == (Pair("a", "3"), Pair("c", "4"))
+    Dataset.from_dict({"input": ["a", "b"], "output": [0.5, 1.0]}).save_to_disk(tmp_path / "fractions")
+    assert task(tmp_path / "fractions").pairs == (Pair("a", "0.5"), Pair("b", "1.0"))
+
+
 def test_a_table_of_too_many_rows_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ivlens.datasets.huggingface.MAX_ROWS", 1)
+    monkeypatch.setattr("ivlens.datasets.arrow_tables.MAX_ROWS", 1)
     features = Features({"input": Sequence(Value("string")), "output": Value("string")})
     Dataset.from_dict({"input": [["a"], ["b"]], "output": ["c", "d"]}, features=features).save_to_disk(tmp_path / "x")
-    with pytest.raises(TaskError, match="has 2 rows; a task may have 1 at most: save a part of it"):
+    with pytest.raises(TaskError, match="has 2 rows; a task may have 1 at most: give a part of it"):
         task(tmp_path / "x")
 
 

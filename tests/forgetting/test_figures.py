@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import plotly.graph_objects as go
 import pytest
 
 from ivlens.errors import FigureError
-from ivlens.forgetting import figures, metrics
+from ivlens.forgetting import figures, metrics, recovery
 from ivlens.forgetting import tables as study_tables
 from ivlens.forgetting.method_run import EVALUATIONS, GRIDS
 from ivlens.forgetting.plan import Plan
@@ -77,12 +78,13 @@ def study(methods=METHODS, seeds=(0, 1, 2), learned=LEARNED, probed=True, **chan
         "grids": grids(methods, seeds, len(learned)) if probed else pd.DataFrame(columns=list(GRIDS)),
         "plan": plan,
         "summary": metrics.summary(table, guided=(STATED,)),
+        "recovery": recovery.by_stage(table),
     }
     return SimpleNamespace(**(found | changes))
 
 
 def draw(found: SimpleNamespace) -> dict[str, go.Figure]:
-    return figures.figures(found, found.summary)
+    return figures.figures(found, found.summary) | recovery.figures(found)
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +129,7 @@ def test_every_figure_is_there_and_says_model_study_and_seeds(drawn):
         "aie",
         "methods",
         "trade-off",
+        "recovery-by-stage",
         "recovery",
     ]
     for figure in drawn.values():
@@ -243,8 +246,8 @@ def test_drift_has_the_first_method_beside_every_other(found, drawn):
     probes = found.evaluations.query("kind == 'probe'")
     cosines = [[cells(probes, m, s, measure="cosine").mean() for s in range(4)] for m in METHODS]
     for panel, method in enumerate(METHODS):
-        assert line(drawn["drift"], panel, "this method").y == pytest.approx(cosines[panel])
-        beside = [trace for trace in in_panel(drawn["drift"], panel) if trace.name == "lora"]
+        assert line(drawn["drift"], panel, method).y == pytest.approx(cosines[panel])
+        beside = [trace for trace in in_panel(drawn["drift"], panel) if trace.name == "lora, beside the others"]
         assert len(beside) == (method != "lora") and all(trace.y == pytest.approx(cosines[0]) for trace in beside)
 
 
@@ -331,7 +334,7 @@ def test_one_seed_has_values_but_no_intervals():
 def test_a_study_of_one_stage_has_no_forgetting_and_one_method_nothing_beside_it():
     drawn = draw(study(methods=("lora",), learned=LEARNED[:1]))
     assert titles(drawn["methods"]) == ["AP", "GP", "IP"]
-    assert {trace.name for trace in drawn["drift"].data if trace.name} == {"this method"}
+    assert {trace.name for trace in drawn["drift"].data if trace.name} == {"lora"}
 
 
 @pytest.mark.slow
@@ -356,15 +359,15 @@ def test_names_are_never_read_as_markup():
 def test_over_seeds_agrees_with_the_summary(found):
     per_cell = metrics.cells(found.evaluations, guided=(STATED,))
     again = metrics.over_seeds(per_cell, ["method", "measure"]).set_index(["method", "measure"])
-    told = found.summary.set_index(["method", "measure"])
+    told = found.summary.set_index(["method", "measure"]).drop(columns="p")
     pd.testing.assert_frame_equal(again, told.loc[again.index])
 
 
-def test_an_axis_holds_every_value_but_not_every_interval():
+def test_an_axis_holds_every_value_and_every_interval():
     points = [method_plots.Point("", "", value, value - 9, value + 0.01) for value in (0.4, 0.6)]
     low, high = method_plots.axis_range(points)
-    assert 0.15 < low < 0.2 and 0.61 < high < 0.7
-    assert method_plots.axis_range(points, zero=True)[0] < 0
+    assert low < -8.6 and 0.61 < high < 1.5
+    assert method_plots.axis_range([points[0]._replace(low=0.3)], zero=True)[0] < 0
 
 
 @pytest.mark.parametrize(
@@ -407,9 +410,10 @@ def test_the_printed_table_has_the_numbers_of_the_summary(capsys, found):
         "New tasks",
         "General tasks after the last stage",
         "General tasks, change from the base model",
-        "Difference from lora",
-        "Difference from lora+kl",
+        "Difference from lora (*: clear of 0 by Holm over these 9)",
+        "Difference from lora+kl (*: clear of 0 by Holm over these 8)",
     ]
+    tables = {name.partition(" (")[0]: table for name, table in tables.items()}
     values = found.summary.set_index(["method", "measure"])
 
     def told(method: str, measure: str, *, signed: bool = False) -> str:
@@ -417,7 +421,7 @@ def test_the_printed_table_has_the_numbers_of_the_summary(capsys, found):
         return f"{line['value']:{'+' if signed else ''}.3f} ±{line['high'] - line['value']:.3f}"
 
     def shown(table: str, method: str) -> str:
-        return " ".join(tables[table][method])
+        return " ".join(tables[table][method]).replace("*", "")
 
     for method in METHODS:
         wanted = [told(method, name) for name in ("learned", "AP", "F")]
@@ -433,6 +437,51 @@ def test_the_printed_table_has_the_numbers_of_the_summary(capsys, found):
     assert shown("Difference from lora", "lora+iv") == " ".join([*wanted, told("lora+iv", "GP kept")])
 
 
+def test_a_reference_is_told_against_every_other_method_and_marked_where_it_is_clear_of_0(found):
+    frame = found.evaluations
+    frame = frame.assign(value=frame["value"] + 0.002 * np.random.default_rng(0).normal(size=len(frame)))
+    summary = metrics.summary(frame, guided=(STATED,), reference="lora+iv")
+    asked = found.plan.with_changes(reference="lora+iv")
+    (family,) = study_tables.families_of_differences(SimpleNamespace(plan=asked, summary=summary))
+    wanted = metrics.comparisons(frame, "lora+iv", guided=(STATED,))
+    assert family.size == len(wanted) == 3 * len(metrics.DIFFERENCES)
+    below = wanted[wanted["adjusted"] < 0.05]
+    assert set(family.clear) == set(zip(below["other"], below["measure"], strict=True))
+    assert 0 < len(below) < (wanted["p"] < 0.05).sum(), "some are clear of 0 only where nothing is corrected"
+    tables = study_tables.study_tables(SimpleNamespace(plan=asked, summary=summary))
+    heading = f"lora+iv minus each other method (*: clear of 0 by Holm over these {family.size})"
+    (shown,) = (one for one in tables if one.heading == heading)
+    cells_of = {row[0]: dict(zip(metrics.DIFFERENCES, row[1:], strict=True)) for row in shown.parts[0]}
+    for (other, measure), line in wanted.set_index(["other", "measure"]).iterrows():
+        mark = "*" if line["adjusted"] < 0.05 else ""
+        assert cells_of[other][measure] == f"{line['value']:+.3f} ±{line['high'] - line['value']:.3f}{mark}"
+    sentence = family.sentence()
+    assert f"of these {family.size} differences, {len(below)} are clear of 0 by Holm's correction for all" in sentence
+
+
+def test_the_order_that_every_seed_drew_is_shown(capsys, found):
+    study_tables.print_study(found)
+    out = capsys.readouterr().out
+    for seed in found.plan.seeds:
+        assert re.search(rf"^seed {seed} +{' +'.join(found.plan.ordered(seed))}$", out, re.MULTILINE)
+    study_tables.print_study(SimpleNamespace(plan=found.plan.with_changes(order="given"), summary=found.summary))
+    assert "order" not in capsys.readouterr().out
+
+
+def test_where_seeds_have_orders_of_their_own_r_is_by_the_stage_in_which_a_task_was_learned():
+    frame = evaluations(methods=("lora",), seeds=(0, 1))
+    order = {(seed, task): 1 + (number + seed) % 3 for seed in (0, 1) for number, task in enumerate(LEARNED)}
+    learned = [order.get(key, 0) for key in zip(frame["seed"], frame["task"], strict=True)]
+    found = study(methods=("lora",), seeds=(0, 1), evaluations=frame.assign(learned=learned))
+    drawn = draw(found)
+    own = [metrics.r_matrix(found.evaluations, "lora", seed).to_numpy() for seed in (0, 1)]
+    trace, _ = in_panel(drawn["r-matrix"], 0)
+    assert np.allclose(trace.z, np.mean(own, axis=0))
+    assert trace.customdata[2][1].startswith("learned in stage 2, stage 2: ")
+    so_far = [np.mean([r[stage, :stage].mean() for r in own]) for stage in (1, 2, 3)]
+    assert np.allclose(line(drawn["accuracy"], 0, "tasks learned so far").y, so_far)
+
+
 def test_what_one_seed_and_one_stage_do_not_tell_is_said(capsys):
     study_tables.print_study(study(seeds=(4,), learned=LEARNED[:1]))
     out = capsys.readouterr().out
@@ -444,5 +493,5 @@ def test_the_table_of_a_notebook_has_the_same_numbers_and_no_markup_of_others(fo
     shown = study_tables.study_html(found)
     line = found.summary.set_index(["method", "measure"]).loc[("lora+iv", "GP")]
     assert f"<td>{line['value']:.3f} ±{line['high'] - line['value']:.3f}</td>" in shown
-    hostile = study_tables.study_html(SimpleNamespace(plan=Plan(name="<b>", tasks=LEARNED), summary=found.summary))
+    hostile = study_tables.study_html(study(plan=Plan(name="<b>", tasks=LEARNED)))
     assert "&lt;b&gt; on lab" in hostile and "<b><b>" not in hostile

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -74,6 +75,33 @@ def test_r_has_a_row_a_stage_and_the_tasks_in_the_order_in_which_they_are_learne
     assert list(found.index) == [0, 1, 2, 3] and set(found.columns) == set(TASKS)
     found = metrics.r_matrix(table(lines), "lora", 0)
     assert list(found.columns) == list(TASKS) and found.to_numpy().tolist() == R
+
+
+def test_the_order_of_a_cell_is_what_its_column_says() -> None:
+    frame = table(sequence(R) + sequence(R, seed=1))
+    # With seed 1 the third task was the first one to be learned.
+    places = {
+        (seed, task): number for seed, own in ((0, TASKS), (1, TASKS[::-1])) for number, task in enumerate(own, 1)
+    }
+    frame["learned"] = [places[key] for key in zip(frame["seed"], frame["task"], strict=True)]
+    shuffled = frame.sample(frac=1.0, random_state=0)
+    assert metrics.r_matrix(shuffled, "lora", 0).to_numpy().tolist() == R
+    found = metrics.r_matrix(shuffled, "lora", 1)
+    assert list(found.columns) == list(TASKS[::-1]) and found.to_numpy().tolist() == [row[::-1] for row in R]
+    # Its last task is the first of the list, which cannot have been forgotten.
+    assert metrics.forgetting(found) == pytest.approx(((0.30 - 0.70) + (0.60 - 0.40)) / 2)
+    pd.testing.assert_frame_equal(
+        metrics.with_stages(frame.drop(columns="learned"))[["seed", "learned"]],
+        frame[["seed"]].assign(learned=[TASKS.index(task) + 1 for task in frame["task"]]),
+    )
+
+
+def test_a_task_whose_sibling_guides_is_not_unguided() -> None:
+    families = {"a": "first", "b": "first", "c": "second"}
+    found = metrics.cells(table(cell(R, GP)), guided=["b"], families=families).set_index("measure")["value"]
+    assert found["GP, guided"] == pytest.approx(0.1) and found["GP, unguided"] == pytest.approx(0.3)
+    found = metrics.cells(table(cell(R, GP)), guided=["b"], families={"a": "b"}).set_index("measure")["value"]
+    assert found["GP, unguided"] == pytest.approx(0.3), "a task that is in no family is one by its own name"
 
 
 def test_average_performance_is_the_mean_of_the_last_row() -> None:
@@ -192,6 +220,44 @@ def test_any_two_methods_differ_by_what_is_computed_seed_by_seed() -> None:
     assert found.loc["AP", "value"] == pytest.approx(np.mean(np.subtract(SHIFTS["lora+kl"], SHIFTS["lora+iv"])))
     with pytest.raises(IvlensError, match=r"^there is no method 'lora\+no' in this study; there are lora, "):
         metrics.difference(study(), "lora", "lora+no")
+
+
+def test_a_reference_is_held_against_every_other_method_and_corrected_for_all_of_that() -> None:
+    frame, measures = study(), ("GP", "AP", "IP")
+    found = metrics.comparisons(frame, "lora+iv", measures=measures)
+    values = metrics.cells(frame).set_index(["method", "measure", "seed"])["value"].sort_index()
+    p_values = {}
+    for other, measure in itertools.product(("lora", "lora+kl"), measures):
+        own, against = values["lora+iv", measure].to_numpy(), values[other, measure].to_numpy()
+        row = found[(found["other"] == other) & (found["measure"] == measure)].iloc[0]
+        p_values[other, measure] = stats.ttest_rel(own, against).pvalue
+        assert row["p"] == pytest.approx(p_values[other, measure]) and row["n"] == 3
+        assert row["value"] == pytest.approx((own - against).mean())
+    assert len(found) == len(p_values) == 6
+    below = 0.0
+    for rank, (key, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
+        below = max(below, min(1.0, (6 - rank) * p))
+        row = found[(found["other"] == key[0]) & (found["measure"] == key[1])].iloc[0]
+        assert row["adjusted"] == pytest.approx(below)
+    assert set(metrics.comparisons(frame, "lora")["measure"]) == set(metrics.DIFFERENCES)
+    with pytest.raises(IvlensError, match=r"^there is no method 'no' in this study; there are lora, "):
+        metrics.comparisons(frame, "no")
+
+
+def test_the_summary_has_the_p_of_every_difference_and_of_nothing_else() -> None:
+    found = metrics.summary(study(), reference="lora")
+    over = found["measure"].str.contains(" over ")
+    assert found[~over]["p"].isna().all() and found[over]["p"].notna().all()
+    iv, kl = np.array(ENDS["lora+iv"]), np.array(ENDS["lora+kl"])
+    assert of(found, "GP over lora+kl", "lora+iv")["p"] == pytest.approx(stats.ttest_rel(iv, kl).pvalue)
+    wanted = -of(found, "GP over lora", "lora+kl")["value"]
+    assert of(found, "GP over lora+kl")["value"] == pytest.approx(wanted), "the reference is held against all"
+
+
+def test_differences_that_do_not_vary_are_told_by_what_they_are() -> None:
+    assert metrics.paired_p(np.array([0.0, 0.0, math.nan])) == 1.0
+    assert metrics.paired_p(np.array([0.5, 0.5])) == 0.0
+    assert math.isnan(metrics.paired_p(np.array([0.5, math.nan])))
 
 
 def test_no_method_is_compared_with_itself_and_plain_ones_with_none() -> None:

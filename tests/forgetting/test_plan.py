@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+import ivlens
 from ivlens.errors import IvlensError, StudyError
 from ivlens.forgetting import plan
 from ivlens.forgetting.plan import Evaluation, Plan
-from ivlens.forgetting.preparation import general_tasks
+from ivlens.forgetting.preparation import general_tasks, guiding_tasks
+from ivlens.lab import FAMILIES
 from ivlens.models.lora import LoraConfig
 from ivlens.training import benchmark_stages
 from ivlens.training.guidance import GUIDANCE, Guidance
@@ -64,6 +66,10 @@ def test_an_unknown_key_is_refused_by_name_and_known_ones_are_named(key: str, kn
         ({"guidance": {"iv": {"vector": "north"}}}, "guidance.iv.vector is 'north'; it should be 'task', 'zero'"),
         ({"settings": {"ewc": {"samples": 2.5}}}, "settings.ewc.samples is 2.5; it should be a valid integer"),
         ({"settings": {"ewc": 3}}, "settings.ewc is 3; it should be a table"),
+        ({"order": "random"}, "order is 'random'; it should be 'seed' or 'given'"),
+        ({"held_out": "pair"}, "held_out is 'pair'; it should be 'family' or 'task'"),
+        ({"evaluation": {"drawn": "twice"}}, "evaluation.drawn is 'twice'; it should be 'seed' or 'once'"),
+        ({"families": {"mine": "a"}}, "families.mine is 'a'; it should be a list"),
     ],
 )
 def test_a_value_of_another_type_is_refused_and_not_turned_into_a_fitting_one(
@@ -93,6 +99,8 @@ def test_a_value_of_another_type_is_refused_and_not_turned_into_a_fitting_one(
         ({"settings": {"sgd": {}}}, "there is no method 'sgd' (of settings)"),
         ({"settings": {"ewc": {"weight": -1}}}, "ewc: weight is -1"),
         ({"guidance": {"../up": {}}}, "a guidance is called '../up'"),
+        ({"reference": "sgd"}, "there is no method 'sgd' (of 'sgd')"),
+        ({"families": {"one": ["a", "b"], "two": ["a"]}}, "list of families names a more than once"),
     ],
 )
 def test_nonsense_is_refused_in_a_sentence(content: dict[str, Any], sentence: str) -> None:
@@ -177,12 +185,16 @@ def test_a_record_makes_the_plan_again_guidance_included() -> None:
         model="m",
         general=("antonym",),
         guides=("antonym",),
+        held_out="task",
+        families={"mine": ("antonym",)},
         methods=("lora", "lora+iv", "ewc+mine", "lora+kl"),
+        reference="lora+iv",
+        order="given",
         seeds=(3, 1),
         train_prompts=7,
         lora=LoraConfig(rank=2, targets=("W_O",), layers=(0, 2)),
         training=Training(steps=3, rate=1e-4),
-        evaluation=Evaluation(probes=("antonym",), queries=3),
+        evaluation=Evaluation(probes=("antonym",), queries=3, drawn="once"),
         guidance={"iv": Guidance(kl=1.0), "mine": Guidance(vector="random", heads=2.0), "unused": Guidance(kl=3.0)},
         settings={"ewc": {"weight": 2, "samples": 5}, "lwf": {"weight": 0.5}},
     )
@@ -200,13 +212,64 @@ def test_a_record_of_before_scales_were_chosen_is_of_scale_1() -> None:
         Evaluation(scale=-1.0)
 
 
+def test_a_record_of_before_seeds_drew_everything_is_of_one_order_and_one_draw() -> None:
+    record = Plan(name="x", tasks=("a", "b", "c")).record()
+    assert again(plan.from_record(record)).order == "seed" and plan.from_record(record).evaluation.drawn == "seed"
+    for key in ("order", "held_out", "families", "reference"):
+        del record[key]
+    del record["evaluation"]["drawn"]
+    old = plan.from_record(record)
+    assert (old.order, old.held_out, old.evaluation.drawn, old.reference) == ("given", "task", "once", None)
+    assert old.ordered(3) == old.tasks and old.evaluation.of(3) == old.evaluation
+
+
+def test_every_seed_draws_an_order_of_its_own_which_stays() -> None:
+    asked = Plan(name="x", tasks=tuple("abcde"))
+    orders = [asked.ordered(seed) for seed in range(30)]
+    assert orders == [asked.ordered(seed) for seed in range(30)] and len(set(orders)) > 20
+    assert all(sorted(order) == sorted(asked.tasks) for order in orders)
+    assert {order[0] for order in orders} == set(asked.tasks), "every task comes first at some time"
+    assert [asked.evaluation.of(seed).seed for seed in (0, 1, 7)] == [0, 1, 7]
+    assert asked.with_changes(order="given").ordered(0) == asked.tasks
+
+
+def test_every_built_in_task_is_in_one_family() -> None:
+    listed = [task for tasks in FAMILIES.values() for task in tasks]
+    assert sorted(listed) == ivlens.tasks(), "none twice, none left out, none that there is not"
+
+
+def test_general_tasks_guide_or_are_held_out_by_whole_families() -> None:
+    asked = Plan(name="x", tasks=("class-letter",))
+    general = general_tasks(asked)
+    guides = {task.name for task in guiding_tasks(asked, general)}
+    for tasks in FAMILIES.values():
+        assert len({task in guides for task in tasks}) == 1, tasks
+    assert 0.3 < len(guides) / len(general) < 0.7
+    one_by_one = guiding_tasks(asked.with_changes(held_out="task"), general)
+    assert [task.name for task in one_by_one] == ivlens.tasks()[::2]
+
+
+def test_a_plan_may_say_which_of_its_tasks_are_alike() -> None:
+    asked = Plan(
+        name="x",
+        tasks=("class-letter",),
+        general=("antonym", "uppercase", "english-french", "synonym"),
+        families={"words": ("antonym", "uppercase")},
+    )
+    assert [asked.family(task) for task in asked.general] == ["words", "words", "translation", "meaning"]
+    assert [task.name for task in guiding_tasks(asked, general_tasks(asked))] == ["antonym", "uppercase", "synonym"]
+    assert asked.family("of-my-own") == "of-my-own"
+    with pytest.raises(StudyError, match=r"families\.words names uppercase, which is not among the general tasks"):
+        general_tasks(asked.with_changes(general=("antonym", "synonym")))
+
+
 def test_a_form_that_repeats_the_built_in_one_changes_nothing() -> None:
     plain = Plan(name="x", tasks=("a",), methods=("lora+kl",))
     repeated = Plan(name="x", tasks=("a",), methods=("lora+kl",), guidance={"kl": GUIDANCE["kl"]})
     assert repeated == plain and repeated.record() == plain.record() and again(plain) == plain
 
 
-def test_a_table_changes_a_known_form_and_starts_any_other_from_the_published_one() -> None:
+def test_a_table_changes_a_known_form_and_starts_any_other_from_iv() -> None:
     content = {"guidance": {"kl": {"kl": 0.5}, "mine": {"kl": 0.5}}, "methods": ["lora+kl", "lora+mine"]}
     found = plan.from_record(LEAST | content)
     assert found.parts("lora+kl") == ("lora", Guidance(vector="zero", kl=0.5))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import signal
@@ -27,13 +28,15 @@ import ivlens
 from ivlens.cli.app import main
 from ivlens.datasets.task import task
 from ivlens.errors import RunError, StudyError, TaskError, TrainingError
-from ivlens.forgetting import method_run, worker_pool
+from ivlens.forgetting import method_run, metrics, recovery, worker_pool
 from ivlens.forgetting.plan import Evaluation, Plan
 from ivlens.forgetting.preparation import general_tasks
 from ivlens.forgetting.study import Study
 from ivlens.models import hooked, lora
 from ivlens.models.adapter import load_adapter
 from ivlens.models.lora import LoraConfig
+from ivlens.patching.activations import last_z, mean_z
+from ivlens.patching.effects import clean_prompts
 from ivlens.prompts.tokens import tokenize
 from ivlens.steering.universal_heads import Universal
 from ivlens.training import loop
@@ -41,6 +44,7 @@ from ivlens.training.benchmark_stages import stage
 from ivlens.training.guidance import GUIDANCE, Guidance
 from ivlens.training.loop import Examples, Training
 from ivlens.training.methods import METHODS, Lora
+from ivlens.vectors.head_writing import write_vector
 
 pytestmark = pytest.mark.slow
 
@@ -88,17 +92,29 @@ def found(lab: HookedTransformer, folder: Path) -> Study:
 
 def test_every_cell_has_every_measure_of_every_task_after_every_stage(found: Study) -> None:
     evaluations = found.evaluations
-    assert tuple(evaluations.columns) == method_run.EVALUATIONS
+    assert tuple(evaluations.columns) == (*method_run.EVALUATIONS, method_run.LEARNED)
     by_cell = evaluations.groupby(["method", "seed", "stage"], sort=False)
     assert list(by_cell.groups) == [(method, 0, number) for method in PLAN.methods for number in range(3)]
     keys = [part[["task", "kind", "measure", "heads"]].to_numpy().tolist() for _, part in by_cell]
     assert all(one == keys[0] for one in keys) and not evaluations.isna().drop(columns="value").any(axis=None)
     kinds = {kind: set(part["task"]) for kind, part in evaluations.groupby("kind")}
-    assert kinds == {"sequence": set(PLAN.tasks), "general": set(PLAN.general), "probe": {"antonym"}}
+    bounds = {kind: {""} for kind in method_run.PROBE_BOUNDS}
+    assert kinds == {"sequence": set(PLAN.tasks), "general": set(PLAN.general), "probe": {"antonym"}} | bounds
     assert tuple(found.steps.columns) == method_run.STEPS and len(found.steps) == 2 * 2 * 8
     by_stage = found.steps.groupby(["method", "stage"])["step"]
     assert all(list(steps) == list(range(8)) for _, steps in by_stage)
     assert tuple(found.grids.columns) == method_run.GRIDS and set(found.grids["stage"]) == {0, 2}
+
+
+def test_recovery_is_measured_with_every_vector_on_every_form_of_prompts_at_every_stage(found: Study) -> None:
+    table = found.recovery.set_index(["method", "prompts", "vector", "stage"])
+    for stage_number, prompts, vector in itertools.product(range(3), recovery.PROMPTS, recovery.VECTORS):
+        line = table.loc[("lora", prompts, vector, stage_number)]
+        assert 0 <= line["low"] <= line["value"] <= line["high"] <= 1, "one seed: over queries and draws"
+        if stage_number == 0 and vector == "own vector":  # The tuned model is the base model still.
+            assert line["value"] == table.loc[("lora", prompts, "base vector", 0), "value"]
+    assert table.loc[("lora", recovery.COSINE, "own vector", 0), "value"] == pytest.approx(1.0)
+    assert "recovery-by-stage" in found.figures()
 
 
 def test_all_cells_start_from_the_same_base_model(found: Study) -> None:
@@ -139,6 +155,88 @@ def test_the_study_says_its_numbers_in_a_line(found: Study) -> None:
     text = repr(found)
     assert text.startswith("Study(small on lab, 1 seed; lora: AP ") and text.count("\n") == 0
     assert f"lora+iv: AP {values['lora+iv', 'AP']:.2f}, F {values['lora+iv', 'F']:.2f}" in text
+
+
+# Seeds
+
+
+@pytest.fixture(scope="module")
+def drawn(lab: HookedTransformer, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """Two seeds, which learn the two tasks in different orders."""
+    asked = small_plan(
+        tasks=PLAN.tasks, order="seed", seeds=(0, 1), methods=("lora", "replay-general"), general=PLAN.general
+    )
+    return ivlens.study(asked, out=tmp_path_factory.mktemp("drawn") / "run", model=lab)
+
+
+def test_every_seed_learns_the_tasks_in_an_order_of_its_own(drawn: Study) -> None:
+    assert drawn.order.to_numpy().tolist() == [list(drawn.plan.ordered(seed)) for seed in (0, 1)]
+    assert drawn.order.loc[0].tolist() == drawn.order.loc[1].tolist()[::-1]
+    trained = drawn.steps.drop_duplicates(["method", "seed", "stage"])
+    for row in trained.to_dict("records"):
+        assert row["task"] == drawn.order.loc[row["seed"], row["stage"]], "what the table says is what was trained on"
+    assert Study.read(drawn.folder).order.equals(drawn.order)
+
+
+def test_measures_of_permuted_orders_are_those_counted_task_by_task(drawn: Study) -> None:
+    found = metrics.cells(drawn.evaluations).set_index(["method", "seed", "measure"])["value"].to_dict()
+    for method, seed in itertools.product(drawn.plan.methods, drawn.plan.seeds):
+        lines = drawn.evaluations.query(f"method == {method!r} and seed == {seed} and measure == 'accuracy'")
+        accuracy = {(line["stage"], line["task"]): line["value"] for line in lines.to_dict("records")}
+        steps = drawn.steps.query(f"method == {method!r} and seed == {seed}")
+        stage_of = {line["task"]: line["stage"] for line in steps.to_dict("records")}
+        learned = [accuracy[stage, name] for name, stage in stage_of.items()]
+        fallen = [accuracy[1, name] - accuracy[2, name] for name, stage in stage_of.items() if stage < 2]
+        assert found[method, seed, "learned"] == pytest.approx(sum(learned) / 2)
+        assert found[method, seed, "AP"] == pytest.approx(sum(accuracy[2, name] for name in stage_of) / 2)
+        assert found[method, seed, "F"] == pytest.approx(fallen[0]) and len(fallen) == 1
+
+
+def test_every_seed_is_asked_other_questions_and_all_methods_of_a_seed_the_same(drawn: Study) -> None:
+    base = drawn.evaluations.query("stage == 0 and kind == 'general'")
+    asked = {key: tuple(part["value"].dropna()) for key, part in base.groupby(["method", "seed"])}
+    assert asked["lora", 0] == asked["replay-general", 0] != asked["lora", 1] == asked["replay-general", 1]
+    kept = [Universal.load(drawn.folder / f"universal-{seed}.safetensors") for seed in (0, 1)]
+    assert not torch.equal(kept[0].vectors, kept[1].vectors), "the prompts of the vectors are drawn anew, too"
+
+
+def test_drawn_once_every_seed_is_asked_the_same(lab: HookedTransformer, tmp_path: Path) -> None:
+    once = replace(small_plan().evaluation, drawn="once")
+    asked = small_plan(seeds=(0, 1), evaluation=once, training=Training(steps=1, batch=4))
+    found = ivlens.study(asked, out=tmp_path / "run", model=lab)
+    base = found.evaluations.query("stage == 0 and kind == 'general'").drop(columns="method")
+    one, other = (part.drop(columns="seed").reset_index(drop=True) for _, part in base.groupby("seed"))
+    pd.testing.assert_frame_equal(one, other, check_exact=True)
+    assert [path.name for path in (tmp_path / "run").glob("universal*")] == ["universal.safetensors"]
+
+
+def test_replay_general_trains_on_the_very_prompts_that_vectors_are_taken_from(
+    drawn: Study, lab: HookedTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, learn = [], loop.finetune
+
+    def watched(model: Any, adapter: Any, examples: Examples, *args: Any, **others: Any) -> Any:
+        seen.append(examples)
+        return learn(model, adapter, examples, *args, **others)
+
+    monkeypatch.setattr(loop, "finetune", watched)
+    asked = small_plan(methods=("replay-general",))
+    ivlens.study(asked, out=tmp_path / "run", model=lab)
+    universal = Universal.load(tmp_path / "run" / "universal-0.safetensors")
+    _, wanted = clean_prompts(lab, task("antonym"), universal.settings)
+    vector = write_vector(lab, mean_z(lab, wanted), universal.heads)
+    torch.testing.assert_close(vector, universal.vectors[0], msg="of these prompts the vector is")
+    old = seen[0].prompts[slice(seen[0].new, None)]
+    assert torch.equal(old.prompts, wanted.prompts) and torch.equal(old.answers, wanted.answers)
+    assert seen[0].replayed == 0.25
+
+
+def test_runs_of_before_the_order_was_written_down_are_read_in_the_one_of_their_plan() -> None:
+    for path in sorted((Path(__file__).parents[2] / "figures" / "numbers").glob("lab-*/evaluations.parquet")):
+        found = Study.read(path.parent)
+        if found.plan.order == "given":
+            assert (found.order == list(found.plan.tasks)).all(axis=None) and not found.order.empty
+            assert len(found.comparisons()) == 5 * (len(found.plan.methods) - 1)
 
 
 # Stopped and gone on with
@@ -364,7 +462,7 @@ def test_every_method_runs_with_guidance_and_each_trains_in_a_way_of_its_own(
 def test_guidance_is_at_the_universal_heads_layer_unless_another_is_named(
     lab: HookedTransformer, found: Study, tmp_path: Path
 ) -> None:
-    best = Universal.load(found.folder / "universal.safetensors").layer
+    best = Universal.load(found.folder / "universal-0.safetensors").layer
     forms = {
         name: Guidance(kl=1.0, layer=layer) for name, layer in {"own": None, "best": best, "next": best + 1}.items()
     }
@@ -419,6 +517,35 @@ def test_the_previous_teacher_is_the_model_before_this_stage(
     assert torch.equal(seen[1], base) and not torch.equal(seen[2], base)
 
 
+def test_the_published_form_takes_its_vector_from_demonstrations_and_from_the_model_before_the_first_stage(
+    lab: HookedTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, build = [], method_run._make_guide
+
+    def watched(*args: Any, **others: Any) -> Any:
+        found.append(build(*args, **others))
+        return found[-1]
+
+    monkeypatch.setattr(method_run, "_make_guide", watched)
+    asked = small_plan(methods=("lora+fv-published",), tasks=PLAN.tasks)
+    ivlens.study(asked, out=tmp_path / "run", model=lab)
+    for number, name in enumerate(PLAN.tasks):
+        shown = stage(name, seed=0, limit=8).with_demonstrations(asked.evaluation.shots, seed=0)
+        assert all(prompt.text.count("Q:") == asked.evaluation.shots + 1 for prompt in shown)
+        z = torch.stack([last_z(lab, tokenize(lab, [prompt]))[0] for prompt in shown]).double().mean(0)
+        expected = sum(z[head] @ lab.W_O[head].double() for head in found[number].heads)
+        torch.testing.assert_close(found[number].vectors[0].double(), expected, rtol=0, atol=1e-5)
+
+
+def test_too_few_prompts_for_the_demonstrations_of_a_guidance_are_refused_before_the_model_is_read(
+    tmp_path: Path,
+) -> None:
+    evaluation = replace(PLAN.evaluation, shots=8)
+    asked = small_plan(methods=("lora+fv-published",), evaluation=evaluation, model="no-such-model")
+    with pytest.raises(TaskError, match="stage 'class-letter' has 8 training prompts, but 8 demonstrations"):
+        ivlens.study(asked, out=tmp_path / "run")
+
+
 @pytest.mark.parametrize("form", ["iv", "iv-random", "iv-general", "iv-general-random", "fv"])
 def test_guidance_is_as_long_as_chosen_or_as_said(
     form: str, lab: HookedTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -434,7 +561,7 @@ def test_guidance_is_as_long_as_chosen_or_as_said(
     forms = {"as-chosen": GUIDANCE[form], "once": replace(GUIDANCE[form], scale=1.0)}
     asked = small_plan(methods=("lora+as-chosen", "lora+once"), guidance=forms)
     ivlens.study(asked, out=tmp_path / "run", model=lab)
-    scale = Universal.load(tmp_path / "run" / "universal.safetensors").scale
+    scale = Universal.load(tmp_path / "run" / "universal-0.safetensors").scale
     torch.testing.assert_close(found[None], scale * found[1.0])
     fixed = small_plan(methods=("lora+as-chosen",), guidance=forms, evaluation=replace(asked.evaluation, scale=4.0))
     ivlens.study(fixed, out=tmp_path / "fixed", model=lab)

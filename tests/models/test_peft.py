@@ -318,7 +318,12 @@ TENSORS: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
     "a-missing-pair": (lambda t: t.pop(f"{Q0}B.weight"), r"asks for .*0.self_attn.q_proj.lora_B.weight, which"),
     "an-unused-tensor": (
         lambda t: t.update({"base_model.model.lm_head.lora_A.weight": torch.ones(3, 32)}),
-        r"has base_model.model.lm_head.lora_A.weight, which nothing uses",
+        r"changes lm_head \(base_model.model.lm_head.lora_A.weight\), outside of the blocks, .* nothing; merge the "
+        r"adapter with PEFT \(merge_and_unload, save_pretrained\) and give the merged checkpoint in its place",
+    ),
+    "embeddings-saved-whole": (
+        lambda t: t.update({"base_model.model.model.embed_tokens.weight": torch.ones(3, 32)}),
+        r"changes model.embed_tokens \(base_model.model.model.embed_tokens.weight\), .* merge the adapter",
     ),
     "magnitudes": (lambda t: t.update({f"{Q0}magnitude_vector": torch.ones(24)}), r"magnitude_vector, which nothing"),
     "another-width": (

@@ -116,12 +116,17 @@ def test_in_a_column_panels_of_many_heads_stand_below_each_other(heads, rows):
     assert [note.text for note in figure.layout.annotations][:2] == ["before", "after"]
 
 
-def test_only_the_heads_of_largest_effect_are_named_among_many():
+def test_only_the_heads_of_largest_effect_are_named_among_many_and_no_name_touches_another():
     grid = pd.MultiIndex.from_product([("base", "tuned"), range(30), range(30)])
     frame = grid.to_frame(index=False, name=["model", "layer", "head"])
     frame = frame.assign(aie=np.tile(np.linspace(0, 1, 900), 2), low=0.0, high=1.0)
     (points, _) = plots.aie_scatter(frame).data
-    assert [name for name in points.text if name] == [f"L29H{head}" for head in range(20, 30)]
+    named = {name: (x, side) for name, x, side in zip(points.text, points.x, points.textposition, strict=True) if name}
+    assert "L29H29" in named and 1 < len(named) < 10 and set(named) <= {f"L29H{head}" for head in range(20, 30)}
+    for side in ("top center", "bottom center"):
+        # Pixels of a name, of the panel, and of what the axis holds.
+        there = sorted(x * (672 - 60) / 1.12 for x, where in named.values() if where == side)
+        assert all(b - a >= style.text_width("L29H29", 8.5) for a, b in itertools.pairwise(there))
     assert len(points.x) == 900 and points.customdata[0].startswith("L0H0: ")
 
 
@@ -285,5 +290,5 @@ def test_necessity_stands_beside_the_aie_of_the_same_head():
     assert list(aie.x) == [0.45, 0.0] and list(np.round(instructed.y)) == [0, 1, 2] and instructed.x[1] == 0.2
     assert instructed.text[1] == "L3H1, instructed: 0.200 [0.100, 0.300]" and few_shot.text[0].endswith("not measured")
     assert figure.layout.xaxis.title.text == "AIE (nats)"
-    with pytest.raises(FigureError, match="the table has 2 rows for L3H3 AIE"):
+    with pytest.raises(FigureError, match="the table has 2 rows for heads L3H3 AIE"):
         plots.necessity_by_head(pd.concat([frame, frame.iloc[:1]]))

@@ -102,7 +102,7 @@ def test_definitions_and_outputs_may_be_plain_texts_and_an_input_may_stand_twice
     found = stage(write(tmp_path / "x.json", content), seed=0)
     pairs = {prompt.query for part in (found.train, found.validation, found.test) for prompt in part}
     assert len(pairs) == 13
-    assert {Pair("Question 3", "first 3"), Pair("New", "plain")} <= pairs
+    assert {Pair("Question 3", "first 3", ("second", "another")), Pair("New", "plain")} <= pairs
     assert found.train[0].text.startswith("Answer it.\n")
 
 
@@ -140,7 +140,7 @@ def test_a_limit_draws_training_prompts_and_leaves_the_rest(tmp_path: Path, made
         ("train", "1" * 5000, "is not JSON: Exceeds the limit"),
         ("train", [], "of no known format; a TRACE folder has train.json, eval.json and test.json"),
         ("train", [{"question": "a"}], "of no known format"),
-        ("train", [*questions("a"), 3], "train.json, entry 7: it is no JSON object; write an object"),
+        ("eval", [3], "eval.json, entry 1: it is no JSON object; write an object"),
         ("eval", [], "eval.json is no list of entries"),
         ("eval", {"prompt": "a", "answer": "b"}, "eval.json is no list of entries"),
         ("eval", [{"prompt": "a"}], "eval.json, entry 1: 'answer' is missing; add it"),
@@ -162,7 +162,7 @@ def test_a_bad_trace_folder_is_refused_in_a_sentence(tmp_path: Path, part: str, 
         ("labels", {}, "labels.json: 'labels' is an object, but should be text or a list of texts"),
         ("labels", [], "labels.json: 'labels' is empty"),
         ("labels", [1], "labels.json: 'labels' is a number"),
-        ("labels", ["good", "bad"], r"label of entry 3 is 'neither', which is not in labels.json \(good, bad\)"),
+        ("labels", ["much", "less"], r"entry 1: 'label' is 'good', which is not in labels.json \(much, less\)"),
         ("train", [{"sentence": "a", "label": None}], "'label' is null, but should be text"),
         ("dev", [{"sentence": "", "label": "good"}], "dev.json, entry 1: 'sentence' is empty"),
     ],
@@ -260,3 +260,9 @@ def test_any_instances_are_a_stage_or_refused(tmp_path: Path, instances: list[An
     content = instructions() | {"Definition": definition}
     content["Instances"] += instances
     either(write(tmp_path / "x.json", content))
+
+
+def test_entries_that_cannot_be_asked_are_left_out_of_a_stage_aloud(tmp_path: Path):
+    folder = o_lora(tmp_path / "x", train=[*sentences("train", 9), {"sentence": "Unlabelled.", "label": "-"}])
+    with pytest.warns(TaskWarning, match=r"1 of 10 entries are left out: entry 10: 'label' is '-', which is not in"):
+        assert len(stage(folder, seed=0).train) == 9

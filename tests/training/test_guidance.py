@@ -309,6 +309,121 @@ def test_heads_are_compared_at_answer_predicting_tokens_of_prompts_run_alone(mod
     assert penalty.item() == pytest.approx(0.4 * mean(found), rel=1e-9)
 
 
+# The follow-up's form, term by term: one prompt a time, one position a time, one number a time
+
+
+def read_alone(
+    model: HookedTransformer, row: int, *, added: Tensor | None = None, layer: int = 0
+) -> tuple[Tensor, list[list[float]], int]:
+    """Logits and the heads' `z` of one unpadded prompt with its answer; and where its first answer token is predicted.
+
+    The vector is added to what the block's attention writes, at that place alone.
+    """
+    prompt, answer = alone(TOKENS, row)
+    place, ids = len(prompt) - 1, torch.cat([prompt, answer[:-1]])[None]
+    block = model.blocks[layer]
+    outputs: dict[str, Tensor] = {}
+
+    def keep(z: Tensor, hook: Any) -> None:
+        outputs[hook.name] = z.detach()
+
+    names = [f"blocks.{one}.attn.hook_z" for one in range(model.cfg.n_layers)]
+    resid = model.run_with_hooks(ids, stop_at_layer=layer, fwd_hooks=[(name, keep) for name in names])
+    with model.hooks(fwd_hooks=[(name, keep) for name in names]):
+        normed = block.ln1(resid)
+        resid = resid + block.attn(normed, normed, normed)
+        if added is not None:
+            resid[0, place] += added
+        resid = resid + block.mlp(block.ln2(resid))
+        logits = model(resid, start_at_layer=layer + 1)[0]
+    return logits, [outputs[names[head.layer]][0, place, head.head].tolist() for head in HEADS], place
+
+
+PUBLISHED = GUIDANCE["fv-published"]
+
+
+def published_by_hand(student: HookedTransformer, previous: HookedTransformer, vector: Tensor) -> dict[str, Any]:
+    """The terms of arXiv:2502.11019's code before weights and thresholds: floats, and a list of one per head."""
+    first, total, distances = [], 0.0, [0.0] * len(HEADS)
+    for row in range(len(TOKENS)):
+        new, own, place = read_alone(student, row)
+        old = read_alone(previous, row, added=vector)[0]
+        each = divergence(new / 2, old / 2)
+        assert len(each) == int(TOKENS.mask[row].sum() + TOKENS.answer_mask[row].sum()) - 1
+        first.append(each[place])
+        total += sum(each)
+        for head, (a, b) in enumerate(zip(own, read_alone(previous, row)[1], strict=True)):
+            distances[head] += sum((x - y) ** 2 for x, y in zip(a, b, strict=True)) / len(a)
+    n = len(TOKENS)
+    return {"first": mean(first), "all": total / n, "heads": [distance / n for distance in distances]}
+
+
+def test_the_published_form_is_its_terms_by_hand(model: HookedTransformer) -> None:
+    earlier, adapter = trained_adapter(model, seed=1), trained_adapter(model, seed=2)
+    student, previous = with_adapters(model, earlier, adapter), with_adapters(model, earlier)
+    guide = guide_of(model, PUBLISHED, vectors=2 * some_vectors(), without=(adapter,))
+    terms = published_by_hand(student, previous, guide.vectors[0])
+    assert terms["first"] > 0.1 and terms["all"] > 0.1 and min(terms["heads"]) > 0.01, "all of them count"
+    with lora.attached(model, earlier):
+        logits, penalty = run(model, guide, adapter, progress=0.3)
+    for row in range(len(TOKENS)):
+        plain = logits_alone(student, TOKENS, row)
+        torch.testing.assert_close(logits[row, : len(plain)], plain, rtol=0, atol=1e-11, msg="the student is unsteered")
+    expected = 20 * terms["first"] + 0.1 * terms["all"] + sum(terms["heads"])
+    assert penalty.item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_what_is_not_above_its_threshold_adds_nothing_each_term_and_each_head_alone(model: HookedTransformer) -> None:
+    adapter = trained_adapter(model, seed=2).requires_grad_()
+    guide = guide_of(model, PUBLISHED)
+    terms = published_by_hand(with_adapters(model, adapter), model, guide.vectors[0])
+    first, total, heads = terms["first"], terms["all"], terms["heads"]
+    assert first < total and len(set(heads)) == 3
+    low, middle, high = sorted(heads)
+    for changes, expected in (
+        ({"heads": 0.0, "kl_ignored": first * 0.999}, 20 * first + 0.1 * total),
+        ({"heads": 0.0, "kl_ignored": first * 1.001}, 0.1 * total),
+        ({"heads": 0.0, "kl_ignored": total * 1.001}, 0.0),
+        ({"kl": 0.0, "kl_everywhere": 0.0, "heads_ignored": low * 0.999}, low + middle + high),
+        ({"kl": 0.0, "kl_everywhere": 0.0, "heads_ignored": low * 1.001}, middle + high),
+        ({"kl": 0.0, "kl_everywhere": 0.0, "heads_ignored": high * 1.001}, 0.0),
+    ):
+        penalty = run(model, guide_of(model, replace(PUBLISHED, **changes)), adapter)[1]
+        assert penalty.item() == pytest.approx(expected, rel=1e-9, abs=0), changes
+        assert any(bool(slope.any()) for slope in gradients(penalty, adapter)) == (expected > 0), changes
+
+
+def test_a_penalty_that_is_not_a_number_is_no_zero_below_a_threshold(model: HookedTransformer) -> None:
+    guide = guide_of(model, PUBLISHED, vectors=torch.full((1, 20), math.nan, dtype=torch.float64))
+    assert math.isnan(run(model, guide, trained_adapter(model))[1].item())
+    heads = guide_of(model, replace(PUBLISHED, kl=0.0, kl_everywhere=0.0))
+    with model.hooks(fwd_hooks=[("blocks.0.hook_resid_post", lambda resid, hook: resid * math.nan)]):
+        assert math.isnan(run(model, heads, trained_adapter(model))[1].item())
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "neox"])
+@pytest.mark.parametrize("places", ["answer", "first"])
+@pytest.mark.parametrize("site", ["block", "attention"])
+def test_vectors_are_added_at_the_site_and_places_that_are_said(kind: str, places: Any, site: Any) -> None:
+    model, vectors = small_model(kind), some_vectors(6)
+    ids, mask = with_answers(TOKENS)
+    name = f"blocks.0.{'hook_resid_post' if site == 'block' else 'hook_attn_out'}"
+
+    def kept() -> Tensor:
+        return model.run_with_cache(ids, attention_mask=mask.long(), names_filter=name)[1][name]
+
+    before = kept()
+    seen: list[Tensor] = []
+    with steer_answers(model, TOKENS, vectors, 0, site=site, places=places):
+        model.run_with_hooks(
+            ids, attention_mask=mask.long(), fwd_hooks=[(name, lambda one, hook: seen.append(one.clone()))]
+        )
+    width = TOKENS.answers.shape[1]
+    for place in range(ids.shape[1]):
+        is_steered = place == ids.shape[1] - width or (places == "answer" and place > ids.shape[1] - width)
+        assert torch.equal(seen[0][:, place], before[:, place] + vectors * is_steered)
+
+
 def test_the_forms_terms_add_up(model: HookedTransformer) -> None:
     adapter, fv = trained_adapter(model), GUIDANCE["fv"]
     whole, kl, heads = (
@@ -353,6 +468,25 @@ def test_every_prompt_draws_one_of_the_vectors_from_the_generator(model: HookedT
 
 
 REHEARSAL = {"schedule": "constant", "rehearsal": True, "kl": 1.0}
+# Read in arXiv:2502.11019's code; see `ivlens.training.forms`.
+THEIRS = {
+    "source": "demonstrations",
+    "taken_from": "base",
+    "teacher": "previous",
+    "site": "attention",
+    "places": "first",
+    "scale": 1.0,
+    "student": False,
+    "kl": 20.0,
+    "kl_everywhere": 0.1,
+    "kl_ignored": 0.1,
+    "reverse": True,
+    "temperature": 2.0,
+    "temperature_squared": False,
+    "heads": 1.0,
+    "heads_summed": True,
+    "heads_ignored": 0.01,
+}
 DIFFERS: dict[str, dict[str, Any]] = {
     "iv": {},
     "kl": {"vector": "zero"},
@@ -361,6 +495,9 @@ DIFFERS: dict[str, dict[str, Any]] = {
     "iv-steer": {"kl": 0.0},
     "iv-kl": {"student": False},
     "fv": {"student": False, "heads": 1.0},
+    "fv-published": THEIRS,
+    "fv-published-zero": {**THEIRS, "vector": "zero"},
+    "fv-published-random": {**THEIRS, "vector": "random"},
     "iv-general": {"vector": "general", **REHEARSAL},
     "iv-general-random": {"vector": "general-random", **REHEARSAL},
     "iv-general-bare": {"vector": "general", "bare": True, **REHEARSAL},
@@ -368,11 +505,11 @@ DIFFERS: dict[str, dict[str, Any]] = {
 }
 
 
-def test_a_form_differs_from_the_published_one_only_where_its_name_says_so() -> None:
-    published = asdict(Guidance())
-    assert published["kl"] == 0.05 and published["schedule"] == "linear" and not published["reverse"]
+def test_a_form_differs_from_iv_only_where_its_name_says_so() -> None:
+    usual = asdict(Guidance())
+    assert usual["kl"] == 0.05 and usual["schedule"] == "linear" and not usual["reverse"]
     for name, guidance in GUIDANCE.items():
-        assert {key: value for key, value in asdict(guidance).items() if value != published[key]} == DIFFERS[name]
+        assert {key: value for key, value in asdict(guidance).items() if value != usual[key]} == DIFFERS[name]
 
 
 @pytest.mark.parametrize(
@@ -389,6 +526,13 @@ def test_a_form_differs_from_the_published_one_only_where_its_name_says_so() -> 
         ({"scale": math.nan}, "the guidance's scale is nan"),
         ({"vector": "tsak"}, "the guidance's vector is 'tsak'; choose of task, zero, random, other, general"),
         ({"schedule": "cosine"}, "the guidance's schedule is 'cosine'; choose of linear, steps, constant"),
+        ({"kl_everywhere": -1.0}, r"the guidance's kl_everywhere is -1\.0; it must be 0 or more"),
+        ({"heads_ignored": math.nan}, "the guidance's heads_ignored is nan; it must be 0 or more"),
+        ({"rehearsal": True, "kl_everywhere": 0.1}, "the guidance rehearses, which reads one token alone; leave out"),
+        ({"source": "both"}, "the guidance's source is 'both'; choose of demonstrations, instruction"),
+        ({"taken_from": "last"}, "the guidance's taken_from is 'last'; choose of base, previous$"),
+        ({"site": "mlp"}, "the guidance's site is 'mlp'; choose of block, attention"),
+        ({"places": "last"}, "the guidance's places is 'last'; choose of answer, first"),
         ({"teacher": "last"}, "the guidance's teacher is 'last'; choose of base, previous"),
     ],
 )

@@ -32,7 +32,7 @@ from ivlens.prompts.template import Prompt
 from ivlens.prompts.tokens import Tokens
 from ivlens.training.guidance import Guidance, Guide, steer_answers
 from ivlens.training.loop import Examples, Step, Training, finetune
-from ivlens.training.methods import METHODS, Ewc, History, Lora, Lwf, Method, Olora, Replay, fisher
+from ivlens.training.methods import METHODS, Ewc, History, Lora, Lwf, Method, Olora, Replay, ReplayGeneral, fisher
 
 pytestmark = pytest.mark.numeric
 
@@ -273,6 +273,16 @@ def test_replay_keeps_at_most_so_many_prompts_of_every_stage(history: History) -
     assert Replay(memory=5).replayed(first_stage(history), seed=0) == found[:5]
 
 
+def test_replay_general_keeps_every_prompt_that_vectors_are_taken_from_and_none_of_a_stage(history: History) -> None:
+    general = tuple(Prompt(text=f"general-{i}", answer="b", query=Pair(str(i), "b")) for i in range(7))
+    with_general = History(adapters=history.adapters, prompts=history.prompts, tokens=history.tokens, general=general)
+    assert ReplayGeneral().replayed(with_general, seed=0) == ReplayGeneral().replayed(with_general, seed=1)
+    assert tuple(ReplayGeneral().replayed(with_general, seed=0)) == general
+    assert Replay(memory=99).replayed(with_general, seed=0) == [prompt for stage in history.prompts for prompt in stage]
+    with pytest.raises(IvlensError, match="replay-general has nothing to replay; give the history general prompts"):
+        ReplayGeneral().replayed(history, seed=0)
+
+
 @pytest.mark.parametrize(("share", "old"), [(0.25, 4), (0.1, 2), (0.5, 8), (0.9, 14)])
 def test_every_batch_has_exactly_its_share_of_old_prompts(share: float, old: int) -> None:
     examples = small_examples(9, new=6, replayed=share)
@@ -324,6 +334,7 @@ def test_replayed_prompts_are_learned(model: HookedTransformer) -> None:
         ("replay", {"share": 1.0}, r"replay: share is 1\.0"),
         ("replay", {"share": math.nan}, "replay: share is nan"),
         ("replay", {"memory": 0}, "replay: memory is 0; it must be 1 or more"),
+        ("replay-general", {"share": 1.0}, r"replay-general: share is 1\.0; it must be between 0 and 1"),
     ],
 )
 def test_bad_settings_are_refused(
@@ -335,6 +346,6 @@ def test_bad_settings_are_refused(
 
 
 def test_methods_are_what_the_loop_asks_for() -> None:
-    assert list(METHODS) == ["lora", "ewc", "lwf", "olora", "replay"]
+    assert list(METHODS) == ["lora", "ewc", "lwf", "olora", "replay", "replay-general"]
     assert all(isinstance(method(), Method) for method in METHODS.values())
     assert repr(Ewc()) == "Ewc(weight=10000.0, samples=64)", "what it has seen is no setting"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from ivlens.datasets.task import Pair, Task, task
 from ivlens.errors import TaskError
 from ivlens.prompts.builders import instructed
-from ivlens.prompts.template import Prompt, Template
+from ivlens.prompts.template import DEFAULT, Prompt, Template
 from ivlens.training.stages import Stage, check_sequence
 
 
@@ -54,6 +55,27 @@ def test_bare_prompts_ask_the_train_queries_without_the_instruction():
     stage = Stage.of_task(of(20), seed=3, template=Template(query="{input} ->"))
     assert [prompt.text for prompt in stage.bare] == [f"{pair.input} ->" for pair in queries(stage.train)]
     assert [prompt.text for prompt in stage.train] == [f"Do 0.\n{prompt.text}" for prompt in stage.bare]
+
+
+def test_demonstrations_are_other_training_prompts_in_the_form_of_few_shot_prompts():
+    stage = Stage.of_task(of(20), seed=3)
+    found, pairs = stage.with_demonstrations(4, seed=5), queries(stage.train)
+    assert [prompt.query for prompt in found] == pairs
+    seen = set()
+    for prompt in found:
+        shown = tuple(Pair(*pair) for pair in re.findall(r"Q: (\w+)\nA: (\w+)\n\n", prompt.text))
+        assert len(set(shown)) == 4 and set(shown) <= set(pairs) - {prompt.query}
+        assert prompt == DEFAULT.render(prompt.query, demonstrations=shown)
+        seen.add(shown)
+    assert len(seen) > 1, "every prompt draws anew"
+    assert found == stage.with_demonstrations(4, seed=5) != stage.with_demonstrations(4, seed=6)
+
+
+def test_more_demonstrations_than_other_training_prompts_are_refused():
+    stage = Stage.of_task(of(10), seed=0)
+    assert len(stage.with_demonstrations(5, seed=0)) == 6
+    with pytest.raises(TaskError, match="stage 't' has 6 training prompts, but 6 demonstrations and a query need more"):
+        stage.with_demonstrations(6, seed=0)
 
 
 def test_the_seed_decides_the_split_and_the_digest():

@@ -1,0 +1,140 @@
+"""What does the base model's vector bring back, stage by stage, and what do the model's own and random heads' bring?
+
+Accuracy on the probes of a study: queries alone, with the instruction and with demonstrations; without a vector, with
+the base model's, with what the same heads write in the tuned model, and with those of random heads, each at the base
+model's layer and scale. Queries alone are not the form that was trained.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from ivlens.forgetting import metrics
+from ivlens.forgetting.figures import (
+    CELL,
+    Findings,
+    Frame,
+    clip_intervals,
+    dots,
+    figure_title,
+    last_stage,
+    some_methods,
+)
+from ivlens.forgetting.method_run import PROBE_BOUNDS
+from ivlens.plots.stages import stage_panels
+from ivlens.plots.style import LOOKS, hollow
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+RECOVERY = ("method", "prompts", "vector", "stage", "value", "low", "high", "n")
+PROMPTS = {"query alone": "zero-shot", "instruction": "instruction", "demonstrations": "few-shot"}
+"""What is asked, and what its measures are called."""
+VECTORS = {"no vector": "", "base vector": "chosen", "own vector": "own", "random heads": "random"}
+"""What is added, and whose measures they are."""
+COSINE = "cosine"
+"""Of the base model's vector and the tuned model's own; it stands among the prompts."""
+_PANELS = {
+    "query alone": "query alone",
+    "instruction": "with the instruction",
+    "demonstrations": "with demonstrations",
+    COSINE: "cosine, base and own",
+}
+_INSTRUCTED = "instruction in place of a vector"
+_LOOKS = {
+    "no vector": LOOKS["none"],
+    "base vector": LOOKS["chosen"],
+    "own vector": LOOKS["own"],
+    "random heads": LOOKS["random"],
+}
+
+_AFTER = {
+    "base": hollow(LOOKS["none"]),
+    "tuned": LOOKS["none"],
+    "tuned + base vector": LOOKS["chosen"],
+    "tuned + base vector, scale 1": LOOKS["unscaled"],
+    "tuned + random vector": LOOKS["random"],
+}
+
+
+def by_stage(evaluations: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy with each vector on each form of prompts, and the cosine of the vectors, after every stage.
+
+    Means over probes and then over seeds with Student's 95 % interval; of one seed the interval over queries and over
+    draws of random heads, where it was kept.
+
+    Returns:
+        Columns `method`, `prompts`, `vector`, `stage`, `value`, `low`, `high`, `n` (seeds); what was not measured has
+        no row.
+    """
+    parts = [
+        _one(evaluations, f"{'steered ' if heads else ''}{kind} accuracy", heads, prompts, vector)
+        for prompts, kind in PROMPTS.items()
+        for vector, heads in VECTORS.items()
+    ]
+    parts.append(_one(evaluations, "cosine", "chosen", COSINE, "own vector"))
+    found = [part for part in parts if len(part)]
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=list(RECOVERY))
+
+
+def _one(evaluations: Frame, measure: str, heads: str, prompts: str, vector: str) -> Frame:
+    lines = evaluations[(evaluations["measure"] == measure) & (evaluations["heads"] == heads)]
+    probed = lines[lines["kind"] == "probe"].dropna(subset="value")
+    if probed.empty and not heads:  # Older tables have demonstrations on other queries of the same tasks.
+        tasks = evaluations[evaluations["kind"] == "probe"]["task"].unique()
+        probed = lines[(lines["kind"] == "general") & lines["task"].isin(tasks)]
+    cells = probed.groupby(CELL, sort=False, as_index=False)["value"].mean()
+    table: Frame = metrics.over_seeds(cells, ["method", "stage"])
+    if evaluations["seed"].nunique() == 1 and len(table):
+        low, high = (lines[lines["kind"] == kind].set_index(["method", "stage"])["value"] for kind in PROBE_BOUNDS)
+        at = pd.MultiIndex.from_frame(table[["method", "stage"]])
+        table = table.assign(low=low.reindex(at).to_numpy(), high=high.reindex(at).to_numpy())
+    return table.assign(prompts=prompts, vector=vector)[list(RECOVERY)]
+
+
+def figures(found: Findings) -> dict[str, go.Figure]:
+    """By file name, what comes back stage by stage and after the last stage, where there are probes."""
+    drawn = {"recovery-by-stage": _stage_by_stage(found), "recovery": _after_last(found)}
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def _stage_by_stage(found: Findings) -> go.Figure | None:
+    """A row of panels a method: each form of prompts, and the cosine; None where there are no probes.
+
+    What the instruction gives stands beside what vectors give to queries alone.
+    """
+    table: Frame = by_stage(found.evaluations)
+    if table.empty:
+        return None
+    shown, left_out = some_methods(list(dict.fromkeys(table["method"])))
+    table = table[table["method"].isin(shown)]
+    table = clip_intervals(table, (table["prompts"].map(lambda name: -1.0 if name == COSINE else 0.0), 1.0))
+    instead = table[(table["prompts"] == "instruction") & (table["vector"] == "no vector")]
+    table = pd.concat([table, instead.assign(prompts="query alone", vector=_INSTRUCTED)])
+    order = {name: place for place, name in enumerate([*shown, *_PANELS])}
+    table = table.sort_values(["method", "prompts"], key=lambda names: names.map(order), kind="stable")
+    table = table.rename(columns={"method": "row", "vector": "line"}).assign(panel=table["prompts"].map(_PANELS))
+    probes = found.evaluations[found.evaluations["kind"] == "probe"]
+    title = figure_title(found, f"Recovery by stage: accuracy on probes with a vector added{left_out}", probes)
+    pale = {_INSTRUCTED: "no vector"}
+    return stage_panels(table, unit="accuracy, cosine", bounds=(-0.03, 1.03), looks=_LOOKS, pale=pale, title=title)
+
+
+def _after_last(found: Findings) -> go.Figure | None:
+    probes, last = found.evaluations[found.evaluations["kind"] == "probe"], last_stage(found)
+    panels, parts = {"with the instruction": "instruction", "query alone": "zero-shot"}, []
+    for panel, kind in panels.items():
+        plain, steered = f"{kind} accuracy", f"steered {kind} accuracy"
+        for line, measure, heads, stage in (
+            ("base", plain, "", 0),
+            ("tuned", plain, "", last),
+            ("tuned + base vector", steered, "chosen", last),
+            ("tuned + base vector, scale 1", steered, "unscaled", last),
+            ("tuned + random vector", steered, "random", last),
+        ):
+            own = probes[(probes["measure"] == measure) & (probes["heads"] == heads) & (probes["stage"] == stage)]
+            parts.append(own.assign(line=line, measure=panel))
+    title = figure_title(found, "Accuracy with the base model's vector added", probes)
+    return dots(pd.concat(parts), dict.fromkeys(panels, "accuracy"), _AFTER, title, within=(0.0, 1.0))

@@ -1,0 +1,139 @@
+"""What comes back by stage: the numbers of the table of evaluations, with intervals, and a gap where there is none."""
+
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from ivlens.forgetting import recovery, tables
+from ivlens.forgetting.method_run import EVALUATIONS
+from ivlens.forgetting.plan import Plan
+from ivlens.plots.style import LOOKS
+
+METHODS = ("lora", "lora+iv", "lora+kl", "ewc")
+TASKS = ("antonym", "singular-plural")
+ASKED = (
+    ("zero-shot accuracy", ""),
+    ("steered zero-shot accuracy", "chosen"),
+    ("steered zero-shot accuracy", "own"),
+    ("steered zero-shot accuracy", "random"),
+    ("instruction accuracy", ""),
+    ("steered instruction accuracy", "chosen"),
+    ("few-shot accuracy", ""),
+    ("cosine", "chosen"),
+)
+
+
+def evaluations(seeds=(0, 1, 2), asked=ASKED, bounds=False) -> pd.DataFrame:
+    """Every line has a number of its own; general tasks have others than the probes."""
+    rows = []
+    for (m, method), seed, stage, (n, task), (k, key) in itertools.product(
+        enumerate(METHODS), seeds, range(3), enumerate(TASKS), enumerate(asked)
+    ):
+        value = 0.9 - 0.1 * stage - 0.01 * k - 0.003 * m - 0.05 * n + 0.02 * seed * (stage > 0)
+        rows.append((method, seed, stage, task, "probe", *key, value, 20))
+    for method, seed, stage in itertools.product(METHODS, seeds, range(3)):
+        for task, value in (("antonym", 0.5), ("singular-plural", 0.7), ("synonym", 0.1)):
+            rows.append((method, seed, stage, task, "general", "few-shot accuracy", "", value - 0.1 * stage, 8))
+        if bounds:
+            for kind, end in (("probe low", 0.4), ("probe high", 1.0)):
+                rows.append((method, seed, stage, "", kind, "steered zero-shot accuracy", "chosen", end, 40))
+    return pd.DataFrame(rows, columns=list(EVALUATIONS))
+
+
+class Findings:
+    """What a study hands over."""
+
+    def __init__(self, table: pd.DataFrame) -> None:
+        self.evaluations, self.grids = table, pd.DataFrame()
+        self.plan = Plan(name="tiny", tasks=("class-letter", "kind-form"), methods=METHODS)
+        self.recovery, self.summary = recovery.by_stage(table), pd.DataFrame()
+
+
+def line(table: pd.DataFrame, prompts: str, vector: str, method: str = "lora") -> pd.DataFrame:
+    own = table[(table["method"] == method) & (table["prompts"] == prompts) & (table["vector"] == vector)]
+    return own.set_index("stage")
+
+
+def test_a_number_is_the_mean_over_probes_and_its_interval_is_over_seeds():
+    frame = evaluations()
+    found = line(recovery.by_stage(frame), "query alone", "base vector", "lora+kl")
+    assert list(found.index) == [0, 1, 2]
+    for stage in range(3):
+        own = frame.query("method == 'lora+kl' and stage == @stage and kind == 'probe'")
+        own = own[(own["measure"] == "steered zero-shot accuracy") & (own["heads"] == "chosen")]
+        by_seed = own.groupby("seed")["value"].mean().to_numpy()
+        half = stats.t.ppf(0.975, 2) * by_seed.std(ddof=1) / math.sqrt(3)
+        told = found.loc[stage]
+        assert told["value"] == pytest.approx(by_seed.mean()) and told["n"] == 3
+        assert (told["low"], told["high"]) == pytest.approx((by_seed.mean() - half, by_seed.mean() + half))
+
+
+def test_of_one_seed_the_interval_is_the_one_that_was_kept():
+    table = recovery.by_stage(evaluations(seeds=(4,), bounds=True))
+    assert line(table, "query alone", "base vector")[["low", "high"]].to_numpy().tolist() == [[0.4, 1.0]] * 3
+    assert line(table, "query alone", "own vector")[["low", "high"]].isna().all(axis=None), "none was kept"
+    text = [
+        cell
+        for part in next(tables.recovery_tables(Findings(evaluations((4,), bounds=True)), ["lora"])).parts
+        for cell in part
+    ]
+    assert text[0][2] == "0.865 [0.400, 1.000]"
+
+
+def test_what_was_not_measured_is_a_gap_and_never_0():
+    asked = [key for key in ASKED if key[1] != "own"]
+    found = Findings(evaluations(asked=asked))
+    assert line(found.recovery, "query alone", "own vector").empty
+    (table,) = tables.recovery_tables(found, ["lora"])
+    assert [row[3] for row in table.parts[0]] == ["not measured"] * 3
+    figure = recovery.figures(found)["recovery-by-stage"]
+    assert all(trace.xaxis == "x4" for trace in figure.data if trace.name == "own vector" and trace.yaxis == "y4")
+    first = [trace for trace in figure.data if (trace.xaxis or "x") == "x"]
+    assert "own vector" not in {trace.name for trace in first}
+
+
+def test_older_tables_have_demonstrations_on_the_same_general_tasks():
+    table = recovery.by_stage(evaluations(asked=[key for key in ASKED if key[0] != "few-shot accuracy"]))
+    assert line(table, "demonstrations", "no vector")["value"].tolist() == pytest.approx([0.6, 0.5, 0.4])
+    own = line(recovery.by_stage(evaluations()), "demonstrations", "no vector")["value"]
+    assert own[0] == pytest.approx(0.9 - 0.06 - 0.025), "the probe's own where it was asked"
+
+
+def test_the_figure_says_how_many_methods_it_leaves_out_and_draws_the_tables_numbers():
+    found = Findings(evaluations())
+    figure = recovery.figures(found)["recovery-by-stage"]
+    assert "(3 of 4 methods)" in figure.layout.title.text.replace("<br>", " ")
+    panels = [note.text for note in figure.layout.annotations]
+    assert panels == ["query alone", "with the instruction", "with demonstrations", "cosine, base and own"] * 3
+    sides = [axis.title.text for axis in figure.select_yaxes() if axis.title.text]
+    assert sides == [f"{method}<br>accuracy, cosine" for method in METHODS[:3]]
+    for row, method in enumerate(METHODS[:3]):
+        for column, prompts in enumerate([*recovery.PROMPTS, recovery.COSINE]):
+            axis = "x" if row + column == 0 else f"x{4 * row + column + 1}"
+            for trace in figure.data:
+                if (trace.xaxis or "x") == axis and trace.name in recovery.VECTORS:
+                    assert trace.y == pytest.approx(line(found.recovery, prompts, trace.name, method)["value"])
+    (beside,) = (trace for trace in figure.data if trace.name == recovery._INSTRUCTED and (trace.xaxis or "x") == "x")
+    assert beside.y == pytest.approx(line(found.recovery, "instruction", "no vector")["value"])
+    assert beside.line.dash == "dot" and beside.line.color == LOOKS["none"].colour
+
+
+def test_no_band_leaves_what_an_accuracy_can_be():
+    frame = evaluations(seeds=(0, 1))
+    frame.loc[frame["seed"] == 1, "value"] *= 0.1
+    figure = recovery.figures(Findings(frame))["recovery-by-stage"]
+    bands = [trace for trace in figure.data if trace.fill and trace.xaxis not in ("x4", "x8", "x12")]
+    ends = np.array([y for band in bands for y in band.y if y is not None])
+    assert len(ends) and ends.min() == 0 and ends.max() <= 1
+    low, high = figure.layout.yaxis.range
+    assert low < min(y for trace in figure.data for y in trace.y if y is not None) and high > 1
+
+
+def test_without_probes_there_is_no_table_and_no_figure():
+    found = Findings(evaluations().query("kind == 'general'"))
+    assert found.recovery.empty and list(found.recovery.columns) == list(recovery.RECOVERY)
+    assert not recovery.figures(found) and not list(tables.recovery_tables(found, METHODS))
