@@ -27,7 +27,7 @@ def check_early(settings: type[Settings], typed: Mapping[str, Any], task: Task |
     return found
 
 
-def choose_template(name: str, bos: options.BosChoice, template_option: list[str] | None) -> Callable[..., Layout]:
+def choose_template(name: str, bos: Any, template_option: list[str] | None) -> Callable[..., Layout]:
     """What makes the template of a model; refuses, before a model is read, what can be refused without it."""
     from ivlens.prompts.chat import CHAT, template
 

@@ -54,8 +54,8 @@ Adapter = Annotated[
 # As they are written in Python: as text, `False` would be true.
 _PYTHONS = {"True": True, "False": False, "None": None}
 # Older versions of typer know enumerations, but not `Literal`.
-BosChoice = StrEnum("BosChoice", {choice: choice for choice in get_args(Bos)})
-ScoreKind = StrEnum("ScoreKind", {choice: choice for choice in get_args(ScoreChoice)})
+BosChoice: Any = StrEnum("BosChoice", {choice: choice for choice in get_args(Bos)})
+ScoreKind: Any = StrEnum("ScoreKind", {choice: choice for choice in get_args(ScoreChoice)})
 ScoreOption = Annotated[ScoreKind, typer.Option("--score", help=SCORE_WORDS)]
 StudyScore = Annotated[
     StrEnum("StudyScore", {choice: choice for choice in get_args(Score)}) | None,

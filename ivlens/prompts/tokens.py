@@ -138,16 +138,15 @@ def _token_ids(model: HookedTransformer, prompt: Prompt) -> tuple[list[int], lis
 def _begin(model: HookedTransformer, prompt: Prompt, ids: list[int]) -> list[int]:
     """The prompt with or without the BOS token, as is asked for; a conversation has its own in the text."""
     tokenizer: Any = model.tokenizer
-    bos = tokenizer.bos_token_id
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     if prompt.bos == "auto":
-        is_added = bos is not None and model.cfg.default_prepend_bos and not isinstance(prompt, Conversation)
-        return [bos, *ids] if is_added else ids
-    if bos is None and prompt.bos == "yes":
+        return [*bos, *ids] if model.cfg.default_prepend_bos and not isinstance(prompt, Conversation) else ids
+    if prompt.bos == "yes" and not bos:
         raise PromptError(
             f"bos is 'yes', but the tokenizer of {model.cfg.model_name} has no BOS token; take bos='auto'"
         )
-    own = ids[1:] if ids[:1] == [bos] else ids
-    return [bos, *own] if prompt.bos == "yes" else own
+    own = ids[1:] if ids[:1] == bos else ids
+    return [*bos, *own] if prompt.bos == "yes" else own
 
 
 def _seam(tokenizer: Any, prompt: Prompt, alone: list[int], joined: list[int]) -> int:
