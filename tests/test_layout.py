@@ -39,9 +39,13 @@ ROOMS = (
     Room("models", ("storage", "checkpoints")),
     Room("prompts", ("storage", "datasets")),
     Room("patching", ("datasets", "plots", "models", "prompts")),
+    Room("replies", ("models", "prompts", "patching")),
     Room("vectors", ("storage", "datasets", "models", "prompts", "patching")),
-    Room("steering", ("storage", "datasets", "models", "prompts", "patching", "vectors")),
-    Room("analysis", ("storage", "datasets", "plots", "models", "prompts", "patching", "vectors", "steering")),
+    Room("steering", ("storage", "datasets", "models", "prompts", "patching", "replies", "vectors")),
+    Room(
+        "analysis",
+        ("storage", "datasets", "plots", "models", "prompts", "patching", "replies", "vectors", "steering"),
+    ),
     Room("training", ("storage", "datasets", "models", "prompts", "patching")),
     Room(
         "forgetting",
@@ -52,6 +56,7 @@ ROOMS = (
             "models",
             "prompts",
             "patching",
+            "replies",
             "vectors",
             "steering",
             "analysis",

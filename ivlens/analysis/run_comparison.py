@@ -225,14 +225,15 @@ class _Work:
         is_asked = not (tables.has("measures") and tables.has("recovery"))
         prepare = partial(probes.prepare, task=self.task, prompts=self.asked.queries, draws=self.asked.draws)
         probe = prepare(self.base, vector=before.vector) if is_asked else None
-        found = [per_prompt(self.base, probe)] if probe else []
+        put = partial(per_prompt, score=self.asked.accuracy_score)
+        found = [put(self.base, probe)] if probe else []
         write = partial(write_by_query, task=self.task, settings=self.settings, queries=self.queries)
         wrote = [] if tables.has("drift") else [write(self.base, sets=sets)]
         with self.tuned() as model:
             self.check_reading(model)
             after = self.side(model, "tuned", tuned_digest, tables)
             if probe:
-                found += [per_prompt(model, probe), per_prompt(model, prepare(model, vector=after.vector))]
+                found += [put(model, probe), put(model, prepare(model, vector=after.vector))]
             if wrote:
                 wrote.append(write(model, sets=[*sets, after.vector.heads]))
         return Comparison(

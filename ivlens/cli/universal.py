@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ivlens.cli import options
-from ivlens.cli.checks import check_early
+from ivlens.cli.checks import check_early, choose_template
 from ivlens.cli.options import parse_bytes
 from ivlens.cli.output import say_stored
 from ivlens.errors import IvlensError
@@ -32,6 +32,9 @@ def universal(
     adapter: options.Adapter = None,
     top: Annotated[int, options.number("Heads that are kept.")] = 10,
     *,
+    score: options.ScoreOption = options.ScoreKind.auto,
+    bos: options.BosToken = options.BosChoice.auto,
+    template_option: options.TemplateOptions = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     memory: options.Memory = "2GiB",
@@ -45,10 +48,11 @@ def universal(
 
     chosen = [ivlens.task(name) for name in (ivlens.tasks() if tasks is None else options.split_list(tasks))]
     given = check_early(Settings, typed)
+    template = choose_template(typed["template"], bos, template_option)
     hooked = ivlens.load(model, adapter=adapter, device=device, dtype=dtype)
     say_stored(hooked)
-    given["template"] = ivlens.template(typed["template"], hooked)
-    found = ivlens.universal_heads(hooked, chosen, top=top, memory=budget, **given)
+    given["template"] = template(hooked)
+    found = ivlens.universal_heads(hooked, chosen, top=top, score=score.value, memory=budget, **given)
     found.save(out)
     _print(found)
     print(f"In {plain(str(out))}; give it to --heads.")
