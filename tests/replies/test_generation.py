@@ -17,10 +17,10 @@ from transformer_lens import HookedTransformer
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ivlens.checkpoints.checkpoint import quiet_transformers
 from ivlens.errors import IvlensError
 from ivlens.models import lora
 from ivlens.models.adapter import Adapter, Factors, LoraConfig
-from ivlens.models.checkpoint import quiet_transformers
 from ivlens.patching.hooks import add_to_residual, set_head
 from ivlens.prompts.tokens import Tokens
 from ivlens.replies.endings import Ending
