@@ -15,12 +15,11 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ivlens.forward.rows import Rows, RowsZ
+
 if TYPE_CHECKING:
     from transformer_lens.components.abstract_attention import AbstractAttention as Attention
     from transformer_lens.components.transformer_block import TransformerBlock as Block
-
-Rows = Float[Tensor, "prompt row tail d_model"]
-RowsZ = Float[Tensor, "prompt row tail head d_head"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +33,6 @@ class Prefix:
     """Tokens of prefix and tail that are not pads."""
     positions: Int[Tensor, "prompt tail"]
     """Position ids of the tail, pads not counted."""
-    start: Float[Tensor, "prompt tail d_model"]
-    """The tail's residual stream before the first block."""
-    final: Float[Tensor, "prompt tail d_model"]
-    """The tail's residual stream after the last block, as the model itself computes it."""
 
 
 def attend(block: Block, layer: int, prefix: Prefix, rows: Rows) -> RowsZ:
