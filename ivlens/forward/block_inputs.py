@@ -5,33 +5,35 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
 from ivlens.errors import ModelError
 
+# The axis of columns, by the names that transformers gives to what its blocks are given; 1 by other names.
+AXES = {"alibi": -1, "position_bias": -1, "position_ids": -1, "cache_position": 0, "position_embeddings": -2}
+# Of these it is the axis of keys, not of tokens.
+OF_KEYS = ("alibi", "position_bias")
+
 
 def named_inputs(block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
     """The residual stream, and everything else by the names of the block's own parameters."""
     names = inspect.signature(block.original_component.forward).parameters  # pyright: ignore
-    named = {**dict(zip(names, args)), **kwargs}
+    named = {**dict(zip(names, args, strict=False)), **kwargs}
     return named.pop(next(iter(names))), named
 
 
-def finite_mask(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A hook: masks of a block in float64 get numbers that float32 can hold."""
-    lowest = torch.finfo(torch.float32).min
+class Form(NamedTuple):
+    """What a block is given for the tokens of some rows, and what of the prefix stands before them."""
 
-    def clamp(value: Any) -> Any:
-        is_mask = isinstance(value, Tensor) and value.dim() == 4 and value.dtype == torch.float64
-        return value.clamp(min=lowest) if is_mask else value
-
-    return tuple(map(clamp, args)), {name: clamp(value) for name, value in kwargs.items()}
+    named: dict[str, Any]
+    prefix: tuple[Tensor, Tensor] | None
+    replayed: Tensor | None
 
 
 @dataclass(kw_only=True)
@@ -43,81 +45,104 @@ class BlockInputs:
     layer: int
     tail: int
     width: int
+    prefix: tuple[Tensor, Tensor] | None = None
+    """Keys and values that the block keeps of the prefix."""
     replayed: Float[Tensor, "prompt pos d_model"] | None = None
-    """The residual stream of the prefix, where the block keeps no keys and values of it."""
-    _prefix: tuple[Tensor, Tensor] | None = None
-    _made: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """The residual stream of the prefix, where it keeps none: it is read again with the rows."""
 
-    def keep_prefix(self, hidden: Float[Tensor, "prompt pos d_model"]) -> None:
-        """Call when the block has run."""
+    def keep_prefix(self, resid: Float[Tensor, "prompt pos d_model"]) -> None:
+        """Call when all blocks have run."""
         layers, prefix = self.cache.layers, self.width - self.tail
         if self.layer < len(layers) and layers[self.layer].get_seq_length() == self.width:
             kept = layers[self.layer]
-            self._prefix = kept.keys[:, :, :prefix].contiguous(), kept.values[:, :, :prefix].contiguous()
+            self.prefix = kept.keys[:, :, :prefix].contiguous(), kept.values[:, :, :prefix].contiguous()
         else:
-            self.replayed = hidden[:, :prefix]
+            self.replayed = resid[:, :prefix]
 
     @contextmanager
-    def cached(self) -> Iterator[None]:
-        """The cache holds the prefix, for a pass of the block."""
-        if self._prefix is not None:
+    def cached(self, form: Form) -> Iterator[None]:
+        """The cache holds the prefix, for one pass of the block."""
+        if form.prefix is not None:
             kept = self.cache.layers[self.layer]
-            kept.keys, kept.values = self._prefix
+            kept.keys, kept.values = form.prefix
         yield
 
-    def of_rows(self, n_rows: int) -> dict[str, Any]:
-        """The same for the tokens of so many rows."""
-        if n_rows not in self._made:
-            self._made = {n_rows: {name: self._of_rows(name, value, n_rows) for name, value in self.named.items()}}
-        return self._made[n_rows]
+    def in_one_sequence(self, n_rows: int) -> Form:
+        """So many rows as tokens of one sequence."""
+        named = {name: self._in_one_sequence(name, value, n_rows) for name, value in self.named.items()}
+        return Form(named, self.prefix, self.replayed)
 
-    def _of_rows(self, name: str, value: Any, n_rows: int) -> Any:
+    def side_by_side(self, n_prompts: int, n_rows: int) -> Form:
+        """So many rows of every prompt as sequences of their own."""
+        named = {name: self._side_by_side(name, value, n_prompts, n_rows) for name, value in self.named.items()}
+        prefix = None
+        if self.prefix is not None:
+            keys, values = self.prefix
+            prefix = keys.repeat_interleave(n_rows, 0), values.repeat_interleave(n_rows, 0)
+        return Form(named, prefix, None if self.replayed is None else self.replayed.repeat_interleave(n_rows, 0))
+
+    def _in_one_sequence(self, name: str, value: Any, n_rows: int) -> Any:
         if isinstance(value, tuple) and all(isinstance(one, Tensor) for one in value):
-            return tuple(self._of_rows(name, one, n_rows) for one in value)
+            return tuple(self._in_one_sequence(name, one, n_rows) for one in value)
         if name == "attention_mask":
-            return self._mask_of_rows(value, n_rows)
+            return self._mask(value, n_rows)
         if not isinstance(value, Tensor) or value.dim() == 0:
             return value
-        axis = {"alibi": -1, "position_bias": -1, "position_ids": -1, "cache_position": 0, "position_embeddings": -2}
-        along = axis.get(name, 1)
-        if value.shape[along] != self.width:
-            raise ModelError(
-                f"block {self.layer} is given {name} of shape {tuple(value.shape)}, which ivlens cannot give to "
-                "variants of a token; use ivlens.patching.sweep.loop"
-            )
-        with_prefix = (along == -1 and name != "position_ids") or self.replayed is not None
+        along = self._axis(name, value)
+        with_prefix = name in OF_KEYS or self.replayed is not None
         return value.index_select(along, self._columns(n_rows, with_prefix=with_prefix).to(value.device))
 
-    def _columns(self, n_rows: int, *, with_prefix: bool) -> Tensor:
+    def _axis(self, name: str, value: Tensor) -> int:
+        axis = AXES.get(name, 1)
+        if (value.dim() < 2 and axis == 1) or value.shape[axis] != self.width:
+            raise ModelError(f"block {self.layer} is given {name} of shape {tuple(value.shape)}, which has no columns")
+        return axis
+
+    def _columns(self, n_rows: int, *, with_prefix: bool) -> Int[Tensor, " column"]:
         prefix = self.width - self.tail
         own = torch.arange(prefix, self.width).repeat(n_rows)
         return torch.cat([torch.arange(prefix), own]) if with_prefix else own
 
-    def _mask_of_rows(self, mask: Tensor | None, n_rows: int) -> Tensor:
+    def _mask(self, mask: Tensor | None, n_rows: int) -> Tensor:
         """Every row sees of the prefix what its token saw, and of the rows its own tail as its token did."""
-        prefix = self.width - self.tail
+        prefix, tail = self.width - self.tail, self.tail
         mask = self._causal() if mask is None else mask
         if mask.dim() != 4:
             raise ModelError(
                 f"block {self.layer} is given an attention_mask of shape {tuple(mask.shape)}, not of tokens by tokens; "
                 "load the Hugging Face model with attn_implementation='eager'"
             )
-        hidden = (
-            False
-            if mask.dtype == torch.bool
-            else torch.finfo(mask.dtype if mask.dtype != torch.float64 else torch.float32).min
-        )
-        before = mask[:, :, prefix:, :prefix].repeat(1, 1, n_rows, 1)
-        own = torch.full(
-            (*mask.shape[:2], n_rows, self.tail, n_rows, self.tail), hidden, dtype=mask.dtype, device=mask.device
-        )
+        hidden, shape = _hidden(mask), mask.shape[:2]
+        own = mask.new_full((*shape, n_rows, tail, n_rows, tail), hidden)
         each = torch.arange(n_rows, device=mask.device)
         own[:, :, each, :, each] = mask[:, :, prefix:, prefix:]
+        before = mask[:, :, prefix:, :prefix].repeat(1, 1, n_rows, 1)
         rows = torch.cat([before, own.flatten(4, 5).flatten(2, 3)], dim=-1)
         if self.replayed is None:
             return rows
-        above = torch.full((*mask.shape[:2], prefix, n_rows * self.tail), hidden, dtype=mask.dtype, device=mask.device)
+        above = mask.new_full((*shape, prefix, n_rows * tail), hidden)
         return torch.cat([torch.cat([mask[:, :, :prefix, :prefix], above], dim=-1), rows], dim=2)
 
-    def _causal(self) -> Tensor:
+    def _causal(self) -> Bool[Tensor, "1 1 column column"]:
         return torch.ones(1, 1, self.width, self.width, dtype=torch.bool).tril()
+
+    def _side_by_side(self, name: str, value: Any, n_prompts: int, n_rows: int) -> Any:
+        if isinstance(value, tuple) and all(isinstance(one, Tensor) for one in value):
+            return tuple(self._side_by_side(name, one, n_prompts, n_rows) for one in value)
+        # A bias by position is the same for all prompts; its first axis is that of heads.
+        if not isinstance(value, Tensor) or value.dim() == 0 or name == "position_bias":
+            return value
+        if self.replayed is None and name not in OF_KEYS:
+            axis = -2 if name == "attention_mask" else AXES.get(name, 1)
+            value = value.narrow(axis, self.width - self.tail, self.tail)
+        if len(value) % n_prompts or name == "cache_position":
+            return value
+        # Of Bloom's biases the first axis is that of prompts and heads.
+        return value.unflatten(0, (n_prompts, -1)).repeat_interleave(n_rows, 0).flatten(0, 1)
+
+
+def _hidden(mask: Tensor) -> float | bool:
+    """What stands in such a mask where nothing is seen."""
+    if mask.dtype == torch.bool:
+        return False
+    return torch.finfo(torch.float32 if mask.dtype == torch.float64 else mask.dtype).min

@@ -4,11 +4,14 @@ Its blocks take sequences, not rows. So rows are further tokens of one sequence 
 each with the position of the token that it is a variant of, and a mask that shows it the prompt and its own tail, but
 no other row. What a block was given for those tokens when the prompt was read (mask, positions, rotations, biases) says
 all of that, whatever the architecture: rows take the columns of their tokens from it (see `block_inputs`).
+
+An attention that counts columns by itself (GPT-Neo's window, MPT's biases) cannot be told where a row stands. It comes
+out in a trial, and rows are sequences of their own then, each behind a copy of the prompt's keys and values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,10 +22,10 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from ivlens.errors import ModelError
-from ivlens.forward.block_inputs import BlockInputs, finite_mask, named_inputs
-from ivlens.forward.rows import Logits, OneOrAll, OutputPath, Replaced, Rows, Tail
+from ivlens.forward.block_inputs import BlockInputs, named_inputs
+from ivlens.forward.rows import Logits, OneOrAll, Replaced, Rows, Tail, compare_with_model
 from ivlens.forward.token_batches import with_answers
-from ivlens.models.bridge import output_norm
+from ivlens.models import bridge as bridges
 from ivlens.prompts.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -46,6 +49,8 @@ class BridgeReading:
     final: Tail
     inputs: list[BlockInputs]
     """What each block was given beside the residual stream."""
+    in_one_sequence: bool
+    """Whether rows are tokens of one sequence, or sequences of their own."""
 
     def carry(self, layer: int, rows: OneOrAll, replaced: Replaced | None = None) -> Rows:
         if replaced is not None:
@@ -59,31 +64,37 @@ class BridgeReading:
         return out
 
     def _carry(self, layer: int, rows: Rows, replaced: Replaced | None) -> Rows:
-        inputs = self.inputs[layer]
-        behind = rows.flatten(1, 2)
-        n_replayed = 0 if inputs.replayed is None else inputs.replayed.shape[1]
-        if inputs.replayed is not None:
-            behind = torch.cat([inputs.replayed, behind], dim=1)
-        with replacing(self.bridge, layer, replaced, skip=n_replayed, tail=rows.shape[2]), inputs.cached():
-            out = self.bridge.blocks[layer](behind, **inputs.of_rows(rows.shape[1]))
-        out = out[0] if isinstance(out, tuple) else out
-        return out[:, n_replayed:].unflatten(1, rows.shape[1:3])
+        inputs, (n_prompts, n_rows, tail, _) = self.inputs[layer], rows.shape
+        form = inputs.in_one_sequence(n_rows) if self.in_one_sequence else inputs.side_by_side(n_prompts, n_rows)
+        behind = rows.flatten(1, 2) if self.in_one_sequence else rows.flatten(0, 1)
+        skipped = 0 if form.replayed is None else form.replayed.shape[1]
+        if form.replayed is not None:
+            behind = torch.cat([form.replayed, behind], dim=1)
+
+        def of_tails(tokens: Tensor) -> Tensor:
+            own = tokens[:, skipped:]
+            return own.unflatten(1, (n_rows, tail)) if self.in_one_sequence else own.unflatten(0, (n_prompts, n_rows))
+
+        with replacing(self.bridge, layer, replaced, of_tails), inputs.cached(form):
+            out = self.bridge.blocks[layer](behind, **form.named)
+        return of_tails(out[0] if isinstance(out, tuple) else out)
 
 
 @contextmanager
 def replacing(
-    bridge: TransformerBridge, layer: int, replaced: Replaced | None, *, skip: int, tail: int
+    bridge: TransformerBridge, layer: int, replaced: Replaced | None, of_tails: Callable[[Tensor], Tensor]
 ) -> Iterator[None]:
-    """Replaces heads' outputs of rows that lie behind `skip` tokens, `tail` tokens each."""
+    """Replaces heads' outputs at the first token of each tail; `of_tails` is the view of rows' tokens."""
     if replaced is None:
         yield
         return
     fired: list[bool] = []
+    where, value = replaced.where[:, :, None], replaced.z
 
     def replace(module: nn.Module, args: Any, z: Tensor) -> Tensor:
-        heads = z.reshape(*z.shape[:2], *replaced.z.shape).clone()
-        first = heads[:, skip::tail]
-        heads[:, skip::tail] = torch.where(replaced.where[:, :, None], replaced.z.to(heads), first)
+        heads = z.reshape(*z.shape[:2], *value.shape).clone()
+        first = of_tails(heads)[:, :, 0]
+        first.copy_(torch.where(where, value.to(heads), first))
         fired.append(True)
         return heads.reshape(z.shape)
 
@@ -94,7 +105,7 @@ def replacing(
     finally:
         handle.remove()
     if not fired:
-        raise ModelError(f"{name} of {bridge.cfg.model_name} is not reached when its block runs; load the model anew")
+        raise ModelError(f"{name} of {bridge.cfg.model_name} is not reached when its block runs: heads cannot be set")
 
 
 class BridgeForward:
@@ -107,23 +118,47 @@ class BridgeForward:
         # Norms and softmax are float32 in most of transformers' models, whatever their weights are.
         self.precision: torch.dtype = torch.float32 if bridge.cfg.dtype == torch.float64 else bridge.cfg.dtype
         self.entrance: nn.Module = bridge.original_model
+        self._in_one_sequence: bool | None = None
 
     def read(self, tokens: Tokens) -> BridgeReading:
         """See `rows.Forward`."""
+        if self._in_one_sequence is None:
+            bridges.check_bridge(self._bridge)
+            self._in_one_sequence = self._try_rows(tokens[:1])
+        return self._read(tokens, in_one_sequence=self._in_one_sequence)
+
+    def _try_rows(self, tokens: Tokens) -> bool:
+        """Carry unchanged rows of one prompt: does the last of many in one sequence come out as the model has it?"""
+        try:
+            self._carry_unchanged(tokens, n_rows=TOKENS_TOGETHER // tokens.answers.shape[1], in_one_sequence=True)
+        except (ModelError, RuntimeError, ValueError):
+            # Whatever an attention makes of inputs that are not what it counts on.
+            self._carry_unchanged(tokens, n_rows=2, in_one_sequence=False)
+            return False
+        return True
+
+    def _carry_unchanged(self, tokens: Tokens, *, n_rows: int, in_one_sequence: bool) -> None:
+        reading = self._read(tokens, in_one_sequence=in_one_sequence)
+        rows = reading.start[:, None].expand(-1, max(1, n_rows), -1, -1)
+        for layer in range(len(reading.inputs)):
+            rows = reading.carry(layer, rows)
+        compare_with_model(self, reading, rows[:, -1])
+
+    def _read(self, tokens: Tokens, *, in_one_sequence: bool) -> BridgeReading:
         ids, mask = with_answers(tokens)
         tail, cache = tokens.answers.shape[1], DynamicCache()
         inputs: list[BlockInputs] = []
-        starts: list[Tensor] = []
+        hidden: list[Tensor] = []
 
         def keep(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            hidden, named = named_inputs(block, args, kwargs)
-            starts.append(hidden)
+            resid, named = named_inputs(block, args, kwargs)
+            hidden.append(resid)
             inputs.append(BlockInputs(named=named, cache=cache, layer=len(inputs), tail=tail, width=ids.shape[1]))
 
         def leave(block: nn.Module, args: Any, out: Any) -> None:
             raise _WasRead(out[0] if isinstance(out, tuple) else out)
 
-        with self._finite_masks(), ExitStack() as stack:
+        with bridges.finite_masks(self._bridge), ExitStack() as stack:
             for block in self._bridge.blocks:
                 stack.callback(block.register_forward_pre_hook(keep, with_kwargs=True).remove)
             stack.callback(self._bridge.blocks[-1].register_forward_hook(leave).remove)
@@ -131,43 +166,28 @@ class BridgeForward:
                 self._bridge(ids, attention_mask=mask.long(), past_key_values=cache, use_cache=True)
             except _WasRead as read:
                 final = read.args[0]
-        for layer, one in enumerate(inputs):
-            one.keep_prefix(starts[layer])
+        for resid, own in zip(hidden, inputs, strict=True):
+            own.keep_prefix(resid)
         return BridgeReading(
             bridge=self._bridge,
             mask=mask,
-            start=starts[0][:, -tail:].clone(),
+            start=hidden[0][:, -tail:].clone(),
             final=final[:, -tail:].clone(),
             inputs=inputs,
+            in_one_sequence=in_one_sequence,
         )
 
     def unembed(self, resid: Float[Tensor, "*batch d_model"]) -> Logits:
-        bridge, config = self._bridge, self._bridge.original_model.config.get_text_config()
         flat = resid.reshape(1, -1, resid.shape[-1])
-        logits = bridge.unembed(bridge.ln_final(flat))
-        logits = (
-            logits * (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
-        )
-        cap = getattr(config, "final_logit_softcapping", None)
-        if cap:
-            logits = cap * torch.tanh(logits / cap)
-        return logits.reshape(*resid.shape[:-1], -1)
+        return bridges.unembed(self._bridge, flat).reshape(*resid.shape[:-1], -1)
 
     def last_logits(self, ids: Tensor, mask: Tensor, n: int) -> Float[Tensor, "prompt n vocab"]:
-        with self._finite_masks():
+        with bridges.finite_masks(self._bridge):
             return self._bridge(ids, attention_mask=mask.long())[:, -n:]
 
     def run(self, ids: Tensor, mask: Tensor, hooks: Sequence[tuple[str, Any]]) -> None:
-        with self._finite_masks(), self._bridge.hooks(fwd_hooks=list(hooks)):
+        with bridges.finite_masks(self._bridge), self._bridge.hooks(fwd_hooks=list(hooks)):
             self._bridge(ids, attention_mask=mask.long())
 
-    def output_path(self, layer: int) -> OutputPath:
-        return OutputPath(self._bridge.blocks[layer].attn.W_O.detach(), output_norm(self._bridge, layer))
-
-    @contextmanager
-    def _finite_masks(self) -> Iterator[None]:
-        """In float64, transformers masks with numbers that its float32 softmax reads as minus infinity: NaN for pads."""
-        with ExitStack() as stack:
-            for block in self._bridge.blocks if self._bridge.cfg.dtype == torch.float64 else ():
-                stack.callback(block.register_forward_pre_hook(finite_mask, with_kwargs=True).remove)
-            yield
+    def output_path(self, layer: int) -> bridges.OutputPath:
+        return bridges.output_path(self._bridge, layer)

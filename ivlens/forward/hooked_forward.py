@@ -12,8 +12,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ivlens.forward.block_forward import Prefix, attend, output_norm, write
-from ivlens.forward.rows import Logits, OneOrAll, OutputPath, Replaced, Rows, RowsZ, Tail
+from ivlens.forward.rows import Logits, OneOrAll, Replaced, Rows, RowsZ, Tail
 from ivlens.forward.token_batches import with_answers
+from ivlens.models.bridge import OutputPath
 from ivlens.prompts.tokens import Tokens
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ivlens.errors import ModelError
+from ivlens.models.bridge import OutputPath
 from ivlens.prompts.tokens import Tokens
 
 Rows = Float[Tensor, "prompt row tail d_model"]
@@ -30,16 +31,6 @@ class Replaced(NamedTuple):
 
     where: Bool[Tensor, "row head"]
     z: Float[Tensor, "head d_head"]
-
-
-class OutputPath(NamedTuple):
-    """What heads' outputs pass on their way to the residual stream."""
-
-    weight: Float[Tensor, "head d_head d_model"]
-    norm: nn.Module | None
-    """Of the sum of all heads (Gemma 2, OLMo 2)."""
-    scale: float = 1.0
-    """Of what is added (Granite)."""
 
 
 @runtime_checkable
