@@ -41,7 +41,9 @@ ROOMS = (
     Room("patching", ("datasets", "plots", "models", "prompts", "forward")),
     Room("vectors", ("storage", "datasets", "models", "prompts", "patching")),
     Room("steering", ("storage", "datasets", "models", "prompts", "forward", "patching", "vectors")),
-    Room("analysis", ("storage", "datasets", "plots", "models", "prompts", "forward", "patching", "vectors", "steering")),
+    Room(
+        "analysis", ("storage", "datasets", "plots", "models", "prompts", "forward", "patching", "vectors", "steering")
+    ),
     Room("training", ("storage", "datasets", "models", "prompts", "patching")),
     Room(
         "forgetting",

@@ -23,7 +23,7 @@ from transformers import DynamicCache
 
 from ivlens.errors import ModelError
 from ivlens.forward.block_inputs import BlockInputs, named_inputs
-from ivlens.forward.rows import Logits, OneOrAll, Replaced, Rows, Tail, compare_with_model
+from ivlens.forward.rows import Logits, OneOrAll, Replaced, Rows, Tail, check_finite, compare_with_model
 from ivlens.forward.token_batches import with_answers
 from ivlens.models import bridge as bridges
 from ivlens.prompts.tokens import Tokens
@@ -127,13 +127,19 @@ class BridgeForward:
             self._in_one_sequence = self._try_rows(tokens[:1])
         return self._read(tokens, in_one_sequence=self._in_one_sequence)
 
+    @torch.no_grad()
     def _try_rows(self, tokens: Tokens) -> bool:
-        """Carry unchanged rows of one prompt: does the last of many in one sequence come out as the model has it?"""
+        """Carry unchanged rows of one prompt: do many in one sequence, first and last, come out as the model has it?"""
+        # Whatever an attention makes of inputs that are not what it counts on.
+        failures = (ModelError, RuntimeError, ValueError, IndexError)
         try:
             self._carry_unchanged(tokens, n_rows=TOKENS_TOGETHER // tokens.answers.shape[1], in_one_sequence=True)
-        except (ModelError, RuntimeError, ValueError):
-            # Whatever an attention makes of inputs that are not what it counts on.
-            self._carry_unchanged(tokens, n_rows=2, in_one_sequence=False)
+        except failures:
+            try:
+                self._carry_unchanged(tokens, n_rows=2, in_one_sequence=False)
+            except failures as error:
+                name = f"{self._bridge.cfg.model_name} ({self._bridge.cfg.architecture})"
+                raise ModelError(f"variants of a prompt's end cannot pass the blocks of {name}: {error}") from error
             return False
         return True
 
@@ -142,7 +148,9 @@ class BridgeForward:
         rows = reading.start[:, None].expand(-1, max(1, n_rows), -1, -1)
         for layer in range(len(reading.inputs)):
             rows = reading.carry(layer, rows)
-        compare_with_model(self, reading, rows[:, -1])
+            check_finite(rows, layer)
+        for row in (0, -1):
+            compare_with_model(self, reading, rows[:, row])
 
     def _read(self, tokens: Tokens, *, in_one_sequence: bool) -> BridgeReading:
         ids, mask = with_answers(tokens)
