@@ -21,7 +21,7 @@ from ivlens.analysis.measure import check_heads, fix_choices, kept_effects
 from ivlens.analysis.options import AuditOptions, AuditSettings
 from ivlens.datasets.task import Split, Task, tasks
 from ivlens.datasets.task import task as find_task
-from ivlens.models import hooked
+from ivlens.models import bridge, hooked
 from ivlens.patching.activations import score_answers
 from ivlens.patching.effects import example_prompts
 from ivlens.patching.head_effects import HeadEffects
@@ -81,7 +81,9 @@ def audit(
         command="audit",
         settings=work.asked.record(),
         sources={
-            "model": run_folder.Source(name=hooked.model_name(model), digest=work.digest),
+            "model": run_folder.Source(
+                name=hooked.model_name(model), digest=work.digest, backend=bridge.backend_of(model)
+            ),
             "task": run_folder.Source(name=task.name, digest=task.digest),
         },
         seed=asked.seed,

@@ -26,7 +26,7 @@ from ivlens.analysis.options import ComparisonOptions, ComparisonSettings
 from ivlens.datasets.task import Task
 from ivlens.datasets.task import task as find_task
 from ivlens.errors import ModelError, ShapeMismatch
-from ivlens.models import hooked, loader, lora, peft, peft_config
+from ivlens.models import bridge, hooked, loader, lora, peft, peft_config
 from ivlens.models.lora import Adapter
 from ivlens.patching.effects import example_prompts
 from ivlens.patching.head_effects import HeadEffects
@@ -86,13 +86,14 @@ def compare(
     work = _Work(base=base, pair=find_tuned_model(base, tuned), task=task, asked=asked, memory=memory)
     if out is None:
         return work.all(Tables())
+    backend = bridge.backend_of(base)
     with run_folder.open_run(
         out,
         command="compare",
         settings=asked.record(),
         sources={
-            "base": run_folder.Source(name=hooked.model_name(base), digest=work.digests[0]),
-            "tuned": run_folder.Source(name=work.pair.name, digest=work.digests[1]),
+            "base": run_folder.Source(name=hooked.model_name(base), digest=work.digests[0], backend=backend),
+            "tuned": run_folder.Source(name=work.pair.name, digest=work.digests[1], backend=backend),
             "task": run_folder.Source(name=task.name, digest=task.digest),
         },
         seed=asked.seed,
@@ -133,7 +134,10 @@ def find_tuned_model(
             return TunedModel(peft.read_adapter(tuned, base), name)
         names = {dtype: name for name, dtype in hooked.DTYPES.items()}
         tuned = loader.load_without_adapters(
-            tuned, device=str(base.cfg.device), dtype=names.get(base.cfg.dtype, "auto")
+            tuned,
+            device=str(base.cfg.device),
+            dtype=names.get(base.cfg.dtype, "auto"),
+            backend=bridge.backend_of(base),
         )
     ours, theirs = (
         {name: getattr(model.cfg, name) for name in ("n_layers", "n_heads", "d_head", "d_model")}

@@ -25,6 +25,7 @@ def audit(
     *,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    backend: options.Backend = "auto",
     memory: options.Memory = "2GiB",
     **typed: Any,
 ) -> None:
@@ -37,7 +38,7 @@ def audit(
     given = check_early(AuditSettings, typed, chosen)
     names = [model, *map(str, adapter or ()), chosen.name]
     folder = out or Path("runs") / "-".join(map(file_name, names))
-    hooked = ivlens.load(model, adapter=adapter, device=device, dtype=dtype)
+    hooked = ivlens.load(model, adapter=adapter, device=device, dtype=dtype, backend=backend)
     given["template"] = ivlens.template(typed["template"], hooked)
     found = ivlens.audit(hooked, chosen, out=folder, memory=budget, **given)
     audit_tables.print_audit(found)

@@ -28,6 +28,7 @@ def compare(
     *,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    backend: options.Backend = "auto",
     memory: options.Memory = "2GiB",
     **typed: Any,
 ) -> None:
@@ -39,7 +40,7 @@ def compare(
     chosen = ivlens.task(task, columns=options.parse_columns(columns))
     given = check_early(ComparisonSettings, typed, chosen)
     folder = out or Path("runs") / "-".join(["compare", *map(file_name, [base, *tuned, chosen.name])])
-    hooked = ivlens.load(base, device=device, dtype=dtype)
+    hooked = ivlens.load(base, device=device, dtype=dtype, backend=backend)
     given["template"] = ivlens.template(typed["template"], hooked)
     found = ivlens.compare(hooked, tuned, chosen, out=folder, memory=budget, **given)
     comparison_tables.print_comparison(found)

@@ -27,6 +27,7 @@ def universal(
     *,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    backend: options.Backend = "auto",
     memory: options.Memory = "2GiB",
     **typed: Any,
 ) -> None:
@@ -39,7 +40,7 @@ def universal(
 
     chosen = [ivlens.task(name) for name in (ivlens.tasks() if tasks is None else options.split_list(tasks))]
     given = check_early(Settings, typed)
-    hooked = ivlens.load(model, adapter=adapter, device=device, dtype=dtype)
+    hooked = ivlens.load(model, adapter=adapter, device=device, dtype=dtype, backend=backend)
     given["template"] = ivlens.template(typed["template"], hooked)
     found = ivlens.universal_heads(hooked, chosen, top=top, memory=budget, **given)
     found.save(out)

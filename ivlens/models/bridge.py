@@ -7,6 +7,7 @@ Adapters of PEFT may be dropped in silence: a bridge with any is refused.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -14,10 +15,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ivlens.errors import ModelError
+from ivlens.models.checkpoint import Checkpoint
+from ivlens.models.hooked import bos_fields
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -45,6 +48,51 @@ class OutputPath(NamedTuple):
 def is_bridge(model: object) -> TypeIs[TransformerBridge]:
     """Is it a TransformerBridge, of whichever version of TransformerLens?"""
     return any(kind.__name__ == "TransformerBridge" for kind in type(model).__mro__)
+
+
+def backend_of(model: object) -> str:
+    """As it is asked for and recorded: `bridge` or `hooked`."""
+    return "bridge" if is_bridge(model) else "hooked"
+
+
+def build_bridge(checkpoint: Checkpoint, *, device: str, dtype: torch.dtype) -> TransformerBridge:
+    """Wrap a checkpoint's model, and prove on a short prompt that it computes what it did before.
+
+    Raises:
+        ModelError: TransformerLens has no bridge to it, or it comes out different.
+    """
+    from transformer_lens.model_bridge import TransformerBridge
+
+    name, hf = checkpoint.name, checkpoint.model
+    tokens = torch.randint(hf.config.get_text_config().vocab_size, (1, 32), generator=torch.Generator().manual_seed(0))
+    theirs = _log_probs(hf, tokens)
+    with warnings.catch_warnings():
+        # Of weights that TransformerLens would know how to fold, which stay as they are here.
+        warnings.simplefilter("ignore")
+        try:
+            bridge = TransformerBridge.boot_transformers(
+                name, hf_model=hf, tokenizer=checkpoint.tokenizer, dtype=dtype, device=device
+            )
+        except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
+            raise ModelError(f"TransformerLens has no bridge to {name} ({checkpoint.architecture}): {error}") from error
+    bridge.requires_grad_(False)
+    bridge.cfg.model_name = name
+    bridge.cfg.default_prepend_bos = bos_fields(checkpoint)["default_prepend_bos"]
+    ours = _log_probs(bridge, tokens.to(device)).cpu()
+    difference, accepted = float((ours - theirs).abs().max()), _close(bridge) * max(1.0, float(theirs.std()))
+    if not difference <= accepted:
+        raise ModelError(
+            f"{name} as a TransformerBridge does not come out right: its log-probabilities differ by {difference:.2g} "
+            f"from transformers' (at most {accepted:.2g} is accepted); please report its config.json"
+        )
+    check_bridge(bridge)
+    return bridge
+
+
+@torch.no_grad()
+def _log_probs(model: nn.Module, tokens: Int[Tensor, "1 pos"]) -> Float[Tensor, "1 pos vocab"]:
+    found = model(tokens)
+    return (found if isinstance(found, Tensor) else found.logits).float().log_softmax(-1)
 
 
 def unembed(bridge: TransformerBridge, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos vocab"]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Iterator
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ivlens.errors import ModelError
 from ivlens.models.architectures import Fields, hooked_fields, hooked_weights
 from ivlens.models.checkpoint import Checkpoint
 from ivlens.models.verification import compare_outputs, compare_rotations
@@ -29,6 +29,11 @@ DTYPES = {
     "float16": torch.float16,
     "float64": torch.float64,
 }
+
+
+def has_hooked() -> bool:
+    """Whether this version of TransformerLens has a HookedTransformer; 4 has none."""
+    return int(metadata.version("transformer-lens").split(".")[0]) < 4
 
 
 def model_name(model: HookedTransformer) -> str:
@@ -60,7 +65,7 @@ def _weights(model: HookedTransformer) -> Iterator[tuple[str, Tensor]]:
 
 def build_hooked(checkpoint: Checkpoint, *, device: str, dtype: torch.dtype) -> HookedTransformer:
     fields = hooked_fields(checkpoint.model.config, checkpoint.architecture)
-    fields |= {"model_name": checkpoint.name, **_bos(checkpoint)}
+    fields |= {"model_name": checkpoint.name, **bos_fields(checkpoint)}
     probe = _build(fields, device="cpu", dtype=torch.float32)
     weights = hooked_weights(checkpoint.model, probe.cfg)
     _fill(probe, weights)
@@ -78,13 +83,7 @@ def build_hooked(checkpoint: Checkpoint, *, device: str, dtype: torch.dtype) -> 
 
 
 def _build(fields: Fields, *, device: str, dtype: torch.dtype) -> HookedTransformer:
-    try:
-        from transformer_lens import HookedTransformer, HookedTransformerConfig
-    except ImportError as error:
-        raise ModelError(
-            "this version of TransformerLens has no HookedTransformer to load a checkpoint into; install "
-            "transformer-lens<4, or build a TransformerBridge and give that"
-        ) from error
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
 
     cfg = HookedTransformerConfig(**fields, device=device, dtype=dtype)
     with warnings.catch_warnings():
@@ -108,7 +107,7 @@ def _copy(weight: Tensor, *, device: str, dtype: torch.dtype) -> Tensor:
     return torch.empty(weight.shape, dtype=dtype, device=device).copy_(weight)
 
 
-def _bos(checkpoint: Checkpoint) -> dict[str, Any]:
+def bos_fields(checkpoint: Checkpoint) -> dict[str, Any]:
     tokenizer: PreTrainedTokenizerBase = checkpoint.tokenizer
     bos = tokenizer.bos_token_id
     adds = bos is not None and tokenizer("")["input_ids"][:1] == [bos]

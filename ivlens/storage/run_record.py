@@ -33,6 +33,8 @@ class Source(_Strict):
     name: str
     digest: str
     """Of the weights, or of the task's contents."""
+    backend: str = ""
+    """What a model was loaded into, `hooked` or `bridge`. Not compared: the digest is another one."""
 
 
 class RunRecord(_Strict):
