@@ -11,6 +11,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from ivlens.errors import ModelError
 from ivlens.forward.block_forward import Prefix, attend, output_norm, write
 from ivlens.forward.rows import Logits, OneOrAll, Replaced, Rows, RowsZ, Tail
 from ivlens.forward.token_batches import with_answers
@@ -47,6 +48,16 @@ def _replace(z: Float[Tensor, "prompt #row tail head d_head"], replaced: Replace
     return torch.cat([first[:, :, None], z[:, :, 1:].expand(-1, len(replaced.where), -1, -1, -1)], dim=2)
 
 
+def _refuse_impossible(model: HookedTransformer) -> None:
+    cfg = model.cfg
+    grouped = cfg.n_key_value_heads not in (None, cfg.n_heads) and not cfg.ungroup_grouped_query_attention
+    if cfg.use_attn_in and grouped:
+        raise ModelError(
+            f"{cfg.model_name} has use_attn_in set, which TransformerLens cannot compute with grouped queries; call "
+            "model.set_use_attn_in(False), or set_ungroup_grouped_query_attention(True) as well"
+        )
+
+
 class HookedForward:
     """See `rows.Forward`."""
 
@@ -58,7 +69,12 @@ class HookedForward:
         self.entrance: nn.Module = model.embed
 
     def read(self, tokens: Tokens) -> HookedReading:
-        """See `rows.Forward`."""
+        """See `rows.Forward`.
+
+        Raises:
+            ModelError: `use_attn_in` is set where TransformerLens itself cannot compute with it.
+        """
+        _refuse_impossible(self._model)
         model, (ids, mask) = self._model, with_answers(tokens)
         tail = tokens.answers.shape[1]
         rotary = model.cfg.positional_embedding_type == "rotary"

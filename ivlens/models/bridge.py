@@ -66,6 +66,8 @@ def build_bridge(checkpoint: Checkpoint, *, device: str, dtype: torch.dtype) -> 
     name, hf = checkpoint.name, checkpoint.model
     tokens = torch.randint(hf.config.get_text_config().vocab_size, (1, 32), generator=torch.Generator().manual_seed(0))
     theirs = _log_probs(hf, tokens)
+    for weight in hf.parameters():  # Not buffers: rotations stay in float32.
+        weight.data = weight.data.to(dtype)
     with warnings.catch_warnings():
         # Of weights that TransformerLens would know how to fold, which stay as they are here.
         warnings.simplefilter("ignore")
