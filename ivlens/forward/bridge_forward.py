@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -108,6 +108,12 @@ def replacing(
         raise ModelError(f"{name} of {bridge.cfg.model_name} is not reached when its block runs: heads cannot be set")
 
 
+def _longest(tokens: Tokens) -> Tokens:
+    """One of the longest prompts, with all columns of the others."""
+    row = int((tokens.mask.sum(1) + tokens.answer_mask.sum(1)).argmax())
+    return Tokens(**{one.name: getattr(tokens, one.name)[row : row + 1] for one in fields(tokens)})
+
+
 class BridgeForward:
     """See `rows.Forward`."""
 
@@ -124,7 +130,7 @@ class BridgeForward:
         """See `rows.Forward`."""
         if self._in_one_sequence is None:
             bridges.check_bridge(self._bridge)
-            self._in_one_sequence = self._try_rows(tokens[:1])
+            self._in_one_sequence = self._try_rows(_longest(tokens))
         return self._read(tokens, in_one_sequence=self._in_one_sequence)
 
     @torch.no_grad()

@@ -5,24 +5,32 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from bridges import ARCHITECTURES, IN_FLOAT64, NOT_IN_FLOAT64, SIDE_BY_SIDE, random_bridge
-from conftest import random_tokens
+from checkpoints import build
+from conftest import WORD_TEMPLATE, random_tokens
 from torch import Tensor, nn
 
+import ivlens
+from ivlens.datasets.task import Task
 from ivlens.errors import ModelError
 from ivlens.forward import bridge_forward
 from ivlens.forward.block_inputs import BlockInputs
+from ivlens.forward.bridge_forward import BridgeReading
 from ivlens.forward.makers import forward_of
 from ivlens.forward.rows import Replaced
 from ivlens.models import bridge as bridges
 from ivlens.patching import interventions, sweep
+from ivlens.patching.effects import ranking_prompts
 from ivlens.patching.hooks import add_to_residual, at_position, logits_under, run_hooked, set_head
 from ivlens.patching.interventions import Change
+from ivlens.prompts import zero_shot
 from ivlens.prompts.tokens import Tokens
 from ivlens.shapes import Head
 from ivlens.steering.rows import steer_rows
@@ -114,19 +122,18 @@ def test_rows_pass_a_block_a_few_at_a_time_and_nothing_depends_on_how_many(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bridge = random_bridge(name, precise(name))
-    z, widths = random_z(bridge), []
+    z, together, carry = random_z(bridge), [], BridgeReading._carry
     whole = sweep.sweep(bridge, TOKENS, z, effect="nll")
+
+    def see(self: BridgeReading, layer: int, rows: Tensor, replaced: Replaced | None) -> Tensor:
+        together.append(rows.shape[1] * rows.shape[2])
+        return carry(self, layer, rows, replaced)
+
+    monkeypatch.setattr(BridgeReading, "_carry", see)
     monkeypatch.setattr(bridge_forward, "TOKENS_TOGETHER", 8)
-    handle = bridge.blocks[2].register_forward_pre_hook(
-        lambda block, args, kwargs: widths.append((args[0] if args else kwargs["hidden_states"]).shape[1]),
-        with_kwargs=True,
-    )
     parts = sweep.sweep(bridge, TOKENS, z, effect="nll")
-    handle.remove()
     torch.testing.assert_close(parts, whole, rtol=0, atol=near(name))
-    # The prompts themselves are wider; where no keys are kept, the prefix of 13 tokens is read again with the rows.
-    rows = [width for width in widths if width != 17]
-    assert rows and max(rows) <= 8 + (13 if name == "falcon-alibi" else 0)
+    assert max(together) == 8
 
 
 def test_rows_that_see_one_another_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,3 +191,21 @@ def test_heads_that_are_not_reached_are_refused(monkeypatch: pytest.MonkeyPatch)
     replaced = Replaced(torch.eye(4, dtype=torch.bool), random_z(bridge)[1])
     with torch.no_grad(), pytest.raises(ModelError, match=r"blocks\.1\.attn\.hook_z of tiny is not reached"):
         reading.carry(1, reading.start[:, None], replaced)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_in_a_bridge_is_measured_as_one_run_per_head_would(tmp_path: Path, word_task: Task) -> None:
+    """Effects, vector, trials, ablation and comparison, from a folder, on whichever TransformerLens is here."""
+    small: dict[str, Any] = {"shots": 2, "clean_prompts": 6, "prompts": 3, "template": WORD_TEMPLATE}
+    model = ivlens.load(build("gemma2", tmp_path / "base"), backend="bridge")
+    audit = ivlens.audit(model, word_task, out=tmp_path / "run", top=2, draws=1, other_tasks=0, **small)
+    _, tokens = ranking_prompts(model, word_task, audit.effects.settings)
+    _, slow = sweep.loop(model, tokens, audit.effects.mean_z)
+    torch.testing.assert_close(audit.effects.cie, slow, rtol=0, atol=2e-5)
+    with ivlens.steered(model, audit.vector):
+        assert ivlens.ask(model, zero_shot(word_task.pairs[:3], template=WORD_TEMPLATE)).first.isfinite().all()
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["sources"]["model"]["backend"] == "bridge"
+    other = build("gemma2", tmp_path / "tuned", seed=1)
+    change = ivlens.compare(model, other, word_task, queries=2, top=2, draws=1, **small)
+    assert not torch.equal(change.base.aie, change.tuned.aie)
