@@ -23,7 +23,7 @@ test: .venv/installed-test
 test-numerics: .venv/installed-test
 	$(BIN)/python tests/numerics.py
 
-# TransformerLens 4 has no HookedTransformer: the tests of its TransformerBridge alone, in an environment of their own.
+# TransformerLens 4 has no HookedTransformer: the tests of bridges alone, in an environment of their own.
 test-tl4: .venv-tl4/installed
 	.venv-tl4/bin/python -m pytest tests/models/test_bridge.py tests/forward
 

@@ -181,7 +181,7 @@ def steering_gap(model: Any) -> float:
 
 
 def table(record: dict[str, dict[str, float | bool | str]]) -> str:
-    """Markdown: a row an architecture, numbers rounded up to a power of ten; a dash where HookedTransformer has none."""
+    """Markdown: a row an architecture, numbers rounded up to a power of ten; a dash where a bridge alone has it."""
     lines = [["architecture", *COLUMNS.values()], ["---"] * (1 + len(COLUMNS))]
     lines += [[NAMES[family], *(_cell(found.get(name, "–")) for name in COLUMNS)] for family, found in record.items()]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

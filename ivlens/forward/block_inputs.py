@@ -6,14 +6,16 @@ import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from ivlens.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache
 
 # The axis of columns, by the names that transformers gives to what its blocks are given; 1 by other names.
 AXES = {"alibi": -1, "position_bias": -1, "position_ids": -1, "cache_position": 0, "position_embeddings": -2}
@@ -52,7 +54,8 @@ class BlockInputs:
 
     def keep_prefix(self, resid: Float[Tensor, "prompt pos d_model"]) -> None:
         """Call when all blocks have run."""
-        layers, prefix = self.cache.layers, self.width - self.tail
+        layers: list[Any] = list(self.cache.layers)
+        prefix = self.width - self.tail
         if self.layer < len(layers) and layers[self.layer].get_seq_length() == self.width:
             kept = layers[self.layer]
             self.prefix = kept.keys[:, :, :prefix].contiguous(), kept.values[:, :, :prefix].contiguous()
@@ -63,7 +66,7 @@ class BlockInputs:
     def cached(self, form: Form) -> Iterator[None]:
         """The cache holds the prefix, for one pass of the block."""
         if form.prefix is not None:
-            kept = self.cache.layers[self.layer]
+            kept: Any = self.cache.layers[self.layer]
             kept.keys, kept.values = form.prefix
         yield
 
@@ -82,10 +85,10 @@ class BlockInputs:
         return Form(named, prefix, None if self.replayed is None else self.replayed.repeat_interleave(n_rows, 0))
 
     def _in_one_sequence(self, name: str, value: Any, n_rows: int) -> Any:
-        if isinstance(value, tuple) and all(isinstance(one, Tensor) for one in value):
-            return tuple(self._in_one_sequence(name, one, n_rows) for one in value)
         if name == "attention_mask":
             return self._mask(value, n_rows)
+        if isinstance(value, tuple) and all(isinstance(one, Tensor) for one in value):
+            return tuple(self._in_one_sequence(name, one, n_rows) for one in value)
         if not isinstance(value, Tensor) or value.dim() == 0:
             return value
         along = self._axis(name, value)

@@ -12,14 +12,13 @@ out in a trial, and rows are sequences of their own then, each behind a copy of 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from ivlens.errors import ModelError
 from ivlens.forward.block_inputs import BlockInputs, named_inputs
@@ -159,6 +158,8 @@ class BridgeForward:
             compare_with_model(self, reading, rows[:, row])
 
     def _read(self, tokens: Tokens, *, in_one_sequence: bool) -> BridgeReading:
+        from transformers import DynamicCache
+
         ids, mask = with_answers(tokens)
         tail, cache = tokens.answers.shape[1], DynamicCache()
         inputs: list[BlockInputs] = []
@@ -170,17 +171,17 @@ class BridgeForward:
             inputs.append(BlockInputs(named=named, cache=cache, layer=len(inputs), tail=tail, width=ids.shape[1]))
 
         def leave(block: nn.Module, args: Any, out: Any) -> None:
-            raise _WasRead(out[0] if isinstance(out, tuple) else out)
+            hidden.append(out[0] if isinstance(out, tuple) else out)
+            raise _WasRead
 
         with bridges.finite_masks(self._bridge), ExitStack() as stack:
             for block in self._bridge.blocks:
                 stack.callback(block.register_forward_pre_hook(keep, with_kwargs=True).remove)
             stack.callback(self._bridge.blocks[-1].register_forward_hook(leave).remove)
-            try:
+            with suppress(_WasRead):
                 self._bridge(ids, attention_mask=mask.long(), past_key_values=cache, use_cache=True)
-            except _WasRead as read:
-                final = read.args[0]
-        for resid, own in zip(hidden, inputs, strict=True):
+        *before, final = hidden
+        for resid, own in zip(before, inputs, strict=True):
             own.keep_prefix(resid)
         return BridgeReading(
             bridge=self._bridge,

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ivlens.errors import ModelError
 from ivlens.forward.rows import Replaced, Rows
-from ivlens.patching import hooks
+from ivlens.patching import branches, hooks
 from ivlens.patching.activations import check_mean_z
-from ivlens.patching.branches import Answers, Junction, run_branches
+from ivlens.patching.branches import Answers, Junction
 from ivlens.patching.hooks import Hooks
 from ivlens.patching.settings import Effect
 from ivlens.prompts.tokens import Tokens
@@ -47,8 +47,8 @@ def sweep(
 
     Raises:
         ShapeMismatch: `z` is from a model with other heads.
-        ModelError: a residual stream is NaN or infinite, or the model's attention is not one that `branches` knows,
-            or a TransformerBridge (which is patched head by head, as by `loop`) lacks what `check_bridge` asks for.
+        ModelError: a residual stream is NaN or infinite, the block-wise pass differs from the model's own, or a
+            TransformerBridge lacks what `check_bridge` asks for.
         PromptError: `memory` cannot hold a single prompt.
     """
     _check_inputs(model, z)
@@ -59,7 +59,7 @@ def sweep(
         replaced = Replaced(one_each[heads.start : heads.stop], means[junction.layer])
         return junction.reading.carry(junction.layer, junction.before, replaced)
 
-    found = run_branches(
+    found = branches.run_branches(
         model,
         tokens if effect == "nll" else tokens.first(),
         branch,

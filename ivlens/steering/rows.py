@@ -14,7 +14,8 @@ from torch import Tensor
 from ivlens.errors import ShapeMismatch
 from ivlens.forward.rows import Rows
 from ivlens.models import hooked
-from ivlens.patching.branches import Answers, Junction, run_branches
+from ivlens.patching import branches
+from ivlens.patching.branches import Answers, Junction
 from ivlens.prompts.tokens import Tokens
 from ivlens.shapes import GIB
 from ivlens.vectors.head_writing import check_layer
@@ -65,7 +66,7 @@ def steer_rows(
         steered_rows[:, :, 0] += added[own]
         return steered_rows
 
-    found = run_branches(model, tokens, branch, counts=counts, memory=memory, description=description)
+    found = branches.run_branches(model, tokens, branch, counts=counts, memory=memory, description=description)
     places = {row: place for place, row in enumerate(order, start=1)}
     return found.rows([0, *(places[row] for row in range(len(layers)))])
 
