@@ -30,7 +30,6 @@ def _rope(kind: str, **more: Any) -> dict[str, Any]:
 
 _FIELDS: dict[str, dict[str, Any]] = {
     "gemma1": {"model_type": "gemma", **_GATED, "head_dim": 6},
-    "gemma3": {"model_type": "gemma3_text", **_GATED, **_WINDOWS, "head_dim": 6, "query_pre_attn_scalar": 10},
     "olmo1": {"model_type": "olmo", **_GATED, "clip_qkv": 1.0},
     "olmo3": {"model_type": "olmo3", **_GATED, **_WINDOWS},
     "phi2": {"model_type": "phi", **_GATED, "num_key_value_heads": 4},
