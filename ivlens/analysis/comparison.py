@@ -10,13 +10,23 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from ivlens.analysis import comparison_tables
-from ivlens.analysis.dependence import DEPENDENCE
+from ivlens.analysis.dependence import DEPENDENCE, Dependence
 from ivlens.analysis.drift import AIE, DRIFT
+from ivlens.datasets.task import Task
 from ivlens.errors import IvlensError, RunError
 from ivlens.measures import Interval
 from ivlens.patching.head_effects import EFFECTS, HeadEffects
+from ivlens.patching.settings import Settings
 from ivlens.plots import comparison
-from ivlens.steering.verdict import ABOVE_RANDOM, MOST_FREQUENT, Gain, Verdict, difference
+from ivlens.steering.verdict import (
+    ABOVE_RANDOM,
+    MOST_FREQUENT,
+    Gain,
+    Verdict,
+    above_random,
+    difference,
+    most_frequent_share,
+)
 from ivlens.storage import run_folder
 from ivlens.vectors.instruction_vector import InstructionVector
 
@@ -153,7 +163,9 @@ class Comparison:
         ('works', ['instructed'])
         """
         found = self._of_base()
-        instructed, unknown = found["instruction accuracy", ""], Interval(math.nan, math.nan, math.nan)
+        # Of replies where these were scored: their line stands behind the one of greedy matches.
+        instructed = [value for (measure, _), value in found.items() if measure.startswith("instruction accuracy")][-1]
+        unknown = Interval(math.nan, math.nan, math.nan)
         return Verdict(
             abilities={} if math.isnan(instructed.mean) else {"instructed": instructed},
             share=found.get((MOST_FREQUENT, ""), unknown).mean,
@@ -239,6 +251,19 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         return comparison_tables.comparison_html(self)
+
+
+def base_lines(before: Dependence, task: Task, settings: Settings) -> pd.DataFrame:
+    """What the verdict on the base model takes beside its dependence, `CHANGES`."""
+    n = len(before.values["zero-shot probability", ""])
+    pairs = task.split(shots=settings.shots, seed=settings.seed).evaluation[:n]
+    share = most_frequent_share(pair.output for pair in pairs)
+    above, _ = above_random(*(before.values["sufficiency", heads] for heads in ("chosen", "random")))
+    lines = [
+        (MOST_FREQUENT, "", 0, "base", "", share, share, share, n),
+        (ABOVE_RANDOM, "chosen", before.n_heads, "base", "base", *above, n),
+    ]
+    return pd.DataFrame(lines, columns=list(CHANGES))
 
 
 def described(vector: InstructionVector) -> dict[str, object]:

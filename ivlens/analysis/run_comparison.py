@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from ivlens.analysis import probes, wordings
-from ivlens.analysis.comparison import CHANGES
+from ivlens.analysis.comparison import CHANGES, base_lines
 from ivlens.analysis.comparison import Comparison as Comparison
 from ivlens.analysis.dependence import DEPENDENCE, Dependence, per_prompt, recovery
 from ivlens.analysis.drift import AIE, DRIFT, Written, aie_table, head_drift, vector_drift, write_by_query
@@ -26,7 +26,7 @@ from ivlens.analysis.options import ComparisonOptions, ComparisonSettings
 from ivlens.datasets.task import Task
 from ivlens.datasets.task import task as find_task
 from ivlens.errors import ModelError, ShapeMismatch
-from ivlens.models import hooked, loader, lora, peft, peft_config
+from ivlens.models import bridge, hooked, loader, lora, peft, peft_config
 from ivlens.models.lora import Adapter
 from ivlens.patching.effects import Queries, example_prompts, find_queries
 from ivlens.patching.head_effects import HeadEffects
@@ -36,7 +36,6 @@ from ivlens.prompts.long_pairs import leave_out_long
 from ivlens.prompts.tokens import tokenize
 from ivlens.shapes import GIB, Head
 from ivlens.steering.vector_building import instruction_vector
-from ivlens.steering.verdict import ABOVE_RANDOM, MOST_FREQUENT, above_random, most_frequent_share
 from ivlens.storage import run_folder
 from ivlens.storage.run_folder import Tables
 from ivlens.vectors.instruction_vector import InstructionVector
@@ -88,15 +87,23 @@ def compare(
     task = leave_out_long(base, task, shots=asked.shots, template=asked.template)
     asked = check_heads(asked, base, options)
     work = _Work(base=base, pair=find_tuned_model(base, tuned), task=task, asked=asked, memory=memory)
+    lost = lora.lost_to_rounding(base, work.pair.model) if isinstance(work.pair.model, Adapter) else 0.0
     if out is None:
         return work.all(Tables())
+    backend = bridge.backend_of(base)
     with run_folder.open_run(
         out,
         command="compare",
         settings=asked.record(),
         sources={
-            "base": run_folder.Source(name=hooked.model_name(base), digest=work.digests[0]),
-            "tuned": run_folder.Source(name=work.pair.name, digest=work.digests[1]),
+            "base": hooked.source(base, digest=work.digests[0]),
+            "tuned": hooked.source(
+                work.pair.model,
+                name=work.pair.name,
+                digest=work.digests[1],
+                stored=lora.note_loss(base, lost, work.pair.name),
+                backend=backend,
+            ),
             "task": run_folder.Source(name=task.name, digest=task.digest),
         },
         seed=asked.seed,
@@ -137,7 +144,10 @@ def find_tuned_model(
             return TunedModel(peft.read_adapter(tuned, base), name)
         names = {dtype: name for name, dtype in hooked.DTYPES.items()}
         tuned = loader.load_without_adapters(
-            tuned, device=str(base.cfg.device), dtype=names.get(base.cfg.dtype, "auto")
+            tuned,
+            device=str(base.cfg.device),
+            dtype=names.get(base.cfg.dtype, "auto"),
+            backend=bridge.backend_of(base),
         )
     loader.refuse_other_kinds(tuned)
     ours, theirs = (
@@ -220,14 +230,15 @@ class _Work:
         is_asked = not (tables.has("measures") and tables.has("recovery"))
         prepare = partial(probes.prepare, task=self.task, prompts=self.asked.queries, draws=self.asked.draws)
         probe = prepare(self.base, vector=before.vector) if is_asked else None
-        found = [per_prompt(self.base, probe)] if probe else []
+        put = partial(per_prompt, score=self.asked.accuracy_score)
+        found = [put(self.base, probe)] if probe else []
         write = partial(write_by_query, task=self.task, settings=self.settings, queries=self.queries)
         wrote = [] if tables.has("drift") else [write(self.base, sets=sets)]
         with self.tuned() as model:
             self.check_reading(model)
             after = self.side(model, "tuned", tuned_digest, tables)
             if probe:
-                found += [per_prompt(model, probe), per_prompt(model, prepare(model, vector=after.vector))]
+                found += [put(model, probe), put(model, prepare(model, vector=after.vector))]
             if wrote:
                 wrote.append(write(model, sets=[*sets, after.vector.heads]))
         return Comparison(
@@ -237,7 +248,7 @@ class _Work:
             tuned_vector=after.vector,
             tuned_name=self.pair.name,
             aie=tables.table("aie", lambda: aie_table(before.effects, after.effects), AIE),
-            measures=tables.table("measures", lambda: pd.concat([changes(*found), self.of_base(found[0])]), CHANGES),
+            measures=tables.table("measures", lambda: self.changes(*found), CHANGES),
             drift=tables.table("drift", lambda: self.drift(before, after, wrote), DRIFT),
             recovery=tables.table("recovery", lambda: recovery(*found[:2]), DEPENDENCE),
         )
@@ -270,24 +281,16 @@ class _Work:
                     "give a model with the same tokenizer"
                 )
 
-    def of_base(self, before: Dependence) -> pd.DataFrame:
-        """What a verdict on the base model needs beside its dependence."""
-        answers = [pair.output for pair in self.task.split(shots=self.asked.shots, seed=self.asked.seed).evaluation]
-        share, n = most_frequent_share(answers[: self.asked.queries]), len(before.values["zero-shot accuracy", ""])
-        above, _ = above_random(*(before.values["sufficiency", heads] for heads in ("chosen", "random")))
-        gained = (ABOVE_RANDOM, "chosen", before.n_heads, "base", "base", *above, n)
-        return pd.DataFrame([(MOST_FREQUENT, "", 0, "base", "", share, share, share, n), gained], columns=list(CHANGES))
+    def changes(self, before: Dependence, after: Dependence, own: Dependence) -> pd.DataFrame:
+        """One table of the base model, the tuned one, their paired difference, and the tuned one on its own vector."""
+        parts = []
+        for name, found in {"base": before, "tuned": after, "difference": after.minus(before)}.items():
+            frame = found.to_frame()
+            parts.append(frame.assign(model=name, vector=frame["heads"].map(lambda heads: "base" if heads else "")))
+        parts.append(base_lines(before, self.task, self.settings))
+        parts.append(own.to_frame().query("heads != ''").assign(model="tuned", vector="tuned"))
+        return pd.concat(parts, ignore_index=True).filter(CHANGES)
 
     def drift(self, before: _Side, after: _Side, wrote: list[Written]) -> pd.DataFrame:
         heads = head_drift(before.effects, after.effects, self.asked.top)
         return pd.DataFrame([*heads, *vector_drift(*wrote)], columns=list(DRIFT))
-
-
-def changes(before: Dependence, after: Dependence, own: Dependence) -> pd.DataFrame:
-    """One table of the base model, the tuned one, their paired difference, and the tuned one on its own vector."""
-    parts = []
-    for name, found in {"base": before, "tuned": after, "difference": after.minus(before)}.items():
-        frame = found.to_frame()
-        parts.append(frame.assign(model=name, vector=frame["heads"].map(lambda heads: "base" if heads else "")))
-    parts.append(own.to_frame().query("heads != ''").assign(model="tuned", vector="tuned"))
-    return pd.concat(parts, ignore_index=True).filter(CHANGES)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from ivlens.forgetting.metrics import DIFFERENCES
 from ivlens.forgetting.recovery import COSINE, PROMPTS, VECTORS
 from ivlens.measures import holm
+from ivlens.prompts.choices import GREEDY_MATCH
 from ivlens.tables import UNMEASURED, Line, Table, interval_text, plain, print_table, safe, table_html
 
 if TYPE_CHECKING:
@@ -227,7 +228,9 @@ def sentence(found: Findings) -> str:
 
 def note(found: Findings) -> str:
     """What the measures are, and what their intervals are over."""
-    return f"{_NOTE}\n{interval_note(found)}"
+    score = found.plan.evaluation.score
+    scored = "" if score == GREEDY_MATCH else f"Accuracy is {score} of the replies that are written.\n"
+    return f"{_NOTE}\n{scored}{interval_note(found)}"
 
 
 def _number(line: Mapping[Any, Any], *, signed: bool = False) -> str:

@@ -37,7 +37,6 @@ MATTERS = 0.25
 """A difference that must not be missed: an interval with both 0 and this in it cannot tell."""
 MOST_FREQUENT = "most frequent answer"
 """The line of a table of measures whose accuracy is that of one answer to all queries."""
-GREEDY_MATCH = "greedy-match"
 ABOVE_RANDOM = "sufficiency above random"
 """The line of a comparison that tells how far the chosen heads' vector is above random ones."""
 

@@ -34,6 +34,8 @@ from ivlens.storage.parquet import to_bytes
 from ivlens.storage.run_folder import open_run
 from ivlens.storage.run_record import Source
 
+# What a random model answers of its own begins alike.
+pytestmark = pytest.mark.filterwarnings("ignore:.*have an answer whose first token:ivlens.datasets.task.TaskWarning")
 SMALL: dict[str, Any] = {
     "shots": 3,
     "clean_prompts": 6,
@@ -44,7 +46,7 @@ SMALL: dict[str, Any] = {
     "seed": 1,
     "template": WORD_TEMPLATE,
 }
-BASELINES = ["zero-shot", "instructed", "few-shot", "shuffled", "statement"]
+BASELINES = ["zero-shot", "instructed", "few-shot", "shuffled", "statement", "most frequent answer"]
 KINDS = ["", ", random", ", low-AIE", ", gaussian", ", other-task"]
 STEERED = [f"steered{kind}{suffix}" for suffix in ("", ", scale 1") for kind in KINDS]
 FRAMES = ("measures", "steering", "heads")

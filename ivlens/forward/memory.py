@@ -30,8 +30,11 @@ class Budget:
     """Rows that are unembedded together, over all prompts."""
 
     @classmethod
-    def of(cls, model: HookedTransformer, tokens: Tokens, n_rows: int, memory: int) -> Budget:
+    def of(cls, model: HookedTransformer, tokens: Tokens, n_rows: int, memory: int, *, others_seen: int = 0) -> Budget:
         """Share `memory` bytes: half for what a batch of prompts keeps, half for what its `n_rows` need.
+
+        Args:
+            others_seen: Tokens of other rows that a row's attention computes with, too.
 
         Raises:
             PromptError: not even one prompt fits.
@@ -43,7 +46,7 @@ class Budget:
         rows = 2 * (1 + n_rows) * tail * cfg.d_model
         caches = 2 * cfg.n_layers * (cfg.n_key_value_heads or cfg.n_heads) * cfg.d_head * pos
         reading = pos * per_token + SCORE_COPIES * cfg.n_heads * pos * pos
-        one_row = bytes_each * tail * (per_token + SCORE_COPIES * cfg.n_heads * pos)
+        one_row = bytes_each * tail * (per_token + SCORE_COPIES * cfg.n_heads * (pos + others_seen))
         one_prompt = bytes_each * (rows + caches + reading) + one_row
         # TransformerLens turns the unembedding around into a copy whenever it is used.
         half = (memory - bytes_each * cfg.d_model * cfg.d_vocab_out) // 2
