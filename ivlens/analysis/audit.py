@@ -125,7 +125,7 @@ class Audit:
             abilities=read_abilities(lines),
             share=lines[MOST_FREQUENT]["accuracy"] if MOST_FREQUENT in lines else math.nan,
             gain=vector_gain(lines, self.draws, self.by_query, n_heads=n_heads) if tried else None,
-            queries=int(self.measures["prompts"].max()),
+            queries=max(self.measures["prompts"].tolist()),
             n_heads=n_heads,
             is_given=audit_tables.is_given(self),
             is_greedy=lines["zero-shot"].get("score") == GREEDY_MATCH,

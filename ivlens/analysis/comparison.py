@@ -191,7 +191,7 @@ class Comparison:
 
     def _of_base(self) -> dict[tuple[str, str], Interval]:
         """By measure and kind of heads, what the base model does."""
-        lines = self.measures[(self.measures["model"] == "base") & (self.measures["vector"] != "tuned")]
+        lines = self.measures.query("model == 'base' and vector != 'tuned'")
         return {
             (line["measure"], line["heads"]): Interval(line["value"], line["low"], line["high"])
             for line in lines.to_dict("records")

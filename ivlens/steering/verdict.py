@@ -259,19 +259,19 @@ def vector_gain(
         by_query: What the vector and random ones did query by query. Without it the interval is wider.
         n_heads: Of the vector.
     """
+    own = draws.query("heads == 'random' and n_heads == @n_heads")["probability"].tolist()
     steered, random, alone = (lines[name] for name in ("steered", "steered, random", "zero-shot"))
     if by_query is not None:
         found, high = above_random(_by_draw(by_query, "chosen")[:, 0], _by_draw(by_query, "random"))
     else:
         pair = difference(_read(steered, "probability"), _read(random, "probability"))
-        own = draws[(draws["heads"] == "random") & (draws["n_heads"] == n_heads)]["probability"]
-        found, high = _beside_draws(pair, steered["probability"], torch.tensor(own.to_numpy(float))), pair.high
+        found, high = _beside_draws(pair, steered["probability"], torch.tensor(own, dtype=torch.float64)), pair.high
     return Gain(
         probability=found,
         high=high,
         accuracy=steered["accuracy"] - random["accuracy"],
         is_above_none=steered["probability"] > alone["probability"],
-        draws=len(draws[(draws["heads"] == "random") & (draws["n_heads"] == n_heads)]),
+        draws=len(own),
     )
 
 
