@@ -450,7 +450,7 @@ def test_a_reference_is_told_against_every_other_method_and_marked_where_it_is_c
     below = wanted[wanted["adjusted"] < 0.05]
     assert set(family.clear) == set(zip(below["other"], below["measure"], strict=True))
     assert 0 < len(below) < (wanted["p"] < 0.05).sum(), "some are clear of 0 only where nothing is corrected"
-    tables = study_tables.study_tables(SimpleNamespace(**(vars(found) | {"plan": asked, "summary": summary})))
+    tables = study_tables.study_tables(told)
     heading = f"lora+iv minus each other method (*: clear of 0 by Holm over these {family.size})"
     (shown,) = (one for one in tables if one.heading == heading)
     cells_of = {row[0]: dict(zip(metrics.DIFFERENCES, row[1:], strict=True)) for row in shown.parts[0]}
