@@ -19,7 +19,7 @@ from ivlens import prompts
 from ivlens.analysis import probes, wordings
 from ivlens.analysis.audit import HEADS, MEASURES, STEERING, Audit
 from ivlens.analysis.measure import check_heads, fix_choices, kept_effects
-from ivlens.analysis.options import AuditOptions, AuditSettings
+from ivlens.analysis.options import MOST_VALIDATION, AuditOptions, AuditSettings
 from ivlens.datasets.task import Split, Task, tasks
 from ivlens.datasets.task import task as find_task
 from ivlens.models import hooked, loader
@@ -29,11 +29,12 @@ from ivlens.patching.head_effects import HeadEffects
 from ivlens.patching.settings import Settings, gather_options, parse_bytes
 from ivlens.prompts.long_pairs import leave_out_long
 from ivlens.prompts.template import Prompt
-from ivlens.prompts.tokens import tokenize
+from ivlens.prompts.tokens import Tokens, tokenize
 from ivlens.random_streams import Stream, open_stream
 from ivlens.shapes import GIB, Head
 from ivlens.steering import controls, trials
 from ivlens.steering.necessity import NECESSITY, Asked, measure_necessity
+from ivlens.steering.trial_plan import Sizes, TrialPlan, plan_trials
 from ivlens.steering.trials import DRAWS, PLACES
 from ivlens.steering.vector_building import instruction_vector
 from ivlens.storage import run_folder
@@ -86,7 +87,7 @@ def audit(
     with run_folder.open_run(
         out,
         command="audit",
-        settings=work.asked.record(),
+        settings=work.record(),
         sources={
             "model": run_folder.Source(name=hooked.model_name(model), digest=work.digest),
             "task": run_folder.Source(name=task.name, digest=task.digest),
@@ -118,7 +119,46 @@ class _Work:
 
     @cached_property
     def split(self) -> Split:
-        return self.task.split(shots=self.asked.shots, seed=self.asked.seed)
+        whole, asked = self.task.split(shots=self.asked.shots, seed=self.asked.seed), self.asked
+        validation = whole.validation[: min(asked.queries, MOST_VALIDATION)]
+        return whole._replace(validation=validation, evaluation=whole.evaluation[: asked.queries])
+
+    @cached_property
+    def zero_shot(self) -> tuple[Tokens, Tokens]:
+        """Validation and evaluation prompts that vectors are tried on."""
+        validation, evaluation = (
+            tokenize(self.model, prompts.zero_shot(pairs, template=self.asked.template))
+            for pairs in (self.split.validation, self.split.evaluation)
+        )
+        return validation, evaluation
+
+    @cached_property
+    def plan(self) -> TrialPlan:
+        """What is tried of the vector and its controls."""
+        asked, cfg = self.asked, self.model.cfg
+        validation, evaluation = (tuple(tokens.answer_mask.sum(1).tolist()) for tokens in self.zero_shot)
+        ranking = min(asked.prompts, len(self.split.rank)) if asked.corruption == "zero-shot" else asked.prompts
+        most = cfg.n_layers * cfg.n_heads if asked.heads is None else asked.top
+        sizes = Sizes(
+            n_layers=cfg.n_layers,
+            n_heads=cfg.n_heads,
+            d_model=cfg.d_model,
+            counts=tuple(count for count in COUNTS if count <= most),
+            top=asked.top,
+            draws=asked.draws,
+            other_tasks=asked.other_tasks,
+            ranking=ranking * max(evaluation) if asked.effect == "nll" else ranking,
+            validation=validation,
+            evaluation=evaluation,
+        )
+        return plan_trials(sizes)
+
+    def record(self) -> dict[str, Any]:
+        """The settings; the bound on queries and the plan of trials only where they leave something out."""
+        values, whole = self.asked.record(), self.task.split(shots=self.asked.shots, seed=self.asked.seed)
+        if self.split == whole:
+            del values["queries"]
+        return values | ({} if self.plan.is_whole else {"trials": self.plan.record()})
 
     @cached_property
     def digest(self) -> str:
@@ -132,6 +172,8 @@ class _Work:
         return replace(found, instructions=kept.get("instructions"), universal=kept.get("universal_tasks"))
 
     def measured(self, digest: str, tables: Tables) -> Audit:
+        # First what takes seconds and says whether the rest is worth waiting for.
+        abilities = None if tables.has("measures") else tables.part("abilities", self.abilities, MEASURES)
         effects = kept_effects(
             self.model,
             self.task,
@@ -163,35 +205,39 @@ class _Work:
             places=places,
             draws=tables.table("draws", lambda: tried().by_draw(), DRAWS),
             layer_draws=tables.table("layer_draws", lambda: tried().draws_by_layer(top), DRAWS),
-            measures=tables.table("measures", lambda: self.measures(tried()), MEASURES),
+            measures=tables.table("measures", lambda: self.measures(abilities, tried()), MEASURES),
             necessity=tables.table("necessity", lambda: self.necessity(vector.heads), NECESSITY),
         )
 
     def trials(self, effects: HeadEffects) -> trials.Trials:
-        asked, zero_shot = self.asked, partial(prompts.zero_shot, template=self.asked.template)
+        asked, (validation, evaluation) = self.asked, self.zero_shot
         others = controls.draw_other_tasks(self.task, tasks(), draws=asked.other_tasks, seed=asked.seed)
-        candidates = trials.make_candidates(
+        candidates = controls.make_candidates(
             self.model,
             effects,
-            counts=[k for k in COUNTS if k <= len(self.heads or effects.ranked())],
+            plan=self.plan,
             top=asked.top,
-            draws=asked.draws,
             others=[find_task(name) for name in others],
             heads=self.heads,
         )
         return trials.run_trials(
             self.model,
             candidates,
-            validation=tokenize(self.model, zero_shot(self.split.validation)),
-            evaluation=tokenize(self.model, zero_shot(self.split.evaluation)),
+            validation=validation,
+            evaluation=evaluation,
             top=asked.top,
+            plan=self.plan,
             memory=self.memory,
         )
 
-    def measures(self, tried: trials.Trials) -> pd.DataFrame:
-        """One line for the model unsteered under each kind of prompt, then for each kind of vector; then at scale 1."""
+    def abilities(self) -> pd.DataFrame:
+        """One line for the model unsteered under each kind of prompt."""
         lines = [{"measure": name, **self.baseline(kind)} for name, kind in self.baseline_prompts().items()]
-        parts = [pd.DataFrame(lines)]
+        return pd.DataFrame(lines).filter(MEASURES)
+
+    def measures(self, abilities: pd.DataFrame, tried: trials.Trials) -> pd.DataFrame:
+        """The abilities, then one line for each kind of vector; then at scale 1."""
+        parts = [abilities]
         for suffix, unscaled in (("", False), (", scale 1", True)):
             steered = tried.by_number(unscaled=unscaled).query("n_heads == @self.asked.top")
             names = ["steered" if kind == "chosen" else f"steered, {kind}" for kind in steered["heads"]]

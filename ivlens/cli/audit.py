@@ -32,6 +32,8 @@ def audit(
     budget = parse_bytes(memory)
     import ivlens
     from ivlens.analysis import audit_tables
+    from ivlens.steering.trial_plan import describe
+    from ivlens.storage.run_folder import read_run
 
     chosen = ivlens.task(task, columns=options.parse_columns(columns))
     given = check_early(AuditSettings, typed, chosen)
@@ -41,5 +43,7 @@ def audit(
     given["template"] = ivlens.template(typed["template"], hooked)
     found = ivlens.audit(hooked, chosen, out=folder, memory=budget, **given)
     audit_tables.print_audit(found)
+    if left_out := read_run(folder).record.settings.get("trials"):
+        print(describe(left_out))
     draw_missing(found.figures(), folder)
     print(f"In {plain(str(folder))}: run.json, tables, vector.safetensors and figures/.")

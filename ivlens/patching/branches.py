@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ivlens.errors import ModelError
@@ -70,6 +70,10 @@ class Answers:
     def rows(self, numbers: Sequence[int]) -> Answers:
         """Some of the rows, in the order given."""
         return Answers(**{field.name: getattr(self, field.name)[:, list(numbers)] for field in fields(self)})
+
+    def prompts(self, numbers: Int[Tensor, " prompt"]) -> Answers:
+        """Some of the prompts, in the order given."""
+        return Answers(**{field.name: getattr(self, field.name)[numbers] for field in fields(self)})
 
 
 @torch.no_grad()

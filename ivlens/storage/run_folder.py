@@ -8,6 +8,7 @@ lie tables (parquet), tensors and figures. Every file is written whole or not at
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -18,10 +19,13 @@ import pandas as pd
 
 from ivlens.errors import RunError
 from ivlens.storage import command_line, parquet
-from ivlens.storage.atomic_files import OURS, Lock, remove_leftovers, replacing
+from ivlens.storage.atomic_files import OURS, Lock, as_run_error, remove_leftovers, replacing
 from ivlens.storage.run_record import RECORD, RunRecord, plain, read_record, refuse_another, write_record
 from ivlens.storage.run_record import Source as Source
 from ivlens.storage.run_record import versions as versions
+
+PARTS = "parts"
+"""Folder of what an unfinished run has computed of its tables."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,9 +125,12 @@ class Run:
         return path
 
     def complete(self) -> Run:
-        """Say in `run.json` that everything has been written, and give the lock back."""
+        """Say in `run.json` that everything has been written, and give the lock back. Parts of tables are removed."""
         if self._lock is None or not self._lock.is_held:
             return self
+        with as_run_error(self.folder / PARTS):
+            if (self.folder / PARTS).is_dir():
+                shutil.rmtree(self.folder / PARTS)
         changes = {"status": "complete", "finished": datetime.now(UTC)}
         record = self.record.model_copy(update=changes)
         write_record(self.folder, record)
@@ -147,6 +154,12 @@ class Tables:
         """The table `name`: read where the run has it, else computed, and written where there is a run."""
         self.kept[name] = compute() if self.run is None else self.run.table(name, compute, columns=columns)
         return self.kept[name]
+
+    def part(self, name: str, compute: Callable[[], pd.DataFrame], columns: Sequence[str] = ()) -> pd.DataFrame:
+        """A table that others are made of, which is kept until the run is complete; see `table`."""
+        if self.run is None:
+            return compute()
+        return self.run.table(f"{PARTS}/{name}", compute, columns=columns)
 
 
 def open_run(

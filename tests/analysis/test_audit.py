@@ -20,7 +20,7 @@ from transformer_lens import HookedTransformer
 
 import ivlens
 from ivlens import prompts
-from ivlens.analysis import audit_tables, probes
+from ivlens.analysis import audit_tables, probes, run_audit
 from ivlens.analysis.audit import HEADS, MEASURES, STEERING, Audit
 from ivlens.analysis.audit_tables import print_audit
 from ivlens.datasets.task import Pair, Task
@@ -28,6 +28,7 @@ from ivlens.errors import IvlensError, RunError
 from ivlens.models import hooked
 from ivlens.patching.head_effects import EFFECTS
 from ivlens.reports.audit_page import audit_page
+from ivlens.steering import trial_plan
 from ivlens.steering.search import SCALES
 from ivlens.steering.trials import PLACES
 from ivlens.storage.parquet import to_bytes
@@ -273,6 +274,54 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_numbers(
     again = ivlens.audit(tiny, known, out=cut, **SMALL)
     assert_same(again, found)
     assert not list(cut.glob(".ivlens-tmp*"))
+
+
+def test_queries_bound_what_is_reported_on(tiny: HookedTransformer, known: Task, tmp_path: Path) -> None:
+    few = ivlens.audit(tiny, known, out=tmp_path / "run", queries=4, **SMALL)
+    for frame in (few.measures, few.heads, few.steering, few.necessity, few.places):
+        assert frame is not None and set(frame["prompts"]) <= {4}
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["queries"] == 4
+
+
+def test_a_bound_that_bounds_nothing_is_no_difference(
+    tiny: HookedTransformer, known: Task, found: Audit, folder: Path
+) -> None:
+    """So that runs of before, which had no such bound, go on."""
+    settings = json.loads((folder / "run.json").read_text())["settings"]
+    assert not {"queries", "trials"} & settings.keys()
+    assert_same(ivlens.audit(tiny, known, out=folder, queries=1000, **SMALL), found)
+    with pytest.raises(RunError, match="queries is 4 here but not set in that run"):
+        ivlens.audit(tiny, known, out=folder, queries=4, **SMALL)
+
+
+def test_trials_that_leave_something_out_say_so_in_the_record(
+    tiny: HookedTransformer, known: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial_plan, "FLOOR", 0)
+    short = ivlens.audit(tiny, known, out=tmp_path / "run", **SMALL)
+    left_out = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["trials"]
+    assert set(short.heads["n_heads"]) == set(left_out["counts"]) and 3 in left_out["counts"]
+    assert set(short.places["prompts"]) <= {left_out["first"], 8, left_out["validation"]}
+    assert set(short.steering["prompts"]) == {left_out["layer_prompts"]}
+    assert list(short.figures()) == ["aie", "measures", "steering", "places", "heads", "necessity"]
+    with pytest.raises(RunError, match=r"trials\.first is not set here"):
+        monkeypatch.undo()
+        ivlens.audit(tiny, known, out=tmp_path / "run", **SMALL)
+
+
+def test_abilities_are_measured_first_and_kept(
+    tiny: HookedTransformer, known: Task, found: Audit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run_audit, "kept_effects", interrupted)
+        ivlens.audit(tiny, known, out=tmp_path, **SMALL)
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["abilities.parquet"]
+    monkeypatch.setattr(run_audit, "score_answers", interrupted)
+    assert_same(ivlens.audit(tiny, known, out=tmp_path, **SMALL), found)
+    assert not (tmp_path / "parts").exists()
 
 
 def test_another_seed_asks_other_prompts(tiny: HookedTransformer, known: Task, found: Audit) -> None:
