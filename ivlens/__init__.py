@@ -72,11 +72,11 @@ if TYPE_CHECKING:
     from ivlens.models.loader import load as load
     from ivlens.patching.effects import HeadEffects as HeadEffects
     from ivlens.patching.effects import indirect_effects as indirect_effects
-    from ivlens.patching.replies import Replies as Replies
-    from ivlens.patching.replies import ask as ask
     from ivlens.patching.settings import Settings as Settings
     from ivlens.prompts.chat import template as template
     from ivlens.prompts.template import Template as Template
+    from ivlens.replies.inquiry import Replies as Replies
+    from ivlens.replies.inquiry import ask as ask
     from ivlens.reports.html import report as report
     from ivlens.shapes import Head as Head
     from ivlens.steering.steered_model import steered as steered
@@ -96,13 +96,13 @@ _HOME = {
     "InstructionVector": "vectors.instruction_vector",
     "IvlensError": "errors",
     "Plan": "forgetting.plan",
-    "Replies": "patching.replies",
+    "Replies": "replies.inquiry",
     "Settings": "patching.settings",
     "Study": "forgetting.study",
     "Task": "datasets.task",
     "Template": "prompts.template",
     "Universal": "steering.universal_heads",
-    "ask": "patching.replies",
+    "ask": "replies.inquiry",
     "audit": "analysis.run_audit",
     "compare": "analysis.run_comparison",
     "convert": "vectors.convert",

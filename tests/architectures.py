@@ -20,10 +20,10 @@ from conftest import WORD_TEMPLATE, random_tokens
 from transformers import AutoModelForCausalLM
 
 import ivlens
+from ivlens.checkpoints.checkpoint import quiet_transformers
 from ivlens.datasets.task import Pair, Task
 from ivlens.measures import answer_log_prob
 from ivlens.models import lora
-from ivlens.models.checkpoint import quiet_transformers
 from ivlens.models.peft import read_adapter
 from ivlens.patching import sweep
 from ivlens.patching.activations import answer_logits, last_z
@@ -55,6 +55,7 @@ NAMES = {
     "phi3": "Phi-3, sliding window",
     "opt": "OPT",
     "gemma2": "Gemma 2, sliding windows, soft caps",
+    "gemma3": "Gemma 3, other rotations where attention slides",
     "olmo2": "OLMo 2, grouped queries",
 }
 COLUMNS = {

@@ -15,7 +15,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ivlens.models.checkpoint import quiet_transformers
+from ivlens.checkpoints.checkpoint import quiet_transformers
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -33,6 +33,7 @@ FAMILIES = (
     "phi3",
     "opt",
     "gemma2",
+    "gemma3",
     "olmo2",
 )
 KINDS = ("gpt2", "llama", "neox", "alibi", "local", "softcap", "qknorm")
@@ -76,6 +77,14 @@ _FIELDS: dict[str, dict[str, Any]] = {
         **_GATED,
         "head_dim": 6,
         "sliding_window": 8,
+        "query_pre_attn_scalar": 10,
+    },
+    "gemma3": {
+        "model_type": "gemma3_text",
+        **_GATED,
+        "head_dim": 6,
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
         "query_pre_attn_scalar": 10,
     },
     "olmo2": {"model_type": "olmo2", **_GATED},

@@ -19,6 +19,7 @@ from ivlens.errors import IvlensError
 from ivlens.models import lora
 from ivlens.models.lora import Adapter, Factors
 from ivlens.patching.settings import Settings
+from ivlens.prompts.chat import to_record
 from ivlens.prompts.template import Template
 from ivlens.shapes import Head
 
@@ -49,6 +50,7 @@ ANALYSIS: dict[str, tuple[Any, Any]] = {
     "heads": (HEADS, ["L0H1", "L2H3"]),
     "instruction": (2, 2),
     "draws": (1, 1),
+    "score": ("contains", "contains"),
 }
 AUDIT = {**ANALYSIS, "other_tasks": (1, 1)}
 COMPARISON = {**ANALYSIS, "queries": (3, 3)}
@@ -89,7 +91,8 @@ def recorded(folder: Path) -> dict[str, Any]:
 
 def expected(asked: dict[str, Any], changed: dict[str, tuple[Any, Any]]) -> dict[str, Any]:
     """The same of what was asked for; heads, wordings, `answered_only` are left out where they are the usual ones."""
-    found = {**asdict(Settings(**{key: asked[key] for key in asked if key in CHANGED}))}
+    settings = Settings(**{key: asked[key] for key in asked if key in CHANGED})
+    found = {**asdict(settings), "template": to_record(settings.template)}
     del found["answered_only"]
     found |= {key: value for key, value in asked.items() if key not in CHANGED}
     found |= {key: record for key, (value, record) in changed.items() if asked.get(key) == value}

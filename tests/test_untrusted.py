@@ -178,7 +178,7 @@ def comparison_folder(folder: Path) -> None:
 
 
 def study_folder(folder: Path) -> None:
-    asked = plan.Plan(name="mine", tasks=("antonym",))
+    asked = plan.Plan(name="mine", tasks=("antonym",), evaluation=plan.Evaluation(drawn="once"))
     tables = {
         "evaluations": table(method_run.EVALUATIONS),
         "steps": table(method_run.STEPS),
@@ -544,7 +544,7 @@ def test_a_tensor_that_is_larger_than_its_file_is_refused(tmp_path: Path) -> Non
     ("length", "kind", "content", "sentence"),
     [
         (2**60, 1, b"", "a list of 1152921504606846976 values behind its end"),
-        (2**24, 1, bytes(2**24), "lists of lists, or of 16777216 values; a control vector has none"),
+        (2**24, 1, bytes(2**24), "lists of lists, or of 16777216 values"),
         (1, 9, struct.pack("<IQ", 9, 1) * 2000, "lists of lists, or of 1 values"),
     ],
 )

@@ -15,7 +15,9 @@ from ivlens.analysis import audit_tables
 from ivlens.analysis.wordings import WORDINGS
 from ivlens.errors import IvlensError, RunError
 from ivlens.patching.head_effects import EFFECTS, HeadEffects
+from ivlens.prompts.choices import GREEDY_MATCH
 from ivlens.steering.necessity import NECESSITY
+from ivlens.steering.steered_replies import in_brackets
 from ivlens.steering.trials import DRAWS, PLACES, VALUES
 from ivlens.steering.universal_heads import Considered
 from ivlens.storage import run_folder
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
-MEASURES = ("measure", *VALUES)
+MEASURES = ("measure", *VALUES, "score")
 
 
 STEERING = ("heads", "n_heads", "layer", "scale", "draws", *VALUES)
@@ -51,7 +53,7 @@ class Audit:
     effects: HeadEffects
     vector: InstructionVector
     measures: pd.DataFrame
-    """Accuracy and probability of the answer (first token) of the unsteered and the steered model."""
+    """Accuracy, by the score of the line, and probability of the answer (first token), unsteered and steered."""
     steering: pd.DataFrame
     """Zero-shot accuracy with the vector added at every layer, each at its own scale, beside its controls."""
     heads: pd.DataFrame
@@ -93,7 +95,7 @@ class Audit:
                 **{key: getattr(vector, key) for key in ("task", "task_digest", "model", "model_digest")},
             ),
             vector=vector,
-            measures=run.read_table("measures", columns=MEASURES).replace({"measure": _OLD_NAMES}),
+            measures=_with_score(run.read_table("measures", columns=MEASURES[:-1])).replace({"measure": _OLD_NAMES}),
             steering=run.read_table("steering", columns=STEERING).replace({"heads": _OLD_NAMES}),
             heads=run.read_table("heads", columns=HEADS).replace({"heads": _OLD_NAMES}),
             places=run.read_table("places", columns=PLACES),
@@ -115,18 +117,21 @@ class Audit:
         accuracy = {"accuracy_low": "low", "accuracy_high": "high"}
         bars = {"accuracy": "value", **accuracy}
         baselines = {name: self.accuracy(name) for name in ("zero-shot", "instructed", "few-shot")}
-        lines = {name: value for name, value in baselines.items() if not math.isnan(value)}
+        # By layer and by number of heads accuracy is greedy match: no other score is a baseline there.
+        score = in_brackets(self.measures)
+        lines = {name: value for name, value in baselines.items() if not (math.isnan(value) or score)}
+        matched = score and f" ({GREEDY_MATCH})"
         called = {"measure": audit_tables.measure_labels(self)}
         found = {
             "aie": self.effects.figure(marked=self.vector.heads, note=audit_tables.corrupted_sentence(self)),
             "measures": plots.measures_bars(
-                self.measures.replace(called).rename(columns=bars), title=f"Accuracy: {where}"
+                self.measures.replace(called).rename(columns=bars), title=f"Accuracy{score}: {where}"
             ),
             "steering": plots.steering_by_layer(
                 self.steering.rename(columns=accuracy),
                 draws=self.layer_draws,
                 baselines=lines,
-                title=f"Zero-shot accuracy with a vector of {len(self.vector.heads)} heads added: {where}",
+                title=f"Zero-shot accuracy{matched} with a vector of {len(self.vector.heads)} heads added: {where}",
             ),
             "places": plots.steering_heatmap(
                 self.places, title=f"Layer and scale of the vector, on validation pairs: {where}"
@@ -135,7 +140,7 @@ class Audit:
                 self.heads.rename(columns=accuracy),
                 draws=self.draws,
                 baselines=lines,
-                title=f"Zero-shot accuracy by number of heads in the vector: {where}",
+                title=f"Zero-shot accuracy{matched} by number of heads in the vector: {where}",
             ),
         }
         if self.necessity is not None and len(self.necessity):
@@ -170,6 +175,11 @@ class Audit:
 
     def _repr_html_(self) -> str:
         return audit_tables.audit_html(self)
+
+
+def _with_score(measures: pd.DataFrame) -> pd.DataFrame:
+    """Runs of before have greedy matches alone."""
+    return measures if "score" in measures else measures.assign(score=GREEDY_MATCH)
 
 
 def _read_if_kept(run: run_folder.Run, name: str, columns: Sequence[str]) -> pd.DataFrame | None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ivlens.plots.steering import KINDS
+from ivlens.steering.steered_replies import in_brackets, score_note
 from ivlens.tables import UNMEASURED, Line, Table, plain, print_table, safe, table_html
 
 if TYPE_CHECKING:
@@ -113,7 +114,8 @@ def audit_tables(found: Findings) -> list[Table]:
             "Without and with a vector",
             (f"{found.measures['prompts'].max()} queries", *_VALUES),
             _measures(found),
-            f"{_length(found)}Controls have the norm of the vector; each has its own best layer and scale,\n"
+            f"{score_note(found.measures)}{_length(found)}"
+            "Controls have the norm of the vector; each has its own best layer and scale,\n"
             "found on validation pairs with as many tries. Below: all of them at scale 1.\n"
             "P(answer) is the probability of its first token.",
         ),
@@ -142,7 +144,7 @@ def sentence(found: Findings) -> str:
     )
     heads = "1 head" if count == 1 else f"{count} heads"
     return (
-        f"Zero-shot accuracy: {alone}; "
+        f"Zero-shot accuracy{in_brackets(found.measures)}: {alone}; "
         f"with the vector of {heads} added {found.vector.scale:g} times at layer {found.vector.layer}: {steered}; "
         f"with vectors of as many random heads: {random}."
     )

@@ -96,7 +96,8 @@ def comparison_tables(found: Findings) -> list[Table]:
             f"{found.base_vector.layer}, {found.base_vector.scale:g} times.\n"
             "Sufficiency: P gained by adding it to the query alone; necessity: P lost with\n"
             "the instruction by ablating its heads; shift: KL by which taking it away moves\n"
-            "the next token. P is of the answer's first token.",
+            "the next token. P is of the answer's first token."
+            + ("\nAccuracy without a score in brackets is greedy match." if _scored(found) else ""),
         ),
         Table(
             "Heads and vector",
@@ -138,7 +139,18 @@ def corrupted_sentence(found: Findings) -> str:
 
 
 def _abilities(found: Findings) -> list[Line]:
-    return [(label, *_change(found.measures, name, "")) for name, label in _ABILITIES.items()]
+    labels = _ABILITIES | _scored(found)
+    return [(label, *_change(found.measures, name, "")) for name, label in labels.items()]
+
+
+def _scored(found: Findings) -> dict[str, str]:
+    """Labels of accuracies of replies, whose names end in the score; none where none was asked for."""
+    labels = {}
+    for name in dict.fromkeys(found.measures["measure"]):
+        ability, bracket, score = name.partition(" (")
+        if bracket and ability in _ABILITIES:
+            labels[name] = _ABILITIES[ability].replace("accuracy", f"accuracy ({score}", 1)
+    return labels
 
 
 def _dependence(found: Findings) -> list[Line]:

@@ -23,7 +23,9 @@ from ivlens.errors import IvlensError
 from ivlens.measures import Interval, interval, mean_bounds
 from ivlens.patching import interventions
 from ivlens.patching.interventions import Change, Outcomes
+from ivlens.prompts.choices import GREEDY_MATCH, Score
 from ivlens.prompts.tokens import Tokens
+from ivlens.replies.inquiry import score_replies
 from ivlens.shapes import Residual
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ _PROPORTIONS = {
     *("few-shot accuracy", "steered few-shot accuracy"),
 }
 """Means of successes; all else are differences, probabilities or nats."""
+_SUCCESSES = ("(exact)", "(first-word)", "(contains)")
+"""Ends of the names of scores of replies that are right or wrong."""
 _UNMEASURED = Interval(torch.nan, torch.nan, torch.nan)
 
 
@@ -96,7 +100,7 @@ class Dependence:
         return (0.0, 1.0) if is_level and not self.is_difference else (-most, most)
 
     def _is_proportion(self, measure: str, heads: str) -> bool:
-        return measure in _PROPORTIONS and not self.is_difference
+        return (measure in _PROPORTIONS or measure.endswith(_SUCCESSES)) and not self.is_difference
 
     def __repr__(self) -> str:
         kind = "change of dependence" if self.is_difference else "dependence"
@@ -115,7 +119,9 @@ def measure(model: HookedTransformer, probe: Probe) -> pd.DataFrame:
     return per_prompt(model, probe).to_frame()
 
 
-def per_prompt(model: HookedTransformer, probe: Probe, *, own: Residual | None = None) -> Dependence:
+def per_prompt(
+    model: HookedTransformer, probe: Probe, *, own: Residual | None = None, score: Score = GREEDY_MATCH
+) -> Dependence:
     """Put a probe to a model.
 
     By name, each of them positive when the model depends on the vector:
@@ -132,6 +138,8 @@ def per_prompt(model: HookedTransformer, probe: Probe, *, own: Residual | None =
 
     Args:
         own: What the same heads write in this model, at the scale at which it is to be added; measured as `own`.
+        score: Of replies that the unchanged model writes, unless it is greedy match: `instruction accuracy (contains)`
+            and so on stand beside the others then, which stay greedy matches.
 
     Raises:
         ShapeMismatch: the model has another shape than the one that the probe was prepared of.
@@ -163,6 +171,10 @@ def per_prompt(model: HookedTransformer, probe: Probe, *, own: Residual | None =
     for name, (found, start) in steered.items():
         values |= _by_heads(f"steered {name} probability", found.probability[:, start : start + both], with_more)
         values |= _by_heads(f"steered {name} accuracy", found.match[:, start : start + both], with_more)
+    if score != GREEDY_MATCH:
+        for name, prompts in probe.prompts.items():
+            replied = score_replies(model, prompts, score) if prompts else torch.zeros(0)
+            values[f"{name} accuracy ({score})", ""] = replied
     return Dependence(values=values, task=probe.task, n_heads=len(probe.heads), seed=probe.seed)
 
 

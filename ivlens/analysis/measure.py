@@ -52,9 +52,11 @@ def fix_choices(
 ) -> tuple[Task, tuple[Head, ...] | None]:
     """The task with the wordings that were asked for, and the heads; None where these are to be ranked by AIE."""
     settings = asked.measurement()
-    task = choose_wording(model, task, asked.instruction, settings, tables=tables)
+    task = choose_wording(model, task, asked.instruction, settings, score=asked.accuracy_score, tables=tables)
     chosen = choose_heads(asked.heads, model)
-    return task, fix_heads(chosen, model, task, settings, top=asked.top, tables=tables, memory=memory)
+    return task, fix_heads(
+        chosen, model, task, settings, top=asked.top, tables=tables, score=asked.score, memory=memory
+    )
 
 
 def kept_effects(

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from ivlens.patching.settings import Options, Settings, document_options, option
+from ivlens.prompts.choices import SCORE_WORDS, Score, ScoreChoice
 
 if TYPE_CHECKING:
     from ivlens.steering.head_choice import Asked
@@ -27,6 +28,7 @@ class AnalysisOptions(Options, total=False):
     heads: Asked | None
     instruction: Choice
     draws: int
+    score: ScoreChoice
 
 
 class AuditOptions(AnalysisOptions, total=False):
@@ -70,20 +72,32 @@ class AnalysisSettings(Settings):
         default=20,
         metadata=option("Sets of random heads that results stand beside; of other controls five at most.", least=1),
     )
+    score: ScoreChoice = field(default="auto", metadata=option(SCORE_WORDS, choices=ScoreChoice))
+
+    @property
+    def accuracy_score(self) -> Score:
+        """The score that was asked for, or the one that fits the template."""
+        from ivlens.prompts import chat
+
+        return chat.find_score(self.score, self.template)
 
     def record(self) -> dict[str, Any]:
         """As a run keeps it, which has a place of its own for the seed.
 
-        Heads, wordings and `answered_only` stand in it where they are not the usual ones: those of largest AIE, all in
-        turn, and every query.
+        Heads, wordings, `answered_only` and the score stand in it where they are not the usual ones: those of largest
+        AIE, all in turn, every query, and the score that fits the template.
         """
-        values = asdict(self)
+        from ivlens.prompts import chat
+
+        values = asdict(self) | {"template": chat.to_record(self.template)}
         del values["seed"]
         heads, instruction = values.pop("heads"), values.pop("instruction")
         if heads is not None:
             values["heads"] = heads if isinstance(heads, str) else [str(head) for head in heads]
         if instruction != "all":
             values["instruction"] = instruction
+        if values["score"] == "auto":  # A run of before has none.
+            del values["score"]
         if not self.answered_only:
             del values["answered_only"]
         return values

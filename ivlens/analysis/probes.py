@@ -7,8 +7,8 @@ same heads and vector, the same random heads beside them, the same means in the 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -60,6 +60,8 @@ class Probe:
     """None: the task has no instruction."""
     statement: Tokens | None
     """None: the task has no statement."""
+    prompts: Mapping[str, tuple[Prompt, ...]] = field(default_factory=dict)
+    """The same as text, by the ability that they ask for, so that replies can be written and scored."""
     seed: int
     few_shot: Tokens | None = None
     """None: not asked for."""
@@ -117,7 +119,8 @@ def prepare(
     written = torch.stack([write_vector(model, z, heads) for heads in random])
     added = vector.added
     asked = instructed(task, pairs, template=settings.template) if task.instructions else []
-    told = statements(task, pairs)
+    told = statements(task, pairs, bos=settings.template.bos)
+    bare = zero_shot(pairs, template=settings.template)
     return Probe(
         task=task.name,
         heads=vector.heads,
@@ -126,9 +129,10 @@ def prepare(
         unscaled=None if vector.scale == 1.0 else vector.vector,
         layer=vector.layer,
         z=other_mean_z(model, task, others, template=settings.template, seed=settings.seed),
-        zero_shot=tokenize(model, zero_shot(pairs, template=settings.template)),
+        zero_shot=tokenize(model, bare),
         instructed=tokenize(model, asked) if asked else None,
         statement=tokenize(model, told) if told else None,
+        prompts={"instruction": tuple(asked), "knowledge": tuple(told), "zero-shot": tuple(bare)},
         seed=settings.seed,
         few_shot=tokenize(model, _few_shot(split, pairs, settings)) if demonstrations else None,
     )

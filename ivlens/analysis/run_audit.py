@@ -23,17 +23,20 @@ from ivlens.analysis.options import MOST_VALIDATION, AuditOptions, AuditSettings
 from ivlens.datasets.task import Split, Task, tasks
 from ivlens.datasets.task import task as find_task
 from ivlens.models import hooked, loader
-from ivlens.patching.activations import mean_z, score_answers
+from ivlens.patching.activations import mean_z
 from ivlens.patching.effects import example_prompts
 from ivlens.patching.head_effects import HeadEffects
 from ivlens.patching.settings import Settings, gather_options, parse_bytes
+from ivlens.prompts.choices import GREEDY_MATCH
 from ivlens.prompts.long_pairs import leave_out_long
 from ivlens.prompts.template import Prompt
 from ivlens.prompts.tokens import Tokens, tokenize
 from ivlens.random_streams import Stream, open_stream
+from ivlens.replies.inquiry import measure_prompts
 from ivlens.shapes import GIB, Head
 from ivlens.steering import controls, trials
 from ivlens.steering.necessity import NECESSITY, Asked, measure_necessity
+from ivlens.steering.steered_replies import replace_accuracy
 from ivlens.steering.trial_plan import Sizes, TrialPlan, plan_trials
 from ivlens.steering.trials import DRAWS, PLACES
 from ivlens.steering.vector_building import instruction_vector
@@ -89,7 +92,7 @@ def audit(
         command="audit",
         settings=work.record(),
         sources={
-            "model": run_folder.Source(name=hooked.model_name(model), digest=work.digest),
+            "model": hooked.source(model, digest=work.digest),
             "task": run_folder.Source(name=task.name, digest=task.digest),
         },
         seed=asked.seed,
@@ -231,17 +234,21 @@ class _Work:
         )
 
     def abilities(self) -> pd.DataFrame:
-        """One line for the model unsteered under each kind of prompt."""
-        lines = [{"measure": name, **self.baseline(kind)} for name, kind in self.baseline_prompts().items()]
+        """One line for the model unsteered under each kind of prompt, of the score that was asked for."""
+        asked, score = self.baseline_prompts(), self.asked.accuracy_score
+        lines = [{"measure": name, "score": score, **self.baseline(kind)} for name, kind in asked.items()]
         return pd.DataFrame(lines).filter(MEASURES)
 
     def measures(self, abilities: pd.DataFrame, tried: trials.Trials) -> pd.DataFrame:
-        """The abilities, then one line for each kind of vector; then at scale 1."""
-        parts = [abilities]
+        """The abilities, then one line for each kind of vector; then at scale 1, which is of greedy match always."""
+        parts, score = [abilities], self.asked.accuracy_score
         for suffix, unscaled in (("", False), (", scale 1", True)):
             steered = tried.by_number(unscaled=unscaled).query("n_heads == @self.asked.top")
             names = ["steered" if kind == "chosen" else f"steered, {kind}" for kind in steered["heads"]]
-            parts.append(steered.assign(measure=[f"{name}{suffix}" for name in names]))
+            steered = steered.assign(measure=[f"{name}{suffix}" for name in names], score=GREEDY_MATCH)
+            if score != GREEDY_MATCH and not unscaled:
+                steered = replace_accuracy(self.model, steered, tried, self.baseline_prompts()["zero-shot"], score)
+            parts.append(steered)
         return pd.concat(parts, ignore_index=True).filter(MEASURES)
 
     def necessity(self, heads: Sequence[Head]) -> pd.DataFrame:
@@ -270,10 +277,10 @@ class _Work:
             "instructed": prompts.instructed(task, pairs, template=template) if task.instructions else [],
             "few-shot": few_shot(generator=generator) if shots >= 1 else [],
             "shuffled": few_shot(generator=generator, shuffled=True) if shots >= 2 else [],
-            "statement": prompts.statements(task, pairs),
+            "statement": prompts.statements(task, pairs, bos=template.bos),
         }
 
     def baseline(self, kind: list[Prompt]) -> dict[str, Any]:
         if not kind:
             return trials.summary(torch.zeros(0, dtype=torch.bool), torch.zeros(0))
-        return trials.summary(*score_answers(self.model, tokenize(self.model, kind)))
+        return trials.summary(*measure_prompts(self.model, kind, self.asked.accuracy_score))

@@ -87,6 +87,7 @@ def compare(
     task = leave_out_long(base, task, shots=asked.shots, template=asked.template)
     asked = check_heads(asked, base, options)
     work = _Work(base=base, pair=find_tuned_model(base, tuned), task=task, asked=asked, memory=memory)
+    lost = lora.lost_to_rounding(base, work.pair.model) if isinstance(work.pair.model, Adapter) else 0.0
     if out is None:
         return work.all(Tables())
     with run_folder.open_run(
@@ -94,8 +95,13 @@ def compare(
         command="compare",
         settings=asked.record(),
         sources={
-            "base": run_folder.Source(name=hooked.model_name(base), digest=work.digests[0]),
-            "tuned": run_folder.Source(name=work.pair.name, digest=work.digests[1]),
+            "base": hooked.source(base, digest=work.digests[0]),
+            "tuned": hooked.source(
+                work.pair.model,
+                name=work.pair.name,
+                digest=work.digests[1],
+                stored=lora.note_loss(base, lost, work.pair.name),
+            ),
             "task": run_folder.Source(name=task.name, digest=task.digest),
         },
         seed=asked.seed,
@@ -219,14 +225,15 @@ class _Work:
         is_asked = not (tables.has("measures") and tables.has("recovery"))
         prepare = partial(probes.prepare, task=self.task, prompts=self.asked.queries, draws=self.asked.draws)
         probe = prepare(self.base, vector=before.vector) if is_asked else None
-        found = [per_prompt(self.base, probe)] if probe else []
+        put = partial(per_prompt, score=self.asked.accuracy_score)
+        found = [put(self.base, probe)] if probe else []
         write = partial(write_by_query, task=self.task, settings=self.settings, queries=self.queries)
         wrote = [] if tables.has("drift") else [write(self.base, sets=sets)]
         with self.tuned() as model:
             self.check_reading(model)
             after = self.side(model, "tuned", tuned_digest, tables)
             if probe:
-                found += [per_prompt(model, probe), per_prompt(model, prepare(model, vector=after.vector))]
+                found += [put(model, probe), put(model, prepare(model, vector=after.vector))]
             if wrote:
                 wrote.append(write(model, sets=[*sets, after.vector.heads]))
         return Comparison(

@@ -15,12 +15,12 @@ import pandas as pd
 from ivlens.analysis.options import Choice
 from ivlens.datasets.task import Pair, Task
 from ivlens.errors import IvlensError, TaskError
-from ivlens.patching.activations import score_answers
 from ivlens.patching.settings import Settings
 from ivlens.prompts.builders import instructed
 from ivlens.prompts.chat import Layout
+from ivlens.prompts.choices import GREEDY_MATCH, Score
 from ivlens.prompts.template import DEFAULT
-from ivlens.prompts.tokens import tokenize
+from ivlens.replies.inquiry import measure_prompts
 from ivlens.steering import trials
 from ivlens.storage.run_folder import Tables
 
@@ -44,8 +44,13 @@ def check_choice(task: Task, choice: Choice) -> None:
         )
 
 
-def choose_wording(model: HookedTransformer, task: Task, choice: Choice, settings: Settings, *, tables: Tables) -> Task:
+def choose_wording(
+    model: HookedTransformer, task: Task, choice: Choice, settings: Settings, *, score: Score, tables: Tables
+) -> Task:
     """The task with the wordings asked for; of `best`, what was tried is kept as the table `instructions`.
+
+    Args:
+        score: Of which the accuracy is that chooses the best one.
 
     Raises:
         IvlensError: there is no such wording.
@@ -57,7 +62,7 @@ def choose_wording(model: HookedTransformer, task: Task, choice: Choice, setting
         pairs = task.split(shots=settings.shots, seed=settings.seed).validation
         found = tables.table(
             "instructions",
-            lambda: try_wordings(model, task, pairs, template=settings.template, seed=settings.seed),
+            lambda: try_wordings(model, task, pairs, template=settings.template, score=score),
             WORDINGS,
         )
         choice = int(found.loc[found["chosen"], "number"].iloc[0])
@@ -65,16 +70,21 @@ def choose_wording(model: HookedTransformer, task: Task, choice: Choice, setting
 
 
 def try_wordings(
-    model: HookedTransformer, task: Task, pairs: Sequence[Pair], *, template: Layout = DEFAULT, seed: int = 0
+    model: HookedTransformer,
+    task: Task,
+    pairs: Sequence[Pair],
+    *,
+    template: Layout = DEFAULT,
+    score: Score = GREEDY_MATCH,
 ) -> pd.DataFrame:
-    """Accuracy and P(answer) under every wording, with intervals over pairs.
+    """Accuracy, by a score, and P(answer) under every wording, with intervals over pairs.
 
     `chosen` is the most accurate one; of equals the one of highest probability, of these the first.
     """
     lines = []
     for number, wording in enumerate(task.instructions, start=1):
         prompts = instructed(replace(task, instructions=(wording,)), pairs, template=template)
-        values = trials.summary(*score_answers(model, tokenize(model, prompts)))
+        values = trials.summary(*measure_prompts(model, prompts, score))
         lines.append({"number": number, "wording": wording, **values})
     best = max(lines, key=lambda line: (line["accuracy"], line["probability"]))
     return pd.DataFrame([{**line, "chosen": line is best} for line in lines]).filter(WORDINGS)

@@ -9,20 +9,22 @@ import typer
 
 from ivlens.analysis.options import AuditSettings
 from ivlens.cli import options
-from ivlens.cli.checks import check_early
+from ivlens.cli.checks import check_early, choose_template
 from ivlens.cli.options import parse_bytes
-from ivlens.cli.output import draw_missing, file_name
+from ivlens.cli.output import draw_missing, file_name, say_stored
 from ivlens.tables import plain
 
 
 @options.with_options(AuditSettings)
 def audit(
-    model: Annotated[str, typer.Argument(help="lab, a local Hugging Face folder, or a hub id.")],
+    model: Annotated[str, typer.Argument(help="lab, smollm2, a local Hugging Face folder, a GGUF file, or a hub id.")],
     task: options.TaskName,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/MODEL[-ADAPTER]-TASK unless given.")] = None,
     adapter: options.Adapter = None,
     columns: options.Columns = None,
     *,
+    bos: options.BosToken = options.BosChoice.auto,
+    template_option: options.TemplateOptions = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     memory: options.Memory = "2GiB",
@@ -37,10 +39,12 @@ def audit(
 
     chosen = ivlens.task(task, columns=options.parse_columns(columns))
     given = check_early(AuditSettings, typed, chosen)
+    template = choose_template(typed["template"], bos, template_option)
     names = [model, *map(str, adapter or ()), chosen.name]
     folder = out or Path("runs") / "-".join(map(file_name, names))
     hooked = ivlens.load(model, adapter=adapter, device=device, dtype=dtype)
-    given["template"] = ivlens.template(typed["template"], hooked)
+    say_stored(hooked)
+    given["template"] = template(hooked)
     found = ivlens.audit(hooked, chosen, out=folder, memory=budget, **given)
     audit_tables.print_audit(found)
     if left_out := read_run(folder).record.settings.get("trials"):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ivlens.cli import options
@@ -11,22 +12,29 @@ from ivlens.errors import IvlensError
 if TYPE_CHECKING:
     from ivlens.datasets.task import Task
     from ivlens.patching.settings import Settings
+    from ivlens.prompts.chat import Layout
 
 
 def check_early(settings: type[Settings], typed: Mapping[str, Any], task: Task | None = None) -> dict[str, Any]:
     """The options that were typed, read. Refuses, before a large model is read, what can be refused without it."""
     from ivlens.analysis.wordings import check_choice
-    from ivlens.prompts.chat import CHAT
-    from ivlens.prompts.template import find_template
 
     found = options.read_options(settings, typed)
     asked = settings(**found)
-    if typed["template"] != CHAT:
-        find_template(typed["template"])
     if task is not None:
         task.split(shots=asked.shots, seed=asked.seed)
         check_choice(task, found.get("instruction", "all"))
     return found
+
+
+def choose_template(name: str, bos: Any, template_option: list[str] | None) -> Callable[..., Layout]:
+    """What makes the template of a model; refuses, before a model is read, what can be refused without it."""
+    from ivlens.prompts.chat import CHAT, template
+
+    make = partial(template, name, options=options.parse_template_options(template_option), bos=bos.value)
+    if name != CHAT:
+        make()
+    return make
 
 
 def refuse_short(task: Task) -> None:

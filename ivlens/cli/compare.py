@@ -9,15 +9,18 @@ import typer
 
 from ivlens.analysis.options import ComparisonSettings
 from ivlens.cli import options
-from ivlens.cli.checks import check_early
+from ivlens.cli.checks import check_early, choose_template
 from ivlens.cli.options import parse_bytes
-from ivlens.cli.output import draw_missing, file_name
+from ivlens.cli.output import draw_missing, file_name, say_stored
 from ivlens.tables import plain
 
 
 @options.with_options(ComparisonSettings)
 def compare(
-    base: Annotated[str, typer.Argument(help="The model before fine-tuning: lab, a local folder, or a hub id.")],
+    base: Annotated[
+        str,
+        typer.Argument(help="The model before fine-tuning: lab, smollm2, a local folder, a GGUF file, or a hub id."),
+    ],
     tuned: Annotated[
         list[str],
         typer.Argument(help="The model after it: a checkpoint, or PEFT adapter folders over BASE, which are added up."),
@@ -26,6 +29,8 @@ def compare(
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/compare-BASE-TUNED-TASK unless given.")] = None,
     columns: options.Columns = None,
     *,
+    bos: options.BosToken = options.BosChoice.auto,
+    template_option: options.TemplateOptions = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     memory: options.Memory = "2GiB",
@@ -38,9 +43,11 @@ def compare(
 
     chosen = ivlens.task(task, columns=options.parse_columns(columns))
     given = check_early(ComparisonSettings, typed, chosen)
+    template = choose_template(typed["template"], bos, template_option)
     folder = out or Path("runs") / "-".join(["compare", *map(file_name, [base, *tuned, chosen.name])])
     hooked = ivlens.load(base, device=device, dtype=dtype)
-    given["template"] = ivlens.template(typed["template"], hooked)
+    say_stored(hooked)
+    given["template"] = template(hooked)
     found = ivlens.compare(hooked, tuned, chosen, out=folder, memory=budget, **given)
     comparison_tables.print_comparison(found)
     draw_missing(found.figures(), folder)

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import Field, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
 from ivlens.errors import IvlensError
 from ivlens.patching.settings import Settings
 from ivlens.patching.settings import parse_bytes as parse_bytes
+from ivlens.prompts.choices import SCORE_WORDS, Bos, Score, ScoreChoice
 
 
 def parse_whole(text: str | int) -> int:
@@ -48,6 +50,28 @@ Columns = Annotated[
 Adapter = Annotated[
     list[Path] | None,
     typer.Option(metavar="PEFT_DIR", help="A LoRA adapter over MODEL, as PEFT saves it; several: left to right."),
+]
+# As they are written in Python: as text, `False` would be true.
+_PYTHONS = {"True": True, "False": False, "None": None}
+# Older versions of typer know enumerations, but not `Literal`.
+BosChoice: Any = StrEnum("BosChoice", {choice: choice for choice in get_args(Bos)})
+ScoreKind: Any = StrEnum("ScoreKind", {choice: choice for choice in get_args(ScoreChoice)})
+ScoreOption = Annotated[ScoreKind, typer.Option("--score", help=SCORE_WORDS)]
+StudyScore = Annotated[
+    StrEnum("StudyScore", {choice: choice for choice in get_args(Score)}) | None,
+    typer.Option("--score", help="What accuracies are of, in place of the study's."),
+]
+BosToken = Annotated[
+    BosChoice,
+    typer.Option("--bos", help="Whether prompts begin with the BOS token; auto: where the model is used to it."),
+]
+TemplateOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--template-option",
+        metavar="NAME=VALUE",
+        help="A variable of the chat template's own, such as enable_thinking=false; several.",
+    ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16, float64.")]
@@ -114,6 +138,26 @@ def read_options(settings: type[Settings], typed: Mapping[str, Any]) -> dict[str
         value = value.value if isinstance(value, StrEnum) else readers.get(one.name, lambda value: value)(value)
         if one.name != "template" and value != one.default:
             found[one.name] = value
+    return found
+
+
+def parse_template_options(typed: list[str] | None) -> dict[str, Any]:
+    """What `--template-option` sets, by name; values are JSON's or Python's, and text where they are neither.
+
+    Raises:
+        IvlensError: no name, or the same one twice.
+    """
+    found: dict[str, Any] = {}
+    for text in typed or ():
+        name, _, value = text.partition("=")
+        if not name.isidentifier() or "=" not in text or name in found:
+            raise IvlensError(
+                f"template-option is {text!r}; write NAME=VALUE, such as enable_thinking=false, each once"
+            )
+        try:
+            found[name] = _PYTHONS[value] if value in _PYTHONS else json.loads(value)
+        except ValueError:
+            found[name] = value
     return found
 
 

@@ -20,6 +20,15 @@ def complain(message: str) -> int:
     return 2
 
 
+def say_stored(model: object) -> None:
+    """One line where a model's weights had to be dequantised, or lost something of an adapter."""
+    from ivlens.models import hooked
+
+    stored = hooked.stored_as(model)
+    if stored:
+        print(f"{plain(hooked.model_name(model))}: {stored}.")
+
+
 def file_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(name).name)[:80].strip(".-") or "run"
 

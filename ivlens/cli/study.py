@@ -21,6 +21,7 @@ def study(
     seeds: Annotated[str | None, typer.Option(metavar="LIST", help="In place of the study's: 0,1,2")] = None,
     steps: Annotated[int | None, options.number("Steps of every stage, in place of the study's.")] = None,
     workers: Annotated[int | None, options.number("Cells side by side; one a core on the CPU, one on a GPU.")] = None,
+    score: options.StudyScore = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
 ) -> None:
@@ -35,6 +36,8 @@ def study(
         methods=None if methods is None else tuple(options.split_list(methods)),
         seeds=None if seeds is None else tuple(map(options.parse_whole, options.split_list(seeds))),
     )
+    if score is not None:
+        asked = asked.with_changes(evaluation=dataclasses.replace(asked.evaluation, score=score.value))
     if steps is not None:
         asked = asked.with_changes(training=dataclasses.replace(asked.training, steps=steps))
     found = ivlens.study(asked, out=out, workers=workers, device=device, dtype=dtype)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
 
 import pandas as pd
@@ -17,9 +18,11 @@ from ivlens.datasets.task import Task
 from ivlens.errors import IvlensError, TaskError
 from ivlens.patching.activations import score_answers
 from ivlens.prompts.builders import few_shot, instructed, statements
+from ivlens.prompts.choices import GREEDY_MATCH, Score
 from ivlens.prompts.template import Prompt
 from ivlens.prompts.tokens import Tokens, tokenize
 from ivlens.random_streams import Stream, open_stream
+from ivlens.replies.inquiry import score_replies
 from ivlens.training.stages import Stage
 
 if TYPE_CHECKING:
@@ -52,6 +55,8 @@ class Evaluation:
     """Draws queries, probes and universal heads; the methods of a seed are compared on the same prompts."""
     drawn: Drawn = "seed"
     """Are they drawn for every seed of the study anew (it is added to `seed`), or once for all?"""
+    score: Score = GREEDY_MATCH
+    """What every accuracy is of: greedy match of the answer's tokens, or the reply that is written, scored."""
 
     def __post_init__(self) -> None:
         least = {"queries": 2, "few_shot_queries": 2, "shots": 1, "probe_prompts": 2, "clean_prompts": 1, "top": 1}
@@ -60,8 +65,9 @@ class Evaluation:
                 raise IvlensError(f"evaluation: {name} is {getattr(self, name)}; it must be {bound} or more")
         if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
             raise IvlensError(f"evaluation: scale is {self.scale}; it must be above 0, or be left out")
-        if self.drawn not in get_args(Drawn):
-            raise IvlensError(f"evaluation: drawn is {self.drawn!r}; choose of {', '.join(get_args(Drawn))}")
+        for name, choices in {"drawn": get_args(Drawn), "score": get_args(Score)}.items():
+            if getattr(self, name) not in choices:
+                raise IvlensError(f"evaluation: {name} is {getattr(self, name)!r}; choose of {', '.join(choices)}")
 
     def of(self, seed: int) -> Evaluation:
         """What the cells of one seed of the study are asked."""
@@ -81,10 +87,16 @@ class PromptSet:
     sizes: Mapping[str, int]
     """Prompts by task, in order; 0: the task has no such prompts."""
     tokens: Tokens | None
+    prompts: tuple[Prompt, ...] = ()
+    """The same as text."""
+    score: Score = GREEDY_MATCH
+    """What the accuracy is of."""
 
     def lines(self, model: HookedTransformer) -> Iterator[tuple[str, str, str, str, float, int]]:
         """`COLUMNS` of every task; NaN where it has no such prompts."""
         right, first = score_answers(model, self.tokens) if self.tokens else (torch.zeros(0).bool(), torch.zeros(0))
+        if self.prompts and self.score != GREEDY_MATCH:
+            right = score_replies(model, self.prompts, self.score)
         sizes = list(self.sizes.values())
         for task, own, probabilities in zip(self.sizes, right.split(sizes), first.split(sizes), strict=True):
             yield task, self.kind, self.accuracy, "", float(own.double().mean()), len(own)
@@ -111,28 +123,33 @@ def prepare_evaluation(
     Raises:
         TaskError: a general task without an instruction, or with too few pairs.
     """
+    prompt_set = partial(_prompt_set, model, evaluation.score)
     general = {task.name: _general(task, evaluation) for task in tasks}
     few = {name: found[1] for name, found in general.items()}
     stated = {name: found[2] for name, found in general.items()}
     return StageEvaluation(
         prompt_sets=(
-            _prompt_set(model, "sequence", "accuracy", "probability", {stage.name: stage.test for stage in stages}),
-            _prompt_set(model, "sequence", "trained accuracy", None, {stage.name: stage.train for stage in stages}),
-            _prompt_set(
-                model,
+            prompt_set("sequence", "accuracy", "probability", {stage.name: stage.test for stage in stages}),
+            prompt_set("sequence", "trained accuracy", None, {stage.name: stage.train for stage in stages}),
+            prompt_set(
                 "general",
                 "instruction accuracy",
                 "instruction probability",
                 {name: found[0] for name, found in general.items()},
             ),
-            _prompt_set(model, "general", "few-shot accuracy", None, few),
-            _prompt_set(model, "general", "knowledge accuracy", "knowledge probability", stated),
+            prompt_set("general", "few-shot accuracy", None, few),
+            prompt_set("general", "knowledge accuracy", "knowledge probability", stated),
         )
     )
 
 
 def _prompt_set(
-    model: HookedTransformer, kind: str, accuracy: str, probability: str | None, asked: Mapping[str, Sequence[Prompt]]
+    model: HookedTransformer,
+    score: Score,
+    kind: str,
+    accuracy: str,
+    probability: str | None,
+    asked: Mapping[str, Sequence[Prompt]],
 ) -> PromptSet:
     every = [prompt for prompts in asked.values() for prompt in prompts]
     return PromptSet(
@@ -141,6 +158,8 @@ def _prompt_set(
         probability=probability,
         sizes={name: len(prompts) for name, prompts in asked.items()},
         tokens=tokenize(model, every) if every else None,
+        prompts=tuple(every),
+        score=score,
     )
 
 

@@ -155,7 +155,8 @@ def _shares(summary: Frame) -> Frame:
 
 def _r_matrix(found: Findings) -> go.Figure:
     chosen = metrics.with_stages(found.evaluations).query("kind == 'sequence' and measure == 'accuracy'")
-    if (chosen.groupby("task")["learned"].nunique() > 1).any():  # Each seed has an order of its own.
+    places = set(zip(chosen["task"], chosen["learned"], strict=True))
+    if len(places) > len(set(chosen["task"])):  # Each seed has an order of its own.
         chosen = chosen.sort_values(["learned", "stage"], kind="stable")
         chosen = chosen.assign(task=[f"learned in stage {number}" for number in chosen["learned"]])
     by_seed = chosen.groupby(["method", "stage", "task"], sort=False)["value"]

@@ -62,8 +62,8 @@ _AFTER = {
 def by_stage(evaluations: pd.DataFrame) -> pd.DataFrame:
     """Accuracy with each vector on each form of prompts, and the cosine of the vectors, after every stage.
 
-    Means over probes and then over seeds with Student's 95 % interval; of one seed the interval over queries and over
-    draws of random heads, where it was kept.
+    Means over probes and then over seeds with Student's 95 % interval, which ends where an accuracy or a cosine does;
+    of one seed the interval over queries and over draws of random heads, where it was kept.
 
     Returns:
         Columns `method`, `prompts`, `vector`, `stage`, `value`, `low`, `high`, `n` (seeds); what was not measured has
@@ -91,6 +91,7 @@ def _one(evaluations: Frame, measure: str, heads: str, prompts: str, vector: str
         low, high = (lines[lines["kind"] == kind].set_index(["method", "stage"])["value"] for kind in PROBE_BOUNDS)
         at = pd.MultiIndex.from_frame(table[["method", "stage"]])
         table = table.assign(low=low.reindex(at).to_numpy(), high=high.reindex(at).to_numpy())
+    table = clip_intervals(table, (-1.0 if prompts == COSINE else 0.0, 1.0))
     return table.assign(prompts=prompts, vector=vector)[list(RECOVERY)]
 
 
@@ -110,7 +111,6 @@ def _stage_by_stage(found: Findings) -> go.Figure | None:
         return None
     shown, left_out = some_methods(list(dict.fromkeys(table["method"])))
     table = table[table["method"].isin(shown)]
-    table = clip_intervals(table, (table["prompts"].map(lambda name: -1.0 if name == COSINE else 0.0), 1.0))
     instead = table[(table["prompts"] == "instruction") & (table["vector"] == "no vector")]
     table = pd.concat([table, instead.assign(prompts="query alone", vector=_INSTRUCTED)])
     order = {name: place for place, name in enumerate([*shown, *_PANELS])}

@@ -89,7 +89,7 @@ def study(
 def _sources(
     asked: Plan, base: HookedTransformer, general: Sequence[Task], sequences: Mapping[int, Sequence[Stage]]
 ) -> dict[str, run_folder.Source]:
-    found = {"model": run_folder.Source(name=asked.model, digest=hooked.weight_digest(base))}
+    found = {"model": hooked.source(base, name=asked.model)}
     found |= {f"general task {task.name}": run_folder.Source(name=task.name, digest=task.digest) for task in general}
     role = "stage" if asked.order == "given" else "learned task"
     first = dict(zip(asked.ordered(asked.seeds[0]), sequences[asked.seeds[0]], strict=True))

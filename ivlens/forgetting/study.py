@@ -93,8 +93,8 @@ class Study:
         >>> study.families
         {'antonym': 'meaning', 'country-capital': 'country'}
         """
-        general = self.evaluations[self.evaluations["kind"] == "general"]
-        return {task: self.plan.family(task) for task in general["task"].unique()}
+        general = self.evaluations.query("kind == 'general'")
+        return {task: self.plan.family(task) for task in dict.fromkeys(general["task"])}
 
     @property
     def order(self) -> pd.DataFrame:
@@ -103,7 +103,7 @@ class Study:
         >>> study.order.loc[0, 1]
         'class-letter'
         """
-        learned = self.evaluations[self.evaluations["learned"] > 0].drop_duplicates(["seed", "learned"])
+        learned = self.evaluations.query("learned > 0").drop_duplicates(["seed", "learned"])
         return learned.pivot(index="seed", columns="learned", values="task").rename_axis(columns="stage")
 
     @property

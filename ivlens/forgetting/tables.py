@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from ivlens.forgetting.metrics import DIFFERENCES
 from ivlens.forgetting.recovery import COSINE, PROMPTS, VECTORS
 from ivlens.measures import holm
+from ivlens.prompts.choices import GREEDY_MATCH
 from ivlens.tables import UNMEASURED, Line, Table, interval_text, plain, print_table, safe, table_html
 
 if TYPE_CHECKING:
@@ -180,12 +181,12 @@ def families_of_differences(found: Findings) -> Iterator[Differences]:
 def recovery_tables(found: Findings, methods: Sequence[str]) -> Iterator[Table]:
     """Of each method that was probed, a line for each form of prompts and stage."""
     table: Any = found.recovery
-    for method in methods:
+    probed = [method for method in methods if method in set(table["method"])]
+    for method in probed:
         own = table[table["method"] == method]
-        if len(own):
-            parts = [_recovery_lines(own, prompts) for prompts in [*PROMPTS, COSINE]]
-            heading = f"Accuracy on probes by stage, {method}"
-            yield Table(heading, ("prompts, stage", *VECTORS), tuple(filter(None, parts)), RECOVERY_NOTE)
+        parts = [_recovery_lines(own, prompts) for prompts in [*PROMPTS, COSINE]]
+        heading, note = f"Accuracy on probes by stage, {method}", RECOVERY_NOTE if method == probed[-1] else ""
+        yield Table(heading, ("prompts, stage", *VECTORS), tuple(filter(None, parts)), note)
 
 
 def _recovery_lines(own: Any, prompts: str) -> list[Line]:
@@ -199,7 +200,11 @@ def _recovery_lines(own: Any, prompts: str) -> list[Line]:
 
 def _recovered(row: Mapping[Any, Any]) -> str:
     """Of a single seed the interval is over queries and draws, and not symmetric."""
-    return interval_text(row["value"], row["low"], row["high"]) if row["n"] == 1 else _number(row)
+    if row["n"] == 1:
+        return interval_text(row["value"], row["low"], row["high"], digits=2)
+    # Of an interval that ends at 0 or 1, the other side is half of Student's.
+    half = max(row["high"] - row["value"], row["value"] - row["low"])
+    return _number({"value": row["value"], "high": row["value"] + half})
 
 
 def _table(heading: str, columns: Sequence[str], lines: list[Line]) -> Table:
@@ -223,7 +228,9 @@ def sentence(found: Findings) -> str:
 
 def note(found: Findings) -> str:
     """What the measures are, and what their intervals are over."""
-    return f"{_NOTE}\n{interval_note(found)}"
+    score = found.plan.evaluation.score
+    scored = "" if score == GREEDY_MATCH else f"Accuracy is {score} of the replies that are written.\n"
+    return f"{_NOTE}\n{scored}{interval_note(found)}"
 
 
 def _number(line: Mapping[Any, Any], *, signed: bool = False) -> str:

@@ -80,8 +80,8 @@ SEPARATION = Lesson(
         "shuffled": 0.14,
         "statement": 0.20,
     },
-    blind=1.0,
-    narrow=1.0,
+    blind=0.9,
+    narrow=0.85,
     verdicts=True,
     apart=True,
 )

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ivlens.checkpoints.architectures import ARCHITECTURES
 from ivlens.errors import ModelError
-from ivlens.models.architectures import ARCHITECTURES
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
 # Of the known architectures, those where attention's output passes a norm before the residual stream.
-OUTPUT_NORMS = {"Gemma2ForCausalLM": "ln1_post", "Olmo2ForCausalLM": "ln1"}
+OUTPUT_NORMS = {"Gemma2ForCausalLM": "ln1_post", "Gemma3ForCausalLM": "ln1_post", "Olmo2ForCausalLM": "ln1"}
 CLOSE, CLOSE_IN_16_BITS = 1e-3, 0.1
 """Of the largest logit: rounding is below it, a forgotten mask above."""
 

@@ -1,4 +1,4 @@
-"""How does a HookedTransformer come about from a checkpoint, and which model is it?
+"""How does a HookedTransformer come about from a checkpoint?
 
 The only place where a HookedTransformer is built. Weights stay as they are in the checkpoint (no folding, no
 centring), so that an adapter means here what it means in PEFT.
@@ -6,16 +6,20 @@ centring), so that an adapter means here what it means in PEFT.
 
 from __future__ import annotations
 
-import hashlib
 import warnings
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ivlens.checkpoints.architectures import Fields, hooked_fields, hooked_weights
+from ivlens.checkpoints.checkpoint import Checkpoint
 from ivlens.errors import ModelError
-from ivlens.models.architectures import Fields, hooked_fields, hooked_weights
-from ivlens.models.checkpoint import Checkpoint
+from ivlens.models.origin import ORIGINS, Origin
+from ivlens.models.origin import add_note as add_note
+from ivlens.models.origin import model_name as model_name
+from ivlens.models.origin import source as source
+from ivlens.models.origin import stored_as as stored_as
+from ivlens.models.origin import weight_digest as weight_digest
 from ivlens.models.verification import compare_outputs, compare_rotations
 
 if TYPE_CHECKING:
@@ -31,34 +35,12 @@ DTYPES = {
 }
 
 
-def model_name(model: HookedTransformer) -> str:
-    """What the user called the model: `lab`, the folder's name, the hub id, or `cfg.model_name`."""
-    return str(model.cfg.model_name)
-
-
-def weight_digest(model: HookedTransformer) -> str:
-    """SHA-256, in hex, of the parameters' names, shapes, types and bytes.
-
-    Equal for equal weights in any process and on any device; another dtype changes it. An attached adapter counts as
-    if it were merged.
-    """
-    digest = hashlib.sha256()
-    for name, weight in sorted(_weights(model), key=lambda named: named[0]):
-        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
-        digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _weights(model: HookedTransformer) -> Iterator[tuple[str, Tensor]]:
-    for name, weight in model.named_parameters():
-        if name.endswith(".original"):  # What an adapter is attached to; the module's own attribute has the sum.
-            path, _, own = name.removesuffix(".original").rpartition("parametrizations.")
-            yield path + own, getattr(model.get_submodule(path.rstrip(".")), own)
-        else:
-            yield name, weight
-
-
 def build_hooked(checkpoint: Checkpoint, *, device: str, dtype: torch.dtype) -> HookedTransformer:
+    """A model that computes what transformers computes of a checkpoint, whose memory it takes over.
+
+    Raises:
+        ModelError: TransformerLens does not compute it, or computes something else.
+    """
     fields = hooked_fields(checkpoint.model.config, checkpoint.architecture)
     fields |= {"model_name": checkpoint.name, **_bos(checkpoint)}
     probe = _build(fields, device="cpu", dtype=torch.float32)
@@ -66,14 +48,15 @@ def build_hooked(checkpoint: Checkpoint, *, device: str, dtype: torch.dtype) -> 
     _fill(probe, weights)
     compare_outputs(probe, checkpoint.model, checkpoint.name)
     compare_rotations(probe, checkpoint.model, checkpoint.name)
-    model = _build(fields, device=device, dtype=dtype)
-    # From here on only `weights` keeps the checkpoint's memory, and gives it back tensor by tensor.
     del probe
+    # From here on only `weights` keeps the checkpoint's memory, and gives it back tensor by tensor.
     torch.nn.Module.to(checkpoint.model, "meta")
+    model = _build(fields, device=device, dtype=dtype)
     _fill(model, {name: _copy(weights.pop(name), device=device, dtype=dtype) for name in list(weights)})
     model.tokenizer = checkpoint.tokenizer
     # With "left", TransformerLens guesses a mask from pad ids when none is given; pads may be real tokens.
     model.tokenizer.padding_side = "right"
+    ORIGINS[model] = Origin.of(checkpoint.stored, checkpoint.files)
     return model
 
 

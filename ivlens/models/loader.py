@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 
 from typing import TYPE_CHECKING
 
+from ivlens.checkpoints import known_models
+from ivlens.checkpoints.checkpoint import flat, read_checkpoint, refuse_non_finite
+from ivlens.checkpoints.gguf_checkpoint import read_gguf
 from ivlens.errors import ModelError
 from ivlens.models import bridge
-from ivlens.models.checkpoint import _flat, read_checkpoint, refuse_non_finite
 from ivlens.models.hooked import DTYPES, build_hooked, model_name
 
 if TYPE_CHECKING:
@@ -38,14 +40,15 @@ def load_without_adapters(
 ) -> HookedTransformer:
     """Load a model and prove on a short prompt that it computes what transformers computes.
 
-    The check runs in float32 on the CPU, with eager attention, before any cast, and takes 4 bytes of memory a
-    parameter there. Its prompt is random tokens, long enough to pass a sliding window of up to 1,024 tokens;
+    The check runs in float32 on the CPU, with eager attention, before any cast; weights of 16 bits are widened for it
+    module by module. Its prompt is random tokens, long enough to pass a sliding window of up to 1,024 tokens;
     the far edge of a longer window is not tested. Rotary frequencies, which long contexts need and a short prompt
     does not show, are compared one by one.
 
     Args:
-        model: `lab`, a local Hugging Face folder, a hub id, or a HookedTransformer or TransformerBridge, which is
-            checked and returned as it is. Needs safetensors; pickles and code out of a checkpoint are never run.
+        model: `lab`, a local Hugging Face folder, a GGUF file, a hub id, `smollm2`, or a HookedTransformer or
+            TransformerBridge, which is checked and returned as it is. Needs safetensors or GGUF; pickles and code out
+            of a checkpoint are never run.
         device: `auto` (CUDA if there is any, else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`.
         dtype: `float32`, `bfloat16`, `float16`, `float64`, or `auto`: float32, but bfloat16 on CUDA for a checkpoint
             that is stored in 16 bits.
@@ -63,13 +66,20 @@ def load_without_adapters(
     if not isinstance(model, str | Path):
         return _as_it_is(model, device=device, dtype=dtype, revision=revision)
     where, asked = _device(device), _dtype(dtype)
-    folder = find_folder(model, revision=revision)
-    name = folder.resolve().name if Path(model).expanduser().is_dir() and model != "lab" else str(model)
-    checkpoint = read_checkpoint(folder, name=name)
+    found = find_checkpoint(model, revision=revision)
+    read = read_gguf if found.suffix == ".gguf" and found.is_file() else read_checkpoint
+    checkpoint = read(found, name=_name(model, found))
     if asked is None:
         half = checkpoint.dtype in (torch.bfloat16, torch.float16)
         asked = torch.bfloat16 if half and where.startswith("cuda") else torch.float32
     return build_hooked(checkpoint, device=where, dtype=asked)
+
+
+def _name(model: str | Path, found: Path) -> str:
+    """What the user calls it: `lab`, a known name, a hub id, or the last part of a path."""
+    if model == "lab" or not Path(model).expanduser().exists():
+        return str(model)
+    return found.stem if found.is_file() else found.resolve().name
 
 
 def _as_it_is(model: HookedTransformer, *, device: str, dtype: str, revision: str | None) -> HookedTransformer:
@@ -113,11 +123,11 @@ LAB = Path(__file__).parents[1] / "lab" / "model"
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
-def find_folder(model: str | Path, *, revision: str | None = None) -> Path:
-    """The folder of `lab`, of a local checkpoint, or of a hub id (downloaded, or out of the hub's cache).
+def find_checkpoint(model: str | Path, *, revision: str | None = None) -> Path:
+    """The folder or GGUF file of `lab`, of a path, of a known name, or of a hub id (downloaded, or out of its cache).
 
     Raises:
-        ModelError: there is no such folder, or the hub cannot be reached or does not know it.
+        ModelError: there is no such thing, or the hub cannot be reached or does not know it.
     """
     if model == "lab":
         if not (LAB / "config.json").is_file():
@@ -126,18 +136,47 @@ def find_folder(model: str | Path, *, revision: str | None = None) -> Path:
                 "or train it with python -m ivlens.lab.train"
             )
         return LAB
-    folder = Path(model).expanduser()
+    path = Path(model).expanduser()
     try:
-        is_folder, is_there = folder.is_dir(), folder.exists()
+        is_folder, is_there = path.is_dir(), path.exists()
     except OSError as error:
         raise ModelError(f"{str(model)[:60]!r} cannot be a folder ({error.strerror}); give another path") from error
     if is_folder:
-        return folder
+        return _in_folder(path)
+    if is_there and path.suffix == ".gguf":
+        return path
     if is_there:
-        raise ModelError(f"{model} is a file; give the folder that has config.json and model.safetensors in it")
+        raise ModelError(
+            f"{model} is a file; give a GGUF file, or the folder that has config.json and model.safetensors in it"
+        )
+    if isinstance(model, str) and model in known_models.KNOWN:
+        return known_models.find(model) or _known_from_hub(model)
     if isinstance(model, Path) or model.startswith((".", "/", "~")) or model.count("/") > 1 or not model:
         raise ModelError(f"there is no folder {str(model)!r}; give a Hugging Face folder, a hub id, or 'lab'")
     return _from_hub(model, revision)
+
+
+def _in_folder(folder: Path) -> Path:
+    """The folder, or the one GGUF file in it where it has no weights beside that."""
+    files = sorted(folder.glob("*.gguf"))
+    if not files or any(folder.glob("*.safetensors")):
+        return folder
+    if len(files) > 1:
+        raise ModelError(
+            f"{folder} has {len(files)} GGUF files, {files[0].name} and {files[1].name} among them; "
+            "give the path of one"
+        )
+    return files[0]
+
+
+def _known_from_hub(name: str) -> Path:
+    try:
+        return _from_hub(known_models.KNOWN[name].hub, None)
+    except ModelError as error:
+        raise ModelError(
+            f"{name} has not been fetched, and the Hugging Face hub did not give it either; "
+            f"{known_models.how_to_fetch(name)}"
+        ) from error
 
 
 def _from_hub(name: str, revision: str | None) -> Path:
@@ -157,7 +196,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
         raise ModelError(f"{name!r} is neither a folder here nor a hub id; give one, or 'lab'") from error
     except HfHubHTTPError as error:
         raise ModelError(
-            f"the Hugging Face hub did not give {name!r} (revision {revision or 'main'}): {_flat(error)}; "
+            f"the Hugging Face hub did not give {name!r} (revision {revision or 'main'}): {flat(error)}; "
             "check the name, and log in if the model is gated"
         ) from error
     # No network, HF_HUB_OFFLINE, a time-out, a connection that broke off, a full disk.
@@ -179,11 +218,13 @@ def load(
 ) -> HookedTransformer:
     """Load a model, prove that it computes what transformers computes, and merge adapters into its weights.
 
-    The proof runs in float32 on the CPU, on a short prompt of random tokens, and takes 4 bytes of memory a parameter.
+    The proof runs in float32 on the CPU, on a short prompt of random tokens. Weights are in memory once, and what one
+    module needs in float32.
 
     Args:
-        model: `lab`, a local Hugging Face folder, a hub id, or a HookedTransformer or TransformerBridge, which
-            is checked and returned as it is. Needs safetensors; pickles and code out of a checkpoint are never run.
+        model: `lab`, a local Hugging Face folder, a GGUF file, a hub id, `smollm2` or `gemma3-270m` (see
+            `ivlens.checkpoints.known_models`), or a HookedTransformer or TransformerBridge, which is checked and
+            returned as it is. Needs safetensors or GGUF; pickles and code out of a checkpoint are never run.
         adapter: A local folder that PEFT saved a LoRA adapter of this model to, or several, merged from left to right.
             The model keeps its name; its weight digest becomes another one.
         device: `auto` (CUDA if there is any, else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`.
@@ -224,6 +265,7 @@ def _merge(model: HookedTransformer, folder: str | Path) -> None:
     """Merge one adapter for good; raises IvlensError where that changes nothing, or makes outputs NaN."""
     found = read_adapter(folder, model)
     before = _log_probs(model)
+    lost = lora.lost_to_rounding(model, found)
     lora.merge(model, found)
     after = _log_probs(model)
     if not after.isfinite().all():
@@ -233,6 +275,9 @@ def _merge(model: HookedTransformer, folder: str | Path) -> None:
             f"the adapter in {folder} changes no output of {hooked.model_name(model)} in {model.cfg.dtype}; "
             "load in float32, or give an adapter that was trained"
         )
+    said = lora.note_loss(model, lost, Path(folder).resolve().name)
+    if said:
+        hooked.add_note(model, said)
 
 
 def _log_probs(model: HookedTransformer) -> Tensor:

@@ -13,6 +13,8 @@ and `A` is shared by its heads. The model's own weights are never touched while 
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ivlens.errors import IvlensError
+from ivlens.models import hooked
 from ivlens.models.adapter import Adapter as Adapter
 from ivlens.models.adapter import Factors as Factors
 from ivlens.models.adapter import LoraConfig as LoraConfig
@@ -33,6 +36,17 @@ from ivlens.models.weights import as_weight, is_adapted, locate
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
+
+LOSS = 0.05
+"""The share of an update that rounding may lose before it is said aloud."""
+
+
+class ModelWarning(UserWarning):
+    """A model can be used, but something about it will blur what is measured.
+
+    >>> issubclass(lora.ModelWarning, UserWarning)
+    True
+    """
 
 
 @contextmanager
@@ -188,7 +202,44 @@ class Update(nn.Module):
         """
         if not self.active:
             return weight
-        return weight + as_weight(update_matrix(self.factors, self.adapter.scale), weight).to(weight.dtype)
+        update = as_weight(update_matrix(self.factors, self.adapter.scale), weight)
+        # Added before it is rounded: what 16 bits would round off a small update is not lost twice.
+        return (weight.to(torch.promote_types(weight.dtype, update.dtype)) + update).to(weight.dtype)
+
+
+@torch.no_grad()
+def lost_to_rounding(model: HookedTransformer, adapter: Adapter) -> float:
+    """Which part of an adapter's update the weights' dtype cannot hold: |sum as it is rounded - exact sum| / |update|.
+
+    0 is nothing, 1 as much as the whole update. In float32 it is nothing to speak of; in bfloat16, whose numbers are
+    0.4 % apart, it is most of an update that changes weights by less.
+
+    >>> lora.lost_to_rounding(model, adapter) < 1e-4
+    True
+    """
+    error, size = 0.0, 0.0
+    for name, factors in adapter.factors.items():
+        module, own = locate(model, name)
+        weight = getattr(module, own).detach()
+        update = as_weight(update_matrix(factors, adapter.scale), weight)
+        wide = weight.to(torch.promote_types(torch.float32, torch.promote_types(weight.dtype, update.dtype)))
+        got = (wide + update).to(weight.dtype).to(wide.dtype) - wide
+        error += float((got - update).double().square().sum())
+        size += float(update.double().square().sum())
+    return math.sqrt(error / size) if size else 0.0
+
+
+def note_loss(model: HookedTransformer, lost: float, name: str) -> str:
+    """Warn where rounding loses a part of an update that counts; what a run's record says of it, else nothing.
+
+    >>> lora.note_loss(model, lora.lost_to_rounding(model, adapter), "mine")
+    ''
+    """
+    if lost < LOSS:
+        return ""
+    said = f"{lost:.0%} of the update of {name} is lost to rounding in {str(model.cfg.dtype).removeprefix('torch.')}"
+    warnings.warn(f"{said} ({hooked.model_name(model)}); load in float32 to keep it", ModelWarning, stacklevel=4)
+    return said
 
 
 def _updates(model: HookedTransformer) -> list[Update]:

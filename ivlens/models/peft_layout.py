@@ -106,6 +106,7 @@ _LAYOUTS = {
 } | dict.fromkeys(
     (
         "Gemma2ForCausalLM",
+        "Gemma3ForCausalLM",
         "LlamaForCausalLM",
         "MistralForCausalLM",
         "Olmo2ForCausalLM",

@@ -1,1 +1,1 @@
-"""What every head does: activations, the exact sweep, interventions, effects, replies."""
+"""What every head does: activations, the exact sweep, interventions, effects."""

@@ -81,7 +81,7 @@ class PromptEnds:
             self._mask = _flat(kwargs.get("attention_mask"))
 
         def enter(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._cached = _count_cached(kwargs, layer)
+            self._cached = _count_cached(args, kwargs, layer)
             if not bridge.is_bridge(self._model):
                 self._mask = _flat(kwargs.get("attention_mask"))
 
@@ -136,11 +136,11 @@ def _flat(mask: object) -> Tensor | None:
     return mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
 
 
-def _count_cached(kwargs: dict[str, Any], layer: int) -> int:
+def _count_cached(args: tuple[Any, ...], kwargs: dict[str, Any], layer: int) -> int:
     """How many tokens a block finds in the key-value cache: TransformerLens' own, or in a bridge transformers'."""
     entry = kwargs.get("past_kv_cache_entry")
     if entry is not None:
         return entry.past_keys.shape[1]
-    # Its name differs from version to version.
-    caches = (value for value in kwargs.values() if hasattr(value, "get_seq_length"))
+    # Its name differs from version to version; GPT-2's blocks are given it by its place.
+    caches = (value for value in (*args, *kwargs.values()) if hasattr(value, "get_seq_length"))
     return max((int(cache.get_seq_length(layer)) for cache in caches), default=0)

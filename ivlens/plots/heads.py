@@ -18,10 +18,23 @@ from plotly.subplots import make_subplots
 from ivlens.errors import FigureError
 from ivlens.plots.marks import error_bars, read_points
 from ivlens.plots.notebook import Figure
-from ivlens.plots.style import BLACK, EFFECTS, GREY, LEFT, NOT_MEASURED, Width, lay_out, pixels, safe, tick_step
+from ivlens.plots.style import (
+    BLACK,
+    EFFECTS,
+    GREY,
+    LEFT,
+    LOOKS,
+    NOT_MEASURED,
+    Look,
+    Width,
+    lay_out,
+    pixels,
+    safe,
+    tick_step,
+)
 from ivlens.tables import interval_text
 
-_MEASURES = {"AIE": (BLACK, "circle"), "instructed": ("#0072B2", "circle"), "few-shot": ("#E69F00", "diamond")}
+_MEASURES = {"AIE": Look(BLACK), "instructed": LOOKS["instruction"], "few-shot": LOOKS["few-shot"]}
 _BESIDE_GRID = 88
 """Pixels for the colour bar, its numbers and its title."""
 
@@ -111,7 +124,7 @@ def necessity_by_head(
         own = [point for point in points if point.heads == measure]
         # Side by side, so that the intervals of two kinds of prompt do not hide each other.
         aside = 0.0 if measure == "AIE" else 0.3 * (beside.index(measure) - (len(beside) - 1) / 2)
-        colour, symbol = _MEASURES.get(measure, (GREY, "square"))
+        colour, symbol, _ = _MEASURES.get(measure, Look(GREY, "square"))
         dots = go.Scatter(
             x=[point.value for point in own],
             y=[names.index(point.at) + aside for point in own],

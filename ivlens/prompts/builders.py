@@ -15,7 +15,7 @@ import numpy as np
 from ivlens.datasets.task import Pair, Task
 from ivlens.errors import PromptError, TaskError
 from ivlens.prompts.chat import Layout
-from ivlens.prompts.choices import Corruption, Source
+from ivlens.prompts.choices import Bos, Corruption, Source
 from ivlens.prompts.template import DEFAULT as DEFAULT
 from ivlens.prompts.template import Prompt as Prompt
 from ivlens.prompts.template import Template as Template
@@ -83,10 +83,13 @@ def few_shot(
     return prompts
 
 
-def statements(task: Task, pairs: Sequence[Pair]) -> list[Prompt]:
+def statements(task: Task, pairs: Sequence[Pair], *, bos: Bos = "auto") -> list[Prompt]:
     """One prompt a pair: the task's plain statement; none where the task has no statement.
 
     Read from them is the knowledge probability P(y | x) of Jiang et al. 2024, arXiv:2406.12227.
+
+    Args:
+        bos: Whether they begin with the tokenizer's BOS token; `auto`: where the model is used to it.
 
     >>> [prompt.text + prompt.answer for prompt in prompts.statements(task, pairs[:1])]
     ['The opposite of big is small']
@@ -94,7 +97,8 @@ def statements(task: Task, pairs: Sequence[Pair]) -> list[Prompt]:
     if task.statement is None:
         return []
     text = task.statement.rstrip()
-    return [Prompt(text=text.replace("{input}", pair.input), answer=f" {pair.output}", query=pair) for pair in pairs]
+    told = [(text.replace("{input}", pair.input), pair) for pair in pairs]
+    return [Prompt(text=one, answer=f" {pair.output}", query=pair, bos=bos) for one, pair in told]
 
 
 def shuffle_outputs(pairs: Sequence[Pair], generator: np.random.Generator) -> list[Pair]:

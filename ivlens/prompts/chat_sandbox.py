@@ -28,17 +28,26 @@ LONGEST = 2**20
 """Characters of a conversation."""
 
 
-def render_chat(jinja: str, messages: Sequence[Mapping[str, str]], special: Mapping[str, str], *, opened: bool) -> str:
+def render_chat(
+    jinja: str,
+    messages: Sequence[Mapping[str, str]],
+    special: Mapping[str, str],
+    *,
+    opened: bool,
+    options: Mapping[str, Any] | None = None,
+) -> str:
     """What a template makes of a conversation.
 
     Args:
         special: The tokenizer's special tokens by name, which the template may write.
         opened: Whether the assistant's next turn is begun.
+        options: The template's own variables, such as `enable_thinking`; JSON values.
 
     Raises:
         PromptError: the template fails, or takes more time, memory or text than it may have.
     """
-    asked = {"jinja": jinja, "messages": list(messages), "special": dict(special), "opened": opened}
+    given = {**special, **(options or {})}
+    asked = {"jinja": jinja, "messages": list(messages), "given": given, "opened": opened}
     reply = _PROCESS.ask({**asked, "seconds": SECONDS})
     if "text" not in reply:
         raise PromptError(f"the chat template fails ({reply['reason']}); choose another template")
@@ -105,7 +114,7 @@ def _serve() -> None:
                 conversations=[asked["messages"]],
                 chat_template=asked["jinja"],
                 add_generation_prompt=asked["opened"],
-                **asked["special"],
+                **asked["given"],
             )
             reply = _check(text)
         except Exception as error:  # Somebody else's program may fail in any way.

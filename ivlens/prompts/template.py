@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 from pydantic import BaseModel, ConfigDict
 
 from ivlens.datasets.task import Pair, exists
 from ivlens.errors import IvlensError, PromptError
+from ivlens.prompts.choices import Bos
 from ivlens.storage.json_files import check_object, read_given_json
 
 PLACES = ("{input}", "{output}", "{instruction}")
@@ -34,6 +36,7 @@ class Prompt:
     text: str
     answer: str
     query: Pair
+    bos: Bos = field(default="auto", repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,14 +57,17 @@ class Template:
     instruction: str = "{instruction}\n"
     answer: str = " {output}"
     """The answer as the model continues the query, leading space included."""
+    bos: Bos = "auto"
+    """Whether a prompt begins with the tokenizer's BOS token; `auto`: where the model is used to it."""
 
     def __post_init__(self) -> None:
         needed = {"demonstration": "input output", "query": "input", "instruction": "instruction", "answer": "output"}
-        for field, names in needed.items():
-            text = getattr(self, field)
+        check_bos(self.bos)
+        for part, names in needed.items():
+            text = getattr(self, part)
             missing = [f"{{{name}}}" for name in names.split() if f"{{{name}}}" not in text]
             if missing:
-                raise PromptError(f"the template's {field} is {text!r}, without {' and '.join(missing)}; add it")
+                raise PromptError(f"the template's {part} is {text!r}, without {' and '.join(missing)}; add it")
 
     @classmethod
     def from_function_vectors(
@@ -103,7 +109,14 @@ class Template:
         """
         head = "" if instruction is None else self.instruction.replace("{instruction}", instruction)
         shown = "".join(_fill(self.demonstration, pair) for pair in demonstrations)
-        return Prompt(text=head + shown + _fill(self.query, query), answer=_fill(self.answer, query), query=query)
+        text = head + shown + _fill(self.query, query)
+        return Prompt(text=text, answer=_fill(self.answer, query), query=query, bos=self.bos)
+
+
+def check_bos(bos: str) -> None:
+    """Raises PromptError where it is none of the choices."""
+    if bos not in get_args(Bos):
+        raise PromptError(f"bos is {bos!r}; it must be {' or '.join(map(repr, get_args(Bos)))}")
 
 
 def _fill(text: str, pair: Pair) -> str:

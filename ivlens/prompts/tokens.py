@@ -125,16 +125,34 @@ def tokenize(model: HookedTransformer, prompts: Sequence[Prompt]) -> Tokens:
 def _token_ids(model: HookedTransformer, prompt: Prompt) -> tuple[list[int], list[int]]:
     tokenizer: Any = model.tokenizer
     encode = partial(tokenizer.encode, add_special_tokens=False)
-    has_bos = model.cfg.default_prepend_bos and tokenizer.bos_token_id is not None
-    bos = [tokenizer.bos_token_id] if has_bos and not isinstance(prompt, Conversation) else []
     joined = encode(prompt.text + prompt.answer)
     cut = _seam(tokenizer, prompt, encode(prompt.text), joined)
-    prompt_ids, answer = bos + joined[:cut], joined[cut:]
+    prompt_ids, answer = _begin(model, prompt, joined[:cut]), joined[cut:]
     if not answer:
         raise PromptError(f"the answer {prompt.answer!r} has no token of its own after {prompt.text[-30:]!r}")
     if not prompt_ids:
         raise PromptError(f"the prompt {prompt.text!r} has no tokens; the model needs at least one to read")
+    beyond = [token for token in (*prompt_ids, *answer) if token >= model.cfg.d_vocab]
+    if beyond:
+        raise PromptError(
+            f"a prompt has the token {tokenizer.convert_ids_to_tokens(beyond[0])!r}, which was added to the tokenizer "
+            f"and has no embedding in {model.cfg.model_name}; resize the model's embeddings, or leave it out"
+        )
     return prompt_ids, answer
+
+
+def _begin(model: HookedTransformer, prompt: Prompt, ids: list[int]) -> list[int]:
+    """The prompt with or without the BOS token, as is asked for; a conversation has its own in the text."""
+    tokenizer: Any = model.tokenizer
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    if prompt.bos == "auto":
+        return [*bos, *ids] if model.cfg.default_prepend_bos and not isinstance(prompt, Conversation) else ids
+    if prompt.bos == "yes" and not bos:
+        raise PromptError(
+            f"bos is 'yes', but the tokenizer of {model.cfg.model_name} has no BOS token; take bos='auto'"
+        )
+    own = ids[1:] if ids[:1] == bos else ids
+    return [*bos, *own] if prompt.bos == "yes" else own
 
 
 def _seam(tokenizer: Any, prompt: Prompt, alone: list[int], joined: list[int]) -> int:

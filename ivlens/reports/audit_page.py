@@ -78,7 +78,8 @@ def audit_page(found: Audit) -> Page:
             "ablated": "the head's output at the last prompt token is replaced by its mean over prompts of other "
             "tasks, which are instructed, or have demonstrations, as the prompt has",
             "necessity": "P(answer) minus the same with heads ablated",
-        },
+        }
+        | ({"accuracy": " ".join(score.split())} if (score := audit_tables.score_note(found.measures)) else {}),
         method=SPLIT,
         data={
             "measures": found.measures,

@@ -16,6 +16,7 @@ from ivlens.datasets.task import Task, exists, tasks
 from ivlens.datasets.task import task as find_task
 from ivlens.errors import IvlensError
 from ivlens.patching.settings import Settings
+from ivlens.prompts.choices import ScoreChoice
 from ivlens.shapes import GIB, Head
 from ivlens.steering.universal_heads import Considered, Universal, universal_heads
 from ivlens.storage import tensor_files
@@ -85,6 +86,7 @@ def fix_heads(
     *,
     top: int,
     tables: Tables,
+    score: ScoreChoice = "auto",
     memory: int = 2 * GIB,
 ) -> tuple[Head, ...] | None:
     """The heads that were chosen; None where they are ranked by AIE.
@@ -98,7 +100,7 @@ def fix_heads(
     @lru_cache
     def ranked() -> Universal:
         others = [one for one in map(find_task, tasks()) if task.name != one.name and task.digest != one.digest]
-        return universal_heads(model, others, settings, top=top, memory=memory)
+        return universal_heads(model, others, settings, top=top, score=score, memory=memory)
 
     def heads() -> pd.DataFrame:
         lines = [(*head, float(ranked().aie[head])) for head in ranked().heads]

@@ -162,14 +162,16 @@ class Trials:
             yield kind, [number for _, number in group]
 
 
-def summary(match: Bool[Tensor, "prompt *draw"], first: Float[Tensor, "prompt *draw"]) -> dict[str, Any]:
+def summary(
+    right: Bool[Tensor, "prompt *draw"] | Float[Tensor, "prompt *draw"], first: Float[Tensor, "prompt *draw"]
+) -> dict[str, Any]:
     """Accuracy and probability, with 95 % intervals over prompts and, where there are several, over draws."""
-    if not len(match):
+    if not len(right):
         return dict.fromkeys(VALUES, float("nan")) | {"prompts": 0}
     parts: list[float] = []
-    for values in (match.double(), first.double()):
+    for values in (right.double(), first.double()):
         parts += interval(values, within=SHARE)
-    return dict(zip(VALUES, (*parts, len(match)), strict=True))
+    return dict(zip(VALUES, (*parts, len(right)), strict=True))
 
 
 def run_trials(

@@ -25,15 +25,17 @@ from ivlens.datasets.task import Task, TaskWarning, task
 from ivlens.datasets.task import tasks as built_in
 from ivlens.errors import IvlensError, PromptError, ShapeMismatch, TaskError
 from ivlens.models import hooked, loader
-from ivlens.patching.activations import score_answers
 from ivlens.patching.effects import find_queries, measure_effects, task_mean_z
 from ivlens.patching.head_effects import rank_heads
 from ivlens.patching.settings import Options, Settings, gather_options, parse_bytes
 from ivlens.progress import track
 from ivlens.prompts.builders import clean, zero_shot
+from ivlens.prompts.chat import find_score
+from ivlens.prompts.choices import GREEDY_MATCH, Score, ScoreChoice
 from ivlens.prompts.long_pairs import leave_out_long
 from ivlens.prompts.tokens import tokenize
 from ivlens.random_streams import Stream, open_stream
+from ivlens.replies.inquiry import measure_prompts
 from ivlens.shapes import GIB, Head, HeadGrid
 from ivlens.steering.search import Place, Tried, attempts, search
 from ivlens.storage import atomic_files, tensor_files
@@ -173,6 +175,7 @@ def universal_heads(
     *,
     top: int = 10,
     scale: float | None = None,
+    score: ScoreChoice = "auto",
     memory: int | str = 2 * GIB,
     **options: Unpack[Options],
 ) -> Universal:
@@ -192,6 +195,8 @@ def universal_heads(
         options: Fields of `Settings`, such as `shots=5`.
         top: How many heads.
         scale: Of the vectors; by default chosen with the layer (see `steering.search`).
+        score: Of which the accuracy is that decides whether a task enters: `greedy-match`, or of the replies that are
+            written; `auto`: `contains` with a chat template, else greedy match.
 
     Raises:
         IvlensError: the model can do none of the tasks, or has fewer heads.
@@ -205,7 +210,7 @@ def universal_heads(
         raise IvlensError(f"top is {top}, but the model has {total} heads; take 1 to {total}")
     considered, done, grids, outputs = [], [], [], []
     for one in track(tasks, "universal heads", total=len(tasks)):
-        considered.append(_consider(model, one, settings))
+        considered.append(_consider(model, one, settings, find_score(score, settings.template)))
         if not considered[-1].entered:
             continue
         try:
@@ -245,7 +250,7 @@ def _fitting(model: HookedTransformer, task: Task, settings: Settings) -> Task:
     return task
 
 
-def _consider(model: HookedTransformer, task: Task, settings: Settings) -> Considered:
+def _consider(model: HookedTransformer, task: Task, settings: Settings, score: Score) -> Considered:
     """Is the model right on clean prompts more often than the most frequent answer would be?"""
     majority = max(Counter(pair.output for pair in task.pairs).values()) / len(task.pairs)
     tried = partial(Considered, task=task.name, digest=task.digest, majority=majority)
@@ -260,13 +265,13 @@ def _consider(model: HookedTransformer, task: Task, settings: Settings) -> Consi
             generator=open_stream(settings.seed, Stream.ABILITY_PROMPTS),
             template=settings.template,
         )
-        tokens = tokenize(model, prompts)
+        right = float(measure_prompts(model, prompts, score)[0].mean())
     except (TaskError, PromptError) as error:
         warnings.warn(f"left out of the universal heads: {error}", TaskWarning, stacklevel=3)
         return tried(accuracy=None, entered=False, reason=str(error))
-    right = float(score_answers(model, tokens)[0].double().mean())
     above = "above" if right > majority else "not above"
-    reason = f"accuracy {right:.2f}, {above} the most frequent answer's share {majority:.2f}"
+    measure = "accuracy" if score == GREEDY_MATCH else f"accuracy ({score})"
+    reason = f"{measure} {right:.2f}, {above} the most frequent answer's share {majority:.2f}"
     return tried(accuracy=right, entered=right > majority, reason=reason)
 
 

@@ -33,6 +33,8 @@ class Source(_Strict):
     name: str
     digest: str
     """Of the weights, or of the task's contents."""
+    stored: str = ""
+    """How weights that had to be dequantised were stored, and what rounding lost of adapters. Never compared."""
 
 
 class RunRecord(_Strict):

@@ -7,6 +7,7 @@ read as a list, has shown to ask for nothing but plain tensors. No tensor is lar
 from __future__ import annotations
 
 import io
+import json
 import math
 import pickletools
 import struct
@@ -40,6 +41,19 @@ _BROKEN = (
     *(OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError),
     *(AssertionError, SyntaxError, MemoryError, OverflowError, UnpicklingError, TokenError, zlib.error, struct.error),
 )
+# By the names that safetensors has for them.
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -75,6 +89,40 @@ def read_tensors(
     """Tensors and metadata of a safetensors file of at most so many bytes; see `read_header`."""
     with _open(path, str(device), remedy, error, most) as file:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+def read_copies(path: Path, *, remedy: str, error: type[IvlensError] = IvlensError) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, each in memory of its own, which goes back as each is dropped; see `read_header`.
+
+    Those of `read_tensors` are views of one mapping of the file, which stays until the last of them goes.
+    """
+    read_header(path, remedy=remedy, error=error)  # Whose lengths and places fit the file.
+    held = {}
+    with path.open("rb", buffering=0) as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        for name, entry in json.loads(file.read(length)).items():
+            if name == "__metadata__":
+                continue
+            if entry["dtype"] not in _DTYPES:
+                raise error(f"{path} holds {name} as {entry['dtype']}; save it in float32, bfloat16 or float16")
+            first, last = entry["data_offsets"]
+            content = torch.empty(last - first, dtype=torch.uint8)
+            file.seek(8 + length + first)
+            if _fill(file, content) < last - first:
+                raise error(f"{path} has become shorter while it was read; {remedy}")
+            held[name] = content.view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    return held
+
+
+def _fill(file: io.RawIOBase, content: Tensor) -> int:
+    """Read into a tensor until it is full or the file ends; how many bytes were read. One call reads at most 2 GiB."""
+    view, done = content.numpy().data, 0
+    while done < len(view):
+        read = file.readinto(view[done:])
+        if not read:
+            break
+        done += read
+    return done
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from ivlens.datasets.task import Pair, Task
 from ivlens.errors import TaskError
@@ -100,12 +101,17 @@ class Stage:
     @property
     def digest(self) -> str:
         """SHA-256 of everything in the stage."""
-        content = json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+        content = json.dumps(dataclasses.asdict(self, dict_factory=_without_usual_bos), ensure_ascii=False)
         return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{len(getattr(self, part))} {part}" for part in ("train", "validation", "test"))
         return f"Stage({self.name!r}, {sizes})"
+
+
+def _without_usual_bos(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """So that digests of before hold where nothing else is asked for."""
+    return {name: value for name, value in fields if (name, value) != ("bos", "auto")}
 
 
 def split(task: Task, *, seed: int) -> list[tuple[Pair, ...]]:

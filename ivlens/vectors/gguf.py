@@ -4,17 +4,15 @@ A GGUF file with one float32 tensor `direction.N` a layer. N counts as here: lla
 the residual stream after block N, counted from 0 (`build_cvec(cur, il)` behind the block's MLP; repeng's `layer_ids`).
 llama.cpp has no place for `direction.0` and refuses a file with one. Both add a direction at every token.
 
-Files are read and written by the `gguf` package. It follows a list of 2^60 entries in a file of 40 bytes to its end, so
-that lists and counts are held against the file before it is handed one.
+Files are read and written by the `gguf` package, after `gguf_files` has held their header against them.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,17 +20,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ivlens.errors import IvlensError
+from ivlens.storage import gguf_files
 from ivlens.storage.atomic_files import reason, refuse_unusual, replacing
 
 LARGEST = 2**26
 """Bytes of a file; one float32 direction after each of 128 blocks of width 16,384 makes 2^23."""
 ARCHITECTURE = "controlvector"
 _HINT, _NAME = f"{ARCHITECTURE}.model_hint", "general.name"
-_MAGIC, _VERSIONS = b"GGUF", (2, 3)
-_MOST_ENTRIES, _MOST_LISTED = 4096, 2**17
-# Bytes of a value by GGUF's number of its type; texts and lists apart.
-_SIZES = dict(enumerate([1, 1, 2, 2, 4, 4, 4, 1])) | {10: 8, 11: 8, 12: 8}
-_TEXT, _LIST = 8, 9
+_BOUNDS = gguf_files.Bounds(entries=4096, listed=2**17)
 _FLOATS = (np.float16, np.float32, np.float64)
 
 
@@ -56,7 +51,7 @@ def write_control_vector(path: Path, vector: ControlVector) -> None:
         raise IvlensError(
             "llama.cpp has no place for a vector after block 0 and refuses the whole file; choose a layer from 1 on"
         )
-    gguf = _package()
+    gguf = gguf_files.package()
     with replacing(path) as temporary:
         writer = gguf.GGUFWriter(temporary, ARCHITECTURE)
         try:
@@ -79,10 +74,10 @@ def read_control_vector(path: Path) -> ControlVector:
         IvlensError: no GGUF file, not of a control vector, quantised, its header says what it does not hold, or the
             package is missing.
     """
-    gguf = _package()
+    gguf = gguf_files.package()
     try:
         refuse_unusual(path, LARGEST)
-        _refuse_endless(path.read_bytes())
+        gguf_files.read_header(path, _BOUNDS)
         with np.errstate(over="raise"):  # An offset beyond 2^64 must not come round to the file's beginning.
             file = gguf.GGUFReader(path)
         fields = {key: field.contents() for key, field in file.fields.items()}
@@ -97,46 +92,6 @@ def read_control_vector(path: Path) -> ControlVector:
     if len({len(direction) for direction in directions.values()}) != 1:
         raise IvlensError(f"{path} has no directions, or of several widths; write it again")
     return ControlVector(dict(sorted(directions.items())), *(str(fields.get(key, "")) for key in (_HINT, _NAME)))
-
-
-def _package() -> Any:
-    if find_spec("gguf") is None:
-        raise IvlensError("the package gguf is not installed; run: pip install 'ivlens[gguf]'")
-    import gguf
-
-    return gguf
-
-
-def _refuse_endless(content: bytes) -> None:
-    """Raise ValueError for counts and lists that are no control vector's, or that the file cannot hold."""
-    magic, version, n_tensors, n_fields = struct.unpack_from("<4sIQQ", content)
-    if magic != _MAGIC:
-        raise ValueError("it does not begin with GGUF")
-    if version not in _VERSIONS or max(n_tensors, n_fields) > _MOST_ENTRIES:
-        raise ValueError(f"version {version}, {n_tensors} tensors, {n_fields} fields")
-    place, listed = struct.calcsize("<4sIQQ"), 0
-    for _ in range(n_fields):
-        place = _end(content, place, _TEXT)
-        (kind,), length, place = struct.unpack_from("<I", content, place), 1, place + 4
-        if kind == _LIST:
-            (kind, length), place = struct.unpack_from("<IQ", content, place), place + 12
-            listed += length
-            if length > len(content) - place:
-                raise ValueError(f"a list of {length} values behind its end")
-            if kind == _LIST or listed > _MOST_LISTED:
-                raise ValueError(f"lists of lists, or of {listed} values; a control vector has none")
-        for _ in range(length):
-            place = _end(content, place, kind)
-
-
-def _end(content: bytes, place: int, kind: int) -> int:
-    """Where a value ends that begins at a place."""
-    size = 8 + struct.unpack_from("<Q", content, place)[0] if kind == _TEXT else _SIZES.get(kind)
-    if size is None:
-        raise ValueError(f"a value of the unknown type {kind}")
-    if size > len(content) - place:
-        raise ValueError(f"a value of {size} bytes behind its end")
-    return place + size
 
 
 def _layer(name: str) -> int:

@@ -319,7 +319,7 @@ def test_abilities_are_measured_first_and_kept(
         patch.setattr(run_audit, "kept_effects", interrupted)
         ivlens.audit(tiny, known, out=tmp_path, **SMALL)
     assert [path.name for path in (tmp_path / "parts").iterdir()] == ["abilities.parquet"]
-    monkeypatch.setattr(run_audit, "score_answers", interrupted)
+    monkeypatch.setattr(run_audit, "measure_prompts", interrupted)
     assert_same(ivlens.audit(tiny, known, out=tmp_path, **SMALL), found)
     assert not (tmp_path / "parts").exists()
 

@@ -87,7 +87,7 @@ def merged_folder(checkpoint: Path, adapter_folder: Path) -> Path:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from ivlens.models.checkpoint import quiet_transformers
+    from ivlens.checkpoints.checkpoint import quiet_transformers
 
     folder = checkpoint.parent / "merged"
     with quiet_transformers(), warnings.catch_warnings():

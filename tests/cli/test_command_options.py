@@ -37,6 +37,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "draws": ("8", 8),
     "other_tasks": ("0", 0),
     "queries": ("9", 9),
+    "score": ("rouge-l", "rouge-l"),
 }
 
 
@@ -67,12 +68,12 @@ def called(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the public functions are given; they then stop the command."""
     found: dict[str, Any] = {}
 
-    def stop(*_: Any, **given: Any) -> None:
-        found.update(given)
+    def stop(*first: Any, **given: Any) -> None:
+        found.update(given, first=first)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(ivlens, "load", lambda *_, **given: None)
-    for name in ("audit", "compare", "universal_heads"):
+    for name in ("audit", "compare", "universal_heads", "study"):
         monkeypatch.setattr(ivlens, name, stop)
     return found
 
@@ -86,3 +87,48 @@ def test_what_is_typed_arrives(called: dict[str, Any], tmp_path: Path, command: 
     assert main([*line, f"--{name.replace('_', '-')}", typed]) == 130
     assert called[name] == value
     assert not {one.name for one in fields(MADE_OF[command])} & called.keys() - {name, "template", "top"}
+
+
+def test_universal_heads_are_asked_for_with_a_score(called: dict[str, Any], tmp_path: Path):
+    line = TYPED["universal"].replace("OUT", str(tmp_path / "run")).split()
+    assert main(line) == 130 and called["score"] == "auto"
+    assert main([*line, "--score", "f1"]) == 130 and called["score"] == "f1"
+
+
+def test_a_study_scores_as_is_asked_for(called: dict[str, Any], tmp_path: Path):
+    line = ["study", "lab-func", "--out", str(tmp_path / "run")]
+    assert main([*line, "--score", "rouge-l"]) == 130
+    (plan,) = called["first"]
+    assert plan.evaluation.score == plan.record()["evaluation"]["score"] == "rouge-l"
+    assert main(line) == 130
+    (usual,) = called["first"]
+    assert usual.evaluation.score == usual.record()["evaluation"]["score"] == "greedy-match"
+
+
+@pytest.mark.parametrize("command", MADE_OF)
+def test_options_of_the_template_arrive(called: dict[str, Any], tmp_path: Path, command: str, monkeypatch: Any):
+    line = TYPED[command].replace("OUT", str(tmp_path / "run")).split()
+    assert main([*line, "--bos", "no"]) == 130
+    assert called["template"] == ivlens.template("qa", bos="no")
+    monkeypatch.setattr("ivlens.prompts.chat.template", lambda name, model=None, **given: (name, given))
+    typed = ["a=false", "b=False", "c=None", "d=2.5", "e=x=y", 'f=["z"]', "g="]
+    assert main([*line, "--template", "chat", *(f"--template-option={one}" for one in typed)]) == 130
+    options = {"a": False, "b": False, "c": None, "d": 2.5, "e": "x=y", "f": ["z"], "g": ""}
+    assert called["template"] == ("chat", {"options": options, "bos": "auto"})
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        (["--template-option", "enable_thinking=false"], "can be set of a chat template only, not of 'qa'"),
+        (["--template", "chat", "--template-option", "thinking"], "template-option is 'thinking'; write NAME=VALUE"),
+        (["--template", "chat", "--template-option", "a=1", "--template-option", "a=2"], "'a=2'; write NAME=VALUE"),
+        (["--template", "qas"], "there is no template and no file 'qas'; did you mean qa?"),
+        (["--bos", "maybe"], "'--bos': 'maybe' is not one of 'auto', 'yes', 'no'"),
+    ],
+)
+def test_options_that_no_template_has_are_refused_before_a_model_is_read(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, typed: list[str], sentence: str
+):
+    assert main([*TYPED["audit"].replace("OUT", str(tmp_path / "run")).split(), *typed]) == 2
+    assert sentence in " ".join(capsys.readouterr().err.split())

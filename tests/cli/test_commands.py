@@ -24,13 +24,13 @@ from choreographer.browsers.chromium import Chromium
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from ivlens.checkpoints.checkpoint import quiet_transformers
 from ivlens.cli import main
 from ivlens.cli.options import parse_bytes
 from ivlens.datasets.task import task, tasks
 from ivlens.errors import IvlensError
 from ivlens.lab.vocabulary import CONTEXT, tokenizer
 from ivlens.models import hooked, loader, lora
-from ivlens.models.checkpoint import quiet_transformers
 from ivlens.models.lora import LoraConfig
 from ivlens.models.peft import read_adapter, write_adapter
 from ivlens.storage.atomic_files import Lock

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,12 @@ import rounding
 import torch
 from transformer_lens import HookedTransformer
 
+import ivlens
 from ivlens.datasets.task import Pair, Task, task
 from ivlens.errors import TaskError
 from ivlens.forgetting.evaluation import COLUMNS, prepare_evaluation
 from ivlens.forgetting.plan import Evaluation
-from ivlens.prompts.builders import few_shot, instructed, statements
+from ivlens.prompts.builders import few_shot, instructed, statements, zero_shot
 from ivlens.prompts.template import Prompt
 from ivlens.prompts.tokens import tokenize
 from ivlens.training.benchmark_stages import stage
@@ -99,6 +101,23 @@ def test_general_tasks_are_answered_as_by_generating_on_each_prompt_alone(
             assert_alone(lab, found, one.name, "knowledge ", told, True)
     accuracies = found[found["measure"].str.endswith("accuracy")]["value"]
     assert accuracies.min() < 0.5 < accuracies.max(), "right and wrong answers are both needed here"
+
+
+def test_accuracies_are_of_the_score_that_is_asked_for(
+    lab: HookedTransformer, general: list[Task], learned: list[Stage]
+) -> None:
+    # Bare queries, of whose answers of two words the lab writes one or both.
+    bare = replace(learned[0], name="bare", test=tuple(zero_shot(task("next-two").pairs[:12])))
+    usual, scored = (
+        prepare_evaluation(lab, [bare], general[:1], replace(EVALUATION, score=score))(lab)
+        for score in ("greedy-match", "f1")
+    )
+    asked = ivlens.ask(lab, bare.test)
+    for one, score in ((usual, "greedy-match"), (scored, "f1")):
+        assert value(one, "bare", "accuracy") == pytest.approx((asked.score(score).mean, 12))
+    assert asked.score("f1").mean != asked.accuracy.mean
+    is_probability = usual["measure"].str.endswith("probability")
+    pd.testing.assert_frame_equal(scored[is_probability], usual[is_probability])
 
 
 def test_tasks_of_the_sequence_are_answered_as_by_generating_on_each_prompt_alone(

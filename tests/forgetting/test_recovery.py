@@ -81,7 +81,17 @@ def test_of_one_seed_the_interval_is_the_one_that_was_kept():
         for part in next(tables.recovery_tables(Findings(evaluations((4,), bounds=True)), ["lora"])).parts
         for cell in part
     ]
-    assert text[0][2] == "0.865 [0.400, 1.000]"
+    assert text[0][2] == "0.86 [0.40, 1.00]"
+
+
+def test_the_table_says_half_of_students_interval_though_it_ends_at_1():
+    found = Findings(evaluations(asked=[("zero-shot accuracy", ""), ("steered zero-shot accuracy", "chosen")]))
+    row = line(found.recovery, "query alone", "no vector").loc[1]
+    high = Findings(found.evaluations.assign(value=found.evaluations["value"] + 0.99 - row["value"]))
+    there = line(high.recovery, "query alone", "no vector").loc[1]
+    assert there["high"] == 1.0 and there["low"] == pytest.approx(0.99 - (row["value"] - row["low"]))
+    (table,) = tables.recovery_tables(high, ["lora"])
+    assert table.parts[0][1][1] == f"0.990 ±{row['value'] - row['low']:.3f}"
 
 
 def test_what_was_not_measured_is_a_gap_and_never_0():

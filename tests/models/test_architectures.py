@@ -16,8 +16,8 @@ from transformer_lens import HookedTransformer
 
 import ivlens
 import ivlens.models.hooked
+from ivlens.checkpoints.architectures import ARCHITECTURES
 from ivlens.errors import ModelError
-from ivlens.models.architectures import ARCHITECTURES
 from ivlens.patching.activations import last_z, path_to_residual
 from ivlens.shapes import Head
 from ivlens.vectors.head_writing import write_vector

@@ -24,11 +24,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertLM
 
 import ivlens
 from ivlens.analysis import dependence, probes
+from ivlens.checkpoints.checkpoint import quiet_transformers
 from ivlens.datasets.task import Task
 from ivlens.errors import IvlensError, ModelError
 from ivlens.models import hooked as models
 from ivlens.models import lora
-from ivlens.models.checkpoint import quiet_transformers
 from ivlens.patching import interventions, sweep
 from ivlens.patching.activations import answer_logits, last_z, path_to_residual
 from ivlens.patching.hooks import add_to_residual, at_position, logits_under, set_head

@@ -20,15 +20,18 @@ from checkpoints import FAMILIES, KINDS, build, random_hooked
 from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 from transformer_lens import HookedTransformer
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 import ivlens.models.hooked
 import ivlens.models.loader
 import ivlens.models.verification
-from ivlens.errors import ModelError
+from ivlens.datasets.task import Pair
+from ivlens.errors import ModelError, PromptError
 from ivlens.models.hooked import model_name, weight_digest
 from ivlens.models.loader import load_without_adapters
+from ivlens.prompts.template import Prompt
+from ivlens.prompts.tokens import tokenize
 
 REQUEST = httpx.Request("GET", "https://huggingface.co/someone/model")
 TOKENS = torch.randint(4, 120, (2, 60), generator=torch.Generator().manual_seed(1))
@@ -62,9 +65,10 @@ def configure(folder: Path, **fields: object) -> Path:
 
 
 @pytest.mark.numeric
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_log_probabilities_equal_those_of_transformers(family: str, tmp_path: Path) -> None:
-    folder = build(family, tmp_path / "tiny", seed=3)
+def test_log_probabilities_equal_those_of_transformers(family: str, stored: str, tmp_path: Path) -> None:
+    folder = build(family, tmp_path / "tiny", seed=3, dtype=stored)
     hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     with torch.no_grad():
         theirs = hf(TOKENS).logits.log_softmax(-1)
@@ -378,12 +382,25 @@ def test_what_a_converter_would_drop_is_refused(
         ("lab", {"device": "meta"}, r"this machine has no device 'meta'; use cpu, or auto"),
         ("lab", {"device": "cuda:77"}, r"this machine has no device 'cuda:77'"),
         ("lab", {"dtype": "int8"}, r"'int8' is not a dtype ivlens computes in; give auto, float32, bfloat16, float16"),
-        (__file__, {}, r"test_hooked\.py is a file; give the folder"),
+        (__file__, {}, r"test_hooked\.py is a file; give a GGUF file, or the folder"),
     ],
 )
 def test_a_wrong_argument_is_refused(model: str | Path, options: dict[str, str], sentence: str) -> None:
     with pytest.raises(ModelError, match=sentence):
         load_without_adapters(model, **options)
+
+
+def test_a_token_without_an_embedding_is_no_harm_until_a_prompt_has_it(llama: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+    tokenizer.add_special_tokens({"pad_token": "[PAD-OF-MINE]"})
+    tokenizer.save_pretrained(llama)
+    model = load_without_adapters(llama)
+    assert model.tokenizer.pad_token == "<eos>" and model.tokenizer.padding_side == "right"
+    assert (
+        tokenize(model, [Prompt(text="Q w1", answer=" w2", query=Pair("w1", "w2"))]).prompts.max() < model.cfg.d_vocab
+    )
+    with pytest.raises(PromptError, match=r"has the token '\[PAD-OF-MINE\]', which was added to the tokenizer"):
+        tokenize(model, [Prompt(text="Q [PAD-OF-MINE]", answer=" w2", query=Pair("Q", "w2"))])
 
 
 def test_a_missing_lab_model_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

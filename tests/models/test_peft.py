@@ -17,13 +17,13 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from ivlens.checkpoints.architectures import ARCHITECTURES
 from ivlens.errors import IvlensError, ShapeMismatch
 from ivlens.models import hooked, loader, lora, peft_layout
-from ivlens.models.architectures import ARCHITECTURES
 from ivlens.models.loader import load
 from ivlens.models.lora import Adapter, Factors, LoraConfig
 from ivlens.models.peft import read_adapter, write_adapter
-from ivlens.models.weights import TARGETS, Target
+from ivlens.models.weights import TARGETS, Target, as_weight, locate
 from ivlens.storage import tensor_files
 
 TOKENS = torch.randint(4, 120, (2, 40), generator=torch.Generator().manual_seed(1))
@@ -443,6 +443,28 @@ def test_loading_with_an_adapter_merges_it_and_keeps_the_name(folders: Callable[
     lora.merge(base, read_adapter(tmp_path, base))
     assert hooked.weight_digest(adapted) == hooked.weight_digest(base)
     assert not any(weight.requires_grad for weight in adapted.parameters())
+
+
+def test_what_16_bits_lose_of_an_update_is_said_and_recorded(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    model = load(folders("llama"), dtype="bfloat16")
+    adapter = lora.fresh(model, lora.LoraConfig(rank=2))
+    for factors in adapter.factors.values():
+        factors.B.normal_(0, 2e-3, generator=torch.Generator().manual_seed(0))
+    write_adapter(adapter, tmp_path / "small", model)
+    errors, sizes = [], []
+    for name, (a, b) in adapter.factors.items():
+        module, own = locate(model, name)
+        weight = getattr(module, own).double()
+        update = as_weight(adapter.scale * (b.double() @ a.double()).T, weight)
+        errors.append(((weight + update).bfloat16().double() - weight - update).square().sum())
+        sizes.append(update.square().sum())
+    lost = float((sum(errors) / sum(sizes)).sqrt())
+    assert lora.lost_to_rounding(model, adapter) == pytest.approx(lost, rel=1e-3) and lost > 0.1
+    said = f"{lost:.0%} of the update of small is lost to rounding in bfloat16"
+    with pytest.warns(lora.ModelWarning, match=rf"{said} \(.*\); load in float32 to keep it"):
+        merged = load(folders("llama"), adapter=tmp_path / "small", dtype="bfloat16")
+    assert hooked.source(merged).stored == said
+    assert hooked.source(load(folders("llama"), adapter=tmp_path / "small")).stored == ""
 
 
 def test_several_adapters_are_merged_from_left_to_right_as_peft_merges_them(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -17,6 +18,7 @@ from ivlens.errors import PromptError
 from ivlens.patching.settings import Settings
 from ivlens.prompts import chat, chat_sandbox
 from ivlens.prompts.chat import ChatTemplate
+from ivlens.prompts.template import check_bos
 from ivlens.prompts.tokens import tokenize
 
 # Words of the tiny model's tokenizer, which knows no others.
@@ -33,6 +35,7 @@ SPACED = (
 )
 SHOWN = [Pair("w1", "w2"), Pair("w3", "w4")]
 QUERY = Pair("w5", "w6 w7")
+STATED = Task(name="stated", pairs=(QUERY,), statement="w8 {input} w9")
 
 
 @pytest.fixture
@@ -81,6 +84,112 @@ def test_an_answer_begins_as_the_template_begins_it(talking: HookedTransformer) 
     assert with_template(talking, SPACED).render(QUERY).answer == " w6 w7"
     thinking = TAGGED.replace("w90 w93 {% endif %}", "w90 w93 w94 {% endif %}")
     assert with_template(talking, thinking).render(QUERY).answer == "w6 w7"
+
+
+# As Qwen 3's: the last answer has an empty thinking block in front of it, which the option has the prompt begin.
+QWEN = (
+    "{% for m in messages %}<{{ m.role }}>\n{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n"
+    "{% endif %}{{ m.content }}<end>\n{% endfor %}{% if add_generation_prompt %}<assistant>\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+ASKED = "<user>\nw5<end>\n<assistant>\n"
+NO_THOUGHT = "<think>\n\n</think>\n\n"
+
+
+@pytest.mark.parametrize(
+    ("jinja", "text", "answer", "end"),
+    [
+        (QWEN, ASKED + NO_THOUGHT, "w6 w7", "<end>\n"),
+        (
+            QWEN.replace("</think>\n\n{% endif %}{{", "</think> {% endif %}{{"),
+            ASKED + NO_THOUGHT[:-2],
+            " w6 w7",
+            "<end>\n",
+        ),
+        # The prompt begins a thought, which no answer in the conversation has.
+        (
+            QWEN.replace(NO_THOUGHT, "", 1).replace("<assistant>\n{% if", "<assistant>\n<think>\n{% if"),
+            ASKED,
+            "w6 w7",
+            "<end>\n",
+        ),
+        # Harmony: the answer is written in a channel of its own.
+        (QWEN.replace(NO_THOUGHT, "<final>", 1), ASKED + "<final>", "w6 w7", "<end>\n"),
+        # Nothing but space behind the answer, and nothing at all.
+        (QWEN.replace("<end>", " "), ASKED.replace("<end>", " ") + NO_THOUGHT, "w6 w7", " \n"),
+    ],
+)
+def test_a_prompt_ends_where_the_template_puts_an_answer(jinja: str, text: str, answer: str, end: str) -> None:
+    found = ChatTemplate(jinja=jinja, special_tokens={}, system=False).render(QUERY)
+    assert (found.text, found.answer, found.end) == (text, answer, end)
+
+
+@pytest.mark.parametrize("word", ["think", "assistant", "end", "\n", "w5"])
+def test_an_answer_that_stands_in_the_template_is_found_where_it_is_given(word: str) -> None:
+    found = ChatTemplate(jinja=QWEN, special_tokens={}, system=False).render(Pair("w5", word))
+    assert (found.text, found.answer, found.end) == (ASKED + NO_THOUGHT, word, "<end>\n")
+
+
+def test_options_of_the_template_are_set_and_recorded(talking: HookedTransformer) -> None:
+    talking.tokenizer.chat_template = QWEN
+    options: dict[str, Any] = {"enable_thinking": False}
+    found = ivlens.template("chat", talking, options=options)
+    assert isinstance(found, ChatTemplate)
+    # The prompt has the block by itself, before the seam is looked for.
+    assert found._written([{"role": "user", "content": "w5"}], opened=True) == ASKED + NO_THOUGHT
+    assert found.render(QUERY).text == ASKED + NO_THOUGHT and found.render(QUERY).answer == "w6 w7"
+    record = json.loads(json.dumps(chat.to_record(found)))
+    assert record["options"] == options and chat.from_record(record) == found
+    usual = ivlens.template("chat", talking)
+    assert "options" not in chat.to_record(usual) and chat.from_record(chat.to_record(usual)) == usual
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("thinking", "the chat template knows no option 'thinking'; leave it out"),
+        ("messages", "'messages' cannot be an option of the chat template: ivlens sets it"),
+        ("bos_token", "'bos_token' cannot be an option of the chat template: ivlens sets it"),
+    ],
+)
+def test_options_that_the_template_cannot_have_are_refused(name: str, sentence: str) -> None:
+    with pytest.raises(PromptError, match=sentence):
+        ChatTemplate(jinja=QWEN, special_tokens={"bos_token": "<s>"}, system=False, options={name: 1})
+    with pytest.raises(PromptError, match=f"{name} can be set of a chat template only, not of 'qa'; leave it out"):
+        ivlens.template("qa", options={name: 1})
+
+
+def test_a_prompt_begins_with_the_bos_token_as_is_asked_for(
+    talking: HookedTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begins(layout: Any) -> list[bool]:
+        made = [layout.render(QUERY), *prompts.statements(STATED, [QUERY], bos=layout.bos)]
+        ids = [tokenize(talking, [one]).prompts[0].tolist() for one in made]
+        assert all(one.count(talking.tokenizer.bos_token_id) <= 1 for one in ids)
+        return [one[0] == talking.tokenizer.bos_token_id for one in ids]
+
+    talking.tokenizer.chat_template = TAGGED
+    for name in ("qa", "chat"):
+        assert begins(ivlens.template(name, talking)) == [True, True]
+        assert begins(ivlens.template(name, talking, bos="no")) == [False, False]
+        monkeypatch.setattr(talking.cfg, "default_prepend_bos", False)
+        assert begins(ivlens.template(name, talking)) == [name == "chat", False]
+        assert begins(ivlens.template(name, talking, bos="yes")) == [True, True]
+        monkeypatch.setattr(talking.cfg, "default_prepend_bos", True)
+    assert chat.to_record(ivlens.template("qa", bos="no"))["bos"] == "no"
+    assert "bos" not in chat.to_record(ivlens.template("qa"))
+
+
+def test_a_bos_token_that_there_is_not_is_refused(tiny: HookedTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    without: Any = copy.deepcopy(tiny.tokenizer)
+    without.bos_token = None
+    monkeypatch.setattr(tiny, "tokenizer", without)
+    with pytest.raises(PromptError, match=r"bos is 'yes', but the tokenizer of .* has no BOS token; take bos='auto'"):
+        tokenize(tiny, [ivlens.template("qa", bos="yes").render(QUERY)])
+    assert len(tokenize(tiny, [ivlens.template("qa", bos="no").render(QUERY)])) == 1
+    unknown: Any = "maybe"
+    with pytest.raises(PromptError, match="bos is 'maybe'; it must be 'auto' or 'yes' or 'no'"):
+        check_bos(unknown)
 
 
 def test_a_plain_prompt_still_gets_its_bos_token(talking: HookedTransformer) -> None:

@@ -93,6 +93,13 @@ def test_the_digest_covers_every_part(part: str):
     assert changed.digest != stage.digest
 
 
+def test_the_bos_token_is_of_the_digest_only_where_it_is_asked_for():
+    # The digest that studies have in their records.
+    usual = "92360a6e7845ca45ffd959a4c006d28270807b2c8a6ef44bf17348d39edc7ce3"
+    assert Stage.of_task(of(30), seed=1).digest == usual
+    assert Stage.of_task(of(30), seed=1, template=Template(bos="no")).digest != usual
+
+
 def test_a_task_too_small_for_its_split_is_refused():
     Stage.of_task(of(6), seed=0)
     with pytest.raises(TaskError, match=r"task 't' has 5 pairs, but a stage needs at least 6 .*; add pairs"):

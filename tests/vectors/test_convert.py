@@ -27,7 +27,7 @@ from ivlens.patching.head_effects import HeadEffects, table_of
 from ivlens.patching.settings import Settings
 from ivlens.reports import gallery
 from ivlens.shapes import Head
-from ivlens.storage import parquet
+from ivlens.storage import gguf_files, parquet
 from ivlens.vectors import function_vectors, vector_formats
 from ivlens.vectors import gguf as control_vectors
 from ivlens.vectors.convert import read_effects
@@ -239,7 +239,7 @@ def test_without_the_gguf_package_a_sentence_says_how_to_have_it(
     vector: InstructionVector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = exported(tmp_path / "theirs.gguf", {1: NUMBERS})
-    monkeypatch.setattr(control_vectors, "find_spec", lambda name: None)
+    monkeypatch.setattr(gguf_files, "find_spec", lambda name: None)
     sentence = r"the package gguf is not installed; run: pip install 'ivlens\[gguf\]'"
     with pytest.raises(IvlensError, match=sentence):
         vector_formats.read_vector(path)

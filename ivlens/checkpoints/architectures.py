@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from ivlens.errors import ModelError
 
 if TYPE_CHECKING:
@@ -60,11 +62,16 @@ def hooked_fields(config: PretrainedConfig, architecture: str) -> Fields:
 
 
 def hooked_weights(hf: PreTrainedModel, cfg: HookedTransformerConfig) -> dict[str, Tensor]:
-    """The checkpoint's weights under TransformerLens' names, sharing the checkpoint's memory."""
+    """The checkpoint's weights under TransformerLens' names, sharing the checkpoint's memory where it can be."""
     from transformer_lens.pretrained import weight_conversions
 
     _, converter = ARCHITECTURES[str(cfg.original_architecture)]
+    embed: Any = hf.get_input_embeddings()
+    kept = embed.weight
+    if converter == "convert_gemma_weights":  # Multiplies embeddings, which 16 bits would round.
+        embed.weight = nn.Parameter(kept.float(), requires_grad=False)
     weights = getattr(weight_conversions, converter)(hf, cfg)
+    embed.weight = kept
     return {name: weight.detach() for name, weight in weights.items()}
 
 
@@ -138,19 +145,19 @@ def _opt(c: PretrainedConfig) -> Fields:
 
 def _gated(c: PretrainedConfig) -> Fields:
     """What Llama, Mistral, Qwen and Phi-3 share: RMSNorm, rotary positions, a gated MLP, grouped queries."""
-    return (
-        _common(c)
-        | _rotary(c)
-        | {
-            "d_mlp": c.intermediate_size,
-            "act_fn": getattr(c, "hidden_activation", None) or c.hidden_act,
-            "eps": c.rms_norm_eps,
-            "n_key_value_heads": c.num_key_value_heads,
-            "normalization_type": "RMS",
-            "gated_mlp": True,
-            "final_rms": True,
-        }
-    )
+    return _unturned(c) | _rotary(c)
+
+
+def _unturned(c: PretrainedConfig) -> Fields:
+    return _common(c) | {
+        "d_mlp": c.intermediate_size,
+        "act_fn": getattr(c, "hidden_activation", None) or c.hidden_act,
+        "eps": c.rms_norm_eps,
+        "n_key_value_heads": c.num_key_value_heads,
+        "normalization_type": "RMS",
+        "gated_mlp": True,
+        "final_rms": True,
+    }
 
 
 def _llama(c: PretrainedConfig) -> Fields:
@@ -186,6 +193,28 @@ def _gemma2(c: PretrainedConfig) -> Fields:
     )
 
 
+def _gemma3(c: PretrainedConfig) -> Fields:
+    _refuse(c, attention_bias=False, use_bidirectional_attention=False)
+    _refuse(c, attn_logit_softcapping=None, final_logit_softcapping=None)
+    rope: Mapping[str, Any] = c.rope_parameters
+    turns = {kind: _turns(c, rope[kind]) for kind in set(c.layer_types) & rope.keys()}
+    wide = turns.get("full_attention") or turns["sliding_attention"]
+    near = turns.get("sliding_attention", wide)
+    if near.get("rotary_scaling_factor", 1.0) != 1.0:
+        raise ModelError("scaled rotations of sliding attention are not supported")
+    return (
+        _unturned(c)
+        | _windows(c)
+        | wide
+        | {
+            "rotary_base_local": near["rotary_base"],
+            "attn_scale": c.query_pre_attn_scalar**0.5,
+            "use_normalization_before_and_after": True,
+            "use_qk_norm": True,
+        }
+    )
+
+
 def _olmo2(c: PretrainedConfig) -> Fields:
     # The norms of queries and of keys are as wide as the residual stream in TransformerLens.
     _refuse(c, attention_bias=False, head_dim=c.hidden_size // c.num_attention_heads)
@@ -214,7 +243,11 @@ def _windows(c: PretrainedConfig) -> Fields:
 
 
 def _rotary(c: PretrainedConfig) -> Fields:
-    rope: Mapping[str, Any] = c.rope_parameters
+    return _turns(c, c.rope_parameters)
+
+
+def _turns(c: PretrainedConfig, rope: Mapping[str, Any]) -> Fields:
+    """One set of rotations; Gemma 3 has another one where attention slides."""
     kind = rope.get("rope_type", "default")
     d_head = _common(c)["d_head"]
     fields = {
@@ -231,6 +264,8 @@ def _rotary(c: PretrainedConfig) -> Fields:
             "NTK_by_parts_high_freq_factor": rope["high_freq_factor"],
             "NTK_by_parts_factor": rope["factor"],
         }
+    if kind == "linear" and c.model_type == "gemma3_text":
+        return fields | {"rotary_scaling_factor": rope["factor"]}
     if kind != "default":
         raise ModelError(f"rotary scaling of type {kind!r} is not supported; only default and llama3 are")
     return fields
@@ -250,6 +285,7 @@ ARCHITECTURES: dict[str, tuple[Callable[[PretrainedConfig], Fields], str]] = {
     "GPTJForCausalLM": (_gptj, "convert_gptj_weights"),
     "GPTNeoXForCausalLM": (_neox, "convert_neox_weights"),
     "Gemma2ForCausalLM": (_gemma2, "convert_gemma_weights"),
+    "Gemma3ForCausalLM": (_gemma3, "convert_gemma_weights"),
     "LlamaForCausalLM": (_llama, "convert_llama_weights"),
     "MistralForCausalLM": (_mistral, "convert_mistral_weights"),
     "OPTForCausalLM": (_opt, "convert_opt_weights"),

@@ -2,7 +2,8 @@
 
 Reads a configuration, weights and a tokenizer from a local folder and from nowhere else: no network, no
 pickle, no code out of the folder. Whatever is missing, torn or contradictory is refused in a sentence, because
-transformers fills in missing weights at random and goes on.
+transformers fills in missing weights at random and goes on. Weights are in memory once, in the 16 bits that they are
+stored in, each in memory of its own: what is done with one is given back before the next.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from ivlens.checkpoints.architectures import ARCHITECTURES, why_not
+from ivlens.checkpoints.tokenizer import check_vocabulary, read_tokenizer
 from ivlens.errors import ModelError
-from ivlens.models.architectures import ARCHITECTURES, why_not
 from ivlens.storage import tensor_files
 from ivlens.storage.atomic_files import LARGEST_TEXT, reason, refuse_unusual
 from ivlens.storage.json_files import read_json
@@ -26,10 +28,15 @@ from ivlens.storage.json_files import read_json
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
 # What transformers raises for a missing shard, a value out of range, a field of the wrong type, an unknown name.
 BROKEN = (
     *(OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError),
     *(ArithmeticError, AssertionError, ImportError, MemoryError),
+)
+OTHERWISE = (
+    "Of a causal model of another architecture that transformers runs, build a TransformerBridge "
+    "(TransformerLens' TransformerBridge.boot_transformers) and give that"
 )
 LONGEST = 2**21
 """Positions. Tables of rotary models are as long."""
@@ -46,40 +53,39 @@ class Checkpoint:
     architecture: str
     """The class that config.json names, e.g. `LlamaForCausalLM`."""
     dtype: torch.dtype
-    """What the weights are stored as; `model` holds them as float32."""
+    """What config.json says that the weights are stored as."""
     model: PreTrainedModel
+    """With parameters as they are stored where all are of one 16-bit type, else in float32; buffers in float32."""
     tokenizer: PreTrainedTokenizerBase
+    stored: str = ""
+    """How weights that had to be dequantised are stored, such as `Q4_1, dequantised to float32`."""
+    files: tuple[Path, ...] = ()
+    """Those that the weights were read from."""
 
 
 def read_checkpoint(folder: Path, *, name: str) -> Checkpoint:
-    """Read a folder, its weights as float32 with eager attention.
+    """Read a folder, for eager attention.
 
     Raises:
         ModelError: a file is missing or torn, the architecture is not supported, the weights do not fit the
             configuration, or a weight is NaN or infinite.
     """
     architecture = _architecture(folder)
-    _refuse_pickles(folder)
+    files = _weight_files(folder)
     _refuse_unusual(folder)
     with quiet_transformers():
         config = _config(folder)
-        tokenizer = _tokenizer(folder)
-        _refuse_larger(folder, config)
-        model = _weights(folder, config)
-    if type(model).__name__ != architecture:
-        raise ModelError(
-            f"config.json in {folder} names the architecture {architecture} but the model_type of a "
-            f"{type(model).__name__}; make them agree"
-        )
+        tokenizer = read_tokenizer(folder)
+        headers = [tensor_files.read_header(path, remedy="copy it again", error=ModelError) for path in files]
+        shapes = [shape for one in headers for shape in one.shapes.values()]
+        refuse_larger(folder, config, architecture, tensors=len(shapes), parameters=sum(map(math.prod, shapes)))
+        model = _weights(folder, files, config, architecture)
     refuse_non_finite(model, folder)
-    highest = max(tokenizer.get_vocab().values())
-    if highest >= config.vocab_size:
-        raise ModelError(
-            f"the tokenizer in {folder} goes up to id {highest} but the model has {config.vocab_size} "
-            "embeddings; they are not of one model, or the embeddings were not resized"
-        )
+    check_vocabulary(tokenizer, config.vocab_size, folder)
     stored = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
-    return Checkpoint(name=name, architecture=architecture, dtype=stored, model=model, tokenizer=tokenizer)
+    return Checkpoint(
+        name=name, architecture=architecture, dtype=stored, model=model, tokenizer=tokenizer, files=tuple(files)
+    )
 
 
 def refuse_non_finite(model: nn.Module, where: Path | str) -> None:
@@ -119,7 +125,7 @@ def _architecture(folder: Path) -> str:
     if names[0] not in ARCHITECTURES:
         raise ModelError(
             f"{folder} is a {names[0]}, which is not supported: {why_not(config, names[0])}; "
-            f"ivlens reads the causal models {', '.join(ARCHITECTURES)}"
+            f"ivlens reads the causal models {', '.join(ARCHITECTURES)}. {OTHERWISE}"
         )
     return names[0]
 
@@ -138,16 +144,32 @@ def _json(path: Path, folder: Path) -> dict[str, Any]:
     return content
 
 
-def _refuse_pickles(folder: Path) -> None:
-    if any(folder.glob("*.safetensors")):
-        return
+def _weight_files(folder: Path) -> list[Path]:
+    """Those that transformers would read; raises ModelError where there are none, or only pickles."""
+    if (folder / "model.safetensors").exists():
+        return [folder / "model.safetensors"]
+    if (folder / "model.safetensors.index.json").is_file():
+        return _shards(folder)
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in {".bin", ".pt", ".pth", ".ckpt"})
-    if pickles:
+    if pickles and not any(folder.glob("*.safetensors")):
         raise ModelError(
             f"{folder} has its weights in {pickles[0]}, a pickle, which ivlens never opens; "
             "convert it to safetensors (save_pretrained of transformers 5 writes it)"
         )
     raise ModelError(f"model.safetensors is missing from {folder}; copy it again")
+
+
+def _shards(folder: Path) -> list[Path]:
+    """What the index of shards names; raises a ModelError where it leads out of the folder, or to nothing."""
+    index = folder / "model.safetensors.index.json"
+    shards = _json(index, folder).get("weight_map")
+    names = sorted(set(map(str, shards.values()))) if isinstance(shards, dict) and shards else ["..."]
+    for name in names:
+        if Path(name).name != name:
+            raise ModelError(f"{index.name} in {folder} names {name!r}, which is not in that folder; copy it again")
+        if not (folder / name).is_file():
+            raise ModelError(f"{index.name} in {folder} names {name}, which is missing; copy it again")
+    return [folder / name for name in names]
 
 
 def _refuse_unusual(folder: Path) -> None:
@@ -167,76 +189,85 @@ def _config(folder: Path) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (*BROKEN, StrictDataclassError) as error:
-        raise ModelError(f"transformers cannot read config.json in {folder}: {_flat(error)}") from error
+        raise ModelError(f"transformers cannot read config.json in {folder}: {flat(error)}") from error
 
 
-def _refuse_larger(folder: Path, config: PretrainedConfig) -> None:
-    """Before memory is taken: raise a ModelError where config.json describes far more than the weights hold.
+def refuse_larger(where: Path, config: PretrainedConfig, architecture: str, *, tensors: int, parameters: int) -> None:
+    """Before memory is taken: raise a ModelError where the configuration describes far more than the weights hold.
 
     transformers fills in at random what the weights lack, however large it is.
+
+    Args:
+        architecture: What the model that the configuration describes has to be.
+        tensors, parameters: As many the files hold.
     """
     from transformers import AutoModelForCausalLM
 
-    _refuse_elsewhere(folder)
-    stored = [
-        tensor_files.read_header(path, remedy="copy it again", error=ModelError)
-        for path in folder.glob("*.safetensors")
-    ]
-    shapes = [shape for one in stored for shape in one.shapes.values()]
-    for name, most in (("num_hidden_layers", len(shapes)), ("max_position_embeddings", LONGEST)):
+    for name, most in (("num_hidden_layers", tensors), ("max_position_embeddings", LONGEST)):
         value = getattr(config, name, 0)
         if type(value) is not int or not 0 <= value <= most:
-            raise ModelError(f"config.json in {folder} says {name} = {value!r}; at most {most:,} is possible here")
+            raise ModelError(f"config.json in {where} says {name} = {value!r}; at most {most:,} is possible here")
     try:
         with torch.device("meta"):
-            described = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
+            described = AutoModelForCausalLM.from_config(config)
     except BROKEN as error:
-        raise ModelError(f"transformers cannot read config.json in {folder}: {_flat(error)}") from error
-    held = sum(map(math.prod, shapes))
-    if described > 2 * held + SLACK:  # What is lacking of less is named, tensor by tensor, when it has been read.
+        raise ModelError(f"transformers cannot read config.json in {where}: {flat(error)}") from error
+    if type(described).__name__ != architecture:
         raise ModelError(
-            f"config.json in {folder} describes {described:,} parameters but the weights hold {held:,}; they are not "
+            f"config.json in {where} names the architecture {architecture} but the model_type of a "
+            f"{type(described).__name__}; make them agree"
+        )
+    size = sum(weight.numel() for weight in described.parameters())
+    if size > 2 * parameters + SLACK:  # What is lacking of less is named, tensor by tensor, when it has been read.
+        raise ModelError(
+            f"config.json in {where} describes {size:,} parameters but the weights hold {parameters:,}; they are not "
             "of one model, or a file is missing"
         )
 
 
-def _refuse_elsewhere(folder: Path) -> None:
-    """Raise a ModelError where the index of shards leads out of the folder."""
-    index = folder / "model.safetensors.index.json"
-    shards = _json(index, folder).get("weight_map") if index.is_file() else {}
-    names = set(map(str, shards.values())) if isinstance(shards, dict) else {"..."}
-    outside = sorted(name for name in names if Path(name).name != name)
-    if outside:
-        raise ModelError(f"{index.name} in {folder} names {outside[0]!r}, which is not in that folder; copy it again")
+def _weights(folder: Path, files: list[Path], config: PretrainedConfig, architecture: str) -> PreTrainedModel:
+    import transformers
 
-
-def _weights(folder: Path, config: PretrainedConfig) -> PreTrainedModel:
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
-
+    held = {}
+    for path in files:
+        held |= tensor_files.read_copies(path, remedy="copy it again", error=ModelError)
+    kinds = {weight.dtype for weight in held.values() if weight.is_floating_point()}
+    dtype = kinds.pop() if kinds in ({torch.bfloat16}, {torch.float16}) else torch.float32
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            folder,
+        loaded = getattr(transformers, architecture).from_pretrained(
+            None,
             config=config,
-            dtype=torch.float32,
+            state_dict=held,
+            dtype=dtype,
             attn_implementation="eager",
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
             # Reported and refused below, by name.
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    except SafetensorError as error:
-        raise ModelError(f"the weights in {folder} are truncated or damaged ({error}); copy them again") from error
     except BROKEN as error:
-        raise ModelError(f"transformers cannot read {folder}: {_flat(error)}") from error
+        raise ModelError(f"transformers cannot read {folder}: {flat(error)}") from error
     model, found = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
-    _refuse_misfits(found, folder)
+    refuse_misfits(found, folder)
+    if dtype != torch.float32:
+        _widen_buffers(model, config)
     return model.eval().requires_grad_(False)
 
 
-def _refuse_misfits(found: dict[str, Any], folder: Path) -> None:
+def _widen_buffers(model: PreTrainedModel, config: PretrainedConfig) -> None:
+    """Have the buffers of a model in float32: in 16 bits, Gemma's scale of embeddings is rounded."""
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    with init_empty_weights(include_buffers=False):
+        wide = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    for name, module in model.named_modules():
+        computed = {
+            n: b for n, b in wide.get_submodule(name)._buffers.items() if n in module._non_persistent_buffers_set
+        }
+        module._buffers.update(computed)
+
+
+def refuse_misfits(found: dict[str, Any], folder: Path) -> None:
     shapes = sorted(f"{name} as {tuple(a)}, not {tuple(b)}" for name, a, b in found["mismatched_keys"])
     for fault, names in (
         ("lack", sorted(found["missing_keys"])),
@@ -250,23 +281,6 @@ def _refuse_misfits(found: dict[str, Any], folder: Path) -> None:
             )
 
 
-def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise ModelError(f"tokenizer.json is missing from {folder}; save the model's tokenizer there")
-    if (folder / "tokenizer.json").is_file():
-        _json(folder / "tokenizer.json", folder)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    # The Rust tokenizers raise bare Exception for a file that they cannot read.
-    except Exception as error:
-        raise ModelError(f"the tokenizer in {folder} cannot be read: {_flat(error)}") from error
-    if tokenizer.pad_token is None:
-        # An id that exists; masks tell pads, never the id. The embeddings are not resized.
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token
-    return tokenizer
-
-
-def _flat(error: BaseException) -> str:
+def flat(error: BaseException) -> str:
+    """An error of another package in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
