@@ -33,9 +33,9 @@ test: .venv/installed-test
 test-numerics: .venv/installed-test
 	$(BIN)/python tests/numerics.py
 
-# TransformerLens 4 has no HookedTransformer: the tests of its TransformerBridge alone, in an environment of their own.
+# TransformerLens 4 has no HookedTransformer: the tests of bridges alone, in an environment of their own.
 test-tl4: .venv-tl4/installed
-	.venv-tl4/bin/python -m pytest tests/models/test_bridge.py
+	.venv-tl4/bin/python -m pytest tests/models/test_bridge.py tests/forward
 
 # 1,000 mutations of every kind of file, other ones each time.
 fuzz: .venv/installed-test
@@ -84,11 +84,9 @@ lab: .venv/installed
 	$(INSTALL) -e ".[check]"
 	touch $@
 
-# ivlens asks for TransformerLens 3, which is replaced; pip says that the two do not fit, and goes on.
-.venv-tl4/installed: pyproject.toml constraints.txt constraints-tl4.txt
+.venv-tl4/installed: pyproject.toml constraints-tl4.txt
 	$(PYTHON) -m venv .venv-tl4
-	.venv-tl4/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
-	.venv-tl4/bin/pip install --quiet --disable-pip-version-check -c constraints-tl4.txt "transformer-lens>=4,<5"
+	.venv-tl4/bin/pip install --quiet --disable-pip-version-check -c constraints-tl4.txt -e ".[test]"
 	touch $@
 
 clean:

@@ -15,6 +15,7 @@ from unittest import mock
 
 import peft
 import torch
+from bridges import ARCHITECTURES, NOT_IN_FLOAT64, SIDE_BY_SIDE, random_bridge
 from checkpoints import FAMILIES, build
 from conftest import WORD_TEMPLATE, random_tokens
 from transformers import AutoModelForCausalLM
@@ -28,6 +29,7 @@ from ivlens.models.peft import read_adapter
 from ivlens.patching import sweep
 from ivlens.patching.activations import answer_logits, last_z
 from ivlens.patching.settings import Settings
+from ivlens.prompts.tokens import Tokens
 from ivlens.shapes import Head
 from ivlens.steering.rows import steer_every_layer
 from ivlens.steering.steered_model import steered
@@ -57,6 +59,26 @@ NAMES = {
     "gemma2": "Gemma 2, sliding windows, soft caps",
     "gemma3": "Gemma 3, other rotations where attention slides",
     "olmo2": "OLMo 2, grouped queries",
+    "gemma1": "Gemma 1",
+    "olmo1": "OLMo 1, clipped queries, keys and values",
+    "olmo3": "OLMo 3, sliding windows",
+    "phi2": "Phi-2",
+    "stablelm": "StableLM",
+    "granite": "Granite, scaled residuals and logits",
+    "mixtral": "Mixtral, experts",
+    "qwen3-moe": "Qwen3, experts",
+    "gpt-oss": "GPT-OSS, experts, sliding windows, sinks",
+    "cohere": "Cohere, scaled logits",
+    "smollm3": "SmolLM3, layers without rotation",
+    "starcoder2": "StarCoder2, sliding window",
+    "glm4": "GLM-4",
+    "llama-yarn": "Llama, YaRN",
+    "llama-linear": "Llama, linearly scaled rotation",
+    "bloom": "Bloom, ALiBi",
+    "falcon-alibi": "Falcon, ALiBi",
+    "gpt-bigcode": "GPT-BigCode, multi-query",
+    "gpt-neo": "GPT-Neo, sliding windows",
+    "mpt": "MPT, ALiBi",
 }
 COLUMNS = {
     "load": "load: log-probabilities against transformers",
@@ -65,6 +87,8 @@ COLUMNS = {
     "lora": "LoRA: log-probabilities against PEFT",
     "audit": "audit",
     "compare": "compare",
+    "bridge": "bridge: sweep against loop",
+    "rows": "rows on a bridge",
 }
 
 
@@ -74,7 +98,7 @@ def measure(family: str, folder: Path) -> dict[str, float | bool]:
     adapter_log_probs = save_adapter(folder)
     model, exact = ivlens.load(folder / "base"), ivlens.load(folder / "base", dtype="float64")
     found: dict[str, float | bool] = {"load": gap(model(TOKENS).log_softmax(-1), log_probs(folder))}
-    found |= {"sweep": sweep_gap(exact), "steer": steering_gap(exact)}
+    found |= {"sweep": sweep_gap(exact, random_tokens()), "steer": steering_gap(exact)}
     adapter = read_adapter(folder / "adapter", model)
     with lora.attached(model, adapter):
         attached = model(TOKENS).log_softmax(-1)
@@ -87,6 +111,14 @@ def measure(family: str, folder: Path) -> dict[str, float | bool]:
         change = ivlens.compare(model, adapter, WORDS, queries=3, **SMALL)
     found["compare"] = not torch.equal(change.base.aie, change.tuned.aie)
     return found
+
+
+def measure_bridge(family: str) -> dict[str, float | str]:
+    """Largest difference in log-likelihood, in float64 where transformers computes in it, and how rows pass blocks."""
+    dtype = torch.float32 if family in NOT_IN_FLOAT64 else torch.float64
+    bridge = random_bridge(family, dtype)
+    rows = "side by side" if family in SIDE_BY_SIDE else "one sequence"
+    return {"bridge": sweep_gap(bridge, random_tokens(n=4, answer=4, vocab=100)), "rows": rows}
 
 
 def gap(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -118,8 +150,8 @@ def save_adapter(folder: Path) -> torch.Tensor:
     return model(TOKENS).logits.log_softmax(-1)
 
 
-def sweep_gap(model: Any) -> float:
-    tokens, z = random_tokens(), last_z(model, random_tokens(seed=1)).mean(0)
+def sweep_gap(model: Any, tokens: Tokens) -> float:
+    z = last_z(model, random_tokens(seed=1)).mean(0)
     (_, fast), (_, slow) = (how(model, tokens, z, effect="nll") for how in (sweep.sweep, sweep.loop))
     assert slow.abs().max() > 1e-3, "heads that do nothing"
     return gap(fast, slow)
@@ -148,14 +180,16 @@ def steering_gap(model: Any) -> float:
     return gap(fast, torch.stack(slow, dim=1))
 
 
-def table(record: dict[str, dict[str, float | bool]]) -> str:
-    """Markdown: a row an architecture, numbers rounded up to a power of ten."""
+def table(record: dict[str, dict[str, float | bool | str]]) -> str:
+    """Markdown: a row an architecture, numbers rounded up to a power of ten; a dash where a bridge alone has it."""
     lines = [["architecture", *COLUMNS.values()], ["---"] * (1 + len(COLUMNS))]
-    lines += [[NAMES[family], *(_cell(found[name]) for name in COLUMNS)] for family, found in record.items()]
+    lines += [[NAMES[family], *(_cell(found.get(name, "–")) for name in COLUMNS)] for family, found in record.items()]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _cell(value: float | bool) -> str:
+def _cell(value: float | bool | str) -> str:
+    if isinstance(value, str):
+        return value
     if isinstance(value, bool):
         return "yes" if value else "**no**"
     return "0" if value == 0 else f"≤ 1e{math.ceil(math.log10(value))}"
@@ -163,7 +197,9 @@ def _cell(value: float | bool) -> str:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        record = {family: measure(family, Path(folder) / family) for family in FAMILIES}
+        record: dict[str, Any] = {family: measure(family, Path(folder) / family) for family in FAMILIES}
+    for family in ARCHITECTURES:
+        record[family] = record.get(family, {}) | measure_bridge(family)
     RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     before, _, rest = README.read_text(encoding="utf-8").partition(START)
     README.write_text(before + START + table(record) + END + rest.partition(END)[2], encoding="utf-8")

@@ -91,14 +91,19 @@ _FIELDS: dict[str, dict[str, Any]] = {
 }
 
 
+def random_config(family: str, **overrides: Any) -> Any:
+    """A small configuration; `overrides` are its fields, or all of those that a family has that is not listed here."""
+    fields = {**_SIZES, **_IDS, **_FIELDS.get(family, {}), **overrides}
+    return AutoConfig.for_model(fields.pop("model_type"), **fields)
+
+
 def build(family: str, folder: Path, *, seed: int = 0, **overrides: Any) -> Path:
     """Write config.json, model.safetensors and a word-level tokenizer; `overrides` are fields of config.json.
 
     Words are split at spaces and never joined: `w0` to `w108`, `Q A : -> . ,`. The tokenizer adds `<bos>` by
     itself for Llama, Mistral, Gemma and OPT, as theirs do; Qwen has no BOS token.
     """
-    fields = {**_SIZES, **_IDS, **_FIELDS[family], **overrides}
-    config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+    config = random_config(family, **overrides)
     folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -38,13 +38,14 @@ ROOMS = (
     Room("checkpoints", ("storage",)),
     Room("models", ("storage", "checkpoints")),
     Room("prompts", ("storage", "datasets")),
-    Room("patching", ("datasets", "plots", "models", "prompts")),
-    Room("replies", ("models", "prompts", "patching")),
+    Room("forward", ("models", "prompts")),
+    Room("patching", ("datasets", "plots", "models", "prompts", "forward")),
+    Room("replies", ("models", "prompts", "forward", "patching")),
     Room("vectors", ("storage", "datasets", "models", "prompts", "patching")),
-    Room("steering", ("storage", "datasets", "models", "prompts", "patching", "replies", "vectors")),
+    Room("steering", ("storage", "datasets", "models", "prompts", "forward", "patching", "replies", "vectors")),
     Room(
         "analysis",
-        ("storage", "datasets", "plots", "models", "prompts", "patching", "replies", "vectors", "steering"),
+        ("storage", "datasets", "plots", "models", "prompts", "forward", "patching", "replies", "vectors", "steering"),
     ),
     Room("training", ("storage", "datasets", "models", "prompts", "patching")),
     Room(

@@ -170,8 +170,8 @@ def test_options_that_exclude_each_other_are_refused(tiny: HookedTransformer, ad
     ("options", "complaint"),
     [
         ({"workers": 2}, "workers is 2, but a model that is given is trained in this process; leave one out"),
-        ({"device": "cpu"}, "a HookedTransformer is taken as it is; leave device, dtype and revision out"),
-        ({"dtype": "float64"}, "a HookedTransformer is taken as it is; leave device, dtype and revision out"),
+        ({"device": "cpu"}, "a HookedTransformer is taken as it is; leave device, dtype, revision and backend out"),
+        ({"dtype": "float64"}, "a HookedTransformer is taken as it is; leave device, dtype, revision and backend out"),
     ],
 )
 def test_a_study_takes_a_given_model_as_it_is(

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from ivlens.datasets.task import Task
 from ivlens.errors import IvlensError
+from ivlens.forward.token_batches import batches
 from ivlens.measures import group_means, interval, mean_bounds
-from ivlens.patching.activations import batches, last_z, path_to_residual
+from ivlens.patching.activations import last_z, path_to_residual
 from ivlens.patching.effects import Queries, clean_prompts
 from ivlens.patching.head_effects import HeadEffects
 from ivlens.patching.settings import Settings

@@ -169,8 +169,9 @@ class _Work:
 
     def all(self, tables: Tables) -> Audit:
         """Fix wordings and heads, then measure."""
-        task, heads = fix_choices(self.model, self.task, self.asked, tables=tables, memory=self.memory)
-        found = replace(self, task=task, heads=heads).measured(self.digest, tables)
+        with tables.keeping("batches"):
+            task, heads = fix_choices(self.model, self.task, self.asked, tables=tables, memory=self.memory)
+            found = replace(self, task=task, heads=heads).measured(self.digest, tables)
         kept = tables.kept
         return replace(found, instructions=kept.get("instructions"), universal=kept.get("universal_tasks"))
 

@@ -26,7 +26,7 @@ from ivlens.analysis.options import ComparisonOptions, ComparisonSettings
 from ivlens.datasets.task import Task
 from ivlens.datasets.task import task as find_task
 from ivlens.errors import ModelError, ShapeMismatch
-from ivlens.models import hooked, loader, lora, peft, peft_config
+from ivlens.models import bridge, hooked, loader, lora, peft, peft_config
 from ivlens.models.lora import Adapter
 from ivlens.patching.effects import Queries, example_prompts, find_queries
 from ivlens.patching.head_effects import HeadEffects
@@ -90,6 +90,7 @@ def compare(
     lost = lora.lost_to_rounding(base, work.pair.model) if isinstance(work.pair.model, Adapter) else 0.0
     if out is None:
         return work.all(Tables())
+    backend = bridge.backend_of(base)
     with run_folder.open_run(
         out,
         command="compare",
@@ -101,6 +102,7 @@ def compare(
                 name=work.pair.name,
                 digest=work.digests[1],
                 stored=lora.note_loss(base, lost, work.pair.name),
+                backend=backend,
             ),
             "task": run_folder.Source(name=task.name, digest=task.digest),
         },
@@ -142,7 +144,10 @@ def find_tuned_model(
             return TunedModel(peft.read_adapter(tuned, base), name)
         names = {dtype: name for name, dtype in hooked.DTYPES.items()}
         tuned = loader.load_without_adapters(
-            tuned, device=str(base.cfg.device), dtype=names.get(base.cfg.dtype, "auto")
+            tuned,
+            device=str(base.cfg.device),
+            dtype=names.get(base.cfg.dtype, "auto"),
+            backend=bridge.backend_of(base),
         )
     loader.refuse_other_kinds(tuned)
     ours, theirs = (

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 Fields = dict[str, Any]
 
 
+# Keep a model out of HookedTransformer alone.
+EXPERTS, UNTRANSLATED = "its MLPs are mixtures of experts", "ivlens has no translation of its configuration"
+
+
 def why_not(config: Mapping[str, Any], architecture: str) -> str:
     """What keeps a model of an unknown architecture out, as far as its config.json tells."""
     experts = ("num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok")
@@ -33,10 +37,10 @@ def why_not(config: Mapping[str, Any], architecture: str) -> str:
     if not architecture.endswith(("ForCausalLM", "LMHeadModel")):
         return "it is no causal language model"
     if any(config.get(name) for name in experts):
-        return "its MLPs are mixtures of experts"
+        return EXPERTS
     if not any(config.get(name) for name in ("num_attention_heads", "n_head", "num_heads")):
         return "it has no attention heads"
-    return "ivlens has no translation of its configuration"
+    return UNTRANSLATED
 
 
 def hooked_fields(config: PretrainedConfig, architecture: str) -> Fields:

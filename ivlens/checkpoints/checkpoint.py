@@ -63,14 +63,20 @@ class Checkpoint:
     """Those that the weights were read from."""
 
 
-def read_checkpoint(folder: Path, *, name: str) -> Checkpoint:
+def read_checkpoint(folder: Path, *, name: str, for_bridge: bool = False) -> Checkpoint:
     """Read a folder, for eager attention.
+
+    Args:
+        for_bridge: Whether architectures are read, too, that only transformers computes.
+
+    Args:
+        for_bridge: Whether architectures are read, too, that only transformers computes.
 
     Raises:
         ModelError: a file is missing or torn, the architecture is not supported, the weights do not fit the
             configuration, or a weight is NaN or infinite.
     """
-    architecture = _architecture(folder)
+    architecture = _architecture(folder, for_bridge=for_bridge)
     files = _weight_files(folder)
     _refuse_unusual(folder)
     with quiet_transformers():
@@ -115,17 +121,23 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _architecture(folder: Path) -> str:
+def _architecture(folder: Path, *, for_bridge: bool) -> str:
     config = _json(folder / "config.json", folder)
     names = config.get("architectures")
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
         raise ModelError(f'config.json in {folder} has no "architectures"; add e.g. ["LlamaForCausalLM"]')
     if config.get("quantization_config"):
         raise ModelError(f"{folder} holds quantised weights; give the checkpoint in float32, bfloat16 or float16")
-    if names[0] not in ARCHITECTURES:
+    fault = None if names[0] in ARCHITECTURES else why_not(config, names[0])
+    if fault in (EXPERTS, UNTRANSLATED):
+        # A TransformerBridge may know it; where it does not, it says so itself.
+        way_out, fault = "; backend='bridge' may", None if for_bridge else fault
+    else:
+        way_out = ""
+    if fault is not None:
         raise ModelError(
-            f"{folder} is a {names[0]}, which is not supported: {why_not(config, names[0])}; "
-            f"ivlens reads the causal models {', '.join(ARCHITECTURES)}. {OTHERWISE}"
+            f"{folder} is a {names[0]}, which is not supported: {fault}; "
+            f"ivlens reads the causal models {', '.join(ARCHITECTURES)}{way_out}"
         )
     return names[0]
 

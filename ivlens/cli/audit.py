@@ -27,6 +27,7 @@ def audit(
     template_option: options.TemplateOptions = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    backend: options.Backend = "auto",
     memory: options.Memory = "2GiB",
     **typed: Any,
 ) -> None:
@@ -42,7 +43,7 @@ def audit(
     template = choose_template(typed["template"], bos, template_option)
     names = [model, *map(str, adapter or ()), chosen.name]
     folder = out or Path("runs") / "-".join(map(file_name, names))
-    hooked = ivlens.load(model, adapter=adapter, device=device, dtype=dtype)
+    hooked = ivlens.load(model, adapter=adapter, device=device, dtype=dtype, backend=backend)
     say_stored(hooked)
     given["template"] = template(hooked)
     found = ivlens.audit(hooked, chosen, out=folder, memory=budget, **given)

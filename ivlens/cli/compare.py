@@ -33,6 +33,7 @@ def compare(
     template_option: options.TemplateOptions = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    backend: options.Backend = "auto",
     memory: options.Memory = "2GiB",
     **typed: Any,
 ) -> None:
@@ -45,7 +46,7 @@ def compare(
     given = check_early(ComparisonSettings, typed, chosen)
     template = choose_template(typed["template"], bos, template_option)
     folder = out or Path("runs") / "-".join(["compare", *map(file_name, [base, *tuned, chosen.name])])
-    hooked = ivlens.load(base, device=device, dtype=dtype)
+    hooked = ivlens.load(base, device=device, dtype=dtype, backend=backend)
     say_stored(hooked)
     given["template"] = template(hooked)
     found = ivlens.compare(hooked, tuned, chosen, out=folder, memory=budget, **given)

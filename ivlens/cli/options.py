@@ -75,6 +75,9 @@ TemplateOptions = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16, float64.")]
+Backend = Annotated[
+    str, typer.Option(help="What the model is loaded into: hooked or bridge (of TransformerLens); auto.")
+]
 Memory = Annotated[str, typer.Option(help="What patching may take beside the weights.")]
 
 

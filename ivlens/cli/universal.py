@@ -37,6 +37,7 @@ def universal(
     template_option: options.TemplateOptions = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    backend: options.Backend = "auto",
     memory: options.Memory = "2GiB",
     **typed: Any,
 ) -> None:
@@ -49,7 +50,7 @@ def universal(
     chosen = [ivlens.task(name) for name in (ivlens.tasks() if tasks is None else options.split_list(tasks))]
     given = check_early(Settings, typed)
     template = choose_template(typed["template"], bos, template_option)
-    hooked = ivlens.load(model, adapter=adapter, device=device, dtype=dtype)
+    hooked = ivlens.load(model, adapter=adapter, device=device, dtype=dtype, backend=backend)
     say_stored(hooked)
     given["template"] = template(hooked)
     found = ivlens.universal_heads(hooked, chosen, top=top, score=score.value, memory=budget, **given)

@@ -1,52 +1,122 @@
 """How is a TransformerBridge read, TransformerLens' wrapper of a Hugging Face model, the only model of its version 4?
 
-It has HookedTransformer's hook names, but no blocks that could be called on rows of their own: whatever is measured on
-it is measured by whole forward passes with hooks. Adapters of PEFT may be dropped in silence: `check_bridge` tries
-what a bridge is going to be used for.
+It has HookedTransformer's hook names over transformers' own layers, of more than a hundred architectures. What ivlens
+rests on is found by those names and tried on a few tokens (`check_bridge`), not listed architecture by architecture.
+Adapters of PEFT may be dropped in silence: a bridge with any is refused.
 """
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ivlens.checkpoints.architectures import ARCHITECTURES
+from ivlens.checkpoints.checkpoint import Checkpoint
 from ivlens.errors import ModelError
+from ivlens.models.hooked import bos_fields
+from ivlens.models.origin import ORIGINS, Origin
+from ivlens.models.origin import backend_of as backend_of
+from ivlens.models.origin import is_bridge as is_bridge
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
     from transformer_lens.model_bridge import TransformerBridge
-    from typing_extensions import TypeIs
 
-# Of the known architectures, those where attention's output passes a norm before the residual stream.
-OUTPUT_NORMS = {"Gemma2ForCausalLM": "ln1_post", "Gemma3ForCausalLM": "ln1_post", "Olmo2ForCausalLM": "ln1"}
 CLOSE, CLOSE_IN_16_BITS = 1e-3, 0.1
-"""Of the largest logit: rounding is below it, a forgotten mask above."""
+"""Of the largest number: rounding is below it, a forgotten mask above."""
+
+# What was tried depends on how a bridge is built, not on its weights.
+_CHECKED: WeakSet[nn.Module] = WeakSet()
+_PATHS: WeakKeyDictionary[nn.Module, list[float]] = WeakKeyDictionary()
 
 
-def is_bridge(model: object) -> TypeIs[TransformerBridge]:
-    """Is it a TransformerBridge, of whichever version of TransformerLens?"""
-    return any(kind.__name__ == "TransformerBridge" for kind in type(model).__mro__)
+class OutputPath(NamedTuple):
+    """What heads' outputs pass on their way to the residual stream."""
+
+    weight: Float[Tensor, "head d_head d_model"]
+    norm: nn.Module | None
+    """Of the sum of all heads (Gemma 2, OLMo 2)."""
+    scale: float = 1.0
+    """Of what is added (Granite)."""
 
 
-def output_norm(bridge: TransformerBridge, layer: int) -> nn.Module | None:
-    """The norm that what the heads write passes before the residual stream, if any.
+def build_bridge(checkpoint: Checkpoint, *, device: str, dtype: torch.dtype) -> TransformerBridge:
+    """Wrap a checkpoint's model, and prove on a short prompt that it computes what it did before.
 
     Raises:
-        ModelError: an architecture of which ivlens does not know how heads reach the residual stream.
+        ModelError: TransformerLens has no bridge to it, or it comes out different.
     """
-    architecture = str(bridge.cfg.architecture)
-    if architecture not in ARCHITECTURES:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    name, hf = checkpoint.name, checkpoint.model
+    tokens = torch.randint(hf.config.get_text_config().vocab_size, (1, 32), generator=torch.Generator().manual_seed(0))
+    for weight in hf.parameters():  # Not buffers: rotations stay in float32.
+        weight.data = weight.data.to(dtype)
+    theirs = _log_probs(hf, tokens)
+    with warnings.catch_warnings():
+        # Of weights that TransformerLens would know how to fold, which stay as they are here.
+        warnings.simplefilter("ignore")
+        try:
+            bridge = TransformerBridge.boot_transformers(
+                name, hf_model=hf, tokenizer=checkpoint.tokenizer, dtype=dtype, device=device
+            )
+        except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
+            raise ModelError(f"TransformerLens has no bridge to {name} ({checkpoint.architecture}): {error}") from error
+    bridge.requires_grad_(False)
+    bridge.cfg.model_name = name
+    bridge.cfg.default_prepend_bos = bos_fields(checkpoint)["default_prepend_bos"]
+    ours = _log_probs(bridge, tokens.to(device)).cpu()
+    difference, accepted = float((ours - theirs).abs().max()), _close(bridge) * max(1.0, float(theirs.std()))
+    if not difference <= accepted:
         raise ModelError(
-            f"{bridge.cfg.model_name} is a {architecture}, of which ivlens does not know how heads reach the residual "
-            f"stream: it has no vectors; effects can be measured. Vectors are of {', '.join(ARCHITECTURES)}"
+            f"{name} as a TransformerBridge does not come out right: its log-probabilities differ by {difference:.2g} "
+            f"from transformers' (at most {accepted:.2g} is accepted); please report its config.json"
         )
-    name = OUTPUT_NORMS.get(architecture)
-    return None if name is None else getattr(bridge.blocks[layer], name)
+    check_bridge(bridge)
+    ORIGINS[bridge] = Origin.of(checkpoint.stored, checkpoint.files)
+    return bridge
+
+
+@torch.no_grad()
+def _log_probs(model: nn.Module, tokens: Int[Tensor, "1 pos"]) -> Float[Tensor, "1 pos vocab"]:
+    found = model(tokens)
+    return (found if isinstance(found, Tensor) else found.logits).float().log_softmax(-1)
+
+
+def unembed(bridge: TransformerBridge, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos vocab"]:
+    """Logits of a final residual stream."""
+    config = bridge.original_model.config.get_text_config()  # pyright: ignore
+    # Cohere multiplies, Granite divides, Gemma caps.
+    logits = bridge.unembed(bridge.ln_final(resid)) * (getattr(config, "logit_scale", None) or 1.0)
+    logits = logits / (getattr(config, "logits_scaling", None) or 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return cap * torch.tanh(logits / cap) if cap else logits
+
+
+@contextmanager
+def finite_masks(bridge: TransformerBridge) -> Iterator[None]:
+    """In float64, transformers masks with numbers that are infinite to its float32 softmax: NaN for pads."""
+    with ExitStack() as stack:
+        for block in bridge.blocks if bridge.cfg.dtype == torch.float64 else ():
+            stack.callback(block.register_forward_pre_hook(_make_finite, with_kwargs=True).remove)
+        yield
+
+
+def _make_finite(block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    lowest = torch.finfo(torch.float32).min
+
+    def clamp(value: Any) -> Any:
+        is_mask = isinstance(value, Tensor) and value.dim() == 4 and value.dtype == torch.float64
+        return value.clamp(min=lowest) if is_mask else value
+
+    return tuple(map(clamp, args)), {name: clamp(value) for name, value in kwargs.items()}
 
 
 def refuse_adapters(model: object) -> None:
@@ -58,21 +128,9 @@ def refuse_adapters(model: object) -> None:
         )
 
 
-@torch.no_grad()
-def check_bridge(model: HookedTransformer | TransformerBridge) -> None:
-    """Try on a few tokens that hooks reach every head, that attention is causal and that masks are kept.
-
-    Of a HookedTransformer, where that is so by construction, nothing is tried.
-
-    Raises:
-        ModelError: one of these does not hold, or the model is in training mode or has PEFT layers.
-    """
-    if is_bridge(model):
-        _check(model)
-
-
-def _check(bridge: TransformerBridge) -> None:
-    cfg, name = bridge.cfg, bridge.cfg.model_name
+def refuse_unready(bridge: TransformerBridge) -> None:
+    """Raises ModelError for a bridge in training mode, or with PEFT layers that were not merged."""
+    name = bridge.cfg.model_name
     if bridge.training:
         raise ModelError(f"{name} is in training mode, where dropout changes every run; call its eval() first")
     if any(type(module).__module__.startswith("peft.") for module in bridge.modules()):
@@ -80,51 +138,142 @@ def _check(bridge: TransformerBridge) -> None:
             f"{name} has PEFT layers in it, which a TransformerBridge may drop; call merge_and_unload() on the PEFT "
             "model before building the bridge"
         )
-    tokens = torch.randint(cfg.d_vocab, (1, min(6, cfg.n_ctx)), generator=torch.Generator().manual_seed(0))
-    tokens = tokens.to(cfg.device)
-    plain = _logits(bridge, tokens)
-    close = CLOSE_IN_16_BITS if cfg.dtype in (torch.bfloat16, torch.float16) else CLOSE
-    accepted = close * float(plain.abs().max())
-    _check_heads(bridge, tokens, plain)
-    other = _logits(bridge, torch.cat([tokens[:, :-1], (tokens[:, -1:] + 1) % cfg.d_vocab], dim=1))
-    if not float((other - plain)[:, :-1].abs().max()) <= accepted:
+
+
+@torch.no_grad()
+def check_bridge(model: HookedTransformer | TransformerBridge) -> None:
+    """Try on a few tokens that hooks reach every head, that attention is causal, masks are kept, and logits understood.
+
+    Of a HookedTransformer, where that is so by construction, nothing is tried. A bridge is tried once.
+
+    Raises:
+        ModelError: one of these does not hold, or the model is in training mode or has PEFT layers.
+    """
+    if not is_bridge(model):
+        return
+    refuse_unready(model)
+    if model not in _CHECKED:
+        _refuse_without_heads(model)
+        _check(model)
+        _CHECKED.add(model)
+
+
+def _refuse_without_heads(bridge: TransformerBridge) -> None:
+    name, config = bridge.cfg.model_name, bridge.original_model.config  # pyright: ignore
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"{name} has an encoder and a decoder; ivlens needs a causal language model")
+    for layer in range(bridge.cfg.n_layers):
+        # Hooks on names that it does not have are dropped by TransformerLens 3 in silence.
+        for point in (f"blocks.{layer}.attn.hook_z", f"blocks.{layer}.hook_resid_post"):
+            if point not in bridge.hook_dict:
+                raise ModelError(
+                    f"{name} has no {point}, where ivlens reads and changes heads and residual streams: its blocks "
+                    "are not all made of attention heads (state-space or hybrid models are not)"
+                )
+
+
+def _check(bridge: TransformerBridge) -> None:
+    """One pass over copies of a short prompt: the first is plain, and each of the others is changed in one way."""
+    cfg, name = bridge.cfg, bridge.cfg.model_name
+    prompt = torch.randint(cfg.d_vocab, (min(6, cfg.n_ctx),), generator=torch.Generator().manual_seed(0)).to(cfg.device)
+    tokens = prompt.repeat(3 + cfg.n_layers, 1)
+    tokens[1, -1] = (tokens[1, -1] + 1) % cfg.d_vocab
+    tokens[2], mask = prompt.roll(1), torch.ones_like(tokens)
+    mask[2, 0] = 0
+    seen: dict[str, Tensor] = {}
+
+    def clear(z: Tensor, hook: object, *, at: str, row: int) -> Tensor:
+        seen[at] = z
+        z = z.clone()
+        z[row] = 0
+        return z
+
+    def keep(resid: Tensor, hook: object) -> None:
+        seen["final"] = resid
+
+    hooks: list[Any] = [(f"blocks.{cfg.n_layers - 1}.hook_resid_post", keep)]
+    points = [f"blocks.{layer}.attn.hook_z" for layer in range(cfg.n_layers)]
+    hooks += [(at, partial(clear, at=at, row=3 + layer)) for layer, at in enumerate(points)]
+    try:
+        with finite_masks(bridge), bridge.hooks(fwd_hooks=hooks):
+            logits = bridge(tokens, attention_mask=mask).float()
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ModelError(f"{name} fails on {len(tokens)} short prompts in {cfg.dtype}: {error}") from error
+    wanted = (*tokens.shape, cfg.n_heads, cfg.d_head)
+    for layer, at in enumerate(points):
+        shape = tuple(seen[at].shape) if at in seen else None
+        if shape != wanted or torch.equal(logits[3 + layer], logits[0]):
+            raise ModelError(
+                f"{at} of {name} gives {shape}, or changes nothing when it is set; ivlens needs {wanted} as "
+                "(batch, pos, head, d_head), read and written, in every layer"
+            )
+    accepted = _close(bridge) * float(logits[0].abs().max())
+    if not float((logits[1] - logits[0])[:-1].abs().max()) <= accepted:
         raise ModelError(f"{name} reads in both directions; ivlens needs a causal model")
-    padded = torch.cat([tokens[:, -1:], tokens[:, :-1]], dim=1)
-    mask = torch.ones_like(tokens)
-    mask[:, 0] = 0
-    alone = _logits(bridge, tokens[:, :-1])
-    if not float((_logits(bridge, padded, mask)[:, -1] - alone[:, -1]).abs().max()) <= accepted:
+    if not float((logits[2, -1] - logits[0, -2]).abs().max()) <= accepted:
         raise ModelError(
-            f"{name} comes out different on a padded prompt, and ivlens pads prompts; in float64 transformers' own "
-            "models do (NaN): take float32 then"
+            f"{name} comes out different on a padded prompt, and ivlens pads prompts; in float64 some of transformers' "
+            "own models do (NaN): take float32 then"
+        )
+    if not float((unembed(bridge, seen["final"][:1])[0].float() - logits[0]).abs().max()) <= accepted:
+        raise ModelError(
+            f"{name} makes logits of its last residual stream in a way that ivlens does not know: not by a norm, an "
+            "unembedding, a scale and a soft cap"
         )
 
 
-def _check_heads(bridge: TransformerBridge, tokens: Int[Tensor, "1 pos"], plain: Float[Tensor, "1 pos vocab"]) -> None:
-    cfg, name = bridge.cfg, bridge.cfg.model_name
-    wanted = (*tokens.shape, cfg.n_heads, cfg.d_head)
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def clear(z: Tensor, hook: object, *, at: str) -> Tensor:
-        shapes[at] = tuple(z.shape)
-        return torch.zeros_like(z)
-
-    for layer in range(cfg.n_layers):
-        at = f"blocks.{layer}.attn.hook_z"
-        # Hooks on names that it does not have are dropped by TransformerLens 3 in silence.
-        missing = [point for point in (at, f"blocks.{layer}.hook_resid_post") if point not in bridge.hook_dict]
-        if missing:
-            raise ModelError(f"{name} has no {missing[0]}, where ivlens reads and changes heads and residual streams")
-        changed = _logits(bridge, tokens, hooks=[(at, partial(clear, at=at))])
-        if shapes.get(at) != wanted or torch.equal(changed, plain):
-            raise ModelError(
-                f"{at} of {name} gives {shapes.get(at)}, or changes nothing when it is set; ivlens needs {wanted} as "
-                "(batch, pos, head, d_head), read and written, in every layer"
-            )
+def _close(bridge: TransformerBridge) -> float:
+    return CLOSE_IN_16_BITS if bridge.cfg.dtype in (torch.bfloat16, torch.float16) else CLOSE
 
 
-def _logits(
-    bridge: TransformerBridge, tokens: Int[Tensor, "1 pos"], mask: Tensor | None = None, hooks: Any = ()
-) -> Float[Tensor, "1 pos vocab"]:
-    with bridge.hooks(fwd_hooks=list(hooks)):
-        return bridge(tokens, attention_mask=torch.ones_like(tokens) if mask is None else mask).float()
+def output_path(bridge: TransformerBridge, layer: int) -> OutputPath:
+    """The way of what a layer's heads compute into the residual stream, by the bridge's own names; tried once.
+
+    Raises:
+        ModelError: what attention adds to the stream does not come out of that way.
+    """
+    path = _output_path(bridge, layer)
+    if bridge not in _PATHS:
+        _PATHS[bridge] = _path_errors(bridge)
+    error = _PATHS[bridge][layer]
+    if not error <= _close(bridge):
+        raise ModelError(
+            f"what the heads of layer {layer} of {bridge.cfg.model_name} ({bridge.cfg.architecture}) write does not "
+            f"reach the residual stream by W_O, a norm and a scale alone (off by {error:.2g} of it): it has no "
+            "vectors; effects can be measured"
+        )
+    return path
+
+
+def _output_path(bridge: TransformerBridge, layer: int) -> OutputPath:
+    block = bridge.blocks[layer]
+    # The name of what is added to the residual stream tells where it comes from.
+    origin = block.hook_aliases.get("hook_attn_out", "attn.hook_out").split(".")[0]
+    scale = getattr(block, "residual_contribution_scale", 1.0)
+    return OutputPath(block.attn.W_O.detach(), None if origin == "attn" else getattr(block, origin), scale)
+
+
+@torch.no_grad()
+def _path_errors(bridge: TransformerBridge) -> list[float]:
+    """By layer, how far what heads write is from what attention adds to the stream, of the largest number there."""
+    cfg, seen = bridge.cfg, {}
+
+    def keep(activation: Tensor, hook: object, *, at: tuple[str, int]) -> None:
+        seen[at] = activation.detach()
+
+    layers = range(cfg.n_layers)
+    hooks: list[Any] = [(f"blocks.{layer}.attn.hook_z", partial(keep, at=("z", layer))) for layer in layers]
+    hooks += [(f"blocks.{layer}.hook_attn_out", partial(keep, at=("out", layer))) for layer in layers]
+    tokens = torch.randint(cfg.d_vocab, (1, min(6, cfg.n_ctx)), generator=torch.Generator().manual_seed(0))
+    with bridge.hooks(fwd_hooks=hooks):
+        bridge(tokens.to(cfg.device))
+    errors = []
+    for layer in layers:
+        weight, norm, scale = _output_path(bridge, layer)
+        found = torch.einsum("bphd,hdm->bpm", seen["z", layer], weight)
+        bias = bridge.blocks[layer].attn.b_O
+        found = found if bias is None else found + bias
+        found = scale * (found if norm is None else norm(found))
+        added = seen.get(("out", layer), found * torch.nan)
+        errors.append(float((found - added).abs().max() / added.abs().max()))
+    return errors

@@ -7,13 +7,13 @@ centring), so that an adapter means here what it means in PEFT.
 from __future__ import annotations
 
 import warnings
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ivlens.checkpoints.architectures import Fields, hooked_fields, hooked_weights
 from ivlens.checkpoints.checkpoint import Checkpoint
-from ivlens.errors import ModelError
 from ivlens.models.origin import ORIGINS, Origin
 from ivlens.models.origin import add_note as add_note
 from ivlens.models.origin import model_name as model_name
@@ -35,6 +35,11 @@ DTYPES = {
 }
 
 
+def has_hooked() -> bool:
+    """Whether this version of TransformerLens has a HookedTransformer; 4 has none."""
+    return int(metadata.version("transformer-lens").split(".")[0]) < 4
+
+
 def build_hooked(checkpoint: Checkpoint, *, device: str, dtype: torch.dtype) -> HookedTransformer:
     """A model that computes what transformers computes of a checkpoint, whose memory it takes over.
 
@@ -42,7 +47,7 @@ def build_hooked(checkpoint: Checkpoint, *, device: str, dtype: torch.dtype) -> 
         ModelError: TransformerLens does not compute it, or computes something else.
     """
     fields = hooked_fields(checkpoint.model.config, checkpoint.architecture)
-    fields |= {"model_name": checkpoint.name, **_bos(checkpoint)}
+    fields |= {"model_name": checkpoint.name, **bos_fields(checkpoint)}
     probe = _build(fields, device="cpu", dtype=torch.float32)
     weights = hooked_weights(checkpoint.model, probe.cfg)
     _fill(probe, weights)
@@ -61,13 +66,7 @@ def build_hooked(checkpoint: Checkpoint, *, device: str, dtype: torch.dtype) -> 
 
 
 def _build(fields: Fields, *, device: str, dtype: torch.dtype) -> HookedTransformer:
-    try:
-        from transformer_lens import HookedTransformer, HookedTransformerConfig
-    except ImportError as error:
-        raise ModelError(
-            "this version of TransformerLens has no HookedTransformer to load a checkpoint into; install "
-            "transformer-lens<4, or build a TransformerBridge and give that"
-        ) from error
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
 
     cfg = HookedTransformerConfig(**fields, device=device, dtype=dtype)
     with warnings.catch_warnings():
@@ -91,7 +90,7 @@ def _copy(weight: Tensor, *, device: str, dtype: torch.dtype) -> Tensor:
     return torch.empty(weight.shape, dtype=dtype, device=device).copy_(weight)
 
 
-def _bos(checkpoint: Checkpoint) -> dict[str, Any]:
+def bos_fields(checkpoint: Checkpoint) -> dict[str, Any]:
     tokenizer: PreTrainedTokenizerBase = checkpoint.tokenizer
     bos = tokenizer.bos_token_id
     adds = bos is not None and tokenizer("")["input_ids"][:1] == [bos]

@@ -4,31 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ivlens.errors import IvlensError
-from ivlens.models import hooked, loader, lora
+from ivlens.checkpoints import known_models
+from ivlens.checkpoints.checkpoint import flat, read_checkpoint, refuse_non_finite
+from ivlens.checkpoints.gguf_checkpoint import read_gguf
+from ivlens.errors import IvlensError, ModelError
+from ivlens.models import bridge, hooked, lora
+from ivlens.models.bridge import build_bridge
+from ivlens.models.hooked import DTYPES, build_hooked, has_hooked, model_name
 from ivlens.models.peft import read_adapter
 from ivlens.models.peft_config import read_config
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
-from typing import TYPE_CHECKING
-
-from ivlens.checkpoints import known_models
-from ivlens.checkpoints.checkpoint import flat, read_checkpoint, refuse_non_finite
-from ivlens.checkpoints.gguf_checkpoint import read_gguf
-from ivlens.errors import ModelError
-from ivlens.models import bridge
-from ivlens.models.hooked import DTYPES, build_hooked, model_name
-
-if TYPE_CHECKING:
-    from torch import Tensor
-    from transformer_lens import HookedTransformer
+BACKENDS = ("auto", "hooked", "bridge")
 
 
 def load_without_adapters(
@@ -37,6 +31,7 @@ def load_without_adapters(
     device: str = "auto",
     dtype: str = "auto",
     revision: str | None = None,
+    backend: str = "auto",
 ) -> HookedTransformer:
     """Load a model and prove on a short prompt that it computes what transformers computes.
 
@@ -53,6 +48,8 @@ def load_without_adapters(
         dtype: `float32`, `bfloat16`, `float16`, `float64`, or `auto`: float32, but bfloat16 on CUDA for a checkpoint
             that is stored in 16 bits.
         revision: Branch, tag or commit of a hub id.
+        backend: What it is loaded into: `hooked`, a HookedTransformer (TransformerLens 3); `bridge`, a
+            TransformerBridge, which knows more architectures and takes no adapters; `auto`, hooked where there is it.
 
     Returns:
         A model in eval mode with no gradients and with its tokenizer. Text gets a BOS token where the
@@ -64,15 +61,18 @@ def load_without_adapters(
             out different from transformers by more than `TOLERANCE`.
     """
     if not isinstance(model, str | Path):
-        return _as_it_is(model, device=device, dtype=dtype, revision=revision)
-    where, asked = _device(device), _dtype(dtype)
+        return _as_it_is(model, device=device, dtype=dtype, revision=revision, backend=backend)
+    where, asked, build = _device(device), _dtype(dtype), _backend(backend)
     found = find_checkpoint(model, revision=revision)
-    read = read_gguf if found.suffix == ".gguf" and found.is_file() else read_checkpoint
-    checkpoint = read(found, name=_name(model, found))
+    name = _name(model, found)
+    if found.suffix == ".gguf" and found.is_file():
+        checkpoint = read_gguf(found, name=name)
+    else:
+        checkpoint = read_checkpoint(found, name=name, for_bridge=build is build_bridge)
     if asked is None:
         half = checkpoint.dtype in (torch.bfloat16, torch.float16)
         asked = torch.bfloat16 if half and where.startswith("cuda") else torch.float32
-    return build_hooked(checkpoint, device=where, dtype=asked)
+    return build(checkpoint, device=where, dtype=asked)
 
 
 def _name(model: str | Path, found: Path) -> str:
@@ -82,16 +82,30 @@ def _name(model: str | Path, found: Path) -> str:
     return found.stem if found.is_file() else found.resolve().name
 
 
-def _as_it_is(model: HookedTransformer, *, device: str, dtype: str, revision: str | None) -> HookedTransformer:
+def _as_it_is(
+    model: HookedTransformer, *, device: str, dtype: str, revision: str | None, backend: str
+) -> HookedTransformer:
     kind = type(model).__name__
     refuse_other_kinds(model)
-    if (device, dtype, revision) != ("auto", "auto", None):
-        raise ModelError(f"a {kind} is taken as it is; leave device, dtype and revision out, or use model.to")
+    if (device, dtype, revision, backend) != ("auto", "auto", None, "auto"):
+        raise ModelError(f"a {kind} is taken as it is; leave device, dtype, revision and backend out, or use model.to")
     if model.cfg.attention_dir != "causal":
         raise ModelError(f"{model_name(model)} has {model.cfg.attention_dir} attention; ivlens needs a causal model")
     refuse_non_finite(model, model_name(model))
     bridge.check_bridge(model)
     return model
+
+
+def _backend(backend: str) -> Any:
+    """What builds a model from a checkpoint."""
+    if backend not in BACKENDS:
+        raise ModelError(f"{backend!r} is not a backend; give auto, hooked or bridge")
+    if backend == "hooked" and not has_hooked():
+        raise ModelError(
+            "backend is 'hooked', but this version of TransformerLens has no HookedTransformer; install "
+            "transformer-lens<4, or take backend='bridge'"
+        )
+    return build_hooked if backend == "hooked" or (backend == "auto" and has_hooked()) else build_bridge
 
 
 def _device(device: str) -> str:
@@ -215,6 +229,7 @@ def load(
     device: str = "auto",
     dtype: str = "auto",
     revision: str | None = None,
+    backend: str = "auto",
 ) -> HookedTransformer:
     """Load a model, prove that it computes what transformers computes, and merge adapters into its weights.
 
@@ -231,6 +246,8 @@ def load(
         dtype: `float32`, `bfloat16`, `float16`, `float64`, or `auto`: float32, but bfloat16 on CUDA for a checkpoint
             that is stored in 16 bits.
         revision: Branch, tag or commit of a hub id.
+        backend: What it is loaded into: `hooked`, a HookedTransformer (TransformerLens 3); `bridge`, a
+            TransformerBridge, which knows more architectures and takes no adapters; `auto`, hooked where there is it.
 
     Returns:
         A model in eval mode with no gradients and with its tokenizer. Text gets a BOS token where the checkpoint's
@@ -247,7 +264,7 @@ def load(
     """
     folders = [adapter] if isinstance(adapter, str | Path) else list(adapter or ())
     if not folders:
-        return loader.load_without_adapters(model, device=device, dtype=dtype, revision=revision)
+        return load_without_adapters(model, device=device, dtype=dtype, revision=revision, backend=backend)
     if not isinstance(model, str | Path):
         raise IvlensError(
             f"adapter was given with a {type(model).__name__}, which is taken as it is; give the model's folder or hub "
@@ -255,7 +272,7 @@ def load(
         )
     for folder in folders:  # Before a large model is read.
         read_config(Path(folder))
-    loaded = loader.load_without_adapters(model, device=device, dtype=dtype, revision=revision)
+    loaded = load_without_adapters(model, device=device, dtype=dtype, revision=revision, backend=backend)
     for folder in folders:
         _merge(loaded, folder)
     return loaded

@@ -21,6 +21,8 @@ from ivlens.storage.run_record import Source
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformer_lens import HookedTransformer
+    from transformer_lens.model_bridge import TransformerBridge
+    from typing_extensions import TypeIs
 
 LARGE = 2**28
 """Bytes of weights from which on their digest is kept: a second's work."""
@@ -63,10 +65,25 @@ def add_note(model: HookedTransformer, said: str) -> None:
     ORIGINS[model] = origin._replace(stored="; ".join(filter(None, (origin.stored, said))))
 
 
-def source(model: Any, *, name: str | None = None, digest: str | None = None, stored: str = "") -> Source:
-    """What a run's record says of a model, or of an adapter whose name and digest are given."""
+def is_bridge(model: object) -> TypeIs[TransformerBridge]:
+    """Is it a TransformerBridge, of whichever version of TransformerLens?"""
+    return any(kind.__name__ == "TransformerBridge" for kind in type(model).__mro__)
+
+
+def backend_of(model: object) -> str:
+    """As it is asked for and recorded: `bridge` or `hooked`."""
+    return "bridge" if is_bridge(model) else "hooked"
+
+
+def source(
+    model: Any, *, name: str | None = None, digest: str | None = None, stored: str = "", backend: str | None = None
+) -> Source:
+    """What a run's record says of a model, or of an adapter whose name, digest and model's backend are given."""
     return Source(
-        name=name or model_name(model), digest=digest or weight_digest(model), stored=stored or stored_as(model)
+        name=name or model_name(model),
+        digest=digest or weight_digest(model),
+        stored=stored or stored_as(model),
+        backend=backend or backend_of(model),
     )
 
 

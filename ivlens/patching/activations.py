@@ -14,11 +14,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ivlens.errors import ModelError, ShapeMismatch
+from ivlens.forward.makers import forward_of
+from ivlens.forward.memory import count_at_once
+from ivlens.forward.prompt_end import answers_behind
+from ivlens.forward.token_batches import batches, with_answers
+from ivlens.kept_batches import keep_batch
 from ivlens.measures import first_token_probability, greedy_match
 from ivlens.models import bridge
 from ivlens.models.hooked import model_name
-from ivlens.patching import block_forward
-from ivlens.patching.prompt_end import answers_behind
 from ivlens.progress import track
 from ivlens.prompts.tokens import Tokens
 from ivlens.shapes import Head, MeanZ
@@ -26,36 +29,12 @@ from ivlens.shapes import Head, MeanZ
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
-# Tokens of one forward pass; more gains no speed and costs memory.
-TOKENS_PER_PASS = 4096
-
 AnswerLogits = Float[Tensor, "prompt answer vocab"]
-
-
-def batches(tokens: Tokens, *, size: int | None = None) -> Iterator[Tokens]:
-    """Parts of at most `size` prompts, or of about 4096 tokens."""
-    width = tokens.prompts.shape[1] + tokens.answers.shape[1]
-    size = size or max(1, TOKENS_PER_PASS // width)
-    for start in range(0, len(tokens), size):
-        yield tokens[start : start + size]
-
-
-def with_answers(tokens: Tokens) -> tuple[Int[Tensor, "prompt pos"], Bool[Tensor, "prompt pos"]]:
-    """Prompts followed by all answer tokens but the last, and their mask: what teacher forcing reads."""
-    ids = torch.cat([tokens.prompts, tokens.answers[:, :-1]], dim=1)
-    # An answer's token is read if the answer goes on behind it.
-    return ids, torch.cat([tokens.mask, tokens.answer_mask[:, 1:]], dim=1)
 
 
 def unembed(model: HookedTransformer, resid: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
     """Logits of a final residual stream, soft cap included."""
-    flat = resid.reshape(1, -1, resid.shape[-1])
-    normed = flat if model.cfg.normalization_type is None else model.ln_final(flat)
-    logits = model.unembed(normed)
-    cap = model.cfg.output_logits_soft_cap
-    if cap > 0:
-        logits = cap * torch.tanh(logits / cap)
-    return logits.reshape(*resid.shape[:-1], -1)
+    return forward_of(model).unembed(resid)
 
 
 @torch.no_grad()
@@ -77,12 +56,8 @@ def differentiable_logits(
 ) -> Float[Tensor, "prompt place vocab"]:
     """Logits at the last so many of the tokens that `with_answers` reads, or at all of them, pads included."""
     ids, mask = with_answers(tokens)
-    start = 0 if last is None else ids.shape[1] - last
     with answers_behind(tokens.answers.shape[1] - 1):
-        if bridge.is_bridge(model):
-            return model(ids, attention_mask=mask.long())[:, start:]
-        resid = model(ids, attention_mask=mask.long(), stop_at_layer=model.cfg.n_layers)
-    return unembed(model, resid[:, start:])
+        return forward_of(model).last_logits(ids, mask, ids.shape[1] if last is None else last)
 
 
 class Replied(NamedTuple):
@@ -99,7 +74,7 @@ class Replied(NamedTuple):
 
 def reply_in_batches(model: HookedTransformer, tokens: Tokens) -> Iterator[Replied]:
     """Ask all prompts, batch by batch."""
-    for batch in batches(tokens):
+    for batch in batches(tokens, most=count_at_once(model, tokens)):
         logits = answer_logits(model, batch)
         right = greedy_match(logits, batch.answers, batch.answer_mask).cpu()
         yield Replied(right, first_token_probability(logits, batch.answers).cpu(), logits.argmax(-1), batch)
@@ -107,8 +82,15 @@ def reply_in_batches(model: HookedTransformer, tokens: Tokens) -> Iterator[Repli
 
 def score_answers(model: HookedTransformer, tokens: Tokens) -> tuple[Bool[Tensor, " prompt"], Float[Tensor, " prompt"]]:
     """Is each answer what greedy decoding writes, and how probable is its first token? On the CPU."""
-    found = list(reply_in_batches(model, tokens))
-    return torch.cat([part.right for part in found]), torch.cat([part.first for part in found])
+    found = []
+    for batch in track(list(batches(tokens, most=count_at_once(model, tokens))), "asking"):
+
+        def compute(batch: Tokens = batch) -> dict[str, Tensor]:
+            (part,) = reply_in_batches(model, batch)
+            return {"right": part.right, "first": part.first}
+
+        found.append(keep_batch("answers", list(vars(batch).values()), compute, device="cpu"))
+    return torch.cat([part["right"] for part in found]), torch.cat([part["first"] for part in found])
 
 
 @torch.no_grad()
@@ -120,12 +102,7 @@ def last_z(model: HookedTransformer, tokens: Tokens) -> Float[Tensor, "prompt la
         kept.append(z[:, -1].clone())
 
     hooks: list[Any] = [(f"blocks.{layer}.attn.hook_z", keep) for layer in range(model.cfg.n_layers)]
-    model.run_with_hooks(
-        tokens.prompts,
-        attention_mask=tokens.mask.long(),
-        stop_at_layer=model.cfg.n_layers,
-        fwd_hooks=hooks,
-    )
+    forward_of(model).run(tokens.prompts, tokens.mask, hooks)
     return torch.stack(kept, dim=1)
 
 
@@ -140,7 +117,7 @@ def residual_norms(model: HookedTransformer, tokens: Tokens) -> Float[Tensor, " 
     layers = range(model.cfg.n_layers)
     hooks: list[Any] = [(f"blocks.{layer}.hook_resid_post", partial(add, layer=layer)) for layer in layers]
     for batch in batches(tokens):
-        model.run_with_hooks(batch.prompts, attention_mask=batch.mask.long(), fwd_hooks=hooks)
+        forward_of(model).run(batch.prompts, batch.mask, hooks)
     return total / len(tokens)
 
 
@@ -155,8 +132,12 @@ def mean_z(model: HookedTransformer, tokens: Tokens) -> MeanZ:
     """
     bridge.check_bridge(model)
     total = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_head, dtype=torch.float64)
-    for batch in track(list(batches(tokens)), "mean head outputs"):
-        total += last_z(model, batch).double().sum(0).cpu()
+    for batch in track(list(batches(tokens, most=count_at_once(model, tokens))), "mean head outputs"):
+
+        def compute(batch: Tokens = batch) -> dict[str, Tensor]:
+            return {"z": last_z(model, batch).double().sum(0)}
+
+        total += keep_batch("means", [batch.prompts, batch.mask], compute, device="cpu")["z"]
     broken = [layer for layer in range(len(total)) if not bool(total[layer].isfinite().all())]
     if broken:
         raise ModelError(
@@ -188,14 +169,12 @@ def path_to_residual(model: HookedTransformer, head: Head, mean: MeanZ) -> Float
     the layer is multiplied in: what they all write is then what the norm makes of the mean. The scale of a single
     prompt differs from that of the mean, and on average is larger.
     """
-    block = model.blocks[head.layer]
-    norm = bridge.output_norm(model, head.layer) if bridge.is_bridge(model) else block_forward.output_norm(block)
-    weight = block.attn.W_O.detach()
+    weight, norm, scale = forward_of(model).output_path(head.layer)
     path = weight[head.head].to(mean.dtype)
     if norm is None:
-        return path
+        return path if scale == 1.0 else scale * path
     # The norms of Hugging Face and of TransformerLens keep their gain in different ways: it is read off numbers of one.
     ones = torch.ones(1, 1, model.cfg.d_model, dtype=model.cfg.dtype, device=model.cfg.device)
     gain = norm(ones)[0, 0].detach().to(mean.dtype) * (1 + model.cfg.eps) ** 0.5
     out = torch.einsum("hd,hdm->m", mean[head.layer], weight.to(mean.dtype))
-    return path * gain / (out.square().mean() + model.cfg.eps).sqrt()
+    return scale * path * gain / (out.square().mean() + model.cfg.eps).sqrt()

@@ -1,21 +1,21 @@
 """What becomes of an answer when hooks change the run? One whole forward pass for every change.
 
 Slow and obvious, right for every model that has TransformerLens' hooks: what the block-wise passes of `branches` and
-`interventions` are held to, and the only way on a TransformerBridge. `run_rows` takes the one pass where it can.
+`interventions` are held to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
 from torch import Tensor
 
-from ivlens.models import bridge
-from ivlens.patching.activations import AnswerLogits, answer_logits, batches
-from ivlens.patching.branches import Answers, Branch, read_answers, run_branches
+from ivlens.forward.token_batches import TOKENS_PER_PASS, batches
+from ivlens.patching.activations import AnswerLogits, answer_logits
+from ivlens.patching.branches import Answers, read_answers
 from ivlens.progress import track
 from ivlens.prompts.tokens import Tokens
 from ivlens.shapes import Head
@@ -30,43 +30,10 @@ Hooks = Sequence[NamedHook]
 _LOGITS = 2**28
 
 
-def carries_rows(model: HookedTransformer) -> bool:
-    """Whether the model's blocks can be called on rows of their own; if not, every row is a forward pass.
-
-    Raises:
-        ModelError: a TransformerBridge lacks what `check_bridge` asks for.
-    """
-    bridge.check_bridge(model)
-    return not bridge.is_bridge(model)
-
-
-def run_rows(
-    model: HookedTransformer,
-    tokens: Tokens,
-    rows: Iterable[Hooks],
-    branch: Branch,
-    *,
-    counts: Sequence[int],
-    memory: int,
-    description: str,
-) -> Answers:
-    """Read the answers off rows with a change each: all in one pass where the model allows it, else one by one.
-
-    Args:
-        rows: The changes as hooks, those of layer 0 first.
-        branch: The same changes, as rows that leave the unpatched run (see `branches.run_branches`).
-        counts: How many there are, by layer.
-        memory: Bytes that the one pass may take beside the model's weights.
-    """
-    if bridge.is_bridge(model):  # Which `run_hooked` checks.
-        return run_hooked(model, tokens, list(rows), description=description)
-    return run_branches(model, tokens, branch, counts=counts, memory=memory, description=description)
-
-
 def run_hooked(model: HookedTransformer, tokens: Tokens, rows: Sequence[Hooks], *, description: str) -> Answers:
     """Read the answers off one forward pass per row; row 0 is unchanged, row 1 + i is under the i-th hooks."""
     width = tokens.prompts.shape[1] + tokens.answers.shape[1]
-    size = None if carries_rows(model) else max(1, _LOGITS // (model.cfg.d_vocab * width))
+    size = max(1, min(TOKENS_PER_PASS // width, _LOGITS // (model.cfg.d_vocab * width)))
     parts = []
     for hooks in track([[], *rows], description):
         found = [

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -17,12 +16,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ivlens.errors import ShapeMismatch
+from ivlens.forward.makers import forward_of
+from ivlens.forward.memory import count_at_once
+from ivlens.forward.rows import Forward, Replaced, check_finite, compare_with_model
+from ivlens.forward.token_batches import batches
+from ivlens.kept_batches import keep_batch
 from ivlens.measures import greedy_match, kl_divergence, token_log_probs
 from ivlens.models import hooked
-from ivlens.patching import branches
-from ivlens.patching.activations import batches, check_mean_z, unembed
-from ivlens.patching.block_forward import attend, write
-from ivlens.patching.hooks import add_to_residual, at_position, carries_rows, logits_under, set_head
+from ivlens.patching.activations import check_mean_z
 from ivlens.progress import track
 from ivlens.prompts.tokens import Tokens
 from ivlens.shapes import Head, MeanZ, Residual
@@ -82,12 +83,17 @@ def run_changes(
     planned = _plan(model, changes, layer, z)
     tail, n_rows = tokens.answers.shape[1], len(planned.added)
     per_prompt = n_rows * tail * max(model.cfg.d_vocab_out, 4 * model.cfg.n_heads * tokens.prompts.shape[1])
-    by_rows, by_reruns = partial(_carry, planned=planned), partial(_rerun, changes=changes, layer=layer, z=z)
-    read = by_rows if carries_rows(model) else by_reruns
-    parts = [
-        _outcomes(batch, read(model, batch))
-        for batch in track(list(_split_by_size(tokens, max(1, _LOGITS // per_prompt))), "changing heads and vectors")
-    ]
+    forward, size = forward_of(model), max(1, _LOGITS // per_prompt)
+    size = min(size, count_at_once(model, tokens, n_rows))
+    known = [planned.added, planned.ablated, planned.z, torch.tensor(planned.layer)]
+
+    def read(batch: Tokens) -> Outcomes:
+        def compute() -> dict[str, Tensor]:
+            return vars(_outcomes(batch, _carry(forward, batch, planned)))
+
+        return Outcomes(**keep_batch("changes", [*vars(batch).values(), *known], compute, device=model.cfg.device))
+
+    parts = [read(batch) for batch in track(list(_split_by_size(tokens, size)), "changing heads and vectors")]
     return Outcomes(
         probability=torch.cat([part.probability for part in parts]).cpu(),
         match=torch.cat([part.match for part in parts]).cpu(),
@@ -119,32 +125,17 @@ def _plan(model: HookedTransformer, changes: Sequence[Change], layer: int, z: Me
     return _Planned(added, ablated, z.to(cfg.device, cfg.dtype), layer)
 
 
-def _rerun(
-    model: HookedTransformer, tokens: Tokens, *, changes: Sequence[Change], layer: int, z: MeanZ
-) -> Float[Tensor, "prompt row answer vocab"]:
-    """Logits of all rows, one forward pass for each."""
-    last = tokens.prompts.shape[1] - 1
-    rows = [[]]
-    for change in changes:
-        hooks = [set_head(head, z[head]) for head in change.ablated]
-        hooks += [] if change.added is None else [add_to_residual(layer, change.added)]
-        rows.append([at_position(hook, last) for hook in hooks])
-    return torch.stack([logits_under(model, tokens, hooks) for hooks in rows], dim=1)
-
-
-def _carry(model: HookedTransformer, tokens: Tokens, *, planned: _Planned) -> Float[Tensor, "prompt row answer vocab"]:
+def _carry(forward: Forward, tokens: Tokens, planned: _Planned) -> Float[Tensor, "prompt row answer vocab"]:
     """Logits of all rows, which are carried up the layers together."""
-    prefix = branches.read_prefix(model, tokens)
-    stack = repeat(prefix.start, "prompt tail d -> prompt row tail d", row=len(planned.added))
-    for layer, block in enumerate(model.blocks):
-        heads = attend(block, layer, prefix, stack)
-        last = torch.where(planned.ablated[:, layer, :, None], planned.z[layer], heads[:, :, 0])
-        stack = write(block, stack, torch.cat([last[:, :, None], heads[:, :, 1:]], dim=2))
+    reading = forward.read(tokens)
+    stack = repeat(reading.start, "prompt tail d -> prompt row tail d", row=len(planned.added))
+    for layer, z in enumerate(planned.z):
+        stack = reading.carry(layer, stack, Replaced(planned.ablated[:, layer], z))
         if layer == planned.layer:
             stack[:, :, 0] += planned.added
-        branches.check_finite(stack, layer)
-    branches.compare_with_model(model, prefix, stack[:, 0])
-    return unembed(model, stack)
+        check_finite(stack, layer)
+    compare_with_model(forward, reading, stack[:, 0])
+    return forward.unembed(stack)
 
 
 def _outcomes(tokens: Tokens, logits: Float[Tensor, "prompt row answer vocab"]) -> Outcomes:

@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ivlens.errors import ModelError
-from ivlens.patching import hooks
+from ivlens.forward.rows import Replaced, Rows
+from ivlens.patching import branches, hooks
 from ivlens.patching.activations import check_mean_z
-from ivlens.patching.block_forward import Rows, write
 from ivlens.patching.branches import Answers, Junction
 from ivlens.patching.hooks import Hooks
 from ivlens.patching.settings import Effect
@@ -46,24 +47,24 @@ def sweep(
 
     Raises:
         ShapeMismatch: `z` is from a model with other heads.
-        ModelError: a residual stream is NaN or infinite, or the model's attention is not one that `branches` knows,
-            or a TransformerBridge (which is patched head by head, as by `loop`) lacks what `check_bridge` asks for.
+        ModelError: a residual stream is NaN or infinite, the block-wise pass differs from the model's own, or a
+            TransformerBridge lacks what `check_bridge` asks for.
         PromptError: `memory` cannot hold a single prompt.
     """
     _check_inputs(model, z)
     means = z.to(model.cfg.device, model.cfg.dtype)
+    one_each = torch.eye(model.cfg.n_heads, dtype=torch.bool, device=model.cfg.device)
 
     def branch(junction: Junction, heads: range) -> Rows:
-        patched = junction.z.repeat(1, len(heads), 1, 1, 1)
-        patched[:, range(len(heads)), 0, heads] = means[junction.layer, heads]
-        return write(junction.block, junction.before.expand(-1, len(heads), -1, -1), patched)
+        replaced = Replaced(one_each[heads.start : heads.stop], means[junction.layer])
+        return junction.reading.carry(junction.layer, junction.before, replaced)
 
-    found = hooks.run_rows(
+    found = branches.run_branches(
         model,
         tokens if effect == "nll" else tokens.first(),
-        _hooks_of_heads(model, tokens, z),
         branch,
         counts=[model.cfg.n_heads] * model.cfg.n_layers,
+        inputs=[means],
         memory=memory,
         description="patching every head",
     )

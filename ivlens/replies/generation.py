@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ivlens.errors import IvlensError
+from ivlens.forward.token_batches import batches
 from ivlens.models import bridge
-from ivlens.patching.activations import batches, unembed
+from ivlens.patching.activations import unembed
 from ivlens.patching.hooks import Hooks, at_position
 from ivlens.progress import track
 from ivlens.prompts.tokens import Tokens

@@ -1,7 +1,6 @@
 """What becomes of the answers under many steerings at once: every vector at every layer, or each at its own?
 
-All rows share one pass: each leaves the unsteered run behind the block where its vector is added (see `branches`). On a
-TransformerBridge there is one pass a row.
+All rows share one pass: each leaves the unsteered run behind the block where its vector is added (see `branches`).
 """
 
 from __future__ import annotations
@@ -14,10 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ivlens.errors import ShapeMismatch
+from ivlens.forward.rows import Rows
 from ivlens.models import hooked
-from ivlens.patching.block_forward import Rows
+from ivlens.patching import branches
 from ivlens.patching.branches import Answers, Junction
-from ivlens.patching.hooks import add_to_residual, at_position, run_rows
 from ivlens.prompts.tokens import Tokens
 from ivlens.shapes import GIB
 from ivlens.vectors.head_writing import check_layer
@@ -68,9 +67,15 @@ def steer_rows(
         steered_rows[:, :, 0] += added[own]
         return steered_rows
 
-    last = tokens.prompts.shape[1] - 1
-    hooks = [[at_position(add_to_residual(layers[row], added[row]), last)] for row in order]
-    found = run_rows(model, tokens, hooks, branch, counts=counts, memory=memory, description=description)
+    found = branches.run_branches(
+        model,
+        tokens,
+        branch,
+        counts=counts,
+        inputs=[added[order]],
+        memory=memory,
+        description=description,
+    )
     places = {row: place for place, row in enumerate(order, start=1)}
     return found.rows([0, *(places[row] for row in range(len(layers)))])
 

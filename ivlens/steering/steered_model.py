@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor
 
 from ivlens.errors import IvlensError
+from ivlens.forward.prompt_end import PromptEnds
 from ivlens.models import loader
 from ivlens.patching.activations import check_mean_z
 from ivlens.patching.hooks import NamedHook, add_to_residual, set_head
-from ivlens.patching.prompt_end import PromptEnds
 from ivlens.vectors.head_writing import check_layer, check_scale, check_width
 from ivlens.vectors.instruction_vector import InstructionVector
 

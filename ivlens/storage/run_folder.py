@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pandas as pd
+from safetensors.torch import save_file
 
 from ivlens.errors import RunError
-from ivlens.storage import command_line, parquet
+from ivlens.kept_batches import Tensors, keeping
+from ivlens.storage import command_line, parquet, tensor_files
 from ivlens.storage.atomic_files import OURS, Lock, as_run_error, remove_leftovers, replacing
 from ivlens.storage.run_record import RECORD, RunRecord, plain, read_record, refuse_another, write_record
 from ivlens.storage.run_record import Source as Source
@@ -160,6 +164,24 @@ class Tables:
         if self.run is None:
             return compute()
         return self.run.table(f"{PARTS}/{name}", compute, columns=columns)
+
+    @contextmanager
+    def keeping(self, scope: str) -> Iterator[None]:
+        """Inside the `with` block, batches are kept in a folder of that name until the run is complete."""
+        if self.run is None:
+            yield
+        else:
+            with keeping(partial(_keep, self.run, scope)):
+                yield
+
+
+def _keep(run: Run, scope: str, name: str, compute: Callable[[], Tensors]) -> Tensors:
+    file = f"{PARTS}/{scope}/{name}.safetensors"
+    if not run.has(file):
+        found = {key: value.contiguous() for key, value in compute().items()}
+        run.write_with(file, lambda path: save_file(found, path))
+        return found
+    return tensor_files.read_tensors(run.path(file), remedy="delete it and run the same command again")[0]
 
 
 def open_run(

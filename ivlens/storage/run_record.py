@@ -35,6 +35,8 @@ class Source(_Strict):
     """Of the weights, or of the task's contents."""
     stored: str = ""
     """How weights that had to be dequantised were stored, and what rounding lost of adapters. Never compared."""
+    backend: str = ""
+    """What a model was loaded into, `hooked` or `bridge`. Not compared: the digest is another one."""
 
 
 class RunRecord(_Strict):

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import bridges
 import pandas as pd
 import pytest
 import rounding
@@ -20,13 +21,27 @@ from checkpoints import FAMILIES
 from conftest import WORD_TEMPLATE, random_tokens
 from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertLMHeadModel, MambaConfig, MambaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertLMHeadModel,
+    FalconH1Config,
+    FalconH1ForCausalLM,
+    Lfm2Config,
+    Lfm2ForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+)
 
 import ivlens
 from ivlens.analysis import dependence, probes
 from ivlens.checkpoints.checkpoint import quiet_transformers
 from ivlens.datasets.task import Task
 from ivlens.errors import IvlensError, ModelError
+from ivlens.models import bridge as models_bridge
 from ivlens.models import hooked as models
 from ivlens.models import lora
 from ivlens.patching import interventions, sweep
@@ -292,7 +307,9 @@ def test_a_bridge_is_returned_as_it_is(folders: Folders) -> None:
     with torch.no_grad():
         bridge.original_model.lm_head.weight[0, 0] += 1e-6
     assert models.weight_digest(bridge) != digest
-    with pytest.raises(ModelError, match="a TransformerBridge is taken as it is; leave device, dtype and revision out"):
+    with pytest.raises(
+        ModelError, match="a TransformerBridge is taken as it is; leave device, dtype, revision and backend out"
+    ):
         ivlens.load(bridge, dtype="bfloat16")
 
 
@@ -302,17 +319,43 @@ def test_what_a_bridge_cannot_do_is_refused_with_the_reason(folders: Folders) ->
         lora.fresh(bridge, lora.LoraConfig())
     with pytest.raises(IvlensError, match="adapter was given with a TransformerBridge, which is taken as it is"):
         ivlens.load(bridge, adapter="somewhere")
-    bridge.cfg.architecture = "GraniteForCausalLM"
-    with pytest.raises(ModelError, match="tiny is a GraniteForCausalLM, of which ivlens does not know how heads reach"):
-        path_to_residual(bridge, Head(0, 0), random_z(bridge.cfg))
     bridge.train()
     with pytest.raises(ModelError, match="tiny is in training mode, where dropout changes every run"):
         ivlens.load(bridge)
 
 
-def test_a_bridge_that_pads_wrongly_is_refused(folders: Folders) -> None:
+def test_a_bridge_whose_heads_reach_the_stream_another_way_has_no_vectors(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bridge = ivlens.load(bridge_of(folders("llama")))
+    way = models_bridge._output_path
+    monkeypatch.setattr(models_bridge, "_output_path", lambda *at: way(*at)._replace(scale=1.0 + at[1]))
+    sentence = r"the heads of layer 1 of tiny \(LlamaForCausalLM\) write does not reach .*: it has no vectors; effects"
+    with pytest.raises(ModelError, match=sentence):
+        path_to_residual(bridge, Head(1, 0), random_z(bridge.cfg))
+    assert path_to_residual(bridge, Head(0, 0), random_z(bridge.cfg)).shape == (8, 32)
+
+
+def test_a_bridge_that_pads_wrongly_is_refused() -> None:
     with pytest.raises(ModelError, match=r"tiny comes out different on a padded prompt, .* take float32"):
-        ivlens.load(bridge_to(transformers_model(folders("llama"), torch.float64), folders("llama")))
+        ivlens.load(bridges.random_bridge("mpt", torch.float64))
+
+
+def test_a_bridge_to_logits_of_another_kind_is_refused() -> None:
+    bridge = bridges.random_bridge("granite")
+
+    def halve(module: nn.Module, args: Any, out: Any) -> Any:
+        out.logits = 0.5 * out.logits
+        return out
+
+    bridge.original_model.register_forward_hook(halve)
+    with pytest.raises(ModelError, match="tiny makes logits of its last residual stream in a way that ivlens does not"):
+        ivlens.load(bridge)
+
+
+def test_a_dtype_that_transformers_cannot_compute_in_is_said() -> None:
+    with pytest.raises(ModelError, match=r"tiny fails on 6 short prompts in torch\.float64: .*Double"):
+        ivlens.load(bridges.random_bridge("mixtral", torch.float64))
 
 
 # PEFT 0.21 reads an attribute that transformers 5.23 has renamed.
@@ -325,11 +368,21 @@ def test_an_adapter_of_peft_that_was_not_merged_is_refused(folders: Folders) -> 
         ivlens.load(bridge)
 
 
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
+BART = {f"{side}_{what}": 2 for side in ("encoder", "decoder") for what in ("layers", "attention_heads", "ffn_dim")}
 SIZES = {"vocab_size": 120, "hidden_size": 32, "num_hidden_layers": 2}
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "no heads": (
         lambda: MambaForCausalLM(MambaConfig(**SIZES, state_size=4)),
         r"tiny has no blocks\.0\.attn\.hook_z, where ivlens reads",
+    ),
+    "convolutions and attention": (
+        lambda: Lfm2ForCausalLM(Lfm2Config(**SIZES, **HEADS, layer_types=["conv", "full_attention"])),
+        r"tiny has no blocks\.0\.attn\.hook_z, .* \(state-space or hybrid models are not\)",
+    ),
+    "encoder and decoder": (
+        lambda: BartForConditionalGeneration(BartConfig(vocab_size=120, d_model=32, **BART)),
+        "tiny has an encoder and a decoder; ivlens needs a causal language model",
     ),
     "both directions": (
         lambda: BertLMHeadModel(BertConfig(**SIZES, num_attention_heads=4, intermediate_size=48)),
@@ -339,15 +392,50 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_bridge_to_another_kind_of_model_is_refused(case: str, folders: Folders) -> None:
+def test_a_bridge_to_another_kind_of_model_is_refused(case: str) -> None:
     make, sentence = REFUSED[case]
     with quiet_transformers():
-        bridge = bridge_to(make().eval(), folders("llama"))
+        bridge = bridges.bridge_to(make().eval())
     with pytest.raises(ModelError, match=sentence):
         ivlens.load(bridge)
 
 
+def test_where_state_spaces_run_beside_heads_effects_can_be_measured_head_by_head() -> None:
+    sizes = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_state": 8, "mamba_d_head": 8}
+    with quiet_transformers():
+        model = FalconH1ForCausalLM(FalconH1Config(**SIZES, **HEADS, **sizes)).eval()
+    bridge, tokens = ivlens.load(bridges.bridge_to(model)), random_tokens(n=2)
+    z = random_z(bridge.cfg)
+    assert sweep.loop(bridge, tokens, z)[1].shape == (2, 2, 4)
+    with pytest.raises(ModelError, match=r"variants of a prompt's end cannot pass the blocks of tiny \(FalconH1"):
+        sweep.sweep(bridge, tokens, z)
+
+
+def backend_of(folder: Path, **options: Any) -> str:
+    return type(ivlens.load(folder, **options)).__name__
+
+
+def test_a_folder_is_loaded_into_what_is_asked_for(folders: Folders) -> None:
+    assert backend_of(folders("llama")) == ("HookedTransformer" if HAS_HOOKED else "TransformerBridge")
+    assert backend_of(folders("llama"), backend="bridge") == "TransformerBridge"
+    with pytest.raises(ModelError, match="'jax' is not a backend; give auto, hooked or bridge"):
+        ivlens.load(folders("llama"), backend="jax")
+
+
 @pytest.mark.skipif(HAS_HOOKED, reason="TransformerLens 3 has a HookedTransformer")
-def test_without_a_hooked_transformer_a_folder_is_refused_with_the_way_out(folders: Folders) -> None:
-    with pytest.raises(ModelError, match="no HookedTransformer to load a checkpoint into; install transformer-lens<4"):
-        ivlens.load(folders("llama"))
+def test_without_a_hooked_transformer_none_can_be_asked_for(folders: Folders) -> None:
+    with pytest.raises(ModelError, match=r"backend is 'hooked', but .* install transformer-lens<4, or take backend='b"):
+        ivlens.load(folders("llama"), backend="hooked")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_a_folder_in_a_bridge_computes_what_transformers_computes(dtype: str, folders: Folders) -> None:
+    bridge, hf = ivlens.load(folders("gpt2"), backend="bridge", dtype=dtype), transformers_model(folders("gpt2"))
+    tokens = random_tokens(n=1).prompts
+    with torch.no_grad():
+        ours, theirs = bridge(tokens).float().log_softmax(-1), hf(tokens).logits.log_softmax(-1)
+    near = rounding.bound(rounding.chain(bridge.cfg, 14), size=float(theirs.abs().max()))
+    near = 0.5 if dtype == "bfloat16" else near
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=near)
+    assert bridge.cfg.model_name == folders("gpt2").name and bridge.cfg.default_prepend_bos
+    assert bridge.W_O.dtype == getattr(torch, dtype) and not any(one.requires_grad for one in bridge.parameters())

@@ -15,8 +15,9 @@ from transformer_lens import HookedTransformer
 
 import ivlens
 from ivlens.errors import ModelError, PromptError, ShapeMismatch
+from ivlens.forward import memory
 from ivlens.measures import first_token_probability
-from ivlens.patching import branches, sweep
+from ivlens.patching import sweep
 from ivlens.patching.activations import answer_logits, last_z, mean_z
 from ivlens.shapes import MeanZ
 
@@ -64,6 +65,26 @@ def test_rarer_blocks_are_exact_too(kind: str, fields: dict, effect: sweep.Effec
     assert_sweep_is_exact(random_hooked(kind, **fields), effect)
 
 
+FLAGS = ("use_attn_in", "use_attn_result", "use_split_qkv_input", "use_hook_mlp_in", "ungroup_grouped_query_attention")
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_flags_that_users_set_change_no_number(kind: str, flag: str) -> None:
+    model, tokens = random_hooked(kind), random_tokens(n=2)
+    z = random_z(model)
+    plain = sweep.sweep(model, tokens, z, effect="nll")
+    setattr(model.cfg, flag, True)
+    if (kind, flag) == ("llama", "use_attn_in"):
+        with pytest.raises(ModelError, match=r"has use_attn_in set, .* compute with grouped queries; call model"):
+            sweep.sweep(model, tokens, z, effect="nll")
+        model.cfg.ungroup_grouped_query_attention = True
+    found = sweep.sweep(model, tokens, z, effect="nll")
+    exact = rounding.of_forward(model, tokens.prompts)
+    torch.testing.assert_close(found, sweep.loop(model, tokens, z, effect="nll"), rtol=0, atol=exact)
+    torch.testing.assert_close(found, plain, rtol=0, atol=exact)
+
+
 def test_a_model_without_norms_is_exact_too() -> None:
     model = random_hooked("gpt2", normalization_type=None)
     for weight in model.parameters():
@@ -80,14 +101,14 @@ def test_the_sweep_is_exact_on_loaded_checkpoints(family: str, tmp_path) -> None
 def test_a_smaller_budget_changes_nothing() -> None:
     model, tokens = random_hooked("llama"), random_tokens()
     z, least = random_z(model), 0
-    for memory in range(50_000, 2_000_000, 50_000):
+    for size in range(50_000, 2_000_000, 50_000):
         try:
-            branches.Budget.of(model, tokens, 4 * model.cfg.n_layers, memory)
-            least = memory
+            memory.Budget.of(model, tokens, 4 * model.cfg.n_layers, size)
+            least = size
             break
         except PromptError:
             continue
-    budget = branches.Budget.of(model, tokens, 4 * model.cfg.n_layers, least)
+    budget = memory.Budget.of(model, tokens, 4 * model.cfg.n_layers, least)
     assert (budget.prompts, budget.rows) < (len(tokens), 1 + 3 * 4), "the small budget must force chunks"
     small = sweep.sweep(model, tokens, z, effect="nll", memory=least)
     large = sweep.sweep(model, tokens, z, effect="nll")

@@ -15,12 +15,11 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ivlens.forward.rows import Rows, RowsZ
+
 if TYPE_CHECKING:
     from transformer_lens.components.abstract_attention import AbstractAttention as Attention
     from transformer_lens.components.transformer_block import TransformerBlock as Block
-
-Rows = Float[Tensor, "prompt row tail d_model"]
-RowsZ = Float[Tensor, "prompt row tail head d_head"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +33,6 @@ class Prefix:
     """Tokens of prefix and tail that are not pads."""
     positions: Int[Tensor, "prompt tail"]
     """Position ids of the tail, pads not counted."""
-    start: Float[Tensor, "prompt tail d_model"]
-    """The tail's residual stream before the first block."""
-    final: Float[Tensor, "prompt tail d_model"]
-    """The tail's residual stream after the last block, as the model itself computes it."""
 
 
 def attend(block: Block, layer: int, prefix: Prefix, rows: Rows) -> RowsZ:
@@ -94,7 +89,8 @@ def _project(block: Block, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
     attn = block.attn
     resid = rearrange(rows, "p r t d -> p (r t) d")
     normed = resid if _norm_after(block) else block.ln1(resid)
-    q, k, v = attn.calculate_qkv_matrices(normed, normed, normed)
+    for_queries, for_keys = _per_head_inputs(attn, normed)
+    q, k, v = attn.calculate_qkv_matrices(for_queries, for_keys, for_keys)
     if attn.q_norm is not None and attn.k_norm is not None and not attn.cfg.use_qk_norm:
         # OLMo normalises all heads together.
         q = attn.q_norm(q.flatten(2)).reshape(q.shape)
@@ -103,6 +99,16 @@ def _project(block: Block, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
     if clip is not None:
         q, k, v = (heads.clamp(-clip, clip) for heads in (q, k, v))
     return q, k, v
+
+
+def _per_head_inputs(attn: Attention, normed: Float[Tensor, "p rt d_model"]) -> tuple[Tensor, Tensor]:
+    """What queries, and keys and values, are computed from: one for each head where a flag that users set asks so."""
+    cfg = attn.cfg
+    if not (cfg.use_split_qkv_input or cfg.use_attn_in):
+        return normed, normed
+    grouped = cfg.n_key_value_heads is not None and not cfg.ungroup_grouped_query_attention
+    n_kv_heads = cfg.n_key_value_heads if grouped else cfg.n_heads
+    return tuple(normed[:, :, None].expand(-1, -1, n, -1) for n in (cfg.n_heads, n_kv_heads))  # pyright: ignore
 
 
 def _per_query_head(heads: Float[Tensor, "p r t kv d"], n_heads: int) -> Float[Tensor, "p r t h d"]:

@@ -16,7 +16,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from ivlens.errors import IvlensError
-from ivlens.models import bridge
+from ivlens.forward.makers import forward_of
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -82,10 +82,10 @@ class PromptEnds:
 
         def enter(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._cached = _count_cached(args, kwargs, layer)
-            if not bridge.is_bridge(self._model):
-                self._mask = _flat(kwargs.get("attention_mask"))
+            found = _flat(kwargs.get("attention_mask"))
+            self._mask = self._mask if found is None else found
 
-        yield (self._model.original_model if bridge.is_bridge(self._model) else self._model.embed), read  # pyright: ignore
+        yield forward_of(self._model).entrance, read
         yield self._model.blocks[layer], enter
 
     def _not_pads(self, n_prompts: int, width: int) -> Bool[Tensor, "prompt pos"]:

@@ -1,0 +1,208 @@
+"""How is a TransformerBridge run, TransformerLens' wrapper of transformers' own layers?
+
+Its blocks take sequences, not rows. So rows are further tokens of one sequence behind the prompt's keys and values,
+each with the position of the token that it is a variant of, and a mask that shows it the prompt and its own tail, but
+no other row. What a block was given for those tokens when the prompt was read (mask, positions, rotations, biases) says
+all of that, whatever the architecture: rows take the columns of their tokens from it (see `block_inputs`).
+
+An attention that counts columns by itself (GPT-Neo's window, MPT's biases) cannot be told where a row stands. It comes
+out in a trial, and rows are sequences of their own then, each behind a copy of the prompt's keys and values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from ivlens.errors import ModelError
+from ivlens.forward.block_inputs import BlockInputs, named_inputs
+from ivlens.forward.rows import Logits, OneOrAll, Replaced, Rows, Tail, check_finite, compare_with_model
+from ivlens.forward.token_batches import with_answers
+from ivlens.models import bridge as bridges
+from ivlens.prompts.tokens import Tokens
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+# Of rows that pass a block together: each computes scores with all of them.
+TOKENS_TOGETHER = 128
+
+
+class _WasRead(Exception):
+    """Thrown behind the last block: nothing else of the pass is wanted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BridgeReading:
+    """See `rows.Reading`."""
+
+    bridge: TransformerBridge
+    mask: Bool[Tensor, "prompt key"]
+    start: Tail
+    final: Tail
+    inputs: list[BlockInputs]
+    """What each block was given beside the residual stream."""
+    in_one_sequence: bool
+    """Whether rows are tokens of one sequence, or sequences of their own."""
+
+    def carry(self, layer: int, rows: OneOrAll, replaced: Replaced | None = None) -> Rows:
+        if replaced is not None:
+            rows = rows.expand(-1, len(replaced.where), -1, -1)
+        size = max(1, TOKENS_TOGETHER // rows.shape[2])
+        out = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
+        for first in range(0, rows.shape[1], size):
+            part = slice(first, first + size)
+            own = None if replaced is None else Replaced(replaced.where[part], replaced.z)
+            out[:, part] = self._carry(layer, rows[:, part], own)
+        return out
+
+    def _carry(self, layer: int, rows: Rows, replaced: Replaced | None) -> Rows:
+        inputs, (n_prompts, n_rows, tail, _) = self.inputs[layer], rows.shape
+        form = inputs.in_one_sequence(n_rows) if self.in_one_sequence else inputs.side_by_side(n_prompts, n_rows)
+        behind = rows.flatten(1, 2) if self.in_one_sequence else rows.flatten(0, 1)
+        skipped = 0 if form.replayed is None else form.replayed.shape[1]
+        if form.replayed is not None:
+            behind = torch.cat([form.replayed, behind], dim=1)
+
+        def of_tails(tokens: Tensor) -> Tensor:
+            own = tokens[:, skipped:]
+            return own.unflatten(1, (n_rows, tail)) if self.in_one_sequence else own.unflatten(0, (n_prompts, n_rows))
+
+        with replacing(self.bridge, layer, replaced, of_tails), inputs.cached(form):
+            out = self.bridge.blocks[layer](behind, **form.named)
+        return of_tails(out[0] if isinstance(out, tuple) else out)
+
+
+@contextmanager
+def replacing(
+    bridge: TransformerBridge, layer: int, replaced: Replaced | None, of_tails: Callable[[Tensor], Tensor]
+) -> Iterator[None]:
+    """Replaces heads' outputs at the first token of each tail; `of_tails` is the view of rows' tokens."""
+    if replaced is None:
+        yield
+        return
+    fired: list[bool] = []
+    where, value = replaced.where[:, :, None], replaced.z
+
+    def replace(module: nn.Module, args: Any, z: Tensor) -> Tensor:
+        heads = z.reshape(*z.shape[:2], *value.shape).clone()
+        first = of_tails(heads)[:, :, 0]
+        first.copy_(torch.where(where, value.to(heads), first))
+        fired.append(True)
+        return heads.reshape(z.shape)
+
+    name = f"blocks.{layer}.attn.hook_z"
+    handle = bridge.hook_dict[name].register_forward_hook(replace)
+    try:
+        yield
+    finally:
+        handle.remove()
+    if not fired:
+        raise ModelError(f"{name} of {bridge.cfg.model_name} is not reached when its block runs: heads cannot be set")
+
+
+def _longest(tokens: Tokens) -> Tokens:
+    """One of the longest prompts, with all columns of the others."""
+    row = int((tokens.mask.sum(1) + tokens.answer_mask.sum(1)).argmax())
+    return Tokens(**{one.name: getattr(tokens, one.name)[row : row + 1] for one in fields(tokens)})
+
+
+class BridgeForward:
+    """See `rows.Forward`."""
+
+    others_seen = TOKENS_TOGETHER
+
+    def __init__(self, bridge: TransformerBridge) -> None:
+        self._bridge = bridge
+        # Norms and softmax are float32 in most of transformers' models, whatever their weights are.
+        self.precision: torch.dtype = torch.float32 if bridge.cfg.dtype == torch.float64 else bridge.cfg.dtype
+        self.entrance: nn.Module = bridge.original_model
+        self._in_one_sequence: bool | None = None
+
+    def read(self, tokens: Tokens) -> BridgeReading:
+        """See `rows.Forward`."""
+        if self._in_one_sequence is None:
+            bridges.check_bridge(self._bridge)
+            self._in_one_sequence = self._try_rows(_longest(tokens))
+        return self._read(tokens, in_one_sequence=self._in_one_sequence)
+
+    @torch.no_grad()
+    def _try_rows(self, tokens: Tokens) -> bool:
+        """Carry unchanged rows of one prompt: do many in one sequence, first and last, come out as the model has it?"""
+        # Whatever an attention makes of inputs that are not what it counts on.
+        failures = (ModelError, RuntimeError, ValueError, IndexError)
+        try:
+            self._carry_unchanged(tokens, n_rows=TOKENS_TOGETHER // tokens.answers.shape[1], in_one_sequence=True)
+        except failures:
+            try:
+                self._carry_unchanged(tokens, n_rows=2, in_one_sequence=False)
+            except failures as error:
+                name = f"{self._bridge.cfg.model_name} ({self._bridge.cfg.architecture})"
+                raise ModelError(f"variants of a prompt's end cannot pass the blocks of {name}: {error}") from error
+            return False
+        return True
+
+    def _carry_unchanged(self, tokens: Tokens, *, n_rows: int, in_one_sequence: bool) -> None:
+        reading = self._read(tokens, in_one_sequence=in_one_sequence)
+        rows = reading.start[:, None].expand(-1, max(1, n_rows), -1, -1)
+        for layer in range(len(reading.inputs)):
+            rows = reading.carry(layer, rows)
+            check_finite(rows, layer)
+        for row in (0, -1):
+            compare_with_model(self, reading, rows[:, row])
+
+    def _read(self, tokens: Tokens, *, in_one_sequence: bool) -> BridgeReading:
+        from transformers import DynamicCache
+
+        ids, mask = with_answers(tokens)
+        tail, cache = tokens.answers.shape[1], DynamicCache()
+        inputs: list[BlockInputs] = []
+        hidden: list[Tensor] = []
+
+        def keep(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            resid, named = named_inputs(block, args, kwargs)
+            hidden.append(resid)
+            inputs.append(BlockInputs(named=named, cache=cache, layer=len(inputs), tail=tail, width=ids.shape[1]))
+
+        def leave(block: nn.Module, args: Any, out: Any) -> None:
+            hidden.append(out[0] if isinstance(out, tuple) else out)
+            raise _WasRead
+
+        with bridges.finite_masks(self._bridge), ExitStack() as stack:
+            for block in self._bridge.blocks:
+                stack.callback(block.register_forward_pre_hook(keep, with_kwargs=True).remove)
+            stack.callback(self._bridge.blocks[-1].register_forward_hook(leave).remove)
+            with suppress(_WasRead):
+                self._bridge(ids, attention_mask=mask.long(), past_key_values=cache, use_cache=True)
+        *before, final = hidden
+        for resid, own in zip(before, inputs, strict=True):
+            own.keep_prefix(resid)
+        return BridgeReading(
+            bridge=self._bridge,
+            mask=mask,
+            start=hidden[0][:, -tail:].clone(),
+            final=final[:, -tail:].clone(),
+            inputs=inputs,
+            in_one_sequence=in_one_sequence,
+        )
+
+    def unembed(self, resid: Float[Tensor, "*batch d_model"]) -> Logits:
+        flat = resid.reshape(1, -1, resid.shape[-1])
+        return bridges.unembed(self._bridge, flat).reshape(*resid.shape[:-1], -1)
+
+    def last_logits(self, ids: Tensor, mask: Tensor, n: int) -> Float[Tensor, "prompt n vocab"]:
+        with bridges.finite_masks(self._bridge):
+            return self._bridge(ids, attention_mask=mask.long())[:, -n:]
+
+    def run(self, ids: Tensor, mask: Tensor, hooks: Sequence[tuple[str, Any]]) -> None:
+        with bridges.finite_masks(self._bridge), self._bridge.hooks(fwd_hooks=list(hooks)):
+            self._bridge(ids, attention_mask=mask.long())
+
+    def output_path(self, layer: int) -> bridges.OutputPath:
+        return bridges.output_path(self._bridge, layer)

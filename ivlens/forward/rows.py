@@ -1,0 +1,122 @@
+"""What does a measurement need of a model?
+
+A prompt is read once; variants of its end (*rows*) are then carried up the layers, block by block, some with heads'
+outputs replaced, and unembedded. Two makers give that: `hooked_forward` for a HookedTransformer, `bridge_forward` for
+a TransformerBridge. What stands on it (sweep, steering, ablation, trials) never asks which it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from ivlens.errors import ModelError
+from ivlens.models.bridge import OutputPath
+from ivlens.prompts.tokens import Tokens
+
+Rows = Float[Tensor, "prompt row tail d_model"]
+# One that stands for all, or as many as come out.
+OneOrAll = Float[Tensor, "prompt #row tail d_model"]
+Tail = Float[Tensor, "prompt tail d_model"]
+RowsZ = Float[Tensor, "prompt row tail head d_head"]
+Logits = Float[Tensor, "*batch vocab"]
+
+
+class Replaced(NamedTuple):
+    """Which heads of which rows get another output at the last prompt token, in one layer."""
+
+    where: Bool[Tensor, "row head"]
+    z: Float[Tensor, "head d_head"]
+
+
+@runtime_checkable
+class Reading(Protocol):
+    """A batch of prompts that was read once, with what their tails attend to.
+
+    The tail is the last prompt token, and behind it every answer token that predicts another.
+    """
+
+    @property
+    def start(self) -> Tail:
+        """The tail's residual stream before the first block."""
+        ...
+
+    @property
+    def final(self) -> Tail:
+        """The tail's residual stream after the last block, as the model itself computes it."""
+        ...
+
+    @property
+    def mask(self) -> Bool[Tensor, "prompt key"]:
+        """Tokens of prefix and tail that are not pads."""
+        ...
+
+    def carry(self, layer: int, rows: OneOrAll, replaced: Replaced | None = None) -> Rows:
+        """The residual stream after a block, of every row; where heads are replaced, one row may stand for all."""
+        ...
+
+
+@runtime_checkable
+class Forward(Protocol):
+    """How one model is run."""
+
+    others_seen: int
+    """Tokens of other rows that a row's attention computes with (and masks), beside its own prompt."""
+    precision: torch.dtype
+    """What the least precise operation computes in."""
+    entrance: nn.Module
+    """Is given the ids of every pass."""
+
+    def read(self, tokens: Tokens) -> Reading:
+        """Run prompts and answers once through the model."""
+        ...
+
+    def unembed(self, resid: Float[Tensor, "*batch d_model"]) -> Logits:
+        """Logits of a final residual stream, soft caps and scales included."""
+        ...
+
+    def last_logits(self, ids: Tensor, mask: Tensor, n: int) -> Float[Tensor, "prompt n vocab"]:
+        """Logits of the last `n` columns, by the model's own pass, under whatever hooks it has."""
+        ...
+
+    def run(self, ids: Tensor, mask: Tensor, hooks: Sequence[tuple[str, Any]]) -> None:
+        """A pass under hooks, for what they see."""
+        ...
+
+    def output_path(self, layer: int) -> OutputPath:
+        """The way of heads' outputs into the residual stream."""
+        ...
+
+
+def check_finite(resid: Tensor, layer: int) -> None:
+    """Raises ModelError naming the layer when a residual stream is NaN or infinite."""
+    if not bool(resid.isfinite().all()):
+        raise ModelError(
+            f"the residual stream after layer {layer} is NaN or infinite; load the model in another dtype, or check "
+            "its weights"
+        )
+
+
+def compare_with_model(forward: Forward, reading: Reading, unpatched: Tail) -> None:
+    """Refuse to go on when the block-wise pass and the model's own disagree.
+
+    Raises:
+        ModelError: the residual streams differ by more than rounding; both sizes are named.
+    """
+    scale = float(reading.final.abs().max())
+    tail = unpatched.shape[1]
+    gap = float(((unpatched - reading.final).abs() * reading.mask[:, -tail:, None]).max())
+    # Rounding of a few hundred operations, relative to the largest number in the stream.
+    tolerance = 1e3 * torch.finfo(forward.precision).eps * max(scale, 1.0)
+    if forward.precision in (torch.bfloat16, torch.float16):
+        tolerance = 0.1 * max(scale, 1.0)
+    if not gap <= tolerance:
+        raise ModelError(
+            f"the block-wise pass differs from the model's own by {gap:.2g} (numbers up to {scale:.2g}): the model has "
+            "hooks on it, or an attention that ivlens does not know; remove the hooks with model.reset_hooks(), or use "
+            "ivlens.patching.sweep.loop"
+        )
