@@ -59,7 +59,10 @@ WRONG: dict[str, tuple[Call, str]] = {
         lambda m, t: ivlens.compare("./nowhere", "lab", t),
         "there is no folder './nowhere'; give a Hugging Face folder, a hub id, or 'lab'",
     ),
-    "a file for a model": (lambda m, t: ivlens.load(__file__), "is a file; give the folder that has config.json"),
+    "a file for a model": (
+        lambda m, t: ivlens.load(__file__),
+        "is a file; give a GGUF file, or the folder that has config.json",
+    ),
     "a frame for a tuned model": (
         lambda m, t: ivlens.compare(m, FRAME, t, **FEW),
         "a DataFrame is not a model; give 'lab', a folder, a hub id",

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from ivlens.checkpoints.architectures import ARCHITECTURES, why_not
+from ivlens.checkpoints.architectures import ARCHITECTURES
 from ivlens.checkpoints.tokenizer import check_vocabulary, read_tokenizer
+from ivlens.checkpoints.unsupported import EXPERTS, UNTRANSLATED, why_not
 from ivlens.errors import ModelError
 from ivlens.storage import tensor_files
 from ivlens.storage.atomic_files import LARGEST_TEXT, reason, refuse_unusual

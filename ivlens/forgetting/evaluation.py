@@ -11,12 +11,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
 
+import numpy as np
 import pandas as pd
 import torch
 
 from ivlens.datasets.task import Task
 from ivlens.errors import IvlensError, TaskError
+from ivlens.patching import effects
 from ivlens.patching.activations import score_answers
+from ivlens.patching.settings import Settings
 from ivlens.prompts.builders import few_shot, instructed, statements
 from ivlens.prompts.choices import GREEDY_MATCH, Score
 from ivlens.prompts.template import Prompt
@@ -175,3 +178,11 @@ def _general(task: Task, evaluation: Evaluation) -> tuple[list[Prompt], list[Pro
     queries = order[: evaluation.queries]
     few = few_shot(order[: evaluation.few_shot_queries], task.pairs, shots=evaluation.shots, generator=generator)
     return instructed(task, queries), few, statements(task, queries)
+
+
+def measure_grid(model: HookedTransformer, settings: Settings, name: str, task: Task) -> pd.DataFrame:
+    """The model's own AIE of every head, of its own mean head outputs: `task`, `layer`, `head`, `aie`."""
+    z = effects.task_mean_z(model, task, settings)
+    aie = effects.measure_effects(model, task, z, settings, model_digest="").aie.cpu().numpy()
+    layers, heads = np.indices(aie.shape).reshape(2, -1)
+    return pd.DataFrame({"task": name, "layer": layers, "head": heads, "aie": aie.reshape(-1)})

@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -24,7 +23,7 @@ from ivlens.analysis.dependence import Dependence
 from ivlens.analysis.probes import Probe
 from ivlens.datasets.task import Task
 from ivlens.errors import TrainingError
-from ivlens.forgetting.evaluation import COLUMNS, StageEvaluation
+from ivlens.forgetting.evaluation import COLUMNS, StageEvaluation, measure_grid
 from ivlens.forgetting.plan import Plan
 from ivlens.models import lora, peft, peft_layout
 from ivlens.models.adapter import load_adapter, save_adapter
@@ -264,7 +263,7 @@ def _measure(
         lines += [(name, "probe", *key, value, len(found.values[key])) for key, value in values.items()]
         lines.append((name, "probe", "cosine", "chosen", cosine, base.universal.settings.clean_prompts))
         if grids:
-            effects_found.append(_measure_grid(base, name, task))
+            effects_found.append(measure_grid(base.model, base.universal.settings, name, task))
     lines += _probe_bounds(put)
     if effects_found:
         found = pd.concat(effects_found, ignore_index=True).assign(**run.where, stage=number)
@@ -289,15 +288,6 @@ def _probe_bounds(put: Sequence[Dependence]) -> Iterator[tuple[Any, ...]]:
         found, n = dependence.pooled(put, measure, heads)
         for kind, end in zip(PROBE_BOUNDS, (found.low, found.high), strict=True):
             yield "", kind, measure, heads, end, n
-
-
-def _measure_grid(base: PreparedBase, name: str, task: Task) -> pd.DataFrame:
-    """The model's own AIE, of its own mean head outputs."""
-    settings = base.universal.settings
-    z = effects.task_mean_z(base.model, task, settings)
-    aie = effects.measure_effects(base.model, task, z, settings, model_digest="").aie.cpu().numpy()
-    layers, heads = np.indices(aie.shape).reshape(2, -1)
-    return pd.DataFrame({"task": name, "layer": layers, "head": heads, "aie": aie.reshape(-1)})
 
 
 def _write(path: Path, frame: Any) -> None:

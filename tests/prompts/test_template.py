@@ -31,10 +31,11 @@ def theirs(
     return "".join([*sentence, prefixes["input"], " ", query, separators["input"], prefixes["output"]])
 
 
-@given(prefixes=PARTS, separators=PARTS, shown=st.lists(st.builds(Pair, TEXTS, TEXTS), max_size=3), query=TEXTS)
+@given(prefixes=PARTS, separators=PARTS, sides=st.lists(st.tuples(TEXTS, TEXTS), max_size=3), query=TEXTS)
 def test_prefixes_and_separators_are_written_as_function_vectors_writes_them(
-    prefixes: dict[str, str], separators: dict[str, str], shown: list[Pair], query: str
+    prefixes: dict[str, str], separators: dict[str, str], sides: list[tuple[str, str]], query: str
 ) -> None:
+    shown = [Pair(*both) for both in sides]
     template = Template.from_function_vectors(prefixes, separators)
     prompt = template.render(Pair(query, "x"), demonstrations=shown, instruction="Do it.")
     assert prompt.text == theirs(prefixes, separators, shown, query, "Do it.")
