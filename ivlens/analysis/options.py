@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Choice = Literal["all", "best"] | int
 """Of wordings: all in turn, the one that validates best, or the N-th, counted from 1."""
 
-MOST_VALIDATION = 25
+MOST_VALIDATION = 30
 """Pairs that layers and scales are chosen on."""
 
 

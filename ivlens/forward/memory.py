@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 # Copies of its rows that a block makes on the way (scores and pattern; gate, activation and its intermediates).
 SCORE_COPIES, MLP_COPIES = 4, 6
-WORK = 15 * 10**10
-"""Multiply-adds of one batch on a processor, about: a few seconds on two cores."""
+WORK = 5 * 10**10
+"""Multiply-adds of one batch on a processor, about: a second on two cores."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,6 +78,8 @@ class TrialPlan:
     """Evaluation prompts that every layer, and scale 1, are tried on; all unless given."""
     task_prompts: int | None = None
     """Clean prompts that another task's vector is taken from; as many as the task's own unless given."""
+    ablated_prompts: int | None = None
+    """Of each kind, prompts that heads are ablated on behind the trials; all unless given."""
     stride: int = 1
     """Every how many layers the search begins with."""
     validation: int | None = None
@@ -125,7 +127,7 @@ class _Rung(NamedTuple):
 
 # In the order in which they are taken.
 _RUNGS = (
-    _Rung({"layer_draws": 5, "task_prompts": 25}),
+    _Rung({"layer_draws": 5, "task_prompts": 25, "ablated_prompts": 50}),
     _Rung({"layer_prompts": 25}),
     _Rung({"draws_beside": 2}),
     _Rung(thinned=True),
@@ -157,11 +159,16 @@ def _step(plan: TrialPlan, rung: _Rung, top: int) -> TrialPlan:
     return replace(plan, counts=counts, stride=max(plan.stride, rung.stride), **less)
 
 
+def count_candidates(plan: TrialPlan, sizes: Sizes) -> int:
+    """How many vectors are tried, at most: another task that cannot be asked is left out."""
+    at_top = sum(plan.draws_of(kind, at_top=True) for kind in KINDS) + sizes.other_tasks
+    return at_top + sum(plan.draws_of(kind, at_top=False) for kind in KINDS) * (len(plan.counts) - 1)
+
+
 def count_work(plan: TrialPlan, sizes: Sizes) -> int:
     """Token-block evaluations of everything that is planned, at most: the best places may coincide."""
     at_top = {kind: plan.draws_of(kind, at_top=True) for kind in KINDS} | {"other-task": sizes.other_tasks}
-    beside = sum(plan.draws_of(kind, at_top=False) for kind in KINDS) * (len(plan.counts) - 1)
-    candidates = sum(at_top.values()) + beside
+    candidates = count_candidates(plan, sizes)
     layers = sizes.n_layers * sum(plan.drawn_at_every_layer(kind, draws) for kind, draws in at_top.items())
     places = min(count_coarse(sizes.n_layers, plan.stride) + NEIGHBOURS, len(SCALES) * sizes.n_layers)
     searched = (candidates - 1) * places + len(SCALES) * sizes.n_layers
@@ -199,4 +206,5 @@ def describe(record: Mapping[str, Any]) -> str:
         f"{OTHER_LAYER_DRAWS} of other controls"
     )
     parts.append(f"other tasks' vectors from {record['task_prompts']} prompts")
+    parts.append(f"heads ablated on {record['ablated_prompts']}")
     return f"To keep trials within {SWEEPS} times the work of the AIE: {'; '.join(parts)}."

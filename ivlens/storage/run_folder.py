@@ -128,6 +128,10 @@ class Run:
             save(temporary)
         return path
 
+    def stop_behind_heads(self) -> None:
+        """Say in `run.json` that no more was asked for than the effects of heads; a command may go on from there."""
+        write_record(self.folder, self.record.model_copy(update={"status": "heads"}))
+
     def complete(self) -> Run:
         """Say in `run.json` that everything has been written, and give the lock back. Parts of tables are removed."""
         if self._lock is None or not self._lock.is_held:
@@ -162,7 +166,10 @@ class Tables:
     def part(self, name: str, compute: Callable[[], pd.DataFrame], columns: Sequence[str] = ()) -> pd.DataFrame:
         """A table that others are made of, which is kept until the run is complete; see `table`."""
         if self.run is None:
-            return compute()
+            key = f"{PARTS}/{name}"
+            if key not in self.kept:
+                self.kept[key] = compute()
+            return self.kept[key]
         return self.run.table(f"{PARTS}/{name}", compute, columns=columns)
 
     @contextmanager
@@ -237,6 +244,11 @@ def read_run(folder: Path | str) -> Run:
     record = read_record(folder)
     if record is None:
         raise RunError(f"{folder} is not a run of ivlens: it has no {RECORD}; give the folder passed as --out")
+    if record.status == "heads":
+        raise RunError(
+            f"{folder} has the effects of heads alone (--only heads); run the same command without --only and it goes "
+            "on from there"
+        )
     if record.status != "complete":
         started = f"{record.started:%Y-%m-%d %H:%M} UTC"
         raise RunError(
@@ -258,6 +270,9 @@ def _begin(folder: Path, asked: RunRecord, lock: Lock) -> Run:
         lock.release()
         return Run(folder=folder, record=found)
     remove_leftovers(folder)
+    if found.status == "heads":  # What began it stopped there.
+        found = found.model_copy(update={"status": "running", "typed": asked.typed})
+        write_record(folder, found)
     return Run(folder=folder, record=found, _lock=lock)
 
 

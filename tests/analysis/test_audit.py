@@ -25,7 +25,9 @@ from ivlens.analysis.audit import HEADS, MEASURES, STEERING, Audit
 from ivlens.analysis.audit_tables import print_audit
 from ivlens.datasets.task import Pair, Task
 from ivlens.errors import IvlensError, RunError
+from ivlens.forward import memory
 from ivlens.models import hooked
+from ivlens.patching import branches
 from ivlens.patching.head_effects import EFFECTS
 from ivlens.reports.audit_page import audit_page
 from ivlens.steering import trial_plan
@@ -322,10 +324,57 @@ def test_abilities_are_measured_first_and_kept(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(run_audit, "kept_effects", interrupted)
         ivlens.audit(tiny, known, out=tmp_path, **SMALL)
-    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["abilities.parquet"]
+    assert (tmp_path / "parts" / "abilities.parquet").exists() and not list(tmp_path.glob("*.parquet"))
     monkeypatch.setattr(run_audit, "measure_prompts", interrupted)
     assert_same(ivlens.audit(tiny, known, out=tmp_path, **SMALL), found)
     assert not (tmp_path / "parts").exists()
+
+
+@pytest.mark.parametrize("at", [3, 8, 14])
+def test_what_was_done_before_an_interruption_is_not_done_again(
+    tiny: HookedTransformer, known: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """In the sweep, while places are searched, and on evaluation pairs; bit for bit the same numbers."""
+    monkeypatch.setattr(memory, "WORK", 10**7)
+    climb, batches = branches.climb, []
+
+    def counted(forward: Any, tokens: Any, *args: Any, **kwargs: Any) -> Any:
+        if len(batches) == at and (tmp_path / "run").exists():
+            raise KeyboardInterrupt
+        batches.append(len(tokens))
+        return climb(forward, tokens, *args, **kwargs)
+
+    monkeypatch.setattr(branches, "climb", counted)
+    whole = ivlens.audit(tiny, known, **SMALL)
+    of_whole = list(batches)
+    assert len(of_whole) > 16
+    batches.clear()
+    with pytest.raises(KeyboardInterrupt):
+        ivlens.audit(tiny, known, out=tmp_path / "run", **SMALL)
+    assert batches == of_whole[:at]
+    batches.append(0)
+    resumed = ivlens.audit(tiny, known, out=tmp_path / "run", **SMALL)
+    assert [n for n in batches if n] == of_whole, "none twice, none left out"
+    assert_same(resumed, whole)
+    assert not (tmp_path / "run" / "parts").exists()
+
+
+def test_heads_alone_are_gone_on_from(
+    tiny: HookedTransformer, known: Task, found: Audit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = run_audit.prepare(tiny, known, **SMALL)
+    effects = run_audit.audit_heads(work, tmp_path)
+    assert torch.equal(effects.cie, found.effects.cie) and torch.equal(effects.mean_z, found.effects.mean_z)
+    assert json.loads((tmp_path / "run.json").read_text())["status"] == "heads"
+    with pytest.raises(RunError, match=r"has the effects of heads alone.*the same command without --only"):
+        Audit.read(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(branches, "climb", None)
+        assert torch.equal(run_audit.audit_heads(work, tmp_path).cie, found.effects.cie), "not measured again"
+    before = (tmp_path / "effects.parquet").stat().st_mtime_ns
+    assert_same(ivlens.audit(tiny, known, out=tmp_path, **SMALL), found)
+    assert (tmp_path / "effects.parquet").stat().st_mtime_ns == before
+    assert torch.equal(run_audit.audit_heads(work, tmp_path).cie, found.effects.cie), "of a complete one, as it is"
 
 
 def test_another_seed_asks_other_prompts(tiny: HookedTransformer, known: Task, found: Audit) -> None:
