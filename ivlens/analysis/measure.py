@@ -10,21 +10,25 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ivlens.analysis.options import AnalysisSettings
+from ivlens.analysis.options import AnalysisSettings, AuditSettings
 from ivlens.analysis.wordings import choose_wording
-from ivlens.datasets.task import Task
+from ivlens.datasets.task import Split, Task
 from ivlens.errors import IvlensError
 from ivlens.patching.effects import Queries, find_queries, measure_effects, task_mean_z
 from ivlens.patching.head_effects import EFFECTS, HeadEffects
 from ivlens.patching.settings import Settings
+from ivlens.prompts.tokens import Tokens
 from ivlens.shapes import Head
 from ivlens.steering.head_choice import choose_heads, fix_heads
+from ivlens.steering.trial_plan import Sizes
 from ivlens.storage.run_folder import Tables
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
 Asked = TypeVar("Asked", bound=AnalysisSettings)
+COUNTS = (1, 2, 5, 10, 20, 50, 100)
+"""Numbers of heads that vectors are made of."""
 
 
 def check_heads(asked: Asked, model: HookedTransformer, options: Mapping[str, Any]) -> Asked:
@@ -90,4 +94,25 @@ def kept_effects(
         task_digest=task.digest,
         model=name,
         model_digest=digest,
+    )
+
+
+def size_trials(
+    model: HookedTransformer, asked: AuditSettings, split: Split, validation: Tokens, evaluation: Tokens
+) -> Sizes:
+    """What the work of an audit's trials depends on."""
+    cfg, answers = model.cfg, tuple(evaluation.answer_mask.sum(1).tolist())
+    ranking = min(asked.prompts, len(split.rank)) if asked.corruption == "zero-shot" else asked.prompts
+    most = cfg.n_layers * cfg.n_heads if asked.heads is None else asked.top
+    return Sizes(
+        n_layers=cfg.n_layers,
+        n_heads=cfg.n_heads,
+        d_model=cfg.d_model,
+        counts=tuple(count for count in COUNTS if count <= most),
+        top=asked.top,
+        draws=asked.draws,
+        other_tasks=asked.other_tasks,
+        ranking=ranking * max(answers) if asked.effect == "nll" else ranking,
+        validation=tuple(validation.answer_mask.sum(1).tolist()),
+        evaluation=answers,
     )

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 Choice = Literal["all", "best"] | int
 """Of wordings: all in turn, the one that validates best, or the N-th, counted from 1."""
 
+MOST_VALIDATION = 30
+"""Pairs that layers and scales are chosen on."""
+
 
 class AnalysisOptions(Options, total=False):
     """The fields of `AnalysisSettings`, for functions that take them one by one."""
@@ -32,6 +35,7 @@ class AuditOptions(AnalysisOptions, total=False):
     """The fields of `AuditSettings`."""
 
     other_tasks: int
+    queries: int
 
 
 class ComparisonOptions(AnalysisOptions, total=False):
@@ -106,6 +110,14 @@ class AuditSettings(AnalysisSettings):
 
     other_tasks: int = field(
         default=3, metadata=option("Built-in tasks whose vectors are controls; 0 for none.", least=0)
+    )
+    queries: int = field(
+        default=100,
+        metadata=option(
+            f"Pairs that numbers are of, and up to {MOST_VALIDATION} others that layer and scale are chosen on; "
+            "fewer where the task has fewer.",
+            least=1,
+        ),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -166,6 +167,24 @@ def other_mean_z(
             "no other task has an instruction and prompts that fit the model; give others=[...] with tasks that have"
         )
     return mean_z(model, tokenize(model, asked))
+
+
+def ability_prompts(
+    task: Task, pairs: Sequence[Pair], pool: Sequence[Pair], *, shots: int, template: Layout, seed: int
+) -> dict[str, list[Prompt]]:
+    """Prompts of pairs by kind, with demonstrations from a pool.
+
+    None where the task lacks an instruction or a statement, or too few shots would make another kind of them.
+    """
+    shown = partial(few_shot, pairs, pool, shots=shots, template=template)
+    generator = open_stream(seed, Stream.BASELINE_PROMPTS)
+    return {
+        "zero-shot": zero_shot(pairs, template=template),
+        "instructed": instructed(task, pairs, template=template) if task.instructions else [],
+        "few-shot": shown(generator=generator) if shots >= 1 else [],
+        "shuffled": shown(generator=generator, shuffled=True) if shots >= 2 else [],
+        "statement": statements(task, pairs, bos=template.bos),
+    }
 
 
 def other_prompts(

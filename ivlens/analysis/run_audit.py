@@ -18,8 +18,8 @@ import torch
 from ivlens import prompts
 from ivlens.analysis import probes, wordings
 from ivlens.analysis.audit import HEADS, MEASURES, STEERING, Audit
-from ivlens.analysis.measure import check_heads, fix_choices, kept_effects
-from ivlens.analysis.options import AuditOptions, AuditSettings
+from ivlens.analysis.measure import check_heads, fix_choices, kept_effects, size_trials
+from ivlens.analysis.options import MOST_VALIDATION, AuditOptions, AuditSettings
 from ivlens.datasets.task import Split, Task, tasks
 from ivlens.datasets.task import task as find_task
 from ivlens.models import hooked, loader
@@ -30,13 +30,13 @@ from ivlens.patching.settings import Settings, gather_options, parse_bytes
 from ivlens.prompts.choices import GREEDY_MATCH
 from ivlens.prompts.long_pairs import leave_out_long
 from ivlens.prompts.template import Prompt
-from ivlens.prompts.tokens import tokenize
-from ivlens.random_streams import Stream, open_stream
+from ivlens.prompts.tokens import Tokens, tokenize
 from ivlens.replies.inquiry import measure_prompts
 from ivlens.shapes import GIB, Head
 from ivlens.steering import controls, trials
 from ivlens.steering.necessity import NECESSITY, Asked, measure_necessity
 from ivlens.steering.steered_replies import replace_accuracy
+from ivlens.steering.trial_plan import Sizes, TrialPlan, plan_trials
 from ivlens.steering.trials import BY_QUERY, DRAWS, PLACES
 from ivlens.steering.vector_building import instruction_vector
 from ivlens.steering.verdict import MOST_FREQUENT, most_frequent_share
@@ -45,7 +45,6 @@ from ivlens.storage.run_folder import Tables
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
-COUNTS = (1, 2, 5, 10, 20, 50, 100)
 
 
 def audit(
@@ -79,34 +78,53 @@ def audit(
         TaskError, PromptError, ModelError: the task, prompts or model cannot serve.
         RunError: `out` is of another configuration (the differences are named), or cannot be written.
     """
+    return run_audit(prepare(model, task, settings=settings, memory=memory, **options), out)
+
+
+def run_audit(work: Work, out: str | Path | None) -> Audit:
+    """Do what was prepared."""
+    if out is None:
+        return work.all(Tables())
+    with work.open(out) as run:
+        if not run.is_complete:
+            found = work.all(Tables(run))
+            run.write_with("vector.safetensors", found.vector.save)
+            run.write_json("prompts.json", example_prompts(work.model, work.task, work.settings))
+            run.complete()
+    return Audit.read(out)
+
+
+def audit_heads(work: Work, out: str | Path) -> HeadEffects:
+    """The first half of an audit: abilities and the effects of heads, from which `audit` goes on in the same folder."""
+    with work.open(out) as run:
+        if run.is_complete:
+            return Audit.read(out).effects
+        tables = Tables(run)
+        with tables.keeping("batches"):
+            found = work.fixed(tables).first_half(tables)
+        run.stop_behind_heads()
+    return found
+
+
+def prepare(
+    model: HookedTransformer | str | Path,
+    task: Task | str | Path,
+    *,
+    settings: Settings | None = None,
+    memory: int | str = 2 * GIB,
+    **options: Unpack[AuditOptions],
+) -> Work:
+    """What `audit` is to do, checked, and nothing of it done."""
     task, memory = find_task(task), parse_bytes(memory)
     asked = gather_options(AuditSettings, settings, options)
     wordings.check_choice(task, asked.instruction)
     model = loader.as_model(model)
     task = leave_out_long(model, task, shots=asked.shots, template=asked.template)
-    work = _Work(model=model, task=task, asked=check_heads(asked, model, options), memory=memory)
-    if out is None:
-        return work.all(Tables())
-    with run_folder.open_run(
-        out,
-        command="audit",
-        settings=work.asked.record(),
-        sources={
-            "model": hooked.source(model, digest=work.digest),
-            "task": run_folder.Source(name=task.name, digest=task.digest),
-        },
-        seed=asked.seed,
-    ) as run:
-        if not run.is_complete:
-            found = work.all(Tables(run))
-            run.write_with("vector.safetensors", found.vector.save)
-            run.write_json("prompts.json", example_prompts(model, task, work.settings))
-            run.complete()
-    return Audit.read(out)
+    return Work(model=model, task=task, asked=check_heads(asked, model, options), memory=memory)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Work:
+class Work:
     """One audit on its way."""
 
     model: HookedTransformer
@@ -122,7 +140,51 @@ class _Work:
 
     @cached_property
     def split(self) -> Split:
-        return self.task.split(shots=self.asked.shots, seed=self.asked.seed)
+        whole, asked = self.task.split(shots=self.asked.shots, seed=self.asked.seed), self.asked
+        few = min(asked.queries, MOST_VALIDATION)
+        return whole._replace(validation=whole.validation[:few], evaluation=whole.evaluation[: asked.queries])
+
+    @cached_property
+    def zero_shot(self) -> tuple[Tokens, Tokens]:
+        """Validation and evaluation prompts that vectors are tried on."""
+        tokens = partial(tokenize, self.model)
+        write = partial(prompts.zero_shot, template=self.asked.template)
+        return tokens(write(self.split.validation)), tokens(write(self.split.evaluation))
+
+    @cached_property
+    def asked_prompts(self) -> dict[str, list[Prompt]]:
+        """Prompts of the evaluation pairs by kind."""
+        asked, split = self.asked, self.split
+        about = {"shots": asked.shots, "template": asked.template, "seed": asked.seed}
+        return probes.ability_prompts(self.task, split.evaluation, split.mean, **about)
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        return size_trials(self.model, self.asked, self.split, *self.zero_shot)
+
+    @cached_property
+    def plan(self) -> TrialPlan:
+        """What is tried of the vector and its controls."""
+        return plan_trials(self.sizes)
+
+    def open(self, out: str | Path) -> run_folder.Run:
+        return run_folder.open_run(
+            out,
+            command="audit",
+            settings=self.record(),
+            sources={
+                "model": hooked.source(self.model, digest=self.digest),
+                "task": run_folder.Source(name=self.task.name, digest=self.task.digest),
+            },
+            seed=self.asked.seed,
+        )
+
+    def record(self) -> dict[str, Any]:
+        """The settings; the bound on queries and the plan of trials only where they leave something out."""
+        values, whole = self.asked.record(), self.task.split(shots=self.asked.shots, seed=self.asked.seed)
+        if self.split == whole:
+            del values["queries"]
+        return values | ({} if self.plan.is_whole else {"trials": self.plan.record()})
 
     @cached_property
     def digest(self) -> str:
@@ -130,22 +192,33 @@ class _Work:
 
     def all(self, tables: Tables) -> Audit:
         """Fix wordings and heads, then measure."""
-        task, heads = fix_choices(self.model, self.task, self.asked, tables=tables, memory=self.memory)
-        found = replace(self, task=task, heads=heads).measured(self.digest, tables)
+        with tables.keeping("batches"):
+            work = self.fixed(tables)
+            found = work.second_half(work.first_half(tables), tables)
         kept = tables.kept
         return replace(found, instructions=kept.get("instructions"), universal=kept.get("universal_tasks"))
 
-    def measured(self, digest: str, tables: Tables) -> Audit:
-        effects = kept_effects(
+    def fixed(self, tables: Tables) -> Work:
+        """With wordings and heads fixed."""
+        task, heads = fix_choices(self.model, self.task, self.asked, tables=tables, memory=self.memory)
+        return replace(self, task=task, heads=heads)
+
+    def first_half(self, tables: Tables) -> HeadEffects:
+        """First abilities, which take seconds and say whether the rest is worth waiting for, then effects."""
+        if not tables.has("measures"):
+            tables.part("abilities", self.abilities, MEASURES)
+        return kept_effects(
             self.model,
             self.task,
             self.settings,
             tables=tables,
             table="effects",
             name=hooked.model_name(self.model),
-            digest=digest,
+            digest=self.digest,
             memory=self.memory,
         )
+
+    def second_half(self, effects: HeadEffects, tables: Tables) -> Audit:
         # Computed when the first table asks for it: a resumed run may have them all.
         tried, top = lru_cache(partial(self.trials, effects)), self.asked.top
         places = tables.table("places", lambda: tried().by_place(top), PLACES)
@@ -168,45 +241,35 @@ class _Work:
             draws=tables.table("draws", lambda: tried().by_draw(), DRAWS),
             by_query=tables.table("by_query", lambda: tried().by_query(top), BY_QUERY),
             layer_draws=tables.table("layer_draws", lambda: tried().draws_by_layer(top), DRAWS),
-            measures=tables.table("measures", lambda: self.measures(tried()), MEASURES),
+            measures=tables.table("measures", lambda: self.measures(tables, tried()), MEASURES),
             necessity=tables.table("necessity", lambda: self.necessity(vector.heads), NECESSITY),
         )
 
     def trials(self, effects: HeadEffects) -> trials.Trials:
-        asked, zero_shot = self.asked, partial(prompts.zero_shot, template=self.asked.template)
-        others = controls.draw_other_tasks(self.task, tasks(), draws=asked.other_tasks, seed=asked.seed)
-        candidates = trials.make_candidates(
-            self.model,
-            effects,
-            counts=[k for k in COUNTS if k <= len(self.heads or effects.ranked())],
-            top=asked.top,
-            draws=asked.draws,
-            others=[find_task(name) for name in others],
-            heads=self.heads,
-        )
+        asked, (validation, evaluation) = self.asked, self.zero_shot
+        names = controls.draw_other_tasks(self.task, tasks(), draws=asked.other_tasks, seed=asked.seed)
+        others, about = [find_task(name) for name in names], {"plan": self.plan, "top": asked.top}
+        candidates = controls.make_candidates(self.model, effects, others=others, heads=self.heads, **about)
         return trials.run_trials(
-            self.model,
-            candidates,
-            validation=tokenize(self.model, zero_shot(self.split.validation)),
-            evaluation=tokenize(self.model, zero_shot(self.split.evaluation)),
-            top=asked.top,
-            memory=self.memory,
+            self.model, candidates, validation=validation, evaluation=evaluation, memory=self.memory, **about
         )
 
-    def measures(self, tried: trials.Trials) -> pd.DataFrame:
-        """One line for the model unsteered under each kind of prompt, then for each kind of vector; then at scale 1.
-
-        Accuracies are of the score that was asked for, but for those at scale 1, which are of greedy match.
-        """
-        asked, score = self.baseline_prompts(), self.asked.accuracy_score
+    def abilities(self) -> pd.DataFrame:
+        """One line for the model unsteered under each kind of prompt, of the score that was asked for."""
+        asked, score = self.asked_prompts, self.asked.accuracy_score
         lines = [{"measure": name, "score": score, **self.baseline(kind)} for name, kind in asked.items()]
-        parts = [pd.DataFrame([*lines, {"score": score, **self.most_frequent()}])]
+        most_frequent = {"score": score, **self.most_frequent()}
+        return pd.DataFrame([*lines, most_frequent]).filter(MEASURES)
+
+    def measures(self, tables: Tables, tried: trials.Trials) -> pd.DataFrame:
+        """The abilities, then one line for each kind of vector; then at scale 1, which is of greedy match always."""
+        parts, score = [tables.part("abilities", self.abilities, MEASURES)], self.asked.accuracy_score
         for suffix, unscaled in (("", False), (", scale 1", True)):
             steered = tried.by_number(unscaled=unscaled).query("n_heads == @self.asked.top")
             names = ["steered" if kind == "chosen" else f"steered, {kind}" for kind in steered["heads"]]
             steered = steered.assign(measure=[f"{name}{suffix}" for name in names], score=GREEDY_MATCH)
             if score != GREEDY_MATCH and not unscaled:
-                steered = replace_accuracy(self.model, steered, tried, asked["zero-shot"], score)
+                steered = replace_accuracy(self.model, steered, tried, self.asked_prompts["zero-shot"], score)
             parts.append(steered)
         return pd.concat(parts, ignore_index=True).filter(MEASURES)
 
@@ -221,7 +284,7 @@ class _Work:
         """What is lost on instructed and few-shot prompts of the evaluation pairs when heads are ablated."""
         seed, template, asked = self.asked.seed, self.asked.template, {}
         for kind, shots in (("instructed", 0), ("few-shot", self.asked.shots)):
-            own = self.baseline_prompts()[kind]
+            own = self.asked_prompts[kind][: self.plan.ablated_prompts]
             others = (
                 probes.other_prompts(self.model, self.task, template=template, seed=seed, shots=shots) if own else []
             )
@@ -229,22 +292,6 @@ class _Work:
                 z = mean_z(self.model, tokenize(self.model, others))
                 asked[kind] = Asked(tokenize(self.model, own), z)
         return measure_necessity(self.model, asked, heads, draws=self.asked.draws, seed=seed)
-
-    def baseline_prompts(self) -> dict[str, list[Prompt]]:
-        """Prompts of the evaluation pairs by kind.
-
-        None where the task lacks an instruction or a statement, or too few shots would make another kind of them.
-        """
-        task, pairs, template, shots = self.task, self.split.evaluation, self.asked.template, self.asked.shots
-        few_shot = partial(prompts.few_shot, pairs, self.split.mean, shots=shots, template=template)
-        generator = open_stream(self.asked.seed, Stream.BASELINE_PROMPTS)
-        return {
-            "zero-shot": prompts.zero_shot(pairs, template=template),
-            "instructed": prompts.instructed(task, pairs, template=template) if task.instructions else [],
-            "few-shot": few_shot(generator=generator) if shots >= 1 else [],
-            "shuffled": few_shot(generator=generator, shuffled=True) if shots >= 2 else [],
-            "statement": prompts.statements(task, pairs, bos=template.bos),
-        }
 
     def baseline(self, kind: list[Prompt]) -> dict[str, Any]:
         if not kind:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # Copies of its rows that a block makes on the way (scores and pattern; gate, activation and its intermediates).
 SCORE_COPIES, MLP_COPIES = 4, 6
+WORK = 5 * 10**10
+"""Multiply-adds of one batch on a processor, about: a second on two cores."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +32,21 @@ class Budget:
     """Rows that are unembedded together, over all prompts."""
 
     @classmethod
-    def of(cls, model: HookedTransformer, tokens: Tokens, n_rows: int, memory: int, *, others_seen: int = 0) -> Budget:
+    def of(
+        cls,
+        model: HookedTransformer,
+        tokens: Tokens,
+        n_rows: int,
+        memory: int,
+        *,
+        others_seen: int = 0,
+        most: int | None = None,
+    ) -> Budget:
         """Share `memory` bytes: half for what a batch of prompts keeps, half for what its `n_rows` need.
 
         Args:
             others_seen: Tokens of other rows that a row's attention computes with, too.
+            most: Prompts of one batch, whatever fits.
 
         Raises:
             PromptError: not even one prompt fits.
@@ -50,7 +62,7 @@ class Budget:
         one_prompt = bytes_each * (rows + caches + reading) + one_row
         # TransformerLens turns the unembedding around into a copy whenever it is used.
         half = (memory - bytes_each * cfg.d_model * cfg.d_vocab_out) // 2
-        prompts = min(len(tokens), half // one_prompt)
+        prompts = min(len(tokens) if most is None else most, half // one_prompt)
         if prompts < 1:
             raise PromptError(
                 f"memory is {memory:,} bytes, but one prompt of {pos} tokens needs "
@@ -59,3 +71,19 @@ class Budget:
         # Logits are held in float32 beside the model's own precision, with one copy for the softmax.
         one_logit_row = (bytes_each + 8) * cfg.d_vocab_out
         return cls(prompts=prompts, rows=max(1, half // (one_row * prompts)), logits=max(1, half // one_logit_row))
+
+
+def count_at_once(model: HookedTransformer, tokens: Tokens, n_rows: int = 0, *, climbing: bool = False) -> int:
+    """Prompts of one batch that take a processor a few seconds at most, so that a bar moves and little is ever lost.
+
+    Args:
+        n_rows: Of every prompt, beside reading it.
+        climbing: Rows branch off at every layer: half of the layers are behind them, on average.
+    """
+    cfg = model.cfg
+    if torch.device(cfg.device or "cpu").type != "cpu":
+        return len(tokens)
+    pos, tail = tokens.prompts.shape[1] + tokens.answers.shape[1] - 1, tokens.answers.shape[1]
+    blocks, vocabulary = 12 * cfg.n_layers * cfg.d_model**2, cfg.d_model * cfg.d_vocab_out
+    one_row = tail * ((blocks // 2 if climbing else blocks) + vocabulary)
+    return min(len(tokens), max(1, WORK // (pos * blocks + (1 + n_rows) * one_row)))

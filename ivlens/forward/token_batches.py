@@ -14,10 +14,11 @@ from ivlens.prompts.tokens import Tokens
 TOKENS_PER_PASS = 4096
 
 
-def batches(tokens: Tokens, *, size: int | None = None) -> Iterator[Tokens]:
-    """Parts of at most `size` prompts, or of about 4096 tokens."""
+def batches(tokens: Tokens, *, size: int | None = None, most: int | None = None) -> Iterator[Tokens]:
+    """Parts of at most `size` prompts, or of about 4096 tokens, but no more than `most` prompts."""
     width = tokens.prompts.shape[1] + tokens.answers.shape[1]
     size = size or max(1, TOKENS_PER_PASS // width)
+    size = size if most is None else min(size, most)
     for start in range(0, len(tokens), size):
         yield tokens[start : start + size]
 

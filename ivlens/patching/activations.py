@@ -15,8 +15,10 @@ from torch import Tensor
 
 from ivlens.errors import ModelError, ShapeMismatch
 from ivlens.forward.makers import forward_of
+from ivlens.forward.memory import count_at_once
 from ivlens.forward.prompt_end import answers_behind
 from ivlens.forward.token_batches import batches, with_answers
+from ivlens.kept_batches import keep_batch
 from ivlens.measures import first_token_probability, greedy_match
 from ivlens.models import bridge
 from ivlens.models.hooked import model_name
@@ -72,7 +74,7 @@ class Replied(NamedTuple):
 
 def reply_in_batches(model: HookedTransformer, tokens: Tokens) -> Iterator[Replied]:
     """Ask all prompts, batch by batch."""
-    for batch in batches(tokens):
+    for batch in batches(tokens, most=count_at_once(model, tokens)):
         logits = answer_logits(model, batch)
         right = greedy_match(logits, batch.answers, batch.answer_mask).cpu()
         yield Replied(right, first_token_probability(logits, batch.answers).cpu(), logits.argmax(-1), batch)
@@ -80,8 +82,15 @@ def reply_in_batches(model: HookedTransformer, tokens: Tokens) -> Iterator[Repli
 
 def score_answers(model: HookedTransformer, tokens: Tokens) -> tuple[Bool[Tensor, " prompt"], Float[Tensor, " prompt"]]:
     """Is each answer what greedy decoding writes, and how probable is its first token? On the CPU."""
-    found = list(reply_in_batches(model, tokens))
-    return torch.cat([part.right for part in found]), torch.cat([part.first for part in found])
+    found = []
+    for batch in track(list(batches(tokens, most=count_at_once(model, tokens))), "asking"):
+
+        def compute(batch: Tokens = batch) -> dict[str, Tensor]:
+            (part,) = reply_in_batches(model, batch)
+            return {"right": part.right, "first": part.first}
+
+        found.append(keep_batch("answers", list(vars(batch).values()), compute, device="cpu"))
+    return torch.cat([part["right"] for part in found]), torch.cat([part["first"] for part in found])
 
 
 @torch.no_grad()
@@ -123,8 +132,12 @@ def mean_z(model: HookedTransformer, tokens: Tokens) -> MeanZ:
     """
     bridge.check_bridge(model)
     total = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_head, dtype=torch.float64)
-    for batch in track(list(batches(tokens)), "mean head outputs"):
-        total += last_z(model, batch).double().sum(0).cpu()
+    for batch in track(list(batches(tokens, most=count_at_once(model, tokens))), "mean head outputs"):
+
+        def compute(batch: Tokens = batch) -> dict[str, Tensor]:
+            return {"z": last_z(model, batch).double().sum(0)}
+
+        total += keep_batch("means", [batch.prompts, batch.mask], compute, device="cpu")["z"]
     broken = [layer for layer in range(len(total)) if not bool(total[layer].isfinite().all())]
     if broken:
         raise ModelError(

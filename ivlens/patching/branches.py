@@ -16,15 +16,16 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ivlens.forward.makers import forward_of
-from ivlens.forward.memory import Budget
+from ivlens.forward.memory import Budget, count_at_once
 from ivlens.forward.rows import Forward, Reading, Rows, check_finite, compare_with_model
 from ivlens.forward.token_batches import batches
+from ivlens.kept_batches import keep_batch
 from ivlens.measures import greedy_match, token_log_probs
-from ivlens.progress import track
+from ivlens.progress import open_bar
 from ivlens.prompts.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -67,28 +68,57 @@ class Answers:
         """Some of the rows, in the order given."""
         return Answers(**{field.name: getattr(self, field.name)[:, list(numbers)] for field in fields(self)})
 
+    def prompts(self, numbers: Int[Tensor, " prompt"]) -> Answers:
+        """Some of the prompts, in the order given."""
+        return Answers(**{field.name: getattr(self, field.name)[numbers] for field in fields(self)})
+
 
 @torch.no_grad()
 def run_branches(
-    model: HookedTransformer, tokens: Tokens, branch: Branch, *, counts: Sequence[int], memory: int, description: str
+    model: HookedTransformer,
+    tokens: Tokens,
+    branch: Branch,
+    *,
+    counts: Sequence[int],
+    inputs: Sequence[Tensor],
+    memory: int,
+    description: str,
 ) -> Answers:
     """Carry all rows of all prompts up the layers and read the answer off each.
 
     Args:
         branch: Makes the rows that leave the unpatched run at a layer.
         counts: How many these are, by layer.
+        inputs: What rows are made from, by which a batch that was kept is known again.
         memory: Bytes that may be taken beside the model's weights.
     """
     forward = forward_of(model)
-    budget = Budget.of(model, tokens, sum(counts), memory, others_seen=forward.others_seen)
-    parts = [
-        _unembed_rows(forward, batch, climb(forward, batch, branch, counts=counts, chunk=budget.rows), budget.logits)
-        for batch in track(list(batches(tokens, size=budget.prompts)), description)
-    ]
+    most = count_at_once(model, tokens, sum(counts), climbing=True)
+    budget = Budget.of(model, tokens, sum(counts), memory, others_seen=forward.others_seen, most=most)
+    parts, cut = [], list(batches(tokens, size=budget.prompts))
+    known = [torch.tensor(counts), *inputs]
+    with open_bar(description, total=len(cut) * len(counts)) as advance:
+        for number, batch in enumerate(cut, start=1):
+
+            def compute(batch: Tokens = batch) -> dict[str, Tensor]:
+                stack = climb(forward, batch, branch, counts=counts, chunk=budget.rows, advance=advance)
+                return vars(_unembed_rows(forward, batch, stack, budget.logits))
+
+            found = keep_batch("branches", [*vars(batch).values(), *known], compute, device=model.cfg.device)
+            parts.append(Answers(**found))
+            advance.move_to(number * len(counts))
     return Answers.joined(parts, dim=0)
 
 
-def climb(forward: Forward, tokens: Tokens, branch: Branch, *, counts: Sequence[int], chunk: int) -> Rows:
+def climb(
+    forward: Forward,
+    tokens: Tokens,
+    branch: Branch,
+    *,
+    counts: Sequence[int],
+    chunk: int,
+    advance: Callable[[], object] = lambda: None,
+) -> Rows:
     """The residual stream of all rows after the last block.
 
     Row 0 is unpatched; behind it are those that branched off at layer 0, then those of layer 1, and so on.
@@ -107,6 +137,7 @@ def climb(forward: Forward, tokens: Tokens, branch: Branch, *, counts: Sequence[
             stack[:, grown + rows.start : grown + rows.stop] = branch(junction, rows)
         grown += more
         check_finite(junction.after, layer)
+        advance()
     compare_with_model(forward, reading, stack[:, 0])
     return stack
 

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from ivlens.errors import ShapeMismatch
 from ivlens.forward.makers import forward_of
+from ivlens.forward.memory import count_at_once
 from ivlens.forward.rows import Forward, Replaced, check_finite, compare_with_model
 from ivlens.forward.token_batches import batches
+from ivlens.kept_batches import keep_batch
 from ivlens.measures import greedy_match, kl_divergence, token_log_probs
 from ivlens.models import hooked
 from ivlens.patching.activations import check_mean_z
@@ -82,10 +84,16 @@ def run_changes(
     tail, n_rows = tokens.answers.shape[1], len(planned.added)
     per_prompt = n_rows * tail * max(model.cfg.d_vocab_out, 4 * model.cfg.n_heads * tokens.prompts.shape[1])
     forward, size = forward_of(model), max(1, _LOGITS // per_prompt)
-    parts = [
-        _outcomes(batch, _carry(forward, batch, planned))
-        for batch in track(list(_split_by_size(tokens, size)), "changing heads and vectors")
-    ]
+    size = min(size, count_at_once(model, tokens, n_rows))
+    known = [planned.added, planned.ablated, planned.z, torch.tensor(planned.layer)]
+
+    def read(batch: Tokens) -> Outcomes:
+        def compute() -> dict[str, Tensor]:
+            return vars(_outcomes(batch, _carry(forward, batch, planned)))
+
+        return Outcomes(**keep_batch("changes", [*vars(batch).values(), *known], compute, device=model.cfg.device))
+
+    parts = [read(batch) for batch in track(list(_split_by_size(tokens, size)), "changing heads and vectors")]
     return Outcomes(
         probability=torch.cat([part.probability for part in parts]).cpu(),
         match=torch.cat([part.match for part in parts]).cpu(),

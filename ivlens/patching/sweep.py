@@ -64,6 +64,7 @@ def sweep(
         tokens if effect == "nll" else tokens.first(),
         branch,
         counts=[model.cfg.n_heads] * model.cfg.n_layers,
+        inputs=[means],
         memory=memory,
         description="patching every head",
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -22,6 +23,7 @@ from ivlens.patching.head_effects import HeadEffects
 from ivlens.patching.settings import Settings
 from ivlens.random_streams import Stream, open_stream
 from ivlens.shapes import Head, Residual
+from ivlens.steering.trial_plan import TrialPlan
 from ivlens.vectors.head_writing import write_vector
 
 if TYPE_CHECKING:
@@ -131,3 +133,51 @@ def draw_other_tasks(task: Task, candidates: Sequence[str], *, draws: int, seed:
     names = sorted(name for name in candidates if name != task.name)
     generator = open_stream(seed, Stream.OTHER_TASKS)
     return [names[i] for i in generator.permutation(len(names))[:draws]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A vector on trial."""
+
+    kind: str
+    """`chosen`, `random`, `low-AIE`, `gaussian` or `other-task`."""
+    n_heads: int
+    vector: Residual
+
+
+def make_candidates(
+    model: HookedTransformer,
+    effects: HeadEffects,
+    *,
+    plan: TrialPlan,
+    top: int,
+    others: Sequence[Task],
+    heads: Sequence[Head] | None = None,
+) -> list[Candidate]:
+    """The vectors of the first 1, 2, 5 ... heads beside random ones, and for `top` heads all other
+
+    Controls have the norm of the vector of as many chosen heads.
+
+    Args:
+        plan: How many of each.
+        heads: At least `top`, the first ones first; ranked by AIE unless given.
+    """
+    ranked = effects.ranked() if heads is None else list(heads)
+    seed, found = effects.settings.seed, []
+    for k in plan.counts:
+        vector = write_vector(model, effects.mean_z, ranked[:k])
+        norm = float(vector.norm())
+        few, n_draws = (plan.draws_of(kind, at_top=k == top) for kind in ("low-AIE", "random"))
+        beside = {"random": random_heads(effects, k, draws=n_draws, seed=seed, chosen=ranked[:k])}
+        if k == top:
+            beside["low-AIE"] = low_aie_heads(effects, k, draws=few, seed=seed, chosen=heads or ())
+        found.append(Candidate(kind="chosen", n_heads=k, vector=vector))
+        for kind, sets in beside.items():
+            vectors = write_control_vectors(model, effects, sets, norm=norm)
+            found += [Candidate(kind=kind, n_heads=k, vector=control) for control in vectors]
+        if k == top:
+            noise = gaussians(vector, draws=few, seed=seed, norm=norm)
+            found += [Candidate(kind="gaussian", n_heads=k, vector=control) for control in noise]
+            elsewhere = other_task_vectors(model, ranked[:k], others, plan.of_tasks(effects.settings), norm=norm)
+            found += [Candidate(kind="other-task", n_heads=k, vector=control) for control in elsewhere.values()]
+    return found

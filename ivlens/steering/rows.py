@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -66,9 +67,38 @@ def steer_rows(
         steered_rows[:, :, 0] += added[own]
         return steered_rows
 
-    found = branches.run_branches(model, tokens, branch, counts=counts, memory=memory, description=description)
+    found = branches.run_branches(
+        model,
+        tokens,
+        branch,
+        counts=counts,
+        inputs=[added[order]],
+        memory=memory,
+        description=description,
+    )
     places = {row: place for place, row in enumerate(order, start=1)}
     return found.rows([0, *(places[row] for row in range(len(layers)))])
+
+
+def steer_by_length(
+    model: HookedTransformer,
+    tokens: Tokens,
+    vectors: Float[Tensor, "row d_model"],
+    layers: Sequence[int],
+    *,
+    memory: int = 2 * GIB,
+    description: str = "steering",
+) -> Answers:
+    """The same as `steer_rows`, prompts of each length of answers by themselves.
+
+    Every row carries its answer up the layers: a single long one would make all others as long.
+    """
+    lengths = tokens.answer_mask.sum(1)
+    groups = [(lengths == length).nonzero()[:, 0] for length in lengths.unique()]
+    parts = [
+        steer_rows(model, tokens[group], vectors, layers, memory=memory, description=description) for group in groups
+    ]
+    return Answers.joined(parts, dim=0).prompts(torch.cat(groups).argsort())
 
 
 def steer_every_layer(

@@ -3,23 +3,24 @@
 Layer and scale are chosen together, on validation prompts. A vector that is too short beside the residual stream does
 nothing and one that is too long breaks the model, so the scales are powers of two over a range of 32. A coarse grid
 comes first (every layer at scale 1, every other layer at scales 4 and 16), then the neighbours of its best place: about
-2 n_layers + 8 places in place of 6 n_layers. Every vector, controls too, is searched in this way.
+2 n_layers + 8 places in place of 6 n_layers. Every vector, controls too, is searched in this way. Where that is too
+much work, a sparser grid is tried on a few prompts, and only the best places on all of them (`search_in_stages`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ivlens.prompts.tokens import Tokens
 from ivlens.shapes import GIB
-from ivlens.steering.rows import steer_rows
+from ivlens.steering.rows import steer_by_length, steer_rows
 from ivlens.vectors.head_writing import check_layer, check_scale
 
 if TYPE_CHECKING:
@@ -27,8 +28,12 @@ if TYPE_CHECKING:
 
 SCALES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 """Lengths that are tried, as multiples of what the heads write."""
-_COARSE = (4.0, 16.0)
+COARSE = (4.0, 16.0)
 """Tried at every other layer first; scale 1 is tried at every one."""
+NEIGHBOURS = 8
+"""Places around the best of the first grid, at most."""
+FINALISTS, FINALISTS_AT_1 = 3, 2
+"""Those tried on all prompts where the grid is on a few: the best ones, and of others the best at scale 1."""
 
 
 class Place(NamedTuple):
@@ -57,12 +62,33 @@ class Search:
     scales: tuple[float, ...]
     accuracy: Float[Tensor, "vector layer scale"]
     probability: Float[Tensor, "vector layer scale"]
+    final: Bool[Tensor, "vector layer scale"] | None = None
+    """Places that were tried on all prompts and so can be the best; all that were tried, where it is None."""
 
     def best(self, number: int = 0, *, scale: float | None = None) -> Place:
         """Where vector `number` was right most often (at one scale, if given).
 
         Among places of equal accuracy, the one where the answer's first token is most probable.
         """
+        return next(place for place in self._ranked(number, scale) if self.is_final(number, place))
+
+    def is_final(self, number: int, place: Place) -> bool:
+        """Whether a vector was tried at a place on all prompts."""
+        cell = self.cell(number, place)
+        tried = ~self.accuracy[cell].isnan() if self.final is None else self.final[cell]
+        return bool(tried)
+
+    def finalists(self, number: int) -> list[Place]:
+        """The best places of those tried so far, and the best others at scale 1."""
+        best = self._ranked(number)[:FINALISTS]
+        others = [place for place in self._ranked(number, 1.0) if place not in best]
+        return best + others[:FINALISTS_AT_1]
+
+    def cell(self, number: int, place: Place) -> tuple[int, int, int]:
+        return number, place.layer, self.scales.index(place.scale)
+
+    def _ranked(self, number: int, scale: float | None = None) -> list[Place]:
+        """Places that were tried, the best first."""
         accuracy, probability = self.accuracy[number], self.probability[number]
         columns = range(len(self.scales)) if scale is None else [self.scales.index(scale)]
         tried = [
@@ -71,8 +97,7 @@ class Search:
             for column in columns
             if not math.isnan(float(accuracy[layer, column]))
         ]
-        _, _, layer, column = max(tried)
-        return Place(-layer, self.scales[-column])
+        return [Place(-layer, self.scales[-column]) for _, _, layer, column in sorted(tried, reverse=True)]
 
 
 def search(
@@ -93,21 +118,51 @@ def search(
     if scale is not None:
         check_scale(scale)
     scales = SCALES if scale is None else (float(scale),)
-    found = Search(
-        scales=scales,
-        accuracy=torch.full((vectors, n_layers, len(scales)), torch.nan, dtype=torch.float64),
-        probability=torch.full((vectors, n_layers, len(scales)), torch.nan, dtype=torch.float64),
-    )
+    found = _nothing_tried(vectors, n_layers, scales)
     if scale is not None or layer is not None:
         layers = range(n_layers) if layer is None else [layer]
         first = [Place(one, factor) for one in layers for factor in scales]
     else:
-        first = [Place(one, 1.0) for one in range(n_layers)]
-        first += [Place(one, factor) for one in range(0, n_layers, 2) for factor in _COARSE]
+        first = _coarse(n_layers, 1)
     _attempt(attempt, [(number, place) for number in range(vectors) for place in first], found)
     if scale is None and layer is None:
         _attempt(attempt, [(n, place) for n in range(vectors) for place in _around(found, n)], found)
     return found
+
+
+def search_in_stages(few: Try, every: Try, *, vectors: int, n_layers: int, stride: int) -> Search:
+    """Try a grid and the places nearest to its best on a few prompts, then the best of these on all prompts.
+
+    Every vector is tried at as many places in each stage.
+
+    Args:
+        few, every: Try vectors at places, on a few prompts and on all of them.
+        stride: Every how many layers the grid has scale 1; the coarse scales stand at every other of these.
+    """
+    found = _nothing_tried(vectors, n_layers, SCALES)
+    _attempt(few, [(number, place) for number in range(vectors) for place in _coarse(n_layers, stride)], found)
+    _attempt(few, [(number, place) for number in range(vectors) for place in _nearest(found, number)], found)
+    kept = [(number, place) for number in range(vectors) for place in found.finalists(number)]
+    _attempt(every, kept, found)
+    final = torch.zeros_like(found.accuracy, dtype=torch.bool)
+    for number, place in kept:
+        final[found.cell(number, place)] = True
+    return replace(found, final=final)
+
+
+def count_coarse(n_layers: int, stride: int) -> int:
+    """How many places the first grid has."""
+    return len(_coarse(n_layers, stride))
+
+
+def _coarse(n_layers: int, stride: int) -> list[Place]:
+    first = [Place(one, 1.0) for one in range(0, n_layers, stride)]
+    return first + [Place(one, factor) for one in range(0, n_layers, 2 * stride) for factor in COARSE]
+
+
+def _nothing_tried(vectors: int, n_layers: int, scales: tuple[float, ...]) -> Search:
+    nothing = torch.full((vectors, n_layers, len(scales)), torch.nan, dtype=torch.float64)
+    return Search(scales=scales, accuracy=nothing, probability=nothing.clone())
 
 
 def complete(attempt: Try, found: Search, number: int = 0) -> None:
@@ -118,8 +173,17 @@ def complete(attempt: Try, found: Search, number: int = 0) -> None:
 
 def _attempt(attempt: Try, asked: Sequence[tuple[int, Place]], found: Search) -> None:
     for (number, place), tried in zip(asked, attempt(asked) if asked else (), strict=True):
-        cell = (number, place.layer, found.scales.index(place.scale))
+        cell = found.cell(number, place)
         found.accuracy[cell], found.probability[cell] = tried
+
+
+def _nearest(found: Search, number: int) -> list[Place]:
+    """Of the places that were not tried, those nearest to the best one: as many for every vector."""
+    layer, scale = found.best(number)
+    column = found.scales.index(scale)
+    untried = found.accuracy[number].isnan().nonzero().tolist()
+    nearest = sorted(untried, key=lambda cell: ((cell[0] - layer) ** 2 + (cell[1] - column) ** 2, cell))
+    return [Place(one, found.scales[other]) for one, other in nearest[:NEIGHBOURS]]
 
 
 def _around(found: Search, number: int) -> list[Place]:
@@ -133,14 +197,20 @@ def _around(found: Search, number: int) -> list[Place]:
 
 
 def attempts(
-    model: HookedTransformer, tokens: Tokens, vectors: Float[Tensor, "vector d_model"], *, memory: int = 2 * GIB
+    model: HookedTransformer,
+    tokens: Tokens,
+    vectors: Float[Tensor, "vector d_model"],
+    *,
+    memory: int = 2 * GIB,
+    by_length: bool = False,
 ) -> Try:
-    """Tries vectors on prompts, all places of a call in one pass."""
+    """Tries vectors on prompts, all places of a call in one pass (or one for each length of answers)."""
+    steer = steer_by_length if by_length else steer_rows
 
     def attempt(asked: Sequence[tuple[int, Place]]) -> list[Tried]:
         numbers = [number for number, _ in asked]
         scales = torch.tensor([place.scale for _, place in asked], dtype=vectors.dtype, device=vectors.device)
-        found = steer_rows(
+        found = steer(
             model,
             tokens,
             scales[:, None] * vectors[numbers],

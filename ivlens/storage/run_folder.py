@@ -8,20 +8,28 @@ lie tables (parquet), tensors and figures. Every file is written whole or not at
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pandas as pd
+from safetensors.torch import save_file
 
 from ivlens.errors import RunError
-from ivlens.storage import command_line, parquet
-from ivlens.storage.atomic_files import OURS, Lock, remove_leftovers, replacing
+from ivlens.kept_batches import Tensors, keeping
+from ivlens.storage import command_line, parquet, tensor_files
+from ivlens.storage.atomic_files import OURS, Lock, as_run_error, remove_leftovers, replacing
 from ivlens.storage.run_record import RECORD, RunRecord, plain, read_record, refuse_another, write_record
 from ivlens.storage.run_record import Source as Source
 from ivlens.storage.run_record import versions as versions
+
+PARTS = "parts"
+"""Folder of what an unfinished run has computed of its tables."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,10 +128,17 @@ class Run:
             save(temporary)
         return path
 
+    def stop_behind_heads(self) -> None:
+        """Say in `run.json` that no more was asked for than the effects of heads; a command may go on from there."""
+        write_record(self.folder, self.record.model_copy(update={"status": "heads"}))
+
     def complete(self) -> Run:
-        """Say in `run.json` that everything has been written, and give the lock back."""
+        """Say in `run.json` that everything has been written, and give the lock back. Parts of tables are removed."""
         if self._lock is None or not self._lock.is_held:
             return self
+        with as_run_error(self.folder / PARTS):
+            if (self.folder / PARTS).is_dir():
+                shutil.rmtree(self.folder / PARTS)
         changes = {"status": "complete", "finished": datetime.now(UTC)}
         record = self.record.model_copy(update=changes)
         write_record(self.folder, record)
@@ -147,6 +162,33 @@ class Tables:
         """The table `name`: read where the run has it, else computed, and written where there is a run."""
         self.kept[name] = compute() if self.run is None else self.run.table(name, compute, columns=columns)
         return self.kept[name]
+
+    def part(self, name: str, compute: Callable[[], pd.DataFrame], columns: Sequence[str] = ()) -> pd.DataFrame:
+        """A table that others are made of, which is kept until the run is complete; see `table`."""
+        if self.run is None:
+            key = f"{PARTS}/{name}"
+            if key not in self.kept:
+                self.kept[key] = compute()
+            return self.kept[key]
+        return self.run.table(f"{PARTS}/{name}", compute, columns=columns)
+
+    @contextmanager
+    def keeping(self, scope: str) -> Iterator[None]:
+        """Inside the `with` block, batches are kept in a folder of that name until the run is complete."""
+        if self.run is None:
+            yield
+        else:
+            with keeping(partial(_keep, self.run, scope)):
+                yield
+
+
+def _keep(run: Run, scope: str, name: str, compute: Callable[[], Tensors]) -> Tensors:
+    file = f"{PARTS}/{scope}/{name}.safetensors"
+    if not run.has(file):
+        found = {key: value.contiguous() for key, value in compute().items()}
+        run.write_with(file, lambda path: save_file(found, path))
+        return found
+    return tensor_files.read_tensors(run.path(file), remedy="delete it and run the same command again")[0]
 
 
 def open_run(
@@ -202,6 +244,11 @@ def read_run(folder: Path | str) -> Run:
     record = read_record(folder)
     if record is None:
         raise RunError(f"{folder} is not a run of ivlens: it has no {RECORD}; give the folder passed as --out")
+    if record.status == "heads":
+        raise RunError(
+            f"{folder} has the effects of heads alone (--only heads); run the same command without --only and it goes "
+            "on from there"
+        )
     if record.status != "complete":
         started = f"{record.started:%Y-%m-%d %H:%M} UTC"
         raise RunError(
@@ -223,6 +270,9 @@ def _begin(folder: Path, asked: RunRecord, lock: Lock) -> Run:
         lock.release()
         return Run(folder=folder, record=found)
     remove_leftovers(folder)
+    if found.status == "heads":  # What began it stopped there.
+        found = found.model_copy(update={"status": "running", "typed": asked.typed})
+        write_record(folder, found)
     return Run(folder=folder, record=found, _lock=lock)
 
 

@@ -59,7 +59,8 @@ class RunRecord(_Strict):
     versions: dict[str, str]
     started: pydantic.AwareDatetime
     finished: pydantic.AwareDatetime | None = None
-    status: Literal["running", "complete"] = "running"
+    status: Literal["running", "heads", "complete"] = "running"
+    """`heads`: no more was asked for than the effects of heads, and they are there."""
 
 
 def versions() -> dict[str, str]:
@@ -142,7 +143,7 @@ def _configuration(record: RunRecord, found: RunRecord) -> dict[tuple[str, str],
     """
     compared = {("", "command"): record.command, ("", "seed"): record.seed}
     compared |= {("setting", key): value for key, value in flat(record.settings)}
-    if found.status == "running":  # Half the numbers from one version and half from another are of neither.
+    if found.status != "complete":  # Half the numbers from one version and half from another are of neither.
         compared |= {("version", package): version for package, version in record.versions.items()}
     texts = {key: json.dumps(value, sort_keys=True, ensure_ascii=False) for key, value in compared.items()}
     shown = {key: (text, text if len(text) <= 60 else f"{text[:57]}...") for key, text in texts.items()}

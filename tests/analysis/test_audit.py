@@ -20,14 +20,17 @@ from transformer_lens import HookedTransformer
 
 import ivlens
 from ivlens import prompts
-from ivlens.analysis import audit_tables, probes
+from ivlens.analysis import audit_tables, probes, run_audit
 from ivlens.analysis.audit import HEADS, MEASURES, STEERING, Audit
 from ivlens.analysis.audit_tables import print_audit
 from ivlens.datasets.task import Pair, Task
 from ivlens.errors import IvlensError, RunError
+from ivlens.forward import memory
 from ivlens.models import hooked
+from ivlens.patching import branches
 from ivlens.patching.head_effects import EFFECTS
 from ivlens.reports.audit_page import audit_page
+from ivlens.steering import trial_plan
 from ivlens.steering.search import SCALES
 from ivlens.steering.trials import BY_QUERY, PLACES
 from ivlens.storage.parquet import to_bytes
@@ -192,7 +195,7 @@ def test_the_four_parts_share_no_pair_and_demonstrations_come_from_the_first(
     tiny: HookedTransformer, known: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[str, list[prompts.Prompt]]] = []
-    for name in ("patching.effects", "steering.vector_building", "analysis.run_audit"):
+    for name in ("patching.effects", "steering.vector_building", "analysis.run_audit", "replies.inquiry"):
 
         def record(model: Any, given: list[prompts.Prompt], name: str = name) -> Any:
             asked.append((name, list(given)))
@@ -204,6 +207,7 @@ def test_the_four_parts_share_no_pair_and_demonstrations_come_from_the_first(
     (_, mean), (_, rank) = [entry for entry in ours if entry[0] == "patching.effects"]
     assert "steering.vector_building" not in dict(ours), "layer and scale are those of the trials"
     (_, validation), *evaluation = [entry for entry in ours if entry[0] == "analysis.run_audit"]
+    evaluation += [entry for entry in ours if entry[0] == "replies.inquiry"]
     assert len(evaluation) == 8
     parts = [{p.query for p in mean}, {p.query for p in rank}, {p.query for p in validation}]
     parts += [{p.query for _, given in evaluation for p in given}]
@@ -276,6 +280,101 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_numbers(
     again = ivlens.audit(tiny, known, out=cut, **SMALL)
     assert_same(again, found)
     assert not list(cut.glob(".ivlens-tmp*"))
+
+
+def test_queries_bound_what_is_reported_on(tiny: HookedTransformer, known: Task, tmp_path: Path) -> None:
+    few = ivlens.audit(tiny, known, out=tmp_path / "run", queries=4, **SMALL)
+    for frame in (few.measures, few.heads, few.steering, few.necessity, few.places):
+        assert frame is not None and set(frame["prompts"]) <= {4}
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["queries"] == 4
+
+
+def test_a_bound_that_bounds_nothing_is_no_difference(
+    tiny: HookedTransformer, known: Task, found: Audit, folder: Path
+) -> None:
+    """So that runs of before, which had no such bound, go on."""
+    settings = json.loads((folder / "run.json").read_text())["settings"]
+    assert not {"queries", "trials"} & settings.keys()
+    assert_same(ivlens.audit(tiny, known, out=folder, queries=1000, **SMALL), found)
+    with pytest.raises(RunError, match="queries is 4 here but not set in that run"):
+        ivlens.audit(tiny, known, out=folder, queries=4, **SMALL)
+
+
+def test_trials_that_leave_something_out_say_so_in_the_record(
+    tiny: HookedTransformer, known: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial_plan, "FLOOR", 0)
+    short = ivlens.audit(tiny, known, out=tmp_path / "run", **SMALL)
+    left_out = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["trials"]
+    assert set(short.heads["n_heads"]) == set(left_out["counts"]) and 3 in left_out["counts"]
+    assert set(short.places["prompts"]) == {left_out["first"], len(known.split(shots=3, seed=1).validation)}
+    assert set(short.steering["prompts"]) == {left_out["layer_prompts"]}
+    assert list(short.figures()) == ["aie", "measures", "steering", "places", "heads", "necessity"]
+    with pytest.raises(RunError, match=r"trials\.first is not set here"):
+        monkeypatch.undo()
+        ivlens.audit(tiny, known, out=tmp_path / "run", **SMALL)
+
+
+def test_abilities_are_measured_first_and_kept(
+    tiny: HookedTransformer, known: Task, found: Audit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run_audit, "kept_effects", interrupted)
+        ivlens.audit(tiny, known, out=tmp_path, **SMALL)
+    assert (tmp_path / "parts" / "abilities.parquet").exists() and not list(tmp_path.glob("*.parquet"))
+    monkeypatch.setattr(run_audit, "measure_prompts", interrupted)
+    assert_same(ivlens.audit(tiny, known, out=tmp_path, **SMALL), found)
+    assert not (tmp_path / "parts").exists()
+
+
+@pytest.mark.parametrize("at", [3, 8, 14])
+def test_what_was_done_before_an_interruption_is_not_done_again(
+    tiny: HookedTransformer, known: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """In the sweep, while places are searched, and on evaluation pairs; bit for bit the same numbers."""
+    monkeypatch.setattr(memory, "WORK", 10**7)
+    climb, batches = branches.climb, []
+
+    def counted(forward: Any, tokens: Any, *args: Any, **kwargs: Any) -> Any:
+        if len(batches) == at and (tmp_path / "run").exists():
+            raise KeyboardInterrupt
+        batches.append(len(tokens))
+        return climb(forward, tokens, *args, **kwargs)
+
+    monkeypatch.setattr(branches, "climb", counted)
+    whole = ivlens.audit(tiny, known, **SMALL)
+    of_whole = list(batches)
+    assert len(of_whole) > 16
+    batches.clear()
+    with pytest.raises(KeyboardInterrupt):
+        ivlens.audit(tiny, known, out=tmp_path / "run", **SMALL)
+    assert batches == of_whole[:at]
+    batches.append(0)
+    resumed = ivlens.audit(tiny, known, out=tmp_path / "run", **SMALL)
+    assert [n for n in batches if n] == of_whole, "none twice, none left out"
+    assert_same(resumed, whole)
+    assert not (tmp_path / "run" / "parts").exists()
+
+
+def test_heads_alone_are_gone_on_from(
+    tiny: HookedTransformer, known: Task, found: Audit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = run_audit.prepare(tiny, known, **SMALL)
+    effects = run_audit.audit_heads(work, tmp_path)
+    assert torch.equal(effects.cie, found.effects.cie) and torch.equal(effects.mean_z, found.effects.mean_z)
+    assert json.loads((tmp_path / "run.json").read_text())["status"] == "heads"
+    with pytest.raises(RunError, match=r"has the effects of heads alone.*the same command without --only"):
+        Audit.read(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(branches, "climb", None)
+        assert torch.equal(run_audit.audit_heads(work, tmp_path).cie, found.effects.cie), "not measured again"
+    before = (tmp_path / "effects.parquet").stat().st_mtime_ns
+    assert_same(ivlens.audit(tiny, known, out=tmp_path, **SMALL), found)
+    assert (tmp_path / "effects.parquet").stat().st_mtime_ns == before
+    assert torch.equal(run_audit.audit_heads(work, tmp_path).cie, found.effects.cie), "of a complete one, as it is"
 
 
 def test_another_seed_asks_other_prompts(tiny: HookedTransformer, known: Task, found: Audit) -> None:

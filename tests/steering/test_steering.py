@@ -24,9 +24,10 @@ from ivlens.patching.settings import Settings
 from ivlens.prompts.builders import zero_shot
 from ivlens.prompts.tokens import tokenize
 from ivlens.shapes import Head
-from ivlens.steering import controls, trials
+from ivlens.steering import controls
 from ivlens.steering.rows import steer_every_layer
 from ivlens.steering.steered_model import steered
+from ivlens.steering.trial_plan import TrialPlan
 from ivlens.steering.vector_building import instruction_vector
 from ivlens.vectors.head_writing import write_vector
 from ivlens.vectors.instruction_vector import InstructionVector
@@ -318,7 +319,7 @@ def test_controls_have_the_vectors_norm_and_number_of_heads(
     tiny: HookedTransformer, word_task: Task, effects: HeadEffects
 ) -> None:
     others = [Task(name="other", pairs=word_task.pairs[::-1])]
-    found = trials.make_candidates(tiny, effects, counts=[1, 2, 5], top=3, draws=4, others=others)
+    found = controls.make_candidates(tiny, effects, plan=TrialPlan(counts=(1, 2, 3, 5), draws=4), top=3, others=others)
     kinds = [(candidate.kind, candidate.n_heads) for candidate in found]
     assert kinds == [
         *(("chosen", 1), *[("random", 1)] * 4, ("chosen", 2), *[("random", 2)] * 4),
