@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ivlens.plots.steering import KINDS
 from ivlens.steering.steered_replies import in_brackets, score_note
-from ivlens.tables import UNMEASURED, Line, Table, plain, print_table, safe, table_html
+from ivlens.tables import UNMEASURED, Line, Table, folded, plain, print_table, safe, table_html
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +64,7 @@ def print_audit(found: Findings) -> None:
     """The verdict, the answer, all measures, accuracy by number of heads, and the heads."""
     measures, by_number, heads, *ablated = audit_tables(found)
     print(f"{plain(found.vector.task)} on {plain(found.vector.model)}\n")
-    print(found.verdict.sentence, found.verdict.advice, sep="\n", end="\n\n")
+    print(folded(f"{found.verdict.sentence}\n{found.verdict.advice}\n"))
     print(*sentence(found).split("; "), sep=",\n  ", end="\n\n")
     print_table(measures)
     print(f"\n{measures.note}\n\n{by_number.heading}:\n")
@@ -72,7 +72,7 @@ def print_audit(found: Findings) -> None:
     print()
     print_table(heads)
     print_choices(found)
-    print(f"\n{heads.note}\n")
+    print(folded(f"\n{heads.note}\n"))
     for table in ablated:
         print(f"{table.heading}:\n")
         print_table(table)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from ivlens.tables import UNMEASURED, Line, Table, plain, print_table, safe, table_html
+from ivlens.tables import UNMEASURED, Line, Table, folded, plain, print_table, safe, table_html
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,7 +75,7 @@ class Findings(Protocol):
 
 def print_comparison(found: Findings) -> None:
     """Abilities and dependence before and after, then how far heads and vector moved."""
-    print(f"{plain(found.title)}\n\nBefore: {found.verdict.sentence}\n{found.verdict.advice}\n")
+    print(folded(f"{plain(found.title)}\n\nBefore: {found.verdict.sentence}\n{found.verdict.advice}\n"))
     for table in comparison_tables(found):
         print_table(table)
         print(f"\n{table.note}\n" if table.note else "")
