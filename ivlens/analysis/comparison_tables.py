@@ -78,7 +78,7 @@ def print_comparison(found: Findings) -> None:
     print(folded(f"{plain(found.title)}\n\nBefore: {found.verdict.sentence}\n{found.verdict.advice}\n"))
     for table in comparison_tables(found):
         print_table(table)
-        print(f"\n{table.note}\n" if table.note else "")
+        print(folded(f"\n{table.note}\n") if table.note else "")
 
 
 def comparison_html(found: Findings) -> str:

@@ -655,7 +655,7 @@ def test_universal_heads_are_printed_written_and_taken(ivlens: Ivlens, tmp_path:
     assert found.out.endswith(f"In {path}; give it to --heads.\n")
     audited = ivlens("audit", "lab", "--task", "synonym", "--heads", path, "--out", tmp_path / "run", *SMALL)
     assert audited.status == 0
-    assert [row.split()[0] for row in audited.out.splitlines() if re.match(r"L\d+H\d+ ", row)] == heads
+    assert [row.split()[0] for row in audited.out.splitlines() if re.match(r"L\d+H\d+ ", row)][:3] == heads
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["settings"]["heads"] == heads and record["settings"]["top"] == 3
 
