@@ -206,6 +206,22 @@ def familywise_p_values(
     return torch.empty_like(stepped).scatter_(0, order, stepped).reshape(means.shape[1:])
 
 
+def largest_by_chance(
+    values: Float[Tensor, "sample *rest"],
+    groups: Int[Tensor, " sample"] | None = None,
+    *,
+    level: float = 0.05,
+    seed: int = 0,
+) -> float:
+    """How far from 0 the largest of all means gets, in all but a share `level` of cases, where none carries anything.
+
+    By the signs of whole samples, as `familywise_p_values`, and of the means themselves rather than of their t.
+    """
+    means = (values if groups is None else group_means(values, groups)).double().cpu().flatten(1)
+    largest = torch.cat([(some @ means).abs().amax(1) for some in _signs(len(means), seed).split(1000)])
+    return float(largest.quantile(1 - level, interpolation="higher")) / len(means)
+
+
 def _signs(n: int, seed: int) -> Float[Tensor, "flip sample"]:
     """Signs of samples, those that came first; of two opposite ways one."""
     if n <= 14:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,6 +30,11 @@ class Table(NamedTuple):
     parts: tuple[list[Line], ...]
     """Lines, with a rule between the parts."""
     note: str = ""
+
+
+def folded(text: str) -> str:
+    """Lines that are too long for a terminal of 80 columns, in several."""
+    return "\n".join(textwrap.fill(line, 80, break_long_words=False) for line in text.split("\n"))
 
 
 def print_table(table: Table, *, justify: Any = "right") -> None:

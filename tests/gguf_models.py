@@ -61,7 +61,7 @@ def _fields(name: str, config: dict[str, Any]) -> dict[str, Any]:
         "context_length": config.get("max_position_embeddings") or config["n_positions"],
         "embedding_length": width,
         "block_count": 3,
-        "feed_forward_length": config.get("n_inner") or config["intermediate_size"],
+        "feed_forward_length": config["n_inner" if name == "gpt2" else "intermediate_size"],
         "attention.head_count": heads,
         "attention.head_count_kv": config.get("num_key_value_heads", heads),
         "attention.key_length": config.get("head_dim") or width // heads,

@@ -144,6 +144,15 @@ def test_a_handful_of_samples_and_heads_without_any_effect_are_not_clear() -> No
     assert measures.familywise_p_values(torch.ones(1, 2)).tolist() == [1.0] * 2
 
 
+def test_what_chance_gives_is_the_largest_mean_under_flipped_signs() -> None:
+    values = np.random.default_rng(0).normal(size=(7, 3))
+    ways = [np.abs(np.array(signs) @ values / 7).max() for signs in itertools.product((-1, 1), repeat=7)]
+    found = measures.largest_by_chance(torch.as_tensor(values))
+    assert found == pytest.approx(np.quantile(ways, 0.95, method="higher"))
+    repeated = measures.largest_by_chance(torch.as_tensor(values).repeat(2, 1), torch.arange(7).repeat(2))
+    assert repeated == pytest.approx(found)
+
+
 def test_one_sample_has_no_interval() -> None:
     low, high = measures.mean_bounds(torch.ones(1, 2, 3))
     assert low.shape == (2, 3)

@@ -141,6 +141,7 @@ def test_an_analysis_takes_settings_whole(tiny: HookedTransformer, word_task: Ta
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:of task 'antonym' the model answers:ivlens.errors.TaskWarning")
 @pytest.mark.parametrize("name", CHANGED)
 def test_universal_heads_are_ranked_as_asked(lab: HookedTransformer, name: str):
     # A template that the lab knows.

@@ -53,7 +53,7 @@ from ivlens.prompts.template import find_template
 from ivlens.shapes import Head
 from ivlens.steering.head_choice import parse_heads
 from ivlens.steering.necessity import NECESSITY
-from ivlens.steering.trials import DRAWS, PLACES
+from ivlens.steering.trials import BY_QUERY, DRAWS, PLACES
 from ivlens.steering.universal_heads import Considered, Universal
 from ivlens.storage import parquet
 from ivlens.storage import run_folder as runs
@@ -162,7 +162,7 @@ def audit_folder(folder: Path) -> None:
     tables = {"effects": effects(), "measures": table(MEASURES)}
     tables |= {"places": table(PLACES), "draws": table(DRAWS), "steering": table(STEERING), "heads": table(HEADS)}
     tables |= {"instructions": table(WORDINGS), "universal_tasks": table(Considered._fields)}
-    tables |= {"layer_draws": table(DRAWS), "necessity": table(NECESSITY)}
+    tables |= {"layer_draws": table(DRAWS), "necessity": table(NECESSITY), "by_query": table(BY_QUERY)}
     with run_folder(folder, "audit", {"shots": 10}, tables) as run:
         run.write_with("vector.safetensors", vector().save)
         run.complete()
@@ -486,6 +486,11 @@ def test_a_mutated_checkpoint_is_loaded_or_refused_in_a_sentence_of_ours(checkpo
     fuzz(Reader(make, loader.load_without_adapters), tmp_path / "files", 40)
 
 
+NOT_IN_EVERY_AUDIT = {
+    f"{name}.parquet" for name in ("instructions", "universal_tasks", "layer_draws", "necessity", "by_query")
+}
+
+
 def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     for name, reader in READERS.items():
         if reader.read is converse:  # It is the test itself that opens the file.
@@ -495,7 +500,7 @@ def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(tmp_path: Path)
             content = (folder / file).read_bytes()
             (folder / file).unlink()
             os.mkfifo(folder / file)
-            if name == "steps of a cell" or file in ("instructions.parquet", "universal_tasks.parquet"):
+            if name == "steps of a cell" or file in NOT_IN_EVERY_AUDIT:
                 # As if there were none: not every run has them.
                 assert outcome(reader, folder) is None
             else:

@@ -18,8 +18,9 @@ from ivlens.patching.head_effects import EFFECTS, HeadEffects
 from ivlens.prompts.choices import GREEDY_MATCH
 from ivlens.steering.necessity import NECESSITY
 from ivlens.steering.steered_replies import in_brackets
-from ivlens.steering.trials import DRAWS, PLACES, VALUES
+from ivlens.steering.trials import BY_QUERY, DRAWS, PLACES, VALUES
 from ivlens.steering.universal_heads import Considered
+from ivlens.steering.verdict import MOST_FREQUENT, Verdict, read_abilities, vector_gain
 from ivlens.storage import run_folder
 from ivlens.vectors.instruction_vector import InstructionVector
 
@@ -62,8 +63,10 @@ class Audit:
     """Accuracy of the vector at every layer and scale on validation pairs, the chosen place marked."""
     draws: pd.DataFrame
     """Every vector by itself at its own place: the chosen ones, and each draw of their controls."""
+    by_query: pd.DataFrame | None = None
+    """What the chosen vector and every random one did at its place, query by query; runs of before have none."""
     layer_draws: pd.DataFrame | None = None
-    """The same at every layer, each at its own scale; runs of before have none."""
+    """As `draws`, at every layer, each at its own scale; runs of before have none."""
     necessity: pd.DataFrame | None = None
     """What is lost when the vector's heads are ablated, one by one and together, beside random ones; `NECESSITY`."""
     instructions: pd.DataFrame | None = None
@@ -100,11 +103,33 @@ class Audit:
             heads=run.read_table("heads", columns=HEADS).replace({"heads": _OLD_NAMES}),
             places=run.read_table("places", columns=PLACES),
             draws=run.read_table("draws", columns=DRAWS).replace({"heads": _OLD_NAMES}),
+            by_query=_read_if_kept(run, "by_query", BY_QUERY),
             layer_draws=_read_if_kept(run, "layer_draws", DRAWS),
             necessity=_read_if_kept(run, "necessity", NECESSITY),
             instructions=_read_if_kept(run, "instructions", WORDINGS),
             universal=_read_if_kept(run, "universal_tasks", Considered._fields),
             folder=Path(folder),
+        )
+
+    @property
+    def verdict(self) -> Verdict:
+        """Can the model do the task, and does the vector do more than random heads?
+
+        >>> print(audit.verdict.outcome, audit.verdict.share)
+        works 0.05
+        """
+        lines = {line["measure"]: line for line in self.measures.to_dict("records")}
+        n_heads = len(self.vector.heads)
+        tried = "steered" in lines and not math.isnan(lines["steered"]["accuracy"])
+        return Verdict(
+            abilities=read_abilities(lines),
+            share=lines[MOST_FREQUENT]["accuracy"] if MOST_FREQUENT in lines else math.nan,
+            gain=vector_gain(lines, self.draws, self.by_query, n_heads=n_heads) if tried else None,
+            queries=max(self.measures["prompts"].tolist()),
+            n_heads=n_heads,
+            is_given=audit_tables.is_given(self),
+            is_greedy=lines["zero-shot"].get("score") == GREEDY_MATCH,
+            settings=self.effects.settings,
         )
 
     def figures(self) -> dict[str, go.Figure]:
@@ -123,7 +148,7 @@ class Audit:
         matched = score and f" ({GREEDY_MATCH})"
         called = {"measure": audit_tables.measure_labels(self)}
         found = {
-            "aie": self.effects.figure(marked=self.vector.heads, note=audit_tables.corrupted_sentence(self)),
+            "aie": self.effects.figure(marked=self.vector.heads, note=self._note()),
             "measures": plots.measures_bars(
                 self.measures.replace(called).rename(columns=bars), title=f"Accuracy{score}: {where}"
             ),
@@ -149,6 +174,9 @@ class Audit:
                 audit_tables.necessity_points(self), unit=self.effects.unit, title=title
             )
         return found
+
+    def _note(self) -> str:
+        return f"{self.verdict.short}. {audit_tables.corrupted_sentence(self)}".rstrip()
 
     def accuracy(self, measure: str) -> float:
         """Accuracy of one line of `measures`, NaN where it was not measured.

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ivlens.plots.steering import KINDS
 from ivlens.steering.steered_replies import in_brackets, score_note
-from ivlens.tables import UNMEASURED, Line, Table, plain, print_table, safe, table_html
+from ivlens.tables import UNMEASURED, Line, Table, folded, plain, print_table, safe, table_html
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from ivlens.patching.head_effects import HeadEffects
+    from ivlens.steering.verdict import Verdict
     from ivlens.vectors.instruction_vector import InstructionVector
 MOST_HEADS = 20
 """Heads of a vector that a table lists; the others are in the file of effects."""
@@ -27,6 +28,7 @@ _BASELINES = {
     "few-shot": "{shots} shots",
     "shuffled": "{shots} shots, shuffled",
     "statement": "plain statement",
+    "most frequent answer": "most frequent answer",
 }
 STEERED = {
     "steered" if kind == "chosen" else f"steered, {kind}": f"zero-shot + {called}" for kind, called in KINDS.items()
@@ -43,6 +45,8 @@ class Findings(Protocol):
     @property
     def vector(self) -> InstructionVector: ...
     @property
+    def verdict(self) -> Verdict: ...
+    @property
     def measures(self) -> pd.DataFrame: ...
     @property
     def heads(self) -> pd.DataFrame: ...
@@ -57,9 +61,10 @@ class Findings(Protocol):
 
 
 def print_audit(found: Findings) -> None:
-    """The answer, all measures, accuracy by number of heads, and the heads."""
+    """The verdict, the answer, all measures, accuracy by number of heads, and the heads."""
     measures, by_number, heads, *ablated = audit_tables(found)
     print(f"{plain(found.vector.task)} on {plain(found.vector.model)}\n")
+    print(folded(f"{found.verdict.sentence}\n{found.verdict.advice}\n"))
     print(*sentence(found).split("; "), sep=",\n  ", end="\n\n")
     print_table(measures)
     print(f"\n{measures.note}\n\n{by_number.heading}:\n")
@@ -67,7 +72,7 @@ def print_audit(found: Findings) -> None:
     print()
     print_table(heads)
     print_choices(found)
-    print(f"\n{heads.note}\n")
+    print(folded(f"\n{heads.note}\n"))
     for table in ablated:
         print(f"{table.heading}:\n")
         print_table(table)
@@ -99,11 +104,12 @@ def print_choices(found: Findings) -> None:
 
 
 def audit_html(found: Findings) -> str:
-    """The answer, all measures, and what is lost without heads, for a notebook."""
+    """The verdict, the answer, all measures, and what is lost without heads, for a notebook."""
     where = safe(f"{found.vector.task} on {found.vector.model}")
     tables = audit_tables(found)
     shown = [tables[0], *tables[3:4]]
-    return f"<p><b>{where}</b><br>{safe(sentence(found))}</p>{''.join(map(table_html, shown))}"
+    told = "<br>".join(map(safe, (found.verdict.sentence, found.verdict.advice, sentence(found))))
+    return f"<p><b>{where}</b><br>{told}</p>{''.join(map(table_html, shown))}"
 
 
 def audit_tables(found: Findings) -> list[Table]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,11 +10,23 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from ivlens.analysis import comparison_tables
-from ivlens.analysis.dependence import DEPENDENCE
+from ivlens.analysis.dependence import DEPENDENCE, Dependence
 from ivlens.analysis.drift import AIE, DRIFT
+from ivlens.datasets.task import Task
 from ivlens.errors import IvlensError, RunError
+from ivlens.measures import Interval
 from ivlens.patching.head_effects import EFFECTS, HeadEffects
+from ivlens.patching.settings import Settings
 from ivlens.plots import comparison
+from ivlens.steering.verdict import (
+    ABOVE_RANDOM,
+    MOST_FREQUENT,
+    Gain,
+    Verdict,
+    above_random,
+    difference,
+    most_frequent_share,
+)
 from ivlens.storage import run_folder
 from ivlens.vectors.instruction_vector import InstructionVector
 
@@ -97,8 +110,9 @@ class Comparison:
                 self.aie,
                 (n_layers, n_heads),
                 unit=unit,
+                chance=self._chance(),
                 marked=marked,
-                title=f"AIE before and after: {where}. {self.how_many_clear()}",
+                title=f"AIE before and after: {where}. {self.how_many_clear()}. Before: {self.verdict.short}",
             ),
             "heads": comparison.aie_scatter(
                 self.aie, unit=unit, marked=marked, title=f"AIE of every head, before against after: {where}"
@@ -126,11 +140,62 @@ class Comparison:
         >>> change.how_many_clear()
         'Clear of 0 (p ≤ 0.05 after Holm): ... of 48 heads before, ... after, ... in their difference'
         """
-        changed = replace(self.tuned, cie=self.tuned.cie - self.base.cie)
-        before, after, moved = (len(effects.clear()) for effects in (self.base, self.tuned, changed))
+        before, after, moved = (len(effects.clear()) for effects in self._grids())
         heads = self.base.aie.numel()
         counts = f"{before} of {heads} heads before, {after} after, {moved} in their difference"
         return f"Clear of 0 (p ≤ 0.05 after Holm): {counts}"
+
+    def _grids(self) -> tuple[HeadEffects, HeadEffects, HeadEffects]:
+        """Before, after, and their difference."""
+        return self.base, self.tuned, replace(self.tuned, cie=self.tuned.cie - self.base.cie)
+
+    def _chance(self) -> float | None:
+        """The largest |AIE| of any grid by chance; None where a head is clear of 0 in one of them."""
+        found = [effects.chance() for effects in self._grids()]
+        known = [value for value in found if value is not None]
+        return max(known) if len(known) == len(found) else None
+
+    @property
+    def verdict(self) -> Verdict:
+        """Of the base model: can it do the task, and does its vector do more than random heads?
+
+        >>> change.verdict.outcome, list(change.verdict.abilities)
+        ('works', ['instructed'])
+        """
+        found = self._of_base()
+        # Of replies where these were scored: their line stands behind the one of greedy matches.
+        instructed = [value for (measure, _), value in found.items() if measure.startswith("instruction accuracy")][-1]
+        unknown = Interval(math.nan, math.nan, math.nan)
+        return Verdict(
+            abilities={} if math.isnan(instructed.mean) else {"instructed": instructed},
+            share=found.get((MOST_FREQUENT, ""), unknown).mean,
+            gain=self._gain(found),
+            queries=max(self.measures["n"].tolist()),
+            n_heads=len(self.base_vector.heads),
+            is_given=list(self.base_vector.heads) != self.base.top(len(self.base_vector.heads)),
+            is_greedy=False,
+            settings=self.base.settings,
+        )
+
+    def _gain(self, found: dict[tuple[str, str], Interval]) -> Gain:
+        steered, random = (found["steered zero-shot probability", heads] for heads in ("chosen", "random"))
+        above = found.get((ABOVE_RANDOM, "chosen"), difference(steered, random))
+        right = [found["steered zero-shot accuracy", heads].mean for heads in ("chosen", "random")]
+        return Gain(
+            probability=above,
+            high=above.high,
+            accuracy=right[0] - right[1],
+            is_above_none=steered.mean > found["zero-shot probability", ""].mean,
+            draws=0,
+        )
+
+    def _of_base(self) -> dict[tuple[str, str], Interval]:
+        """By measure and kind of heads, what the base model does."""
+        lines = self.measures.query("model == 'base' and vector != 'tuned'")
+        return {
+            (line["measure"], line["heads"]): Interval(line["value"], line["low"], line["high"])
+            for line in lines.to_dict("records")
+        }
 
     def value(self, measure: str, *, model: str = "difference", heads: str = "", vector: str = "") -> float:
         """One number of `measures`; NaN where it was not measured.
@@ -186,6 +251,19 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         return comparison_tables.comparison_html(self)
+
+
+def base_lines(before: Dependence, task: Task, settings: Settings) -> pd.DataFrame:
+    """What the verdict on the base model takes beside its dependence, `CHANGES`."""
+    n = len(before.values["zero-shot probability", ""])
+    pairs = task.split(shots=settings.shots, seed=settings.seed).evaluation[:n]
+    share = most_frequent_share(pair.output for pair in pairs)
+    above, _ = above_random(*(before.values["sufficiency", heads] for heads in ("chosen", "random")))
+    lines = [
+        (MOST_FREQUENT, "", 0, "base", "", share, share, share, n),
+        (ABOVE_RANDOM, "chosen", before.n_heads, "base", "base", *above, n),
+    ]
+    return pd.DataFrame(lines, columns=list(CHANGES))
 
 
 def described(vector: InstructionVector) -> dict[str, object]:

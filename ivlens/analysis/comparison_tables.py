@@ -9,12 +9,13 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from ivlens.tables import UNMEASURED, Line, Table, plain, print_table, safe, table_html
+from ivlens.tables import UNMEASURED, Line, Table, folded, plain, print_table, safe, table_html
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from ivlens.patching.head_effects import HeadEffects
+    from ivlens.steering.verdict import Verdict
     from ivlens.vectors.instruction_vector import InstructionVector
 
 COLUMNS = ("before", "after", "change", "95 % interval")
@@ -54,6 +55,8 @@ class Findings(Protocol):
     @property
     def title(self) -> str: ...
     @property
+    def verdict(self) -> Verdict: ...
+    @property
     def base(self) -> HeadEffects: ...
     @property
     def tuned(self) -> HeadEffects: ...
@@ -72,16 +75,17 @@ class Findings(Protocol):
 
 def print_comparison(found: Findings) -> None:
     """Abilities and dependence before and after, then how far heads and vector moved."""
-    print(f"{plain(found.title)}\n")
+    print(folded(f"{plain(found.title)}\n\nBefore: {found.verdict.sentence}\n{found.verdict.advice}\n"))
     for table in comparison_tables(found):
         print_table(table)
-        print(f"\n{table.note}\n" if table.note else "")
+        print(folded(f"\n{table.note}\n") if table.note else "")
 
 
 def comparison_html(found: Findings) -> str:
     """Abilities, dependence and drift, for a notebook."""
     shown = "".join(map(table_html, comparison_tables(found)[:2]))
-    return f"<p><b>{safe(found.title)}</b></p>{shown}"
+    told = f"{safe(found.title)}</b><br>Before: {safe(found.verdict.sentence)}<br>{safe(found.verdict.advice)}"
+    return f"<p><b>{told}</p>{shown}"
 
 
 def comparison_tables(found: Findings) -> list[Table]:

@@ -37,8 +37,9 @@ from ivlens.steering import controls, trials
 from ivlens.steering.necessity import NECESSITY, Asked, measure_necessity
 from ivlens.steering.steered_replies import replace_accuracy
 from ivlens.steering.trial_plan import Sizes, TrialPlan, plan_trials
-from ivlens.steering.trials import DRAWS, PLACES
+from ivlens.steering.trials import BY_QUERY, DRAWS, PLACES
 from ivlens.steering.vector_building import instruction_vector
+from ivlens.steering.verdict import MOST_FREQUENT, most_frequent_share
 from ivlens.storage import run_folder
 from ivlens.storage.run_folder import Tables
 
@@ -238,6 +239,7 @@ class Work:
             heads=tables.table("heads", lambda: tried().by_number(), HEADS),
             places=places,
             draws=tables.table("draws", lambda: tried().by_draw(), DRAWS),
+            by_query=tables.table("by_query", lambda: tried().by_query(top), BY_QUERY),
             layer_draws=tables.table("layer_draws", lambda: tried().draws_by_layer(top), DRAWS),
             measures=tables.table("measures", lambda: self.measures(tables, tried()), MEASURES),
             necessity=tables.table("necessity", lambda: self.necessity(vector.heads), NECESSITY),
@@ -256,7 +258,8 @@ class Work:
         """One line for the model unsteered under each kind of prompt, of the score that was asked for."""
         asked, score = self.asked_prompts, self.asked.accuracy_score
         lines = [{"measure": name, "score": score, **self.baseline(kind)} for name, kind in asked.items()]
-        return pd.DataFrame(lines).filter(MEASURES)
+        most_frequent = {"score": score, **self.most_frequent()}
+        return pd.DataFrame([*lines, most_frequent]).filter(MEASURES)
 
     def measures(self, tables: Tables, tried: trials.Trials) -> pd.DataFrame:
         """The abilities, then one line for each kind of vector; then at scale 1, which is of greedy match always."""
@@ -269,6 +272,13 @@ class Work:
                 steered = replace_accuracy(self.model, steered, tried, self.asked_prompts["zero-shot"], score)
             parts.append(steered)
         return pd.concat(parts, ignore_index=True).filter(MEASURES)
+
+    def most_frequent(self) -> dict[str, Any]:
+        """What giving one answer to all queries would do; of these queries it is known exactly."""
+        answers = [pair.output for pair in self.split.evaluation]
+        share = most_frequent_share(answers)
+        line = dict.fromkeys(trials.VALUES, float("nan")) | dict.fromkeys(trials.VALUES[:3], share)
+        return {"measure": MOST_FREQUENT, **line, "prompts": len(answers)}
 
     def necessity(self, heads: Sequence[Head]) -> pd.DataFrame:
         """What is lost on instructed and few-shot prompts of the evaluation pairs when heads are ablated."""

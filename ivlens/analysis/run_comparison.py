@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from ivlens.analysis import probes, wordings
-from ivlens.analysis.comparison import CHANGES
+from ivlens.analysis.comparison import CHANGES, base_lines
 from ivlens.analysis.comparison import Comparison as Comparison
 from ivlens.analysis.dependence import DEPENDENCE, Dependence, per_prompt, recovery
 from ivlens.analysis.drift import AIE, DRIFT, Written, aie_table, head_drift, vector_drift, write_by_query
@@ -248,7 +248,7 @@ class _Work:
             tuned_vector=after.vector,
             tuned_name=self.pair.name,
             aie=tables.table("aie", lambda: aie_table(before.effects, after.effects), AIE),
-            measures=tables.table("measures", lambda: changes(*found), CHANGES),
+            measures=tables.table("measures", lambda: self.changes(*found), CHANGES),
             drift=tables.table("drift", lambda: self.drift(before, after, wrote), DRIFT),
             recovery=tables.table("recovery", lambda: recovery(*found[:2]), DEPENDENCE),
         )
@@ -281,16 +281,16 @@ class _Work:
                     "give a model with the same tokenizer"
                 )
 
+    def changes(self, before: Dependence, after: Dependence, own: Dependence) -> pd.DataFrame:
+        """One table of the base model, the tuned one, their paired difference, and the tuned one on its own vector."""
+        parts = []
+        for name, found in {"base": before, "tuned": after, "difference": after.minus(before)}.items():
+            frame = found.to_frame()
+            parts.append(frame.assign(model=name, vector=frame["heads"].map(lambda heads: "base" if heads else "")))
+        parts.append(base_lines(before, self.task, self.settings))
+        parts.append(own.to_frame().query("heads != ''").assign(model="tuned", vector="tuned"))
+        return pd.concat(parts, ignore_index=True).filter(CHANGES)
+
     def drift(self, before: _Side, after: _Side, wrote: list[Written]) -> pd.DataFrame:
         heads = head_drift(before.effects, after.effects, self.asked.top)
         return pd.DataFrame([*heads, *vector_drift(*wrote)], columns=list(DRIFT))
-
-
-def changes(before: Dependence, after: Dependence, own: Dependence) -> pd.DataFrame:
-    """One table of the base model, the tuned one, their paired difference, and the tuned one on its own vector."""
-    parts = []
-    for name, found in {"base": before, "tuned": after, "difference": after.minus(before)}.items():
-        frame = found.to_frame()
-        parts.append(frame.assign(model=name, vector=frame["heads"].map(lambda heads: "base" if heads else "")))
-    parts.append(own.to_frame().query("heads != ''").assign(model="tuned", vector="tuned"))
-    return pd.concat(parts, ignore_index=True).filter(CHANGES)

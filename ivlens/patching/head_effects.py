@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from ivlens.errors import IvlensError
-from ivlens.measures import familywise_p_values, group_means, mean_bounds
+from ivlens.measures import familywise_p_values, group_means, largest_by_chance, mean_bounds
 from ivlens.patching.settings import Settings
 from ivlens.shapes import Cie, Head, HeadGrid, MeanZ
 
@@ -100,6 +100,14 @@ class HeadEffects:
         """
         p_values = self.p_values()
         return [head for head in self.ranked() if float(p_values[head]) <= level]
+
+    def chance(self) -> float | None:
+        """How large the largest |AIE| gets by chance in 95 of 100 cases; None where some head is clear of 0.
+
+        >>> print(effects.chance())
+        None
+        """
+        return None if self.clear() else largest_by_chance(self.cie, self.queries, seed=self.settings.seed)
 
     def ranked(self) -> list[Head]:
         """All heads, the largest AIE first; equal ones by address.
@@ -188,6 +196,7 @@ class HeadEffects:
             low=low.cpu().numpy(),
             high=high.cpu().numpy(),
             unit=self.unit,
+            chance=self.chance(),
             marked=marked,
             title=". ".join(
                 filter(None, (f"AIE of every head of {self.model}, {self.task}", self.how_many_clear(), note))

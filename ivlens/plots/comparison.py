@@ -50,6 +50,7 @@ def aie_panels(
     shape: tuple[int, int],
     *,
     unit: str = "probability",
+    chance: float | None = None,
     marked: Mapping[str, Heads] | None = None,
     title: str | None = None,
     width: Width = "page",
@@ -60,6 +61,7 @@ def aie_panels(
         frame: Columns `model` (`base`, `tuned`, `difference`), `layer`, `head`, `aie`, `low`, `high`.
         shape: Layers and heads.
         unit: Of the effect: `probability` or `nats`.
+        chance: As for `head_heatmap`.
         marked: Heads to outline in the panel of a model.
 
     Raises:
@@ -72,7 +74,7 @@ def aie_panels(
     _check_heads(frame, shape)
     table = frame.rename(columns={"model": "side", "aie": "value"}).replace({"side": _SIDES}).assign(panel="")
     heads = {_SIDES[model]: chosen for model, chosen in (marked or {}).items()}
-    return aie_heatmaps(table, unit=unit, marked=heads, title=title, width=width)
+    return aie_heatmaps(table, unit=unit, chance=chance, marked=heads, title=title, width=width)
 
 
 def aie_scatter(

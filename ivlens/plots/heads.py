@@ -35,6 +35,8 @@ from ivlens.plots.style import (
 from ivlens.tables import interval_text
 
 _MEASURES = {"AIE": Look(BLACK), "instructed": LOOKS["instruction"], "few-shot": LOOKS["few-shot"]}
+PALE = 1 / 16
+"""Share of the colours' bound at which `EFFECTS` has its palest colour beside white."""
 _BESIDE_GRID = 88
 """Pixels for the colour bar, its numbers and its title."""
 
@@ -47,6 +49,7 @@ def head_heatmap(
     title: str | None = None,
     unit: str = "probability",
     bound: float | None = None,
+    chance: float | None = None,
     marked: Iterable[tuple[int, int]] = (),
     width: Width = "page",
 ) -> go.Figure:
@@ -59,6 +62,7 @@ def head_heatmap(
         low, high: The interval of each head, `[layer head]`; shown on hover.
         unit: Of the effect: `probability` or `nats`.
         bound: The colours run from -bound to bound; panels side by side get the same. Default: largest |aie|.
+        chance: The largest |aie| that chance gives where no head carries anything; it is drawn pale, and told.
         marked: Heads to outline.
 
     Raises:
@@ -70,7 +74,7 @@ def head_heatmap(
     """
     grid = _grid(aie, "aie")
     lows, highs = _ends(grid, low, high)
-    bound = _largest(grid) if bound is None else bound
+    bound = least_bound(_largest(grid), chance) if bound is None else bound
     if not (math.isfinite(bound) and bound > 0):
         raise FigureError(f"bound is {bound}; it must be a finite number above 0")
     cell = _cell(grid.shape, width)
@@ -90,7 +94,7 @@ def head_heatmap(
         figure.add_shape(box)
     # Not the colour bar's own title, which runs into its numbers when the bar is long.
     beside = {"x": 1, "xref": "paper", "xanchor": "left", "xshift": _BESIDE_GRID - 20, "y": 0.5, "yref": "paper"}
-    figure.add_annotation(text=f"AIE ({safe(unit, 24)})", textangle=-90, showarrow=False, **beside)
+    figure.add_annotation(text=bar_title(unit, chance), textangle=-90, showarrow=False, **beside)
     _lay_out_grid(figure, grid.shape, cell, title, width)
     return figure
 
@@ -143,6 +147,16 @@ def necessity_by_head(
     figure.update_xaxes(title_text="P(answer) lost when ablated", row=1, col=2)
     lay_out(figure, title, width, height=max(80, 22 * len(names)), below=19)
     return figure
+
+
+def least_bound(largest: float, chance: float | None) -> float:
+    """Of the colours, such that what chance gives is no darker than the palest colour of the scale."""
+    return largest if not chance else max(largest, chance / PALE)
+
+
+def bar_title(unit: str, chance: float | None) -> str:
+    """Beside the colour bar: the unit of the effects, and how large they get by chance."""
+    return f"AIE ({safe(unit, 24)})" + ("" if chance is None else f", by chance ±{chance:.2g}")
 
 
 def cell_gap(across: float) -> int:

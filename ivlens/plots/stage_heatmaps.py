@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 
 from ivlens.errors import FigureError
 from ivlens.plots import marks
-from ivlens.plots.heads import cell_gap, head_heatmap, outlines
+from ivlens.plots.heads import bar_title, cell_gap, head_heatmap, least_bound, outlines
 from ivlens.plots.layout import Panels, arrange, finish, step
 from ivlens.plots.style import BLACK, EFFECTS, GREY, LEFT, NOT_MEASURED, SEQUENTIAL, Width, pixels, safe, text_width
 
@@ -68,6 +68,7 @@ def aie_heatmaps(
     frame: pd.DataFrame,
     *,
     unit: str = "probability",
+    chance: float | None = None,
     marked: Mapping[str, Iterable[tuple[int, int]]] | None = None,
     title: str | None = None,
     width: Width = "page",
@@ -77,6 +78,7 @@ def aie_heatmaps(
     Args:
         frame: Columns `panel`, `side` (`before`, `after`, `difference`), `layer`, `head`, `value`, `low`, `high`.
         unit: Of the effect.
+        chance: As for `head_heatmap`.
         marked: Heads to outline, by side.
 
     Raises:
@@ -90,7 +92,7 @@ def aie_heatmaps(
     _check(frame, ("panel", "side", "layer", "head", "value", "low", "high"))
     names = list(dict.fromkeys(frame["panel"]))
     shape = int(frame["layer"].to_numpy().max()) + 1, int(frame["head"].to_numpy().max()) + 1
-    bound = float(np.nanmax(np.abs(frame["value"].to_numpy(float)), initial=0)) or 1.0
+    bound = least_bound(float(np.nanmax(np.abs(frame["value"].to_numpy(float)), initial=0)), chance) or 1.0
     panels = _triples(names, shape, width)
     cell = panels.size[0] / shape[1], panels.size[1] / shape[0]
     look = {"coloraxis": "coloraxis", "xgap": cell_gap(min(cell)), "ygap": cell_gap(min(cell))}
@@ -107,7 +109,7 @@ def aie_heatmaps(
     if width == "column" and len(names) > 1:
         for row, name in enumerate(names, start=1):
             panels.figure.update_yaxes(title_text=f"{safe(name, 16)}, layer", row=row, col=1)
-    _beside(panels.figure, f"AIE ({safe(unit, 24)})")
+    _beside(panels.figure, bar_title(unit, chance))
     return finish(panels, title)
 
 

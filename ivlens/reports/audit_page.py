@@ -52,8 +52,9 @@ def audit_page(found: Audit) -> Page:
         title=f"{vector.task} on {vector.model}",
         question=f"Which attention heads of {vector.model} carry the task {vector.task}, and does the vector that they "
         "write make the model do it?",
-        answer=audit_tables.sentence(found),
+        answer=f"{found.verdict.sentence} {audit_tables.sentence(found)}",
         cautions=(
+            found.verdict.advice,
             _audit_controls(found.measures),
             *filter(None, (audit_tables.corrupted_sentence(found), _necessity(found))),
             f"{effects.how_many_clear()}, by sign flips of queries.",
@@ -63,7 +64,7 @@ def audit_page(found: Audit) -> Page:
             "seeds.",
             *([LAB] if vector.model == "lab" else []),
         ),
-        captions=_AUDIT,
+        captions=_AUDIT | {"aie": (_AUDIT["aie"][0], f"{found.verdict.short}. {_AUDIT['aie'][1]}")},
         figures=order_figures(found.figures(), _AUDIT),
         tables=tuple(map(name_every_line, audit_tables.audit_tables(found))),
         words=WORDS
@@ -74,6 +75,10 @@ def audit_page(found: Audit) -> Page:
             "scale": "factor of the vector, chosen with the layer on validation pairs (0.5 to 16); controls choose "
             "their own with as many tries",
             "other tasks": "vectors of other tasks, built in the same way",
+            "most frequent answer": "accuracy of giving one answer to all queries; a model that can do the task is "
+            "clear of it on clean prompts",
+            "beyond random heads": "with the vector minus with random heads, query by query and draw by draw; of a "
+            "further draw of random heads the interval would be above 0 in one of twenty cases at most",
             "interval": QUERIES,
             "ablated": "the head's output at the last prompt token is replaced by its mean over prompts of other "
             "tasks, which are instructed, or have demonstrations, as the prompt has",

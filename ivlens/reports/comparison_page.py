@@ -32,8 +32,9 @@ def comparison_page(found: Comparison) -> Page:
         title=found.title,
         question=f"What did fine-tuning {base} into {tuned} do to the heads that carry {task}, to their vector, and to "
         "what depends on it?",
-        answer=comparison_tables.sentence(found),
+        answer=f"Before: {found.verdict.sentence} {comparison_tables.sentence(found)}",
         cautions=(
+            found.verdict.advice,
             *_comparison_controls(found.measures),
             *filter(None, (f"{found.how_many_clear()}.", comparison_tables.corrupted_sentence(found))),
             f"Each model's heads were chosen by their AIE on {len(found.base.cie)} prompts; expect less on others.",

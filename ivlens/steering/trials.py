@@ -41,6 +41,7 @@ VALUES = (
 SHARE = (0.0, 1.0)
 """What an accuracy or a probability cannot leave."""
 DRAWS = ("heads", "n_heads", "draw", "layer", "scale", "accuracy", "probability")
+BY_QUERY = ("query", "heads", "draw", "accuracy", "probability")
 PLACES = ("layer", "scale", "share", "accuracy", "probability", "prompts", "chosen")
 
 
@@ -136,6 +137,17 @@ class Trials:
                     place = Place(layer, self.places[number].scale)
                     lines.append((kind, n_heads, draw, *place, *self._means(number, place, shown=True)))
         return pd.DataFrame(lines, columns=list(DRAWS))
+
+    def by_query(self, n_heads: int) -> pd.DataFrame:
+        """The chosen vector and every random one at its own place, query by query, `BY_QUERY`."""
+        parts = []
+        for kind, numbers in self._groups(n_heads):
+            for draw, number in enumerate(numbers if kind in ("chosen", "random") else ()):
+                row = self.rows[number, self.places[number]]
+                match, first = (values[:, row].cpu().numpy() for values in (self.found.match, self.found.first))
+                about = {"query": range(len(match)), "heads": kind, "draw": draw}
+                parts.append(pd.DataFrame({**about, "accuracy": match, "probability": first}))
+        return pd.concat(parts, ignore_index=True)
 
     def _means(self, number: int, place: Place, *, shown: bool) -> tuple[float, float]:
         found, rows = self._tried(shown)

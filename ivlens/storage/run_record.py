@@ -38,6 +38,11 @@ class Source(_Strict):
     backend: str = ""
     """What a model was loaded into, `hooked` or `bridge`. Not compared: the digest is another one."""
 
+    @pydantic.model_serializer
+    def _without_empty(self) -> dict[str, str]:
+        """A task is loaded into nothing, and most weights are stored as they are."""
+        return {name: value for name, value in vars(self).items() if value}
+
 
 class RunRecord(_Strict):
     """What `run.json` holds."""

@@ -32,13 +32,13 @@ from ivlens.patching.head_effects import EFFECTS
 from ivlens.reports.audit_page import audit_page
 from ivlens.steering import trial_plan
 from ivlens.steering.search import SCALES
-from ivlens.steering.trials import PLACES
+from ivlens.steering.trials import BY_QUERY, PLACES
 from ivlens.storage.parquet import to_bytes
 from ivlens.storage.run_folder import open_run
 from ivlens.storage.run_record import Source
 
-# Two-word answers that a random model gives begin alike.
-pytestmark = pytest.mark.filterwarnings("ignore:.*begins other answers, too:ivlens.errors.TaskWarning")
+# Its answers are pairs of few words, of which several begin alike.
+pytestmark = pytest.mark.filterwarnings("ignore:.*whose first token begins other answers:ivlens.errors.TaskWarning")
 
 SMALL: dict[str, Any] = {
     "shots": 3,
@@ -50,7 +50,7 @@ SMALL: dict[str, Any] = {
     "seed": 1,
     "template": WORD_TEMPLATE,
 }
-BASELINES = ["zero-shot", "instructed", "few-shot", "shuffled", "statement"]
+BASELINES = ["zero-shot", "instructed", "few-shot", "shuffled", "statement", "most frequent answer"]
 KINDS = ["", ", random", ", low-AIE", ", gaussian", ", other-task"]
 STEERED = [f"steered{kind}{suffix}" for suffix in ("", ", scale 1") for kind in KINDS]
 FRAMES = ("measures", "steering", "heads")
@@ -224,7 +224,7 @@ def test_what_a_task_lacks_is_not_measured_and_never_zero(bare: Audit) -> None:
     for measure in ("instructed", "statement"):
         row = line(bare, measure)
         assert row["prompts"] == 0
-        assert all(math.isnan(row[name]) for name in MEASURES if name not in ("measure", "prompts"))
+        assert all(math.isnan(row[name]) for name in MEASURES if name not in ("measure", "prompts", "score"))
         assert math.isnan(bare.accuracy(measure))
     assert bare.accuracy("zero-shot") >= 0
     bars = bare.figures()["measures"]
@@ -392,7 +392,7 @@ def test_the_record_says_what_was_asked_of_which_model_and_task(
     assert record["seed"] == 1 and record["settings"]["shots"] == 3 and record["settings"]["top"] == 3
     assert record["settings"]["template"]["query"] == WORD_TEMPLATE.query
     assert record["sources"] == {
-        "model": {"name": hooked.model_name(tiny), "digest": hooked.weight_digest(tiny)},
+        "model": {"name": hooked.model_name(tiny), "digest": hooked.weight_digest(tiny), "backend": "hooked"},
         "task": {"name": "known", "digest": known.digest},
     }
     assert set(record["versions"]) == {"ivlens", "torch", "transformer-lens"}
@@ -412,6 +412,7 @@ def test_complete_is_said_last(
         "effects",
         "places",
         "draws",
+        "by_query",
         "layer_draws",
         "necessity",
         *FRAMES,
@@ -461,7 +462,7 @@ def test_a_folder_of_version_0_1_is_read_and_drawn_in_the_words_of_now(
 ) -> None:
     """It has no ablations and no draws by layer, and calls a control otherwise."""
     old = shutil.copytree(folder, tmp_path / "old")
-    for name in ("necessity", "layer_draws"):
+    for name in ("necessity", "layer_draws", "by_query"):
         (old / f"{name}.parquet").unlink()
     for name, column in {"measures": "measure", "steering": "heads", "heads": "heads", "draws": "heads"}.items():
         frame = pd.read_parquet(old / f"{name}.parquet")
@@ -470,7 +471,8 @@ def test_a_folder_of_version_0_1_is_read_and_drawn_in_the_words_of_now(
         (old / f"{name}.parquet").write_bytes(to_bytes(frame))
     again = Audit.read(old)
     assert_same(again, found)
-    assert again.necessity is None and again.layer_draws is None
+    assert again.necessity is None and again.layer_draws is None and again.by_query is None
+    assert again.verdict.gain is not None and again.verdict.gain.draws == 2
     assert list(again.figures()) == ["aie", "measures", "steering", "places", "heads"]
     assert len(audit_tables.audit_tables(again)) == 3
     print_audit(again)
@@ -537,6 +539,46 @@ def test_a_notebook_shows_every_measure_and_no_markup_from_names(found: Audit) -
     assert "<script" not in page and "&lt;script&gt;" in page and "\x1b" not in page and "a &amp; b" in page
     assert page.count("<tr>") == 1 + len(BASELINES + STEERED) + 1 + 6, "and without each head, all, and random ones"
     assert f"{found.accuracy('steered'):.2f}" in page
+
+
+def test_the_verdict_comes_first_everywhere(found: Audit, capsys: pytest.CaptureFixture[str]) -> None:
+    told = found.verdict
+    assert told.outcome == "cannot tell" and told.queries == line(found, "steered")["prompts"]
+    assert told.share == line(found, "most frequent answer")["accuracy"]
+    print_audit(found)
+    name, _, first, advice, *_ = capsys.readouterr().out.split("\n")
+    assert name.startswith("known on ") and first == told.sentence and advice == told.advice
+    page, notebook = audit_page(found), found._repr_html_()
+    assert page.answer.startswith(told.sentence) and page.cautions[0] == told.advice
+    assert page.captions["aie"][1].startswith(told.short)
+    assert notebook.index(told.outcome.capitalize()) < notebook.index("<table")
+    assert told.short in found.figures()["aie"].layout.title.text.replace("<br>", " ")
+
+
+def test_the_most_frequent_answer_is_that_of_the_evaluation_pairs(found: Audit, known: Task) -> None:
+    answers = [pair.output for pair in known.split(shots=3, seed=1).evaluation]
+    share = max(map(answers.count, answers)) / len(answers)
+    assert found.accuracy("most frequent answer") == pytest.approx(share)
+
+
+def test_a_gain_is_of_the_vector_beside_each_draw_on_the_same_queries(found: Audit) -> None:
+    assert found.by_query is not None and list(found.by_query.columns) == list(BY_QUERY)
+    means = found.by_query.groupby(["heads", "draw"])[["accuracy", "probability"]].mean()
+    for row in found.draws.query("n_heads == 3 and heads in ['chosen', 'random']").to_dict("records"):
+        own = means.loc[(row["heads"], row["draw"])]
+        assert own["accuracy"] == pytest.approx(row["accuracy"])
+        assert own["probability"] == pytest.approx(row["probability"], rel=1e-6)
+    gain, steered, random = found.verdict.gain, line(found, "steered"), line(found, "steered, random")
+    assert gain is not None and gain.draws == 2
+    assert gain.probability.mean == pytest.approx(steered["probability"] - random["probability"], abs=1e-6)
+    assert gain.accuracy == pytest.approx(steered["accuracy"] - random["accuracy"])
+
+
+def test_without_a_vector_on_trial_the_verdict_says_so(found: Audit) -> None:
+    import dataclasses
+
+    alone = dataclasses.replace(found, measures=found.measures[found.measures["measure"].isin(BASELINES)])
+    assert alone.verdict.gain is None and "no vector was tried" in alone.verdict.sentence
 
 
 def test_an_unknown_measure_is_named_beside_the_known(found: Audit) -> None:

@@ -442,9 +442,8 @@ def test_a_reference_is_told_against_every_other_method_and_marked_where_it_is_c
     frame = frame.assign(value=frame["value"] + 0.002 * np.random.default_rng(0).normal(size=len(frame)))
     summary = metrics.summary(frame, guided=(STATED,), reference="lora+iv")
     asked = found.plan.with_changes(reference="lora+iv")
-    (family,) = study_tables.families_of_differences(
-        SimpleNamespace(**(vars(found) | {"plan": asked, "summary": summary}))
-    )
+    told = SimpleNamespace(**(vars(found) | {"plan": asked, "summary": summary}))
+    (family,) = study_tables.families_of_differences(told)
     wanted = metrics.comparisons(frame, "lora+iv", guided=(STATED,))
     assert family.size == len(wanted) == 3 * len(metrics.DIFFERENCES)
     below = wanted[wanted["adjusted"] < 0.05]

@@ -422,7 +422,7 @@ def test_a_given_model_is_recorded_by_its_own_name(tmp_path: Path, lab: HookedTr
     found = ivlens.study(small_plan(model="another"), out=tmp_path / "run", model=lab)
     assert found.plan.model == "lab" and found.plan == small_plan()
     record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert record["sources"]["model"] == {"name": "lab", "digest": hooked.weight_digest(lab)}
+    assert record["sources"]["model"] == {"name": "lab", "digest": hooked.weight_digest(lab), "backend": "hooked"}
     again = ivlens.study(small_plan(), out=tmp_path / "run")
     pd.testing.assert_frame_equal(again.evaluations, found.evaluations, check_exact=True)
 

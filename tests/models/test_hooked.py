@@ -23,8 +23,8 @@ from transformer_lens import HookedTransformer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
+import ivlens.checkpoints.finder
 import ivlens.models.hooked
-import ivlens.models.loader
 import ivlens.models.verification
 from ivlens.datasets.task import Pair
 from ivlens.errors import ModelError, PromptError
@@ -404,13 +404,13 @@ def test_a_token_without_an_embedding_is_no_harm_until_a_prompt_has_it(llama: Pa
 
 
 def test_a_missing_lab_model_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(ivlens.models.loader, "LAB", tmp_path)
+    monkeypatch.setattr(ivlens.checkpoints.finder, "LAB", tmp_path)
     with pytest.raises(ModelError, match="the lab model is missing from this installation"):
         load_without_adapters("lab")
 
 
 def test_lab_is_the_folder_in_the_package(monkeypatch: pytest.MonkeyPatch, llama: Path) -> None:
-    monkeypatch.setattr(ivlens.models.loader, "LAB", llama)
+    monkeypatch.setattr(ivlens.checkpoints.finder, "LAB", llama)
     assert model_name(load_without_adapters("lab")) == "lab"
 
 

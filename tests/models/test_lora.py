@@ -304,7 +304,8 @@ def test_in_half_precision_the_update_is_rounded_once(model: HookedTransformer) 
     before = weights(half)["blocks.0.mlp.W_in"]
     update = lora.update_matrix(adapter.factors["blocks.0.mlp.W_in"], adapter.scale)
     lora.merge(half, adapter)
-    assert torch.equal(half.blocks[0].mlp.W_in, before + update.bfloat16())
+    assert torch.equal(half.blocks[0].mlp.W_in, (before.float() + update.float()).bfloat16())
+    assert not torch.equal(half.blocks[0].mlp.W_in, before + update.bfloat16()), "rounded twice"
 
 
 SLIPS: dict[str, tuple[Callable[[HookedTransformer], object], str]] = {

@@ -6,9 +6,12 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+import torch
 
 from ivlens import plots
 from ivlens.errors import FigureError
+from ivlens.patching.head_effects import HeadEffects
+from ivlens.patching.settings import Settings
 from ivlens.plots import marks, style
 
 HOSTILE = '<a href="javascript:x">T</a> & $x$ %{y}'
@@ -59,6 +62,46 @@ def test_the_colours_are_symmetric_about_a_white_zero():
 def test_a_grid_of_nothing_can_be_drawn(value):
     trace = heatmap(plots.head_heatmap(np.full((4, 4), value)))
     assert (trace.zmin, trace.zmax) == (-1, 1)
+
+
+def test_what_chance_gives_is_pale_and_a_clear_grid_stays_as_it_is():
+    generator = np.random.default_rng(0)
+    noise = generator.normal(0, 0.05, (20, 6, 8))
+    aie, chance = noise.mean(0), 0.04
+    trace = heatmap(plots.head_heatmap(aie, chance=chance))
+    pale = dict(style.EFFECTS)[0.5 + 0.5 / 16]
+    assert pale == "#F4A582" and trace.zmax == -trace.zmin == pytest.approx(16 * chance)
+    assert heatmap(plots.head_heatmap(aie)).zmax == np.abs(aie).max()
+    assert heatmap(plots.head_heatmap([[0.9]], chance=chance)).zmax == 0.9
+    assert plots.head_heatmap(aie, chance=chance).layout.annotations[0].text == "AIE (probability), by chance ±0.04"
+    grid = pd.MultiIndex.from_product([("base", "tuned", "difference"), range(6), range(8)])
+    frame = grid.to_frame(index=False, name=["model", "layer", "head"]).assign(aie=0.01, low=0.0, high=0.2)
+    panels = plots.aie_panels(frame, (6, 8), chance=chance)
+    assert panels.layout.coloraxis.cmax == pytest.approx(16 * chance)
+    assert "by chance ±0.04" in [note.text for note in panels.layout.annotations][-1]
+
+
+def noise_effects(seed: int, added: float = 0.0) -> HeadEffects:
+    generator = torch.Generator().manual_seed(seed)
+    cie = 0.05 * torch.randn(16, 6, 8, generator=generator)
+    cie[:, 3, 3] += added
+    names = dict.fromkeys(("task", "task_digest", "model", "model_digest"), "noise")
+    about = {"baseline": torch.zeros(16), "queries": torch.arange(16), "mean_z": torch.zeros(6, 8, 2)}
+    return HeadEffects(cie=cie, **about, settings=Settings(), **names)
+
+
+def test_a_grid_of_noise_has_no_saturated_cell():
+    grids = [noise_effects(seed) for seed in range(20)]
+    # Of twenty grids one has a head that is clear of 0 by chance.
+    traces = [heatmap(grid.figure()) for grid in grids if not grid.clear()]
+    assert len(traces) >= 17
+    # Between white, 0, and the darkest colour, 1; the palest colour of the scale is at a quarter.
+    assert all(math.sqrt(np.abs(np.asarray(trace.z)).max() / trace.zmax) <= 0.25 for trace in traces)
+
+
+def test_a_grid_with_a_clear_head_is_drawn_as_without_a_null():
+    effects = noise_effects(0, added=0.4)
+    assert effects.chance() is None and heatmap(effects.figure()).zmax == pytest.approx(float(effects.aie.abs().max()))
 
 
 def test_a_head_that_was_not_measured_is_a_gap_and_not_0():

@@ -274,7 +274,7 @@ def test_effects_of_another_task_are_refused(tiny: HookedTransformer, word_task:
     other = Task(name="other", pairs=word_task.pairs[1:])
     with pytest.raises(IvlensError, match="the effects are of task 'words' on model, not of 'other'"):
         instruction_vector(tiny, other, effects=effects)
-    with pytest.raises(IvlensError, match="heads is empty; give at least one head"):
+    with pytest.raises(IvlensError, match="heads is empty; give at least one, such as L9H6"):
         instruction_vector(tiny, word_task, heads=[])
     with pytest.raises(IvlensError, match="there is no head L9H0"):
         instruction_vector(tiny, word_task, heads=[Head(9, 0)], settings=Settings(**SETTINGS, template=WORD_TEMPLATE))

@@ -50,7 +50,7 @@ def test_a_new_run_says_what_was_asked(tmp_path):
         record = json.loads((tmp_path / "new/run/run.json").read_text())
     assert record["status"] == "running" and record["finished"] is None
     assert record["command"] == "audit" and record["settings"] == {"shots": 5} and record["seed"] == 0
-    assert record["sources"]["model"] == {"name": "lab", "digest": "ab12cd34ef567890", "stored": "", "backend": ""}
+    assert record["sources"]["model"] == {"name": "lab", "digest": "ab12cd34ef567890"}
     assert set(record["versions"]) == {"ivlens", "torch", "transformer-lens"}
 
 
