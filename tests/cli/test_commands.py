@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import pytest
 import rounding
@@ -33,6 +34,7 @@ from ivlens.lab.vocabulary import CONTEXT, tokenizer
 from ivlens.models import hooked, loader, lora
 from ivlens.models.lora import LoraConfig
 from ivlens.models.peft import read_adapter, write_adapter
+from ivlens.steering import trial_plan
 from ivlens.storage.atomic_files import Lock
 from ivlens.tables import plain
 
@@ -563,10 +565,8 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
         patch.setattr(os, "fsync", full)
         found = audit_again(ivlens, checkpoint, folder).complaint()
     assert "No space left on device" in found and "run the same command again" in found
-    assert sorted(path.name for path in folder.iterdir() if path.name != ".ivlens-lock") == [
-        "effects.parquet",
-        "run.json",
-    ]
+    left = sorted(path.name for path in folder.iterdir() if path.name not in (".ivlens-lock", "parts"))
+    assert left == ["effects.parquet", "run.json"]
     assert audit_again(ivlens, checkpoint, folder).status == 0
     assert_same_numbers(folder, finished)
 
@@ -627,6 +627,67 @@ def test_a_stopped_audit_goes_on_to_the_numbers_of_an_uninterrupted_one(
     # Two processes: the effects are of one, the rest is of another.
     near = rounding.bound(rounding.chain(loader.load_without_adapters(checkpoint).cfg, CONTEXT))
     assert_same_numbers(folder, finished, near=near)
+
+
+# Lets the work of every batch be small, so that a kill falls between two of them.
+SMALL_BATCHES = """
+from ivlens.forward import memory
+memory.WORK = 10**6
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.command
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are others there")
+def test_kills_at_any_moment_change_no_number(checkpoint: Path, tmp_path: Path) -> None:
+    arguments = ("audit", checkpoint, "--task", "antonym", "--draws", "2", "--other-tasks", "1", *SMALL)
+    whole = shell(*arguments, "--out", tmp_path / "whole", code=SMALL_BATCHES)
+    whole.communicate(timeout=300)
+    assert whole.returncode == 0
+    moments, kept = np.random.default_rng(0), 0
+    for _ in range(4):
+        process = shell(*arguments, "--out", tmp_path / "killed", code=SMALL_BATCHES)
+        started = time.monotonic()
+        while not (tmp_path / "killed" / "run.json").exists():
+            assert process.poll() is None and time.monotonic() - started < 100, process.communicate()
+            time.sleep(0.02)
+        time.sleep(moments.uniform(0, 3))
+        process.kill()
+        process.communicate(timeout=60)
+        if json.loads((tmp_path / "killed" / "run.json").read_text())["status"] == "complete":
+            break
+        now = len(list((tmp_path / "killed" / "parts").rglob("*.safetensors")))
+        assert now >= kept, "what was kept stays"
+        kept = now
+    last = shell(*arguments, "--out", tmp_path / "killed", code=SMALL_BATCHES)
+    _, err = last.communicate(timeout=300)
+    assert last.returncode == 0, err
+    assert_same_numbers(tmp_path / "killed", tmp_path / "whole")
+
+
+# Before it starts
+
+
+def test_a_dry_run_says_what_it_would_do_and_writes_nothing(ivlens: Ivlens, checkpoint: Path, tmp_path: Path) -> None:
+    found = ivlens("audit", checkpoint, "--task", "antonym", "--out", tmp_path / "run", "--dry-run", *SMALL)
+    assert found.status == 0 and not (tmp_path / "run").exists()
+    heads = "AIE: 3 prompts x 12 heads, under 1 s"
+    assert heads in found.out and "; --only heads stops behind the AIE" in found.out
+    assert re.search(r"trials: \d+ vectors x 3 layers x 20 prompts", found.out)
+
+
+def test_long_work_is_announced_and_short_work_is_not(
+    ivlens: Ivlens, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("audit", checkpoint, "--task", "antonym", "--only", "heads", "--out", tmp_path / "run", *SMALL)
+    monkeypatch.setattr(trial_plan, "FLOOR", 0)
+    found = ivlens(*arguments)
+    assert found.err.startswith("ivlens: abilities: ") and "To keep trials within 3 times" in found.err
+    assert "the same command without --only goes on" in found.out
+    assert (tmp_path / "run" / "figures" / "aie.html").exists()
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "heads"
+    monkeypatch.undo()
+    assert "AIE:" not in ivlens(*arguments[:4], "--out", tmp_path / "other", "--only", "heads", *SMALL).err
 
 
 @pytest.mark.command
