@@ -127,7 +127,7 @@ class Audit:
             gain=vector_gain(lines, self.draws, self.by_query, n_heads=n_heads) if tried else None,
             queries=max(self.measures["prompts"].tolist()),
             n_heads=n_heads,
-            is_given=audit_tables.is_given(self),
+            is_given=list(self.vector.heads) != self.effects.top(n_heads),
             is_greedy=lines["zero-shot"].get("score") == GREEDY_MATCH,
             settings=self.effects.settings,
         )

@@ -139,6 +139,7 @@ def test_intervals_contain_their_means(found: Audit) -> None:
     for name in FRAMES:
         frame = getattr(found, name)
         for value in ("accuracy", "probability"):
+            frame = frame[frame[value].notna()]  # Of one answer to all queries there is no probability.
             assert (frame[f"{value}_low"] <= frame[value] + 1e-12).all()
             assert (frame[value] <= frame[f"{value}_high"] + 1e-12).all()
             assert frame[value].between(0, 1).all()
@@ -229,7 +230,7 @@ def test_what_a_task_lacks_is_not_measured_and_never_zero(bare: Audit) -> None:
     assert bare.accuracy("zero-shot") >= 0
     bars = bare.figures()["measures"]
     assert sum(note.text == "not measured" for note in bars.layout.annotations) == 2
-    assert bare._repr_html_().count("not measured") == 4
+    assert bare._repr_html_().count("not measured") == 5, "and what P(answer) one answer to all would have"
 
 
 def test_too_few_shots_for_a_shuffle_are_not_measured_as_one(tiny: HookedTransformer, known: Task) -> None:
@@ -543,7 +544,7 @@ def test_a_notebook_shows_every_measure_and_no_markup_from_names(found: Audit) -
 
 def test_the_verdict_comes_first_everywhere(found: Audit, capsys: pytest.CaptureFixture[str]) -> None:
     told = found.verdict
-    assert told.outcome == "cannot tell" and told.queries == line(found, "steered")["prompts"]
+    assert told.outcome == "cannot do" and told.queries == line(found, "steered")["prompts"]
     assert told.share == line(found, "most frequent answer")["accuracy"]
     print_audit(found)
     name, _, first, advice, *_ = capsys.readouterr().out.split("\n")
@@ -551,7 +552,7 @@ def test_the_verdict_comes_first_everywhere(found: Audit, capsys: pytest.Capture
     page, notebook = audit_page(found), found._repr_html_()
     assert page.answer.startswith(told.sentence) and page.cautions[0] == told.advice
     assert page.captions["aie"][1].startswith(told.short)
-    assert notebook.index(told.outcome.capitalize()) < notebook.index("<table")
+    assert notebook.index(told.sentence) < notebook.index("<table")
     assert told.short in found.figures()["aie"].layout.title.text.replace("<br>", " ")
 
 
