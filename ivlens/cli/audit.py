@@ -74,7 +74,8 @@ def audit(
         return
     found = run_audit.run_audit(work, folder)
     audit_tables.print_audit(found)
-    if left_out := read_run(folder).record.settings.get("trials"):
+    left_out = read_run(folder).record.settings.get("trials")
+    if isinstance(left_out, dict):
         print(describe(left_out))
     draw_missing(found.figures(), folder)
     print(f"In {plain(str(folder))}: run.json, tables, vector.safetensors and figures/.")
