@@ -115,8 +115,8 @@ class Audit:
     def verdict(self) -> Verdict:
         """Can the model do the task, and does the vector do more than random heads?
 
-        >>> print(audit.verdict.outcome, audit.verdict.share)
-        works 0.05
+        >>> print(audit.verdict.outcome, audit.verdict.share)  # Of a short audit.
+        cannot tell 0.05
         """
         lines = {line["measure"]: line for line in self.measures.to_dict("records")}
         n_heads = len(self.vector.heads)

@@ -160,7 +160,7 @@ class Comparison:
         """Of the base model: can it do the task, and does its vector do more than random heads?
 
         >>> change.verdict.outcome, list(change.verdict.abilities)
-        ('works', ['instructed'])
+        ('cannot tell', ['instructed'])
         """
         found = self._of_base()
         # Of replies where these were scored: their line stands behind the one of greedy matches.

@@ -206,5 +206,6 @@ def describe(record: Mapping[str, Any]) -> str:
         f"{OTHER_LAYER_DRAWS} of other controls"
     )
     parts.append(f"other tasks' vectors from {record['task_prompts']} prompts")
-    parts.append(f"heads ablated on {record['ablated_prompts']}")
+    if "ablated_prompts" in record:
+        parts.append(f"heads ablated on {record['ablated_prompts']}")
     return f"To keep trials within {SWEEPS} times the work of the AIE: {'; '.join(parts)}."

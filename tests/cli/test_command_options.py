@@ -75,8 +75,9 @@ def called(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(ivlens, "load", lambda *_, **given: None)
-    for name in ("audit", "compare", "universal_heads", "study"):
+    for name in ("compare", "universal_heads", "study"):
         monkeypatch.setattr(ivlens, name, stop)
+    monkeypatch.setattr("ivlens.analysis.run_audit.prepare", stop)
     return found
 
 

@@ -459,6 +459,7 @@ def test_the_printed_audit_is_plain_fits_eighty_columns_and_says_the_numbers(
     assert max(map(len, lines[:-1])) <= 80 and "\x1b" not in found.out
     measures = pd.read_parquet(copy / "measures.parquet").set_index("measure")
     names = ["zero-shot", "with the instruction", "2 shots", "2 shots, shuffled", "plain statement"]
+    names += ["most frequent answer"]
     kinds = ("chosen heads", "random heads", "low-AIE heads", "Gaussian", "other tasks")
     names += [f"zero-shot + {kind}" for kind in kinds] + [f"{kind}, scale 1" for kind in kinds]
     for name, row in zip(names, measures.to_dict("records"), strict=True):
