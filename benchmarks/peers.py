@@ -64,7 +64,7 @@ def attribution(model: HookedTransformer, tokens: Tokens, z: MeanZ) -> CIE:
 
         return hook
 
-    hooks = [(f"blocks.{layer}.attn.hook_z", add(layer)) for layer in range(model.cfg.n_layers)]
+    hooks: list[Any] = [(f"blocks.{layer}.attn.hook_z", add(layer)) for layer in range(model.cfg.n_layers)]
     with torch.enable_grad():
         logits = model.run_with_hooks(tokens.prompts, attention_mask=tokens.mask.long(), fwd_hooks=hooks)[:, -1]
         right = logits.float().softmax(-1).gather(1, tokens.answers[:, :1])
@@ -84,11 +84,12 @@ def generic_patch(model: HookedTransformer, tokens: Tokens, z: MeanZ) -> CIE:
         found.append(_right(logits[:, -1], tokens))
         return found[-1].mean()
 
-    def put(value: Tensor, index: Sequence[int], means: Tensor) -> Tensor:
+    def put(value: Any, index: Sequence[int], means: Any) -> Any:
         value[:, -1, index[1]] = means[index[1]]
         return value
 
-    cache = {f"blocks.{layer}.attn.hook_z": z[layer] for layer in range(model.cfg.n_layers)}
+    # The helper looks no further than for the tensor of a name.
+    cache: Any = {f"blocks.{layer}.attn.hook_z": z[layer] for layer in range(model.cfg.n_layers)}
     patching.generic_activation_patch(model, tokens.prompts, cache, metric, put, "z", index_df=heads)
     plain = _right(model(tokens.prompts)[:, -1], tokens)
     return (torch.stack(found, dim=1) - plain[:, None]).unflatten(1, z.shape[:2])

@@ -11,6 +11,7 @@ from ivlens.tables import plain
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
+    from transformer_lens import HookedTransformer
 
     from ivlens.analysis.run_audit import Work
     from ivlens.plots.export import Exported
@@ -21,7 +22,7 @@ def complain(message: str) -> int:
     return 2
 
 
-def say_stored(model: object) -> None:
+def say_stored(model: HookedTransformer) -> None:
     """One line where a model's weights had to be dequantised, or lost something of an adapter."""
     from ivlens.models import hooked
 
