@@ -177,8 +177,9 @@ def _import_published(code: Path, baukit: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules["baukit"] = module
     spec.loader.exec_module(module)
+    missing = {name for name in ("bitsandbytes", "sklearn") if importlib.util.find_spec(name) is None}
     for name in ("bitsandbytes", "sklearn", "sklearn.model_selection"):
-        if importlib.util.find_spec(name.partition(".")[0]) is None:
+        if name.partition(".")[0] in missing:
             sys.modules[name] = ModuleType(name)
             sys.modules[name].train_test_split = None  # pyright: ignore[reportAttributeAccessIssue]
     sys.path.insert(0, str(code / "src"))

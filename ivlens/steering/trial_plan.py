@@ -208,4 +208,4 @@ def describe(record: Mapping[str, Any]) -> str:
     parts.append(f"other tasks' vectors from {record['task_prompts']} prompts")
     if "ablated_prompts" in record:
         parts.append(f"heads ablated on {record['ablated_prompts']}")
-    return f"To keep trials within {SWEEPS} times the work of the AIE: {'; '.join(parts)}."
+    return f"To keep trials near {SWEEPS} times the work of the AIE: {'; '.join(parts)}."

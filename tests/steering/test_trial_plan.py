@@ -78,7 +78,7 @@ def test_less_is_left_out_where_less_is_enough() -> None:
 def test_what_is_left_out_is_said_in_one_line() -> None:
     plan = plan_trials(sizes_of("SmolLM2-135M"))
     said = trial_plan.describe(plan.record())
-    assert "\n" not in said and said.startswith("To keep trials within 3 times the work of the AIE: ")
+    assert "\n" not in said and said.startswith("To keep trials near 3 times the work of the AIE: ")
     assert f"{plan.draws} draws of random ones" in said and f"on {plan.first} validation prompts" in said
     # What is left out at first, and nothing else.
     begun = TrialPlan(counts=(1, 10), draws=20, layer_draws=5, task_prompts=25)
