@@ -471,7 +471,8 @@ def test_the_printed_audit_is_plain_fits_eighty_columns_and_says_the_numbers(
     effects = pd.read_parquet(copy / "effects.parquet")
     aie = effects.groupby(["layer", "head"])["cie"].mean().sort_values(ascending=False)
     heads = [line.split()[0] for line in lines if re.match(r"L\d+H\d+ ", line)]
-    assert heads == [f"L{layer}H{head}" for layer, head in aie.index[:3]]
+    # In the table of AIE, and in those of what is lost without them.
+    assert heads == 3 * [f"L{layer}H{head}" for layer, head in aie.index[:3]]
     assert [line.split()[0] for line in lines if re.match(r"\d+ +\d\.\d\d ", line)] == ["1", "2", "3", "5", "10"]
 
 
