@@ -101,7 +101,7 @@ def audit_heads(work: Work, out: str | Path) -> HeadEffects:
             return Audit.read(out).effects
         tables = Tables(run)
         with tables.keeping("batches"):
-            found = work.fixed(tables).first_half(tables)
+            found = work.fixed(tables).first_half(tables, work.digest)
         run.stop_behind_heads()
     return found
 
@@ -194,7 +194,7 @@ class Work:
         """Fix wordings and heads, then measure."""
         with tables.keeping("batches"):
             work = self.fixed(tables)
-            found = work.second_half(work.first_half(tables), tables)
+            found = work.second_half(work.first_half(tables, self.digest), tables)
         kept = tables.kept
         return replace(found, instructions=kept.get("instructions"), universal=kept.get("universal_tasks"))
 
@@ -203,7 +203,7 @@ class Work:
         task, heads = fix_choices(self.model, self.task, self.asked, tables=tables, memory=self.memory)
         return replace(self, task=task, heads=heads)
 
-    def first_half(self, tables: Tables) -> HeadEffects:
+    def first_half(self, tables: Tables, digest: str) -> HeadEffects:
         """First abilities, which take seconds and say whether the rest is worth waiting for, then effects."""
         if not tables.has("measures"):
             tables.part("abilities", self.abilities, MEASURES)
@@ -214,7 +214,7 @@ class Work:
             tables=tables,
             table="effects",
             name=hooked.model_name(self.model),
-            digest=self.digest,
+            digest=digest,
             memory=self.memory,
         )
 

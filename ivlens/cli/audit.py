@@ -50,7 +50,6 @@ def audit(
     import ivlens
     from ivlens.analysis import audit_tables, run_audit
     from ivlens.steering.trial_plan import describe
-    from ivlens.storage.run_folder import read_run
 
     chosen = ivlens.task(task, columns=options.parse_columns(columns))
     given = check_early(AuditSettings, typed, chosen)
@@ -74,8 +73,7 @@ def audit(
         return
     found = run_audit.run_audit(work, folder)
     audit_tables.print_audit(found)
-    left_out = read_run(folder).record.settings.get("trials")
-    if isinstance(left_out, dict):
-        print(describe(left_out))
+    if not work.plan.is_whole:
+        print(describe(work.plan.record()))
     draw_missing(found.figures(), folder)
     print(f"In {plain(str(folder))}: run.json, tables, vector.safetensors and figures/.")
