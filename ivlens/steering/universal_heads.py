@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -38,6 +37,7 @@ from ivlens.random_streams import Stream, open_stream
 from ivlens.replies.inquiry import measure_prompts
 from ivlens.shapes import GIB, Head, HeadGrid
 from ivlens.steering.search import Place, Tried, attempts, search
+from ivlens.steering.verdict import most_frequent_share
 from ivlens.storage import atomic_files, tensor_files
 from ivlens.vectors.head_writing import check_head, check_layer, check_scale, write_vector
 
@@ -252,7 +252,7 @@ def _fitting(model: HookedTransformer, task: Task, settings: Settings) -> Task:
 
 def _consider(model: HookedTransformer, task: Task, settings: Settings, score: Score) -> Considered:
     """Is the model right on clean prompts more often than the most frequent answer would be?"""
-    majority = max(Counter(pair.output for pair in task.pairs).values()) / len(task.pairs)
+    majority = most_frequent_share(pair.output for pair in task.pairs)
     tried = partial(Considered, task=task.name, digest=task.digest, majority=majority)
     try:
         split = task.split(shots=settings.shots, seed=settings.seed)
