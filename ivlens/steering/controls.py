@@ -154,7 +154,7 @@ def make_candidates(
     others: Sequence[Task],
     heads: Sequence[Head] | None = None,
 ) -> list[Candidate]:
-    """The vectors of the first 1, 2, 5 ... heads beside random ones, and for `top` heads all other
+    """The vectors of the first 1, 2, 5 ... heads beside random ones; for `top` heads, all controls.
 
     Controls have the norm of the vector of as many chosen heads.
 
