@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -54,6 +56,20 @@ def small_examples(n: int = 6, *, answer: int = 3, new: int | None = None, repla
         new=n if new is None else new,
         replayed=replayed,
     )
+
+
+@contextmanager
+def edited(model: Any, at: slice | int, edits: dict[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+    """Changes activations at columns that are counted from the start of one unpadded prompt."""
+
+    def hook(activation: Tensor, hook: object, edit: Callable[[Tensor], Tensor]) -> Tensor:
+        activation = activation.clone()
+        activation[:, at] = edit(activation[:, at])
+        return activation
+
+    hooks = [(name, lambda a, hook, edit=edit, run=hook: run(a, hook, edit)) for name, edit in edits.items()]
+    with model.hooks(fwd_hooks=hooks):
+        yield
 
 
 def alone(tokens: Tokens, row: int) -> tuple[Tensor, Tensor]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 from checkpoints import random_hooked
 from conftest import WORD_TEMPLATE, random_tokens
-from small import alone
+from small import alone, edited
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
@@ -45,20 +44,6 @@ def vector(tiny: HookedTransformer, word_task: Task) -> InstructionVector:
     made = instruction_vector(tiny, word_task, heads=heads, layer=1, scale=2.0, settings=settings)
     assert len({tuple(answer) for answer in TOKENS.answer_mask.tolist()}) == 4
     return made
-
-
-@contextmanager
-def edited(model: HookedTransformer, at: slice | int, edits: dict[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
-    """Changes activations at columns that are counted from the start of one unpadded prompt."""
-
-    def hook(activation: Tensor, hook: object, edit: Callable[[Tensor], Tensor]) -> Tensor:
-        activation = activation.clone()
-        activation[:, at] = edit(activation[:, at])
-        return activation
-
-    hooks = [(name, lambda a, hook, edit=edit, run=hook: run(a, hook, edit)) for name, edit in edits.items()]
-    with model.hooks(fwd_hooks=hooks):
-        yield
 
 
 def by_hand(

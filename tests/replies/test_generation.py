@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 import torch
 from checkpoints import KINDS, WORDS, build, random_hooked
 from conftest import random_tokens
-from small import alone
+from small import alone, edited
 from torch import Tensor
 from transformer_lens import HookedTransformer
 from transformer_lens.model_bridge import TransformerBridge
@@ -39,20 +38,6 @@ MOST = 10
 Edits = dict[str, Callable[[Tensor], Tensor]]
 
 
-@contextmanager
-def edited(model: Any, edits: Edits, columns: slice) -> Iterator[None]:
-    """Changes activations at columns that are counted from the start of one unpadded prompt."""
-
-    def hook(activation: Tensor, hook: object, edit: Callable[[Tensor], Tensor]) -> Tensor:
-        activation = activation.clone()
-        activation[:, columns] = edit(activation[:, columns])
-        return activation
-
-    hooks = [(name, lambda a, hook, edit=edit, run=hook: run(a, hook, edit)) for name, edit in edits.items()]
-    with model.hooks(fwd_hooks=hooks):
-        yield
-
-
 @torch.no_grad()
 def by_hand(
     model: Any, edits: Edits | None = None, *, every_token: bool = False, most: int = MOST, tokens: Tokens = TOKENS
@@ -63,7 +48,7 @@ def by_hand(
         prompt = alone(tokens, row)[0].tolist()
         written: list[int] = []
         columns = slice(len(prompt) - 1, None if every_token else len(prompt))
-        with edited(model, edits or {}, columns):
+        with edited(model, columns, edits or {}):
             while len(written) < min(most, model.cfg.n_ctx - len(prompt)):
                 token = int(model(torch.tensor([prompt + written]))[0, -1].argmax())
                 if token in STOPS:
