@@ -9,9 +9,10 @@ stored in, each in memory of its own: what is done with one is given back before
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from logging import CRITICAL
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -34,10 +35,6 @@ if TYPE_CHECKING:
 BROKEN = (
     *(OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError),
     *(ArithmeticError, AssertionError, ImportError, MemoryError),
-)
-OTHERWISE = (
-    "Of a causal model of another architecture that transformers runs, build a TransformerBridge "
-    "(TransformerLens' TransformerBridge.boot_transformers) and give that"
 )
 LONGEST = 2**21
 """Positions. Tables of rotary models are as long."""
@@ -246,23 +243,22 @@ def _weights(folder: Path, files: list[Path], config: PretrainedConfig, architec
         held |= tensor_files.read_copies(path, remedy="copy it again", error=ModelError)
     kinds = {weight.dtype for weight in held.values() if weight.is_floating_point()}
     dtype = kinds.pop() if kinds in ({torch.bfloat16}, {torch.float16}) else torch.float32
-    try:
-        loaded = getattr(transformers, architecture).from_pretrained(
-            None,
-            config=config,
-            state_dict=held,
-            dtype=dtype,
-            attn_implementation="eager",
-            # Reported and refused below, by name.
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    except BROKEN as error:
-        raise ModelError(f"transformers cannot read {folder}: {flat(error)}") from error
-    model, found = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
-    refuse_misfits(found, folder)
+    read = partial(getattr(transformers, architecture).from_pretrained, None, state_dict=held)
+    model = whole_model(read, folder, told=str(folder), config=config, dtype=dtype)
     if dtype != torch.float32:
         _widen_buffers(model, config)
+    return model
+
+
+def whole_model(read: Callable[..., Any], path: Path, *, told: str, **given: Any) -> PreTrainedModel:
+    """What a class's `from_pretrained` reads, refused where weights and configuration are not of one model."""
+    try:
+        # Weights of other shapes are reported and refused below, by name.
+        loaded = read(**given, attn_implementation="eager", ignore_mismatched_sizes=True, output_loading_info=True)
+    except BROKEN as error:
+        raise ModelError(f"transformers cannot read {told}: {flat(error)}") from error
+    model, found = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
+    _refuse_misfits(found, path)
     return model.eval().requires_grad_(False)
 
 
@@ -280,7 +276,7 @@ def _widen_buffers(model: PreTrainedModel, config: PretrainedConfig) -> None:
         module._buffers.update(computed)
 
 
-def refuse_misfits(found: dict[str, Any], folder: Path) -> None:
+def _refuse_misfits(found: dict[str, Any], folder: Path) -> None:
     shapes = sorted(f"{name} as {tuple(a)}, not {tuple(b)}" for name, a, b in found["mismatched_keys"])
     for fault, names in (
         ("lack", sorted(found["missing_keys"])),

@@ -11,21 +11,21 @@ import math
 import re
 import struct
 from collections import Counter
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
 from ivlens.checkpoints import gguf_reading
 from ivlens.checkpoints.checkpoint import (
     BROKEN,
-    OTHERWISE,
     Checkpoint,
     flat,
     quiet_transformers,
     refuse_larger,
-    refuse_misfits,
     refuse_non_finite,
+    whole_model,
 )
 from ivlens.checkpoints.gguf_reading import Contents, PackedTensor
 from ivlens.checkpoints.tokenizer import check_vocabulary, read_tokenizer
@@ -125,7 +125,8 @@ def _architecture(path: Path, header: Header) -> str:
     if kind not in _CLASSES:
         raise ModelError(
             f"{path} is a GGUF file of {str(kind)[:40]!r}, which is not supported; ivlens reads {', '.join(_CLASSES)}. "
-            f"{OTHERWISE}"
+            "Of a causal model of another architecture that transformers runs, build a TransformerBridge "
+            "(TransformerLens' TransformerBridge.boot_transformers) and give that"
         )
     scaling, factor = (header.get(f"{kind}.rope.scaling.{name}", usual) for name, usual in _UNSCALED.items())
     if scaling not in ("none", "") or factor != 1 or (kind != "llama" and _FACTORS in header.tensors):
@@ -200,28 +201,15 @@ def _weights_of(header: Header) -> dict[str, StoredTensor]:
 def _model(path: Path, config: PretrainedConfig, held: int) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
-    try:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            path.parent,
-            gguf_file=path.name,
-            config=config,
-            dtype=torch.float32,
-            attn_implementation="eager",
-            local_files_only=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    except BROKEN as error:
-        raise ModelError(f"transformers cannot read the weights in {path}: {flat(error)}") from error
-    model, found = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
-    refuse_misfits(found, path)
+    read = partial(AutoModelForCausalLM.from_pretrained, path.parent, gguf_file=path.name, local_files_only=True)
+    model = whole_model(read, path, told=f"the weights in {path}", config=config, dtype=torch.float32)
     used = sum(weight.numel() for weight in model.parameters())
     if used != held:
         raise ModelError(
             f"{path} holds {held:,} numbers, of which transformers makes {used:,} parameters; it has tensors that a "
             f"{type(model).__name__} does not, so that something would be left out"
         )
-    return model.eval().requires_grad_(False)
+    return model
 
 
 def _quantisation(header: Header) -> str:
