@@ -52,9 +52,9 @@ def test_the_table_says_what_the_code_gives_on_a_bridge(family: str) -> None:
     assert found["rows"] == written["rows"]
 
 
-def test_the_readme_has_the_table_of_all_architectures() -> None:
-    readme = architectures.README.read_text(encoding="utf-8")
-    shown = readme.partition(architectures.START)[2].partition(architectures.END)[0]
+def test_the_page_of_models_has_the_table_of_all_architectures() -> None:
+    page = architectures.PAGE.read_text(encoding="utf-8")
+    shown = page.partition(architectures.START)[2].partition(architectures.END)[0]
     assert list(RECORD) == list(ARCHITECTURES) == list(architectures.NAMES)
     assert shown == architectures.table(RECORD)
 
