@@ -7,6 +7,7 @@ centring), so that an adapter means here what it means in PEFT.
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,13 @@ DTYPES = {
 }
 
 
+# Axes of weights as they follow each other in memory. TransformerLens turns a copy of each whenever a block runs, unless
+# memory has the copy's order already: no number depends on it.
+_Orders = dict[str, tuple[int, ...]]
+_TURNED: _Orders = {**dict.fromkeys(("W_Q", "W_K", "W_V"), (0, 2, 1)), "W_O": (2, 0, 1), "W_U": (1, 0)}
+_TURNED_IF_GATED: _Orders = dict.fromkeys(("W_gate", "W_in", "W_out"), (1, 0))
+
+
 def has_hooked() -> bool:
     """Whether this version of TransformerLens has a HookedTransformer; 4 has none."""
     return int(metadata.version("transformer-lens").split(".")[0]) < 4
@@ -57,7 +65,8 @@ def build_hooked(checkpoint: Checkpoint, *, device: str, dtype: torch.dtype) -> 
     # From here on only `weights` keeps the checkpoint's memory, and gives it back tensor by tensor.
     torch.nn.Module.to(checkpoint.model, "meta")
     model = _build(fields, device=device, dtype=dtype)
-    _fill(model, {name: _copy(weights.pop(name), device=device, dtype=dtype) for name in list(weights)})
+    copy = partial(_copy, device=device, dtype=dtype, turned=_TURNED | (_TURNED_IF_GATED if model.cfg.gated_mlp else {}))
+    _fill(model, {name: copy(name, weights.pop(name)) for name in list(weights)})
     model.tokenizer = checkpoint.tokenizer
     # With "left", TransformerLens guesses a mask from pad ids when none is given; pads may be real tokens.
     model.tokenizer.padding_side = "right"
@@ -85,9 +94,11 @@ def _fill(model: HookedTransformer, weights: dict[str, Tensor]) -> None:
     model.requires_grad_(False)
 
 
-def _copy(weight: Tensor, *, device: str, dtype: torch.dtype) -> Tensor:
-    """A contiguous copy: tensors of a checkpoint are views of one another (q, k and v; tied embeddings)."""
-    return torch.empty(weight.shape, dtype=dtype, device=device).copy_(weight)
+def _copy(name: str, weight: Tensor, *, device: str, dtype: torch.dtype, turned: _Orders) -> Tensor:
+    """A dense copy, in the order that it is to have: tensors of a checkpoint are views of one another."""
+    order = turned.get(name.rsplit(".", 1)[-1].removeprefix("_"), tuple(range(weight.dim())))
+    dense = torch.empty([weight.shape[axis] for axis in order], dtype=dtype, device=device)
+    return dense.permute([order.index(axis) for axis in range(weight.dim())]).copy_(weight)
 
 
 def bos_fields(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from ivlens.errors import ModelError, ShapeMismatch
 from ivlens.forward.makers import forward_of
 from ivlens.forward.memory import count_at_once
 from ivlens.forward.prompt_end import answers_behind
-from ivlens.forward.token_batches import batches, with_answers
+from ivlens.forward.token_batches import batches, shortest_first, with_answers
 from ivlens.kept_batches import keep_batch
 from ivlens.measures import first_token_probability, greedy_match
 from ivlens.models import bridge
@@ -82,15 +82,16 @@ def reply_in_batches(model: HookedTransformer, tokens: Tokens) -> Iterator[Repli
 
 def score_answers(model: HookedTransformer, tokens: Tokens) -> tuple[Bool[Tensor, " prompt"], Float[Tensor, " prompt"]]:
     """Is each answer what greedy decoding writes, and how probable is its first token? On the CPU."""
-    found = []
-    for batch in track(list(batches(tokens, most=count_at_once(model, tokens))), "asking"):
+    found, order = [], shortest_first(tokens)
+    for batch in track(list(batches(tokens[order], most=count_at_once(model, tokens))), "asking"):
 
         def compute(batch: Tokens = batch) -> dict[str, Tensor]:
             (part,) = reply_in_batches(model, batch)
             return {"right": part.right, "first": part.first}
 
         found.append(keep_batch("answers", list(vars(batch).values()), compute, device="cpu"))
-    return torch.cat([part["right"] for part in found]), torch.cat([part["first"] for part in found])
+    own = order.argsort().cpu()
+    return torch.cat([part["right"] for part in found])[own], torch.cat([part["first"] for part in found])[own]
 
 
 @torch.no_grad()
@@ -132,7 +133,8 @@ def mean_z(model: HookedTransformer, tokens: Tokens) -> MeanZ:
     """
     bridge.check_bridge(model)
     total = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_head, dtype=torch.float64)
-    for batch in track(list(batches(tokens, most=count_at_once(model, tokens))), "mean head outputs"):
+    ordered = tokens[shortest_first(tokens)]
+    for batch in track(list(batches(ordered, most=count_at_once(model, tokens))), "mean head outputs"):
 
         def compute(batch: Tokens = batch) -> dict[str, Tensor]:
             return {"z": last_z(model, batch).double().sum(0)}

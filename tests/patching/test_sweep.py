@@ -16,8 +16,8 @@ import ivlens
 from ivlens.errors import ModelError, PromptError, ShapeMismatch
 from ivlens.forward import memory
 from ivlens.measures import first_token_probability
-from ivlens.patching import sweep
-from ivlens.patching.activations import answer_logits, last_z, mean_z
+from ivlens.patching import activations, sweep
+from ivlens.patching.activations import answer_logits, last_z, mean_z, score_answers
 from ivlens.shapes import MeanZ
 
 pytestmark = pytest.mark.numeric
@@ -175,6 +175,20 @@ def test_the_mean_head_output_is_that_of_each_prompt_alone() -> None:
     torch.testing.assert_close(
         mean_z(model, tokens), alone.mean(0), rtol=0, atol=rounding.of_forward(model, tokens.prompts)
     )
+
+
+def test_prompts_of_like_length_are_read_together_and_scored_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, mixed = random_hooked("llama"), random_tokens(6)[torch.tensor([0, 5, 2, 3, 4, 1])]
+    right, first = score_answers(model, mixed)
+    for i in range(len(mixed)):
+        alone, probability = score_answers(model, mixed[i : i + 1])
+        torch.testing.assert_close(first[i], probability[0], rtol=0, atol=rounding.of_forward(model, mixed.prompts))
+        assert right[i] == alone[0]
+    read, logits = [], activations.answer_logits
+    monkeypatch.setattr(activations, "count_at_once", lambda *_: 2)
+    monkeypatch.setattr(activations, "answer_logits", lambda model, batch: read.append(batch) or logits(model, batch))
+    torch.testing.assert_close(score_answers(model, mixed)[1], first)
+    assert sum(int((~batch.mask).sum()) for batch in read) == 3 * 2, "prompts of one batch differ by 2 tokens"
 
 
 def test_low_precision_stays_near_full_precision() -> None:
