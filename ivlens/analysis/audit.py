@@ -15,6 +15,7 @@ from ivlens.analysis import audit_tables
 from ivlens.analysis.wordings import WORDINGS
 from ivlens.errors import IvlensError, RunError
 from ivlens.patching.head_effects import EFFECTS, HeadEffects
+from ivlens.patching.rounding import ROUNDING
 from ivlens.prompts.choices import GREEDY_MATCH
 from ivlens.steering.necessity import NECESSITY
 from ivlens.steering.steered_replies import in_brackets
@@ -73,6 +74,8 @@ class Audit:
     """What every wording did on validation pairs, where the best was asked for."""
     universal: pd.DataFrame | None = None
     """Which tasks universal heads were ranked on and why, where these were asked for."""
+    rounding: pd.DataFrame | None = None
+    """How far AIE in 16 bits is from float32's, where the model computes in 16 bits; `ROUNDING`."""
     folder: Path | None = None
 
     @classmethod
@@ -108,6 +111,7 @@ class Audit:
             necessity=_read_if_kept(run, "necessity", NECESSITY),
             instructions=_read_if_kept(run, "instructions", WORDINGS),
             universal=_read_if_kept(run, "universal_tasks", Considered._fields),
+            rounding=_read_if_kept(run, "precision", ROUNDING),
             folder=Path(folder),
         )
 
@@ -170,9 +174,7 @@ class Audit:
         }
         if self.necessity is not None and len(self.necessity):
             title = f"What each head adds where the task is corrupted, and what is lost without it: {where}"
-            found["necessity"] = plots.necessity_by_head(
-                audit_tables.necessity_points(self), unit=self.effects.unit, title=title
-            )
+            found["necessity"] = plots.necessity_by_head(_necessity_points(self), unit=self.effects.unit, title=title)
         return found
 
     def _note(self) -> str:
@@ -203,6 +205,19 @@ class Audit:
 
     def _repr_html_(self) -> str:
         return audit_tables.audit_html(self)
+
+
+def _necessity_points(found: Audit) -> pd.DataFrame:
+    """AIE and necessity of the listed heads as `plots.necessity_by_head` draws them."""
+    assert found.necessity is not None
+    heads, aie, (low, high) = found.vector.heads[: audit_tables.MOST_HEADS], found.effects.aie, found.effects.interval()
+    rows = [(str(head), "AIE", *(float(grid[head]) for grid in (aie, low, high))) for head in heads]
+    listed = {*map(str, heads), ""}
+    for line in found.necessity.to_dict("records"):
+        if line["heads"] != "none" and (line["n_heads"] > 1 or line["ablated"] in listed):
+            values = (line[f"necessity{end}"] for end in ("", "_low", "_high"))
+            rows.append((audit_tables.ablated_label(line), line["prompt"], *values))
+    return pd.DataFrame(rows, columns=["heads", "measure", "value", "low", "high"])
 
 
 def _with_score(measures: pd.DataFrame) -> pd.DataFrame:

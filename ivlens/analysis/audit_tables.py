@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from ivlens.patching.rounding import rounding_table
 from ivlens.plots.steering import KINDS
 from ivlens.steering.steered_replies import in_brackets, score_note
 from ivlens.tables import UNMEASURED, Line, Table, folded, plain, print_table, safe, table_html
@@ -58,6 +59,8 @@ class Findings(Protocol):
     def instructions(self) -> pd.DataFrame | None: ...
     @property
     def universal(self) -> pd.DataFrame | None: ...
+    @property
+    def rounding(self) -> pd.DataFrame | None: ...
 
 
 def print_audit(found: Findings) -> None:
@@ -139,6 +142,7 @@ def audit_tables(found: Findings) -> list[Table]:
             f"{found.effects.how_many_clear()}.\n{corrupted_sentence(found)}".rstrip(),
         ),
         *ablation_tables(found),
+        *([] if found.rounding is None else [rounding_table(found.rounding)]),
     ]
 
 
@@ -212,21 +216,6 @@ def ablated_label(line: Mapping[Any, Any]) -> str:
     if line["heads"] == "random":
         return "a random head" if count == 1 else f"{count} random heads"
     return (line["ablated"] if count == 1 else f"all {count} heads") if count else "nothing"
-
-
-def necessity_points(found: Findings) -> pd.DataFrame:
-    """AIE and necessity of the listed heads as `plots.necessity_by_head` draws them."""
-    import pandas as pd
-
-    assert found.necessity is not None
-    heads, aie, (low, high) = found.vector.heads[:MOST_HEADS], found.effects.aie, found.effects.interval()
-    rows = [(str(head), "AIE", *(float(grid[head]) for grid in (aie, low, high))) for head in heads]
-    listed = {*map(str, heads), ""}
-    for line in found.necessity.to_dict("records"):
-        if line["heads"] != "none" and (line["n_heads"] > 1 or line["ablated"] in listed):
-            values = (line[f"necessity{end}"] for end in ("", "_low", "_high"))
-            rows.append((ablated_label(line), line["prompt"], *values))
-    return pd.DataFrame(rows, columns=["heads", "measure", "value", "low", "high"])
 
 
 def necessity_sentence(found: Findings) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ivlens.errors import ModelError
@@ -76,11 +76,24 @@ class Forward(Protocol):
         ...
 
     def unembed(self, resid: Float[Tensor, "*batch d_model"]) -> Logits:
-        """Logits of a final residual stream, soft caps and scales included."""
+        """Logits of a final residual stream, soft caps and scales included; in float32 at least without gradients."""
         ...
 
     def last_logits(self, ids: Tensor, mask: Tensor, n: int) -> Float[Tensor, "prompt n vocab"]:
         """Logits of the last `n` columns, by the model's own pass, under whatever hooks it has."""
+        ...
+
+    def read_on(self, ids: Tensor, mask: Tensor, cache: Any) -> tuple[Float[Tensor, "row vocab"], Any]:
+        """Logits behind the last of some new tokens, and the cache that has them, too.
+
+        Args:
+            mask: Of all tokens, those in the cache included.
+            cache: Of what was read before; None at first.
+        """
+        ...
+
+    def keep_rows(self, cache: Any, rows: Int[Tensor, " row"]) -> None:
+        """Keep some of the rows of a cache."""
         ...
 
     def run(self, ids: Tensor, mask: Tensor, hooks: Sequence[tuple[str, Any]]) -> None:

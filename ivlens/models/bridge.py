@@ -92,9 +92,13 @@ def _log_probs(model: nn.Module, tokens: Int[Tensor, "1 pos"]) -> Float[Tensor, 
 
 def unembed(bridge: TransformerBridge, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos vocab"]:
     """Logits of a final residual stream."""
+    return scaled_logits(bridge, bridge.unembed(bridge.ln_final(resid)))
+
+
+def scaled_logits(bridge: TransformerBridge, logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
+    """What a model makes of the products of its unembedding: Cohere multiplies, Granite divides, Gemma caps."""
     config = bridge.original_model.config.get_text_config()  # pyright: ignore
-    # Cohere multiplies, Granite divides, Gemma caps.
-    logits = bridge.unembed(bridge.ln_final(resid)) * (getattr(config, "logit_scale", None) or 1.0)
+    logits = logits * (getattr(config, "logit_scale", None) or 1.0)
     logits = logits / (getattr(config, "logits_scaling", None) or 1.0)
     cap = getattr(config, "final_logit_softcapping", None)
     return cap * torch.tanh(logits / cap) if cap else logits

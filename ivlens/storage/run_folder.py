@@ -132,14 +132,21 @@ class Run:
         """Say in `run.json` that no more was asked for than the effects of heads; a command may go on from there."""
         write_record(self.folder, self.record.model_copy(update={"status": "heads"}))
 
-    def complete(self) -> Run:
-        """Say in `run.json` that everything has been written, and give the lock back. Parts of tables are removed."""
+    def complete(self, *, precision: str = "") -> Run:
+        """Say in `run.json` that everything has been written, and give the lock back. Parts of tables are removed.
+
+        Args:
+            precision: How far numbers in 16 bits are from float32's; recorded with the model.
+        """
         if self._lock is None or not self._lock.is_held:
             return self
         with as_run_error(self.folder / PARTS):
             if (self.folder / PARTS).is_dir():
                 shutil.rmtree(self.folder / PARTS)
-        changes = {"status": "complete", "finished": datetime.now(UTC)}
+        changes: dict[str, Any] = {"status": "complete", "finished": datetime.now(UTC)}
+        if precision:
+            model = self.record.sources["model"].model_copy(update={"precision": precision})
+            changes["sources"] = self.record.sources | {"model": model}
         record = self.record.model_copy(update=changes)
         write_record(self.folder, record)
         self._lock.release()

@@ -38,6 +38,9 @@ class Source(_Strict):
     backend: str = ""
     """What a model was loaded into, `hooked` or `bridge`. Not compared: the digest is another one."""
 
+    precision: str = ""
+    """Of a model that computed in 16 bits, how far its effects are from float32's. Never compared."""
+
     @pydantic.model_serializer
     def _without_empty(self) -> dict[str, str]:
         """A task is loaded into nothing, and most weights are stored as they are."""
