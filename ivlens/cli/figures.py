@@ -16,6 +16,9 @@ def redraw(
     format: Annotated[str, typer.Option(help="Any of html,png,svg,pdf, with commas between.")] = "html,png,svg,pdf",
 ) -> None:
     """Draw every figure again from saved numbers, without the model."""
+    from ivlens.storage import parquet
+
+    parquet.start()  # While the rest is still imported.
     from ivlens.plots import export
     from ivlens.reports.findings import read_findings
 
