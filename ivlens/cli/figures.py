@@ -21,9 +21,10 @@ def redraw(
     parquet.start()  # While the rest is still imported.
     from ivlens.plots import export
     from ivlens.reports.findings import read_findings
+    from ivlens.storage.atomic_files import inside
 
     formats = tuple(name.strip() for name in format.split(","))
-    exported = export.export(read_findings(run).figures(), run / "figures", formats=formats)
+    exported = export.export(read_findings(run).figures(), inside(run, "figures"), formats=formats)
     say_notice(exported)
     names = dict.fromkeys(path.stem for path in exported.written)
     suffixes = dict.fromkeys(path.suffix[1:] for path in exported.written)
