@@ -12,6 +12,7 @@ import pandas as pd
 
 from ivlens import plots
 from ivlens.analysis import audit_tables
+from ivlens.analysis.consistency import check_audit
 from ivlens.analysis.wordings import WORDINGS
 from ivlens.errors import IvlensError, RunError
 from ivlens.patching.head_effects import EFFECTS, HeadEffects
@@ -93,7 +94,7 @@ class Audit:
             raise RunError(f"{folder} is of `ivlens {run.record.command}`, not of an audit; give an audit's folder")
         vector = InstructionVector.load(run.path("vector.safetensors"))
         z, settings = vector.measured()
-        return cls(
+        found = cls(
             effects=HeadEffects.from_frame(
                 run.read_table("effects", columns=EFFECTS),
                 mean_z=z,
@@ -114,6 +115,9 @@ class Audit:
             rounding=_read_if_kept(run, "precision", ROUNDING),
             folder=Path(folder),
         )
+        names = ("steering", "heads", "places", "draws", "layer_draws", "instructions")
+        check_audit(Path(folder), found.effects, vector, {name: getattr(found, name) for name in names})
+        return found
 
     @property
     def verdict(self) -> Verdict:

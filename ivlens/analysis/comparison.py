@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from ivlens.analysis import comparison_tables
+from ivlens.analysis.consistency import check_comparison
 from ivlens.analysis.dependence import DEPENDENCE, Dependence
 from ivlens.analysis.drift import AIE, DRIFT
 from ivlens.datasets.task import Task
@@ -84,15 +85,19 @@ class Comparison:
             name: HeadEffects.from_frame(run.read_table(f"{name}_effects", columns=EFFECTS), **described(vector))
             for name, vector in vectors.items()
         }
+        tables = {
+            "aie": run.read_table("aie", columns=AIE),
+            "measures": run.read_table("measures", columns=CHANGES),
+            "drift": run.read_table("drift", columns=DRIFT),
+            "recovery": run.read_table("recovery", columns=DEPENDENCE),
+        }
+        check_comparison(Path(folder), effects, vectors, tables)
         return cls(
             **effects,
+            **tables,
             base_vector=vectors["base"],
             tuned_vector=vectors["tuned"],
             tuned_name=run.source("tuned").name,
-            aie=run.read_table("aie", columns=AIE),
-            measures=run.read_table("measures", columns=CHANGES),
-            drift=run.read_table("drift", columns=DRIFT),
-            recovery=run.read_table("recovery", columns=DEPENDENCE),
             folder=Path(folder),
         )
 

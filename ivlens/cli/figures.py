@@ -16,11 +16,15 @@ def redraw(
     format: Annotated[str, typer.Option(help="Any of html,png,svg,pdf, with commas between.")] = "html,png,svg,pdf",
 ) -> None:
     """Draw every figure again from saved numbers, without the model."""
+    from ivlens.storage import parquet
+
+    parquet.start()  # While the rest is still imported.
     from ivlens.plots import export
     from ivlens.reports.findings import read_findings
+    from ivlens.storage.atomic_files import inside
 
     formats = tuple(name.strip() for name in format.split(","))
-    exported = export.export(read_findings(run).figures(), run / "figures", formats=formats)
+    exported = export.export(read_findings(run).figures(), inside(run, "figures"), formats=formats)
     say_notice(exported)
     names = dict.fromkeys(path.stem for path in exported.written)
     suffixes = dict.fromkeys(path.suffix[1:] for path in exported.written)

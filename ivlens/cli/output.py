@@ -37,10 +37,11 @@ def file_name(name: str) -> str:
 
 def draw_missing(drawn: dict[str, Figure], folder: Path) -> None:
     from ivlens.plots import export
+    from ivlens.storage.atomic_files import inside
 
     # A page is written after its images: where all pages are, all that could be drawn has been.
     if not all((folder / "figures" / f"{name}.html").is_file() for name in drawn):
-        say_notice(export.export(drawn, folder / "figures"))
+        say_notice(export.export(drawn, inside(folder, "figures")))
 
 
 def say_notice(exported: Exported) -> None:

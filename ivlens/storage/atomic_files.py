@@ -40,6 +40,18 @@ def refuse_unusual(path: Path, most: int | None) -> None:
         raise OSError(errno.EFBIG, f"it has {status.st_size:,} bytes, and may have {most:,}", str(path))
 
 
+def inside(folder: Path, name: str) -> Path:
+    """The path `name` in `folder`.
+
+    Raises:
+        RunError: it is, or lies behind, a link out of the folder, where nothing may be written.
+    """
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise RunError(f"{path} is a link out of the run folder {folder}; remove the link")
+    return path
+
+
 def parse_json(text: str) -> Any:
     """What a JSON text says; raises ValueError where it is none, or nested without end."""
     try:
@@ -101,6 +113,8 @@ class Lock:
             RunError: another process holds it, or `folder` cannot be written.
         """
         # One that exists by its file alone, as filelock would make where the disk has no locks, could outlive a kill.
+        if (folder / LOCK).is_symlink():
+            raise RunError(f"{folder / LOCK} is a link, which would have a file made elsewhere; remove the link")
         file = FileLock(folder / LOCK, blocking=False, thread_local=False, fallback_to_soft=False)
         with as_run_error(folder):
             folder.mkdir(parents=True, exist_ok=True)

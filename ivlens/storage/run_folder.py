@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 
 from ivlens.errors import RunError
 from ivlens.kept_batches import Tensors, keeping
-from ivlens.storage import command_line, parquet, tensor_files
-from ivlens.storage.atomic_files import OURS, Lock, as_run_error, remove_leftovers, replacing
+from ivlens.storage import command_line, parquet, table_schema, tensor_files
+from ivlens.storage.atomic_files import OURS, Lock, as_run_error, inside, remove_leftovers, replacing
 from ivlens.storage.run_record import RECORD, RunRecord, plain, read_record, refuse_another, write_record
 from ivlens.storage.run_record import Source as Source
 from ivlens.storage.run_record import versions as versions
@@ -68,10 +68,7 @@ class Run:
         reserved = any(part == ".." or part.startswith(OURS) or "\\" in part or "\0" in part for part in parts)
         if not parts or relative.is_absolute() or reserved or str(relative).casefold() == RECORD:
             raise RunError(f"{name!r} cannot name a file of a run; use a plain relative name such as 'effects.parquet'")
-        path = self.folder.joinpath(*parts)
-        if not path.resolve().is_relative_to(self.folder.resolve()):
-            raise RunError(f"{path} is a link out of the run folder {self.folder}; remove the link")
-        return path
+        return inside(self.folder, str(relative))
 
     def has(self, name: str) -> bool:
         """Whether the file `name` has been written (files are whole or absent)."""
@@ -94,11 +91,14 @@ class Run:
         """Read `name.parquet`; its checksums are verified.
 
         Raises:
-            RunError: there is no such table, it is damaged, or it lacks one of `columns`.
+            RunError: there is no such table, it is damaged, lacks one of `columns`, or holds what it cannot
+                (see `table_schema`).
         """
         path = self.path(f"{name}.parquet")
         remedy = "delete it and run the same command again" if not self.is_complete else "run again into a new --out"
-        return parquet.read_table(path, columns=columns, remedy=remedy)
+        frame = parquet.read_table(path, columns=columns, remedy=remedy)
+        table_schema.check_table(self.record.command, name, frame, path, remedy)
+        return frame
 
     def write_table(self, name: str, frame: pd.DataFrame, *, columns: Sequence[str] = ()) -> Path:
         """Write `name.parquet`, without row labels."""
