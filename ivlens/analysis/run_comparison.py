@@ -37,7 +37,7 @@ from ivlens.prompts.tokens import tokenize
 from ivlens.shapes import GIB, Head
 from ivlens.steering.vector_building import instruction_vector
 from ivlens.storage import run_folder
-from ivlens.storage.run_folder import Tables
+from ivlens.storage.run_tables import Tables
 from ivlens.vectors.instruction_vector import InstructionVector
 
 if TYPE_CHECKING:
