@@ -57,7 +57,8 @@ class Tables:
         if self.run is None:
             yield
         else:
-            with self.run.writing(), keeping(batch_keeper(self.run.path(f"{PARTS}/{scope}"), self.run.configuration)):
+            model = f"{self.run.configuration} {scope}"
+            with self.run.writing(), keeping(batch_keeper(self.run.path(f"{PARTS}/{scope}"), model)):
                 yield
 
 
