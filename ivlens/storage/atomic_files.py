@@ -103,8 +103,11 @@ def _make_parents(path: Path) -> None:
         return
     folder, check = inside
     check()
-    for parent in reversed(path.parents[: path.parents.index(folder)]):
+    parents = list(path.parents)
+    for parent in reversed(parents[: parents.index(folder)]):
         parent.mkdir(exist_ok=True)
+    if not path.parent.resolve().is_relative_to(folder.resolve()):
+        raise RunError(f"{path.parent} is a link out of the run folder {folder}; remove the link")
 
 
 def remove_leftovers(folder: Path) -> None:
