@@ -22,7 +22,7 @@ from ivlens.prompts.tokens import Tokens
 from ivlens.shapes import Head
 from ivlens.steering.head_choice import choose_heads, fix_heads
 from ivlens.steering.trial_plan import Sizes
-from ivlens.storage.run_folder import Tables
+from ivlens.storage.run_tables import Tables
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer

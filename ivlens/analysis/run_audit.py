@@ -42,7 +42,7 @@ from ivlens.steering.trials import BY_QUERY, DRAWS, PLACES
 from ivlens.steering.vector_building import instruction_vector
 from ivlens.steering.verdict import MOST_FREQUENT, most_frequent_share
 from ivlens.storage import run_folder
-from ivlens.storage.run_folder import Tables
+from ivlens.storage.run_tables import Tables
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer

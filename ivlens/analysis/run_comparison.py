@@ -37,7 +37,7 @@ from ivlens.prompts.tokens import tokenize
 from ivlens.shapes import GIB, Head
 from ivlens.steering.vector_building import instruction_vector
 from ivlens.storage import run_folder
-from ivlens.storage.run_folder import Tables
+from ivlens.storage.run_tables import Tables
 from ivlens.vectors.instruction_vector import InstructionVector
 
 if TYPE_CHECKING:
@@ -109,8 +109,10 @@ def compare(
         seed=asked.seed,
     ) as run:
         if not run.is_complete:
-            found = work.all(Tables(run))
-            run.write_json("prompts.json", example_prompts(base, task, work.settings))
+            tables = Tables(run)
+            found = work.all(tables)
+            with tables.keeping("base"):
+                run.write_json("prompts.json", example_prompts(base, task, work.settings))
             run.write_with("base_vector.safetensors", found.base_vector.save)
             run.write_with("tuned_vector.safetensors", found.tuned_vector.save)
             run.complete()
@@ -219,8 +221,9 @@ class _Work:
 
     def all(self, tables: Tables) -> Comparison:
         """Fix wordings and heads on the base model, then measure both."""
-        task, heads = fix_choices(self.base, self.task, self.asked, tables=tables, memory=self.memory)
-        return replace(self, task=task, heads=heads).measured(self.digests, tables)
+        with tables.keeping("base"):
+            task, heads = fix_choices(self.base, self.task, self.asked, tables=tables, memory=self.memory)
+            return replace(self, task=task, heads=heads).measured(self.digests, tables)
 
     def measured(self, digests: tuple[str, str], tables: Tables) -> Comparison:
         # What needs both models is measured of the base model before an adapter is merged into it.
@@ -234,7 +237,7 @@ class _Work:
         found = [put(self.base, probe)] if probe else []
         write = partial(write_by_query, task=self.task, settings=self.settings, queries=self.queries)
         wrote = [] if tables.has("drift") else [write(self.base, sets=sets)]
-        with self.tuned() as model:
+        with self.tuned() as model, tables.keeping("tuned"):
             self.check_reading(model)
             after = self.side(model, "tuned", tuned_digest, tables)
             if probe:

@@ -7,15 +7,19 @@ hooks, adapters, `with steered(model, vector)`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 from torch.nn.functional import pad
 
 from ivlens.errors import IvlensError
 from ivlens.forward.makers import forward_of
+from ivlens.forward.memory import count_at_once
 from ivlens.forward.token_batches import batches
+from ivlens.kept_batches import keep_batch
 from ivlens.patching.hooks import Hooks, at_position
 from ivlens.progress import track
 from ivlens.prompts.tokens import Tokens
@@ -26,6 +30,8 @@ if TYPE_CHECKING:
 
 NEW_TOKENS = 32
 """Of a reply, at most."""
+_AT_ONCE = 4
+"""Times the prompts that a processor reads in about a second: new tokens cost least for many prompts at once."""
 
 
 @torch.no_grad()
@@ -37,6 +43,7 @@ def write_replies(
     new_tokens: int = NEW_TOKENS,
     changes: Hooks = (),
     every_token: bool = False,
+    known: Sequence[Tensor] = (),
 ) -> list[str]:
     """The reply to every prompt, up to its end.
 
@@ -45,17 +52,31 @@ def write_replies(
         new_tokens: Of a reply at most; fewer where the model's context is full.
         changes: Hooks that say where by `at`, as `patching.hooks` makes them: in force at the last prompt token.
         every_token: Have `changes` in force at every new token, too.
+        known: What the changes are made from, by which replies that were kept are known again; without it they are not
+            kept.
 
     Raises:
         IvlensError: fewer than one new token.
     """
     if new_tokens < 1:
         raise IvlensError(f"new_tokens is {new_tokens}; a reply has at least one")
-    replies: list[str] = []
-    for batch in track(list(batches(tokens)), "replies"):
+    most, replies = _AT_ONCE * count_at_once(model, tokens, new_tokens), list[str]()
+    hooks = [at_position(hook, -1) for hook in changes]
+    for batch in track(list(batches(tokens, most=most)), "replies"):
         own = endings[len(replies) : len(replies) + len(batch)]
-        replies += _write_batch(model, batch, own, new_tokens, [at_position(hook, -1) for hook in changes], every_token)
+        what = f"replies of {new_tokens} tokens, {every_token}: {[(sorted(one.tokens), *one[1:]) for one in own]}"
+
+        def compute(batch: Tokens = batch, own: Sequence[Ending] = own) -> dict[str, Tensor]:
+            return {"json": _as_tensor(_write_batch(model, batch, own, new_tokens, hooks, every_token))}
+
+        inputs = [*vars(batch).values(), *known]
+        found = compute() if changes and not known else keep_batch(what, inputs, compute, device="cpu")
+        replies += json.loads(bytes(found["json"].tolist()))
     return replies
+
+
+def _as_tensor(replies: list[str]) -> Tensor:
+    return torch.tensor(list(json.dumps(replies).encode()), dtype=torch.uint8)
 
 
 def _write_batch(

@@ -191,15 +191,21 @@ def measure_prompts(
 
 
 def score_replies(
-    model: HookedTransformer, prompts: Sequence[Prompt], score: Score, *, changes: Hooks = ()
+    model: HookedTransformer,
+    prompts: Sequence[Prompt],
+    score: Score,
+    *,
+    changes: Hooks = (),
+    known: Sequence[Tensor] = (),
 ) -> Float[Tensor, " prompt"]:
     """How right the replies that the model generates are, in float64.
 
     Args:
         score: Any but greedy match, for which nothing need be generated.
-        changes: In force at the last prompt token, as `write_replies` has them.
+        changes, known: In force at the last prompt token, as `write_replies` has them, and what they are made from.
     """
-    replies = write_replies(model, tokenize(model, prompts), find_endings(model, prompts), changes=changes)
+    tokens, endings = tokenize(model, prompts), find_endings(model, prompts)
+    replies = write_replies(model, tokens, endings, changes=changes, known=known)
     return _score_all(replies, prompts, score)
 
 

@@ -22,7 +22,7 @@ from ivlens.steering.universal_heads import Considered, Universal, universal_hea
 from ivlens.storage import tensor_files
 from ivlens.storage.atomic_files import parse_json
 from ivlens.storage.json_files import read_given_json
-from ivlens.storage.run_folder import Tables
+from ivlens.storage.run_tables import Tables
 from ivlens.vectors.head_writing import check_head
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ import os
 import secrets
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,22 @@ def parse_json(text: str) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
+_INSIDE: ContextVar[tuple[Path, Callable[[], object]] | None] = ContextVar("where is written", default=None)
+
+
+@contextlib.contextmanager
+def writing_inside(folder: Path, check: Callable[[], object]) -> Iterator[None]:
+    """Inside the `with` block, before a file is written into `folder`, `check` sees that it is still the same folder.
+
+    That one is never made: where it is gone, only its name is left.
+    """
+    before = _INSIDE.set((folder, check))
+    try:
+        yield
+    finally:
+        _INSIDE.reset(before)
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file whole or not at all, replacing what was there.
 
@@ -80,7 +97,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(4)}-{path.name}")
     with as_run_error(path):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            _make_parents(path)
             yield temporary
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -89,6 +106,20 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
             raise
     _flush_names(path.parent)
+
+
+def _make_parents(path: Path) -> None:
+    inside = _INSIDE.get()
+    if inside is None or inside[0] not in path.parents:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return
+    folder, check = inside
+    check()
+    parents = list(path.parents)
+    for parent in reversed(parents[: parents.index(folder)]):
+        parent.mkdir(exist_ok=True)
+    if not path.parent.resolve().is_relative_to(folder.resolve()):
+        raise RunError(f"{path.parent} is a link out of the run folder {folder}; remove the link")
 
 
 def remove_leftovers(folder: Path) -> None:
