@@ -11,6 +11,8 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ivlens.errors import shorten
+
 if TYPE_CHECKING:
     import rich.table
 
@@ -51,10 +53,10 @@ def _text_table(table: Table, justify: Any) -> rich.table.Table:
 
     shown = rich.table.Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for number, column in enumerate(table.columns):
-        shown.add_column(Text(plain(column)), justify=justify if number else "left", overflow="fold")
+        shown.add_column(Text(plain(shorten(column))), justify=justify if number else "left", overflow="fold")
     for part in table.parts:
         for line in part:
-            shown.add_row(*(Text(plain(cell)) for cell in line))
+            shown.add_row(*(Text(plain(shorten(cell))) for cell in line))
         shown.add_section()
     return shown
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import Field, fields
@@ -150,6 +149,8 @@ def parse_template_options(typed: list[str] | None) -> dict[str, Any]:
     Raises:
         IvlensError: no name, or the same one twice.
     """
+    from ivlens.storage.atomic_files import parse_json
+
     found: dict[str, Any] = {}
     for text in typed or ():
         name, _, value = text.partition("=")
@@ -158,7 +159,7 @@ def parse_template_options(typed: list[str] | None) -> dict[str, Any]:
                 f"template-option is {text!r}; write NAME=VALUE, such as enable_thinking=false, each once"
             )
         try:
-            found[name] = _PYTHONS[value] if value in _PYTHONS else json.loads(value)
+            found[name] = _PYTHONS[value] if value in _PYTHONS else parse_json(value)
         except ValueError:
             found[name] = value
     return found

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ivlens.errors import shorten
 from ivlens.tables import plain
 
 if TYPE_CHECKING:
@@ -18,7 +20,10 @@ if TYPE_CHECKING:
 
 
 def complain(message: str) -> int:
-    print(f"ivlens: {plain(message)}", file=sys.stderr)
+    """One line, and never a long one, whatever a file put into it."""
+    line = f"ivlens: {plain(shorten(message))}"  # Signs that cannot be printed become up to ten.
+    with suppress(OSError):  # Where it cannot be said, the status still tells.
+        print(shorten(line), file=sys.stderr)
     return 2
 
 

@@ -10,20 +10,17 @@ from __future__ import annotations
 import atexit
 import faulthandler
 import json
-import os
 import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ivlens.errors import PromptError
+from ivlens.storage.bounded_process import MEMORY, bound_memory, command
 
 SECONDS = 10
 """For one conversation; usual templates take milliseconds."""
-MEMORY = 2**29
-"""Bytes above what the process has when it begins, where the system can bound them (Linux)."""
 LONGEST = 2**20
 """Characters of a conversation."""
 
@@ -80,13 +77,7 @@ class _Process:
             return json.loads(line)
 
     def _start(self) -> subprocess.Popen[bytes]:
-        self._running = subprocess.Popen(
-            [sys.executable, "-P", "-m", "ivlens.prompts.chat_sandbox"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        )
+        self._running = subprocess.Popen(**command("ivlens.prompts.chat_sandbox"), stdin=subprocess.PIPE)
         return self._running
 
     def end(self) -> None:
@@ -104,7 +95,7 @@ def _serve() -> None:
     """A line of JSON in, a line out."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    _bound_memory()
+    bound_memory(MEMORY)
     for line in sys.stdin.buffer:
         asked = json.loads(line)
         # A watch outside of Python ends the process, whatever it is at.
@@ -129,16 +120,6 @@ def _check(text: str) -> dict[str, str]:
         raise ValueError(f"it writes {len(text):,} characters; {LONGEST:,} at most are read")
     text.encode()  # Half a character (a lone surrogate) has no tokens.
     return {"text": text}
-
-
-def _bound_memory() -> None:
-    if sys.platform == "linux":
-        import resource
-
-        now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        most = resource.getrlimit(resource.RLIMIT_AS)[1]
-        wanted = now + MEMORY if most == resource.RLIM_INFINITY else min(now + MEMORY, most)
-        resource.setrlimit(resource.RLIMIT_AS, (wanted, most))
 
 
 if __name__ == "__main__":
