@@ -41,7 +41,7 @@ ROOMS = (
     Room("forward", ("models", "prompts")),
     Room("patching", ("datasets", "plots", "models", "prompts", "forward")),
     Room("replies", ("models", "prompts", "forward", "patching")),
-    Room("vectors", ("storage", "datasets", "models", "prompts", "patching")),
+    Room("vectors", ("storage", "datasets", "models", "prompts", "forward", "patching")),
     Room("steering", ("storage", "datasets", "models", "prompts", "forward", "patching", "replies", "vectors")),
     Room(
         "analysis",

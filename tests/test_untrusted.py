@@ -35,7 +35,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from small import small_examples, small_model, trained_adapter
 
-from ivlens.analysis import comparison, drift
+from ivlens.analysis import comparison
 from ivlens.analysis.audit import HEADS, MEASURES, STEERING, Audit
 from ivlens.analysis.dependence import DEPENDENCE
 from ivlens.analysis.wordings import WORDINGS
@@ -60,7 +60,7 @@ from ivlens.storage import run_folder as runs
 from ivlens.training import benchmark_stages, loop
 from ivlens.training.loop import Training
 from ivlens.training.methods import Lora
-from ivlens.vectors import function_vectors, vector_formats
+from ivlens.vectors import drift, function_vectors, vector_formats
 from ivlens.vectors import gguf as control_vectors
 from ivlens.vectors.convert import read_effects
 from ivlens.vectors.instruction_vector import InstructionVector

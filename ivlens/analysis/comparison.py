@@ -12,7 +12,6 @@ import pandas as pd
 from ivlens.analysis import comparison_tables
 from ivlens.analysis.consistency import check_comparison
 from ivlens.analysis.dependence import DEPENDENCE, Dependence
-from ivlens.analysis.drift import AIE, DRIFT
 from ivlens.datasets.task import Task
 from ivlens.errors import IvlensError, RunError
 from ivlens.measures import Interval
@@ -29,6 +28,7 @@ from ivlens.steering.verdict import (
     most_frequent_share,
 )
 from ivlens.storage import run_folder
+from ivlens.vectors.drift import AIE, DRIFT
 from ivlens.vectors.instruction_vector import InstructionVector
 
 if TYPE_CHECKING:

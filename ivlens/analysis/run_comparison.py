@@ -20,7 +20,6 @@ from ivlens.analysis import probes, wordings
 from ivlens.analysis.comparison import CHANGES, base_lines
 from ivlens.analysis.comparison import Comparison as Comparison
 from ivlens.analysis.dependence import DEPENDENCE, Dependence, per_prompt, recovery
-from ivlens.analysis.drift import AIE, DRIFT, Written, aie_table, head_drift, vector_drift, write_by_query
 from ivlens.analysis.measure import check_heads, fix_choices, kept_effects
 from ivlens.analysis.options import ComparisonOptions, ComparisonSettings
 from ivlens.datasets.task import Task
@@ -38,6 +37,7 @@ from ivlens.shapes import GIB, Head
 from ivlens.steering.vector_building import instruction_vector
 from ivlens.storage import run_folder
 from ivlens.storage.run_tables import Tables
+from ivlens.vectors.drift import AIE, DRIFT, Written, aie_table, head_drift, vector_drift, write_by_query
 from ivlens.vectors.instruction_vector import InstructionVector
 
 if TYPE_CHECKING:

@@ -30,8 +30,8 @@ class Column:
     """What a column holds."""
 
     kind: Literal["whole", "number", "text", "flag"]
-    low: float = -math.inf
-    high: float = math.inf
+    low: float | int = -math.inf
+    high: float | int = math.inf
     """Bounds of a number (one without an upper bound may be infinite); of a text the most characters."""
     missing: bool = False
     """Whether a number may be NaN: not measured."""
