@@ -163,7 +163,8 @@ def check_bridge(model: HookedTransformer | TransformerBridge) -> None:
 
 
 def _refuse_without_heads(bridge: TransformerBridge) -> None:
-    name, config = bridge.cfg.model_name, bridge.original_model.config  # pyright: ignore
+    name = f"{bridge.cfg.model_name} ({bridge.cfg.architecture})"
+    config: Any = bridge.original_model.config
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{name} has an encoder and a decoder; ivlens needs a causal language model")
     for layer in range(bridge.cfg.n_layers):

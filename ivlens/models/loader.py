@@ -22,6 +22,12 @@ from ivlens.models.peft_config import read_config
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
+# Other models of TransformerLens, and what keeps them out.
+_OF_TRANSFORMERLENS = {
+    "HookedEncoder": "reads in both directions",
+    "HookedEncoderDecoder": "has an encoder and a decoder",
+    "HookedAudioEncoder": "reads sounds",
+}
 BACKENDS = ("auto", "hooked", "bridge")
 
 
@@ -89,8 +95,6 @@ def _as_it_is(
     refuse_other_kinds(model)
     if (device, dtype, revision, backend) != ("auto", "auto", None, "auto"):
         raise ModelError(f"a {kind} is taken as it is; leave device, dtype, revision and backend out, or use model.to")
-    if model.cfg.attention_dir != "causal":
-        raise ModelError(f"{model_name(model)} has {model.cfg.attention_dir} attention; ivlens needs a causal model")
     refuse_non_finite(model, model_name(model))
     bridge.check_bridge(model)
     return model
@@ -228,7 +232,13 @@ def refuse_other_kinds(model: object) -> None:
     """Raises a ModelError for what is no model that ivlens runs."""
     kinds = {base.__name__ for base in type(model).__mro__}
     if "HookedTransformer" in kinds or bridge.is_bridge(model):
+        found: Any = model
+        if found.cfg.attention_dir != "causal":
+            raise ModelError(f"{model_name(found)} has {found.cfg.attention_dir} attention; ivlens needs a causal model")
         return
+    for kind, reason in _OF_TRANSFORMERLENS.items():
+        if kind in kinds:
+            raise ModelError(f"{_describe(model)} {reason}; ivlens needs a causal language model")
     wanted = "give 'lab', a folder, a hub id, a HookedTransformer or a TransformerBridge"
     if "PreTrainedModel" in kinds:
         wanted = "a model of transformers is loaded from the folder of its save_pretrained, or by its hub id"

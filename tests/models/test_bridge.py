@@ -374,15 +374,15 @@ SIZES = {"vocab_size": 120, "hidden_size": 32, "num_hidden_layers": 2}
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "no heads": (
         lambda: MambaForCausalLM(MambaConfig(**SIZES, state_size=4)),
-        r"tiny has no blocks\.0\.attn\.hook_z, where ivlens reads",
+        r"tiny \(MambaForCausalLM\) has no blocks\.0\.attn\.hook_z, where ivlens reads",
     ),
     "convolutions and attention": (
         lambda: Lfm2ForCausalLM(Lfm2Config(**SIZES, **HEADS, layer_types=["conv", "full_attention"])),
-        r"tiny has no blocks\.0\.attn\.hook_z, .* \(state-space or hybrid models are not\)",
+        r"tiny \(Lfm2ForCausalLM\) has no blocks\.0\.attn\.hook_z, .* \(state-space or hybrid models are not\)",
     ),
     "encoder and decoder": (
         lambda: BartForConditionalGeneration(BartConfig(vocab_size=120, d_model=32, **BART)),
-        "tiny has an encoder and a decoder; ivlens needs a causal language model",
+        r"tiny \(BartForConditionalGeneration\) has an encoder and a decoder; ivlens needs a causal language model",
     ),
     "both directions": (
         lambda: BertLMHeadModel(BertConfig(**SIZES, num_attention_heads=4, intermediate_size=48)),
