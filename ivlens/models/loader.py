@@ -12,6 +12,8 @@ from torch import Tensor
 from ivlens.checkpoints.checkpoint import read_checkpoint, refuse_non_finite
 from ivlens.checkpoints.finder import find_checkpoint
 from ivlens.checkpoints.gguf_checkpoint import read_gguf
+from ivlens.checkpoints.placement import DeviceMap, check_device_map
+from ivlens.checkpoints.quantised import quantisation, read_quantised
 from ivlens.errors import IvlensError, ModelError
 from ivlens.models import bridge, hooked, lora
 from ivlens.models.bridge import build_bridge
@@ -38,6 +40,7 @@ def load_without_adapters(
     dtype: str = "auto",
     revision: str | None = None,
     backend: str = "auto",
+    device_map: DeviceMap | None = None,
 ) -> HookedTransformer:
     """Load a model and prove on a short prompt that it computes what transformers computes.
 
@@ -56,6 +59,8 @@ def load_without_adapters(
         revision: Branch, tag or commit of a hub id.
         backend: What it is loaded into: `hooked`, a HookedTransformer (TransformerLens 3); `bridge`, a
             TransformerBridge, which knows more architectures and takes no adapters; `auto`, hooked where there is it.
+        device_map: Has the parts of a large model lie on several devices, as transformers has it: `auto`, `balanced`,
+            `balanced_low_0`, `sequential`, or a device by name of module. In a bridge alone.
 
     Returns:
         A model in eval mode with no gradients and with its tokenizer. Text gets a BOS token where the
@@ -67,10 +72,22 @@ def load_without_adapters(
             out different from transformers by more than `TOLERANCE`.
     """
     if not isinstance(model, str | Path):
+        if device_map is not None:
+            raise ModelError(f"a {type(model).__name__} is taken as it is, where it is; leave device_map out")
         return _as_it_is(model, device=device, dtype=dtype, revision=revision, backend=backend)
+    if device_map is not None:
+        device_map, backend = check_device_map(device_map), _backend_of_map(backend, device)
     where, asked, build = _device(device), _dtype(dtype), _backend(backend)
     found = find_checkpoint(model, revision=revision)
-    name = _name(model, found)
+    name, way = _name(model, found), None if found.is_file() else quantisation(found)
+    if way is not None:
+        if backend == "hooked":
+            raise ModelError(
+                f"{found} holds quantised weights ({way}), which no HookedTransformer computes with; take "
+                "backend='bridge', or give the checkpoint in float32, bfloat16 or float16"
+            )
+        checkpoint = read_quantised(found, name=name, device_map=device_map or {"": where}, dtype=asked)
+        return build_bridge(checkpoint, device=where, dtype=checkpoint.dtype)
     if found.suffix == ".gguf" and found.is_file():
         checkpoint = read_gguf(found, name=name)
     else:
@@ -78,7 +95,17 @@ def load_without_adapters(
     if asked is None:
         half = checkpoint.dtype in (torch.bfloat16, torch.float16)
         asked = torch.bfloat16 if half and where.startswith("cuda") else torch.float32
+    if device_map is not None:
+        return build_bridge(checkpoint, device=where, dtype=asked, device_map=device_map)
     return build(checkpoint, device=where, dtype=asked)
+
+
+def _backend_of_map(backend: str, device: str) -> str:
+    if backend == "hooked" or device != "auto":
+        raise ModelError(
+            "device_map places the parts of a TransformerBridge; leave device out, and take backend='bridge' or 'auto'"
+        )
+    return "bridge"
 
 
 def _name(model: str | Path, found: Path) -> str:
@@ -143,6 +170,7 @@ def load(
     dtype: str = "auto",
     revision: str | None = None,
     backend: str = "auto",
+    device_map: DeviceMap | None = None,
 ) -> HookedTransformer:
     """Load a model, prove that it computes what transformers computes, and merge adapters into its weights.
 
@@ -161,6 +189,8 @@ def load(
         revision: Branch, tag or commit of a hub id.
         backend: What it is loaded into: `hooked`, a HookedTransformer (TransformerLens 3); `bridge`, a
             TransformerBridge, which knows more architectures and takes no adapters; `auto`, hooked where there is it.
+        device_map: Has the parts of a large model lie on several devices, as transformers has it: `auto`, `balanced`,
+            `balanced_low_0`, `sequential`, or a device by name of module. In a bridge alone.
 
     Returns:
         A model in eval mode with no gradients and with its tokenizer. Text gets a BOS token where the checkpoint's
@@ -176,8 +206,9 @@ def load(
     (6, 8, 16, torch.float64)
     """
     folders = [adapter] if isinstance(adapter, str | Path) else list(adapter or ())
+    where: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision, "backend": backend}
     if not folders:
-        return load_without_adapters(model, device=device, dtype=dtype, revision=revision, backend=backend)
+        return load_without_adapters(model, **where, device_map=device_map)
     if not isinstance(model, str | Path):
         raise IvlensError(
             f"adapter was given with a {type(model).__name__}, which is taken as it is; give the model's folder or hub "
@@ -185,7 +216,7 @@ def load(
         )
     for folder in folders:  # Before a large model is read.
         read_config(Path(folder))
-    loaded = load_without_adapters(model, device=device, dtype=dtype, revision=revision, backend=backend)
+    loaded = load_without_adapters(model, **where, device_map=device_map)
     for folder in folders:
         _merge(loaded, folder)
     return loaded

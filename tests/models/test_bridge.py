@@ -41,7 +41,7 @@ from ivlens.analysis import dependence, probes
 from ivlens.checkpoints.checkpoint import quiet_transformers
 from ivlens.datasets.task import Task
 from ivlens.errors import IvlensError, ModelError
-from ivlens.models import bridge as models_bridge
+from ivlens.forward import output_path
 from ivlens.models import hooked as models
 from ivlens.models import lora
 from ivlens.patching import interventions, sweep
@@ -328,8 +328,8 @@ def test_a_bridge_whose_heads_reach_the_stream_another_way_has_no_vectors(
     folders: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bridge = ivlens.load(bridge_of(folders("llama")))
-    way = models_bridge._output_path
-    monkeypatch.setattr(models_bridge, "_output_path", lambda *at: way(*at)._replace(scale=1.0 + at[1]))
+    way = output_path._output_path
+    monkeypatch.setattr(output_path, "_output_path", lambda *at: way(*at)._replace(scale=1.0 + at[1]))
     sentence = r"the heads of layer 1 of tiny \(LlamaForCausalLM\) write does not reach .*: it has no vectors; effects"
     with pytest.raises(ModelError, match=sentence):
         path_to_residual(bridge, Head(1, 0), random_z(bridge.cfg))
