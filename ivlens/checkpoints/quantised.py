@@ -23,7 +23,6 @@ from ivlens.checkpoints.checkpoint import (
     read_object,
     whole_model,
 )
-from ivlens.checkpoints.placement import DeviceMap
 from ivlens.checkpoints.tokenizer import check_vocabulary, read_tokenizer
 
 COMPUTED_IN = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -43,7 +42,9 @@ def quantisation(folder: Path) -> str | None:
     return str(found.get("quant_method", "unknown")) if isinstance(found, Mapping) else None
 
 
-def read_quantised(folder: Path, *, name: str, device_map: DeviceMap, dtype: torch.dtype | None) -> Checkpoint:
+def read_quantised(
+    folder: Path, *, name: str, device_map: str | dict[str, Any], dtype: torch.dtype | None
+) -> Checkpoint:
     """Read a folder of quantised weights, onto the devices that they are to be on.
 
     Raises:

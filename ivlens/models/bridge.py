@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ivlens.checkpoints.checkpoint import Checkpoint
-from ivlens.checkpoints.placement import DeviceMap, place
+from ivlens.checkpoints.placement import place
 from ivlens.checkpoints.quantised import is_quantised
 from ivlens.errors import ModelError
 from ivlens.models.hooked import bos_fields
@@ -39,7 +39,7 @@ _CHECKED: WeakSet[nn.Module] = WeakSet()
 
 
 def build_bridge(
-    checkpoint: Checkpoint, *, device: str, dtype: torch.dtype, device_map: DeviceMap | None = None
+    checkpoint: Checkpoint, *, device: str, dtype: torch.dtype, device_map: str | dict[str, Any] | None = None
 ) -> TransformerBridge:
     """Wrap a checkpoint's model, and prove on a short prompt that it computes what it did before.
 

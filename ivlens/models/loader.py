@@ -12,7 +12,7 @@ from torch import Tensor
 from ivlens.checkpoints.checkpoint import read_checkpoint, refuse_non_finite
 from ivlens.checkpoints.finder import find_checkpoint
 from ivlens.checkpoints.gguf_checkpoint import read_gguf
-from ivlens.checkpoints.placement import DeviceMap, check_device_map
+from ivlens.checkpoints.placement import DeviceMap, read_device_map
 from ivlens.checkpoints.quantised import quantisation, read_quantised
 from ivlens.errors import IvlensError, ModelError
 from ivlens.models import bridge, hooked, lora
@@ -60,7 +60,7 @@ def load_without_adapters(
         backend: What it is loaded into: `hooked`, a HookedTransformer (TransformerLens 3); `bridge`, a
             TransformerBridge, which knows more architectures and takes no adapters; `auto`, hooked where there is it.
         device_map: Has the parts of a large model lie on several devices, as transformers has it: `auto`, `balanced`,
-            `balanced_low_0`, `sequential`, or a device by name of module. In a bridge alone.
+            `balanced_low_0`, `sequential`, or a device by name of module, also as a JSON file. In a bridge alone.
 
     Returns:
         A model in eval mode with no gradients and with its tokenizer. Text gets a BOS token where the
@@ -76,7 +76,7 @@ def load_without_adapters(
             raise ModelError(f"a {type(model).__name__} is taken as it is, where it is; leave device_map out")
         return _as_it_is(model, device=device, dtype=dtype, revision=revision, backend=backend)
     if device_map is not None:
-        device_map, backend = check_device_map(device_map), _backend_of_map(backend, device)
+        device_map, backend = read_device_map(device_map), _backend_of_map(backend, device)
     where, asked, build = _device(device), _dtype(dtype), _backend(backend)
     found = find_checkpoint(model, revision=revision)
     name, way = _name(model, found), None if found.is_file() else quantisation(found)
@@ -190,7 +190,7 @@ def load(
         backend: What it is loaded into: `hooked`, a HookedTransformer (TransformerLens 3); `bridge`, a
             TransformerBridge, which knows more architectures and takes no adapters; `auto`, hooked where there is it.
         device_map: Has the parts of a large model lie on several devices, as transformers has it: `auto`, `balanced`,
-            `balanced_low_0`, `sequential`, or a device by name of module. In a bridge alone.
+            `balanced_low_0`, `sequential`, or a device by name of module, also as a JSON file. In a bridge alone.
 
     Returns:
         A model in eval mode with no gradients and with its tokenizer. Text gets a BOS token where the checkpoint's
@@ -220,6 +220,14 @@ def load(
     for folder in folders:
         _merge(loaded, folder)
     return loaded
+
+
+def placed_as(model: HookedTransformer) -> dict[str, Any]:
+    """Options of `load_without_adapters` that put another model where this one is, in its precision and backend."""
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    parts = getattr(getattr(model, "original_model", None), "hf_device_map", None)
+    where: dict[str, Any] = {"device_map": parts} if parts else {"device": str(model.cfg.device)}
+    return {**where, "dtype": names.get(model.cfg.dtype, "auto"), "backend": bridge.backend_of(model)}
 
 
 def _merge(model: HookedTransformer, folder: str | Path) -> None:
