@@ -38,7 +38,7 @@ ROOMS = (
     Room("checkpoints", ("storage",)),
     Room("models", ("storage", "checkpoints")),
     Room("prompts", ("storage", "datasets")),
-    Room("forward", ("models", "prompts")),
+    Room("forward", ("checkpoints", "models", "prompts")),
     Room("patching", ("datasets", "plots", "models", "prompts", "forward")),
     Room("replies", ("models", "prompts", "forward", "patching")),
     Room("vectors", ("storage", "datasets", "models", "prompts", "forward", "patching")),

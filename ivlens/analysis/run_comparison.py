@@ -144,13 +144,7 @@ def find_tuned_model(
         if (Path(tuned) / peft_config.CONFIG).is_file():
             name = f"{hooked.model_name(base)} + {Path(tuned).resolve().name}"
             return TunedModel(peft.read_adapter(tuned, base), name)
-        names = {dtype: name for name, dtype in hooked.DTYPES.items()}
-        tuned = loader.load_without_adapters(
-            tuned,
-            device=str(base.cfg.device),
-            dtype=names.get(base.cfg.dtype, "auto"),
-            backend=bridge.backend_of(base),
-        )
+        tuned = loader.load_without_adapters(tuned, **loader.placed_as(base))
     loader.refuse_other_kinds(tuned)
     ours, theirs = (
         {name: getattr(model.cfg, name) for name in ("n_layers", "n_heads", "d_head", "d_model")}

@@ -67,15 +67,12 @@ def read_checkpoint(folder: Path, *, name: str, for_bridge: bool = False) -> Che
     Args:
         for_bridge: Whether architectures are read, too, that only transformers computes.
 
-    Args:
-        for_bridge: Whether architectures are read, too, that only transformers computes.
-
     Raises:
         ModelError: a file is missing or torn, the architecture is not supported, the weights do not fit the
             configuration, or a weight is NaN or infinite.
     """
-    architecture = _architecture(folder, for_bridge=for_bridge)
-    files = _weight_files(folder)
+    architecture = read_architecture(folder, for_bridge=for_bridge)
+    files = find_weights(folder)
     _refuse_unusual(folder)
     with quiet_transformers():
         config = _config(folder)
@@ -119,13 +116,12 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _architecture(folder: Path, *, for_bridge: bool) -> str:
-    config = _json(folder / "config.json", folder)
+def read_architecture(folder: Path, *, for_bridge: bool) -> str:
+    """The class that config.json names; raises ModelError where ivlens cannot run such models."""
+    config = read_object(folder / "config.json", folder)
     names = config.get("architectures")
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
         raise ModelError(f'config.json in {folder} has no "architectures"; add e.g. ["LlamaForCausalLM"]')
-    if config.get("quantization_config"):
-        raise ModelError(f"{folder} holds quantised weights; give the checkpoint in float32, bfloat16 or float16")
     fault = None if names[0] in ARCHITECTURES else why_not(config, names[0])
     if fault in (EXPERTS, UNTRANSLATED):
         # A TransformerBridge may know it; where it does not, it says so itself.
@@ -140,7 +136,8 @@ def _architecture(folder: Path, *, for_bridge: bool) -> str:
     return names[0]
 
 
-def _json(path: Path, folder: Path) -> dict[str, Any]:
+def read_object(path: Path, folder: Path) -> dict[str, Any]:
+    """A JSON file in a model's folder; raises ModelError where it is missing, or no object."""
     if not path.is_file():
         if (folder / "adapter_config.json").is_file():
             raise ModelError(f"{folder} is an adapter, not a model; load its base model and give the adapter with it")
@@ -154,7 +151,7 @@ def _json(path: Path, folder: Path) -> dict[str, Any]:
     return content
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def find_weights(folder: Path) -> list[Path]:
     """Those that transformers would read; raises ModelError where there are none, or only pickles."""
     if (folder / "model.safetensors").exists():
         return [folder / "model.safetensors"]
@@ -172,7 +169,7 @@ def _weight_files(folder: Path) -> list[Path]:
 def _shards(folder: Path) -> list[Path]:
     """What the index of shards names; raises a ModelError where it leads out of the folder, or to nothing."""
     index = folder / "model.safetensors.index.json"
-    shards = _json(index, folder).get("weight_map")
+    shards = read_object(index, folder).get("weight_map")
     names = sorted(set(map(str, shards.values()))) if isinstance(shards, dict) and shards else ["..."]
     for name in names:
         if Path(name).name != name:

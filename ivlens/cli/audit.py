@@ -36,6 +36,7 @@ def audit(
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     backend: options.Backend = "auto",
+    device_map: options.DeviceMap = None,
     memory: options.Memory = "2GiB",
     only: Annotated[
         Only | None, typer.Option(help="Stop behind the AIE of heads; the same command without it goes on from there.")
@@ -56,7 +57,7 @@ def audit(
     template = choose_template(typed["template"], bos, template_option)
     names = [model, *map(str, adapter or ()), chosen.name]
     folder = out or Path("runs") / "-".join(map(file_name, names))
-    hooked = ivlens.load(model, adapter=adapter, device=device, dtype=dtype, backend=backend)
+    hooked = ivlens.load(model, adapter=adapter, device=device, dtype=dtype, backend=backend, device_map=device_map)
     say_stored(hooked)
     given["template"] = template(hooked)
     work = run_audit.prepare(hooked, chosen, memory=budget, **given)

@@ -77,6 +77,14 @@ Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16, floa
 Backend = Annotated[
     str, typer.Option(help="What the model is loaded into: hooked or bridge (of TransformerLens); auto.")
 ]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        help="Parts of a large model on several devices, in a bridge: auto, balanced, balanced_low_0, sequential, or a "
+        "JSON file.",
+        metavar="WAY|FILE",
+    ),
+]
 Memory = Annotated[str, typer.Option(help="What patching may take beside the weights.")]
 
 

@@ -38,6 +38,7 @@ def universal(
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     backend: options.Backend = "auto",
+    device_map: options.DeviceMap = None,
     memory: options.Memory = "2GiB",
     **typed: Any,
 ) -> None:
@@ -50,7 +51,7 @@ def universal(
     chosen = [ivlens.task(name) for name in (ivlens.tasks() if tasks is None else options.split_list(tasks))]
     given = check_early(Settings, typed)
     template = choose_template(typed["template"], bos, template_option)
-    hooked = ivlens.load(model, adapter=adapter, device=device, dtype=dtype, backend=backend)
+    hooked = ivlens.load(model, adapter=adapter, device=device, dtype=dtype, backend=backend, device_map=device_map)
     say_stored(hooked)
     given["template"] = template(hooked)
     found = ivlens.universal_heads(hooked, chosen, top=top, score=score.value, memory=budget, **given)

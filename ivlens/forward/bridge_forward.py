@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ivlens.errors import ModelError
 from ivlens.forward.block_inputs import BlockInputs, named_inputs
+from ivlens.forward.output_path import OutputPath, output_path
 from ivlens.forward.rows import Logits, OneOrAll, Replaced, Rows, Tail, check_finite, compare_with_model
 from ivlens.forward.token_batches import with_answers
 from ivlens.forward.unembedding import is_rounding, product_in_float32
@@ -61,11 +62,15 @@ class BridgeReading:
         if replaced is not None:
             rows = rows.expand(-1, len(replaced.where), -1, -1)
         size = max(1, TOKENS_TOGETHER // rows.shape[2])
-        out = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
+        out: Tensor | None = None
         for first in range(0, rows.shape[1], size):
             part = slice(first, first + size)
             own = None if replaced is None else Replaced(replaced.where[part], replaced.z)
-            out[:, part] = self._carry(layer, rows[:, part], own)
+            found = self._carry(layer, rows[:, part], own)
+            # On the device of the layer, which may be another one than that before.
+            out = found.new_empty(rows.shape) if out is None else out
+            out[:, part] = found
+        assert out is not None
         return out
 
     def _carry(self, layer: int, rows: Rows, replaced: Replaced | None) -> Rows:
@@ -74,7 +79,7 @@ class BridgeReading:
         behind = rows.flatten(1, 2) if self.in_one_sequence else rows.flatten(0, 1)
         skipped = 0 if form.replayed is None else form.replayed.shape[1]
         if form.replayed is not None:
-            behind = torch.cat([form.replayed, behind], dim=1)
+            behind = torch.cat([form.replayed, behind.to(form.replayed.device)], dim=1)
 
         def of_tails(tokens: Tensor) -> Tensor:
             own = tokens[:, skipped:]
@@ -99,7 +104,7 @@ def replacing(
     def replace(module: nn.Module, args: Any, z: Tensor) -> Tensor:
         heads = z.reshape(*z.shape[:2], *value.shape).clone()
         first = of_tails(heads)[:, :, 0]
-        first.copy_(torch.where(where, value.to(heads), first))
+        first.copy_(torch.where(where.to(heads.device), value.to(heads), first))
         fired.append(True)
         return heads.reshape(z.shape)
 
@@ -198,22 +203,22 @@ class BridgeForward:
         bridge, flat = self._bridge, resid.reshape(1, -1, resid.shape[-1])
         head = bridge.unembed.original_component
         if type(head) is nn.Linear and is_rounding(head.weight):
-            normed = bridge.unembed.hook_in(bridge.ln_final(flat).to(head.weight.device))
+            normed = bridge.unembed.hook_in(bridges.final_norm(bridge, flat))
             logits = bridge.unembed.hook_out(product_in_float32(normed, head.weight.T, head.bias))
             return bridges.scaled_logits(bridge, logits).reshape(*resid.shape[:-1], -1)
         return bridges.unembed(bridge, flat).reshape(*resid.shape[:-1], -1)
 
     def last_logits(self, ids: Tensor, mask: Tensor, n: int) -> Float[Tensor, "prompt n vocab"]:
-        return self.unembed(self._final(ids, mask)[:, -n:])
+        return self.unembed(self._final(ids, mask)[:, -n:]).to(ids.device)
 
     def read_on(self, ids: Tensor, mask: Tensor, cache: Any) -> tuple[Float[Tensor, "row vocab"], Any]:
         from transformers import DynamicCache
 
         cache = DynamicCache() if cache is None else cache
-        return self.unembed(self._final(ids, mask, cache)[:, -1]), cache
+        return self.unembed(self._final(ids, mask, cache)[:, -1]).to(ids.device), cache
 
     def keep_rows(self, cache: Any, rows: Int[Tensor, " row"]) -> None:
-        cache.batch_select_indices(rows)
+        cache.batch_select_indices(rows.cpu())  # Layers may lie on several devices.
 
     def _final(self, ids: Tensor, mask: Tensor, cache: DynamicCache | None = None) -> Float[Tensor, "prompt pos d"]:
         """The residual stream after the last block: of most tokens no logits are wanted."""
@@ -236,5 +241,5 @@ class BridgeForward:
         with bridges.finite_masks(self._bridge), self._bridge.hooks(fwd_hooks=list(hooks)):
             self._bridge(ids, attention_mask=mask.long())
 
-    def output_path(self, layer: int) -> bridges.OutputPath:
-        return bridges.output_path(self._bridge, layer)
+    def output_path(self, layer: int) -> OutputPath:
+        return output_path(self._bridge, layer)

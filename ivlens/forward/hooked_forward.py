@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from ivlens.errors import ModelError
 from ivlens.forward.block_forward import Prefix, attend, output_norm, write
+from ivlens.forward.output_path import OutputPath
 from ivlens.forward.rows import Logits, OneOrAll, Replaced, Rows, RowsZ, Tail
 from ivlens.forward.token_batches import with_answers
 from ivlens.forward.unembedding import is_rounding, product_in_float32
-from ivlens.models.bridge import OutputPath
 from ivlens.prompts.tokens import Tokens
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ivlens.checkpoints.quantised import is_quantised
 from ivlens.errors import ModelError
 
 if TYPE_CHECKING:
@@ -62,8 +63,7 @@ def _wide_buffers(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _refuse_unfit(model: HookedTransformer) -> None:
-    kinds = {weight.dtype for weight in model.parameters()}
-    if not kinds <= {torch.float32, torch.float64, *IN_16_BITS}:
+    if is_quantised(model):
         raise ModelError("the weights are quantised, and have no float32")
     needed: Counter[torch.device] = Counter()
     for weight in model.parameters():

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ivlens.errors import ModelError
-from ivlens.models.bridge import OutputPath
+from ivlens.forward.output_path import OutputPath
 from ivlens.prompts.tokens import Tokens
 
 Rows = Float[Tensor, "prompt row tail d_model"]
@@ -56,7 +56,10 @@ class Reading(Protocol):
         ...
 
     def carry(self, layer: int, rows: OneOrAll, replaced: Replaced | None = None) -> Rows:
-        """The residual stream after a block, of every row; where heads are replaced, one row may stand for all."""
+        """The residual stream after a block, of every row; where heads are replaced, one row may stand for all.
+
+        It lies on the device of the block.
+        """
         ...
 
 
@@ -122,7 +125,8 @@ def compare_with_model(forward: Forward, reading: Reading, unpatched: Tail) -> N
     """
     scale = float(reading.final.abs().max())
     tail = unpatched.shape[1]
-    gap = float(((unpatched - reading.final).abs() * reading.mask[:, -tail:, None]).max())
+    mask = reading.mask[:, -tail:, None].to(unpatched.device)
+    gap = float(((unpatched - reading.final).abs() * mask).max())
     # Rounding of a few hundred operations, relative to the largest number in the stream.
     tolerance = 1e3 * torch.finfo(forward.precision).eps * max(scale, 1.0)
     if forward.precision in (torch.bfloat16, torch.float16):

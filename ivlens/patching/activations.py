@@ -100,7 +100,7 @@ def last_z(model: HookedTransformer, tokens: Tokens) -> Float[Tensor, "prompt la
     kept: list[Tensor] = []
 
     def keep(z: Float[Tensor, "prompt pos head d_head"], hook: object) -> None:
-        kept.append(z[:, -1].clone())
+        kept.append(z[:, -1].to(model.cfg.device, copy=True))
 
     hooks: list[Any] = [(f"blocks.{layer}.attn.hook_z", keep) for layer in range(model.cfg.n_layers)]
     forward_of(model).run(tokens.prompts, tokens.mask, hooks)
@@ -172,11 +172,11 @@ def path_to_residual(model: HookedTransformer, head: Head, mean: MeanZ) -> Float
     prompt differs from that of the mean, and on average is larger.
     """
     weight, norm, scale = forward_of(model).output_path(head.layer)
-    path = weight[head.head].to(mean.dtype)
+    path = weight[head.head].to(mean)
     if norm is None:
         return path if scale == 1.0 else scale * path
     # The norms of Hugging Face and of TransformerLens keep their gain in different ways: it is read off numbers of one.
-    ones = torch.ones(1, 1, model.cfg.d_model, dtype=model.cfg.dtype, device=model.cfg.device)
-    gain = norm(ones)[0, 0].detach().to(mean.dtype) * (1 + model.cfg.eps) ** 0.5
-    out = torch.einsum("hd,hdm->m", mean[head.layer], weight.to(mean.dtype))
+    ones = torch.ones(1, 1, model.cfg.d_model, dtype=model.cfg.dtype, device=weight.device)
+    gain = norm(ones)[0, 0].detach().to(mean) * (1 + model.cfg.eps) ** 0.5
+    out = torch.einsum("hd,hdm->m", mean[head.layer], weight.to(mean))
     return scale * path * gain / (out.square().mean() + model.cfg.eps).sqrt()

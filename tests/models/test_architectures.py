@@ -138,7 +138,8 @@ HEADS = {"num_attention_heads": 4}
 OTHERS: dict[str, tuple[dict[str, object], str]] = {
     "MixtralForCausalLM": ({**HEADS, "num_local_experts": 8}, "its MLPs are mixtures of experts"),
     "Qwen3MoeForCausalLM": ({**HEADS, "num_experts": 128}, "its MLPs are mixtures of experts"),
-    "MambaForCausalLM": ({"state_size": 16}, "it has no attention heads"),
+    "MambaForCausalLM": ({"state_size": 16}, "its blocks are state spaces, .* without attention heads"),
+    "HeadlessForCausalLM": ({}, "it has no attention heads"),
     "T5ForConditionalGeneration": ({"num_heads": 4, "is_encoder_decoder": True}, "it has an encoder and a decoder"),
     "BartForConditionalGeneration": ({"is_encoder_decoder": True}, "it has an encoder and a decoder"),
     "BertForMaskedLM": (HEADS, "it is no causal language model"),
