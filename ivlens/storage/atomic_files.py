@@ -65,6 +65,11 @@ def writing_inside(folder: Path, check: Callable[[], object]) -> Iterator[None]:
         _INSIDE.reset(before)
 
 
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path, links followed, is in a folder. Unlike `Path.resolve`, it takes links that go in a circle."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file whole or not at all, replacing what was there.
 
@@ -106,7 +111,7 @@ def _make_parents(path: Path) -> None:
     parents = list(path.parents)
     for parent in reversed(parents[: parents.index(folder)]):
         parent.mkdir(exist_ok=True)
-    if not path.parent.resolve().is_relative_to(folder.resolve()):
+    if not is_inside(path.parent, folder):
         raise RunError(f"{path.parent} is a link out of the run folder {folder}; remove the link")
 
 
