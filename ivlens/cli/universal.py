@@ -42,11 +42,16 @@ def universal(
     memory: options.Memory = "2GiB",
     **typed: Any,
 ) -> None:
-    """Rank heads over many tasks, and say which tasks entered and why."""
+    """Rank heads over many tasks, and say which tasks entered and why.
+
+    What is done lies in a folder beside the file until that is written: the same command goes on from there.
+    """
     budget = parse_bytes(memory)
     if out.suffix.lower() not in (".json", ".safetensors"):
         raise IvlensError(f"out is {str(out)!r}; give a name that ends in .json or .safetensors")
     import ivlens
+    from ivlens.models.hooked import weight_digest
+    from ivlens.storage.run_tables import keeping_beside
 
     chosen = [ivlens.task(name) for name in (ivlens.tasks() if tasks is None else options.split_list(tasks))]
     given = check_early(Settings, typed)
@@ -54,8 +59,9 @@ def universal(
     hooked = ivlens.load(model, adapter=adapter, device=device, dtype=dtype, backend=backend, device_map=device_map)
     say_stored(hooked)
     given["template"] = template(hooked)
-    found = ivlens.universal_heads(hooked, chosen, top=top, score=score.value, memory=budget, **given)
-    found.save(out)
+    with keeping_beside(out, weight_digest(hooked)):
+        found = ivlens.universal_heads(hooked, chosen, top=top, score=score.value, memory=budget, **given)
+        found.save(out)
     _print(found)
     print(f"In {plain(str(out))}; give it to --heads.")
 

@@ -18,7 +18,7 @@ import pydantic
 
 from ivlens.forgetting.plan import Plan
 from ivlens.kept_batches import keeping
-from ivlens.storage.atomic_files import LARGEST_TEXT, refuse_unusual, write_whole
+from ivlens.storage.atomic_files import LARGEST_TEXT, is_inside, refuse_unusual, write_whole
 from ivlens.storage.run_files import Home, describe_file, find_changed
 from ivlens.storage.run_folder import PARTS
 from ivlens.storage.run_record import KeptFile
@@ -165,7 +165,7 @@ class MethodRun:
 
     def _place(self, name: str) -> Path:
         path = self.folder / name
-        return path if path.resolve().is_relative_to(self.folder.resolve()) else self.folder / "outside"
+        return path if is_inside(path, self.folder) else self.folder / "outside"
 
     def _describe(self, stage: int, suffixes: Sequence[str], more: Sequence[Path] = ()) -> Files:
         paths = [*(self.path(stage, suffix) for suffix in suffixes if self.has(stage, suffix)), *more]

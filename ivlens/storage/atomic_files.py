@@ -48,7 +48,7 @@ def inside(folder: Path, name: str) -> Path:
         RunError: it is, or lies behind, a link out of the folder, where nothing may be written.
     """
     path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
+    if not is_inside(path, folder):
         raise RunError(f"{path} is a link out of the run folder {folder}; remove the link")
     return path
 
@@ -75,6 +75,11 @@ def writing_inside(folder: Path, check: Callable[[], object]) -> Iterator[None]:
         yield
     finally:
         _INSIDE.reset(before)
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path, links followed, is in a folder. Unlike `Path.resolve`, it takes links that go in a circle."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -118,7 +123,7 @@ def _make_parents(path: Path) -> None:
     parents = list(path.parents)
     for parent in reversed(parents[: parents.index(folder)]):
         parent.mkdir(exist_ok=True)
-    if not path.parent.resolve().is_relative_to(folder.resolve()):
+    if not is_inside(path.parent, folder):
         raise RunError(f"{path.parent} is a link out of the run folder {folder}; remove the link")
 
 

@@ -13,9 +13,11 @@ from typing import NamedTuple
 from ivlens.errors import RunError
 from ivlens.storage.atomic_files import OURS, reason, refuse_unusual
 from ivlens.storage.run_record import RECORD, KeptFile, read_record
+from ivlens.tables import plain
 
 MOST_READ = 2**30
 """Bytes of all files that a reader compares by their digests; those of a larger run by their sizes alone."""
+MISSING = "is missing"
 _SHOWN = 3
 
 
@@ -68,14 +70,14 @@ def _fault(path: Path, file: KeptFile, *, in_full: bool) -> str:
             return f"cannot be read: it was cut to {path.stat().st_size:,} of {file.size:,} bytes"
         return "" if not in_full or describe_file(path) == file else "cannot be read: it is not what this run wrote"
     except FileNotFoundError:
-        return "is missing"
+        return MISSING
     except OSError as error:
         return f"cannot be read: {reason(error)}"
 
 
 def name_faults(faults: Mapping[str, str]) -> str:
     """The first of them in words."""
-    told = [f"{name} {fault}" for name, fault in list(faults.items())[:_SHOWN]]
+    told = [f"{plain(name)} {fault}" for name, fault in list(faults.items())[:_SHOWN]]
     return "; ".join([*told, *([f"{len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""])]).removesuffix("; ")
 
 

@@ -8,8 +8,8 @@ lie tables (parquet), tensors and figures. Every file is written whole or not at
 from __future__ import annotations
 
 import json
+import logging
 import shutil
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -22,7 +22,7 @@ import pandas as pd
 from ivlens.errors import RunError
 from ivlens.storage import command_line, parquet, table_schema
 from ivlens.storage.atomic_files import OURS, Lock, as_run_error, inside, remove_leftovers, replacing, writing_inside
-from ivlens.storage.run_files import MOST_READ, Home, describe_file, find_changed, name_faults, refuse_foreign
+from ivlens.storage.run_files import MISSING, MOST_READ, Home, describe_file, find_changed, name_faults, refuse_foreign
 from ivlens.storage.run_record import (
     RECORD,
     KeptFile,
@@ -284,8 +284,8 @@ def _begin(folder: Path, asked: RunRecord, lock: Lock) -> Run:
     if run.is_complete and not faults:
         lock.release()
         return replace(run, _lock=None)
-    if faults:
-        warnings.warn(f"in {folder}, {name_faults(faults)}; to be computed again", RuntimeWarning, stacklevel=4)
+    if run.is_complete or not all(fault == MISSING for fault in faults.values()):  # Taking some away is allowed.
+        logging.getLogger(__name__).warning("ivlens: in %s, %s: to be computed again", folder, name_faults(faults))
     typed = asked.typed if found.status == "heads" else found.typed  # What began it stopped there.
     files = {name: file for name, file in found.files.items() if name not in faults}
     changes = {"status": "running", "finished": None, "typed": typed, "files": files}

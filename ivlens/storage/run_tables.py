@@ -5,8 +5,9 @@ Of a run folder, where an interrupted run has left them for the next one, or, wh
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -19,6 +20,7 @@ from ivlens.kept_batches import Keeper, Tensors, keeping
 from ivlens.storage import tensor_files
 from ivlens.storage.atomic_files import write_whole
 from ivlens.storage.run_folder import PARTS, Run
+from ivlens.storage.run_record import versions
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,22 @@ def batch_keeper(folder: Path, model: str) -> Keeper:
         return found
 
     return keep
+
+
+@contextmanager
+def keeping_beside(file: Path, model: str) -> Iterator[None]:
+    """Inside the `with` block, batches are kept in a folder beside a file that is to be written, and then removed.
+
+    Where an exception leaves the block, or a signal the process, they stay for the next time.
+    """
+    folder = file.with_name(f"{file.name}.parts")
+    with keeping(batch_keeper(folder, f"{model} {sorted(versions().items())}")):
+        yield
+    for path in folder.glob("*.safetensors") if folder.is_dir() else ():
+        if re.fullmatch(r"(\.ivlens-tmp-[0-9a-f]+-)?[0-9a-f]{32}", path.stem):
+            path.unlink(missing_ok=True)
+    with suppress(OSError):  # Somebody else's files are in it.
+        folder.rmdir()
 
 
 def _read_batch(path: Path, model: str) -> Tensors | None:

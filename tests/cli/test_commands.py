@@ -521,16 +521,23 @@ def test_a_torn_record_is_refused(ivlens: Ivlens, checkpoint: Path, copy: Path) 
     assert "run.json cannot be read" in audit_again(ivlens, checkpoint, copy).complaint()
 
 
-def test_a_damaged_table_is_refused(ivlens: Ivlens, checkpoint: Path, copy: Path) -> None:
-    content = (copy / "measures.parquet").read_bytes()
-    (copy / "measures.parquet").write_bytes(content[: len(content) // 2])
-    assert "measures.parquet cannot be read" in audit_again(ivlens, checkpoint, copy).complaint()
-    assert "measures.parquet cannot be read" in ivlens("figures", copy).complaint()
-
-
-def test_a_damaged_vector_is_refused(ivlens: Ivlens, copy: Path) -> None:
-    (copy / "vector.safetensors").write_bytes(b"\x00" * 20)
-    assert "vector.safetensors is no readable safetensors file" in ivlens("figures", copy).complaint()
+@pytest.mark.parametrize("damage", ["cut", "empty", "another's", "away"])
+def test_a_damaged_or_missing_file_is_refused_by_readers_and_made_again_by_the_command(
+    ivlens: Ivlens, checkpoint: Path, copy: Path, finished: Path, damage: str
+) -> None:
+    path = copy / ("vector.safetensors" if damage == "empty" else "measures.parquet")
+    content = path.read_bytes()
+    if damage == "away":
+        path.unlink()
+    else:
+        other = (copy / "heads.parquet").read_bytes()
+        path.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "another's": other}[damage])
+    for command in ("figures", "report"):
+        sentence = "is missing" if damage == "away" else "cannot be read: it "
+        assert f"{path.name} {sentence}" in ivlens(command, copy).complaint()
+    assert audit_again(ivlens, checkpoint, copy).status == 0
+    assert_same_numbers(copy, finished)
+    assert ivlens("figures", copy, "--format", "html").status == 0
 
 
 def test_out_under_a_file_is_one_line(ivlens: Ivlens, checkpoint: Path, tmp_path: Path) -> None:
