@@ -17,7 +17,8 @@ from typing import Any
 
 SECONDS = 3
 """Of processor time, for one question; usual ones take milliseconds."""
-_PATIENCE = 20 * SECONDS
+_PATIENCE = 20
+"""As many times as long is waited for it, on a machine that has much else to do."""
 MEMORY = 2**29
 """Bytes above what the process has when it begins, where the system can bound them (Linux)."""
 
@@ -32,11 +33,11 @@ def command(module: str) -> dict[str, Any]:
     }
 
 
-def ask_bounded(module: str, asked: Any, *, memory: int = MEMORY) -> Any:
+def ask_bounded(module: str, asked: Any, *, memory: int = MEMORY, seconds: int = SECONDS) -> Any:
     """What a module answers to something that JSON can hold; None where it takes more time or memory than it may."""
-    question = json.dumps({"asked": asked, "memory": memory}).encode()
+    question = json.dumps({"asked": asked, "memory": memory, "seconds": seconds}).encode()
     try:
-        done = subprocess.run(**command(module), input=question, timeout=_PATIENCE, check=False)
+        done = subprocess.run(**command(module), input=question, timeout=_PATIENCE * seconds, check=False)
     except subprocess.TimeoutExpired:
         return None
     return json.loads(done.stdout) if done.returncode == 0 else None
@@ -46,7 +47,7 @@ def answer_bounded(answer: Callable[[Any], Any]) -> None:
     """Answer what `ask_bounded` asked."""
     question = json.loads(sys.stdin.buffer.read())
     bound_memory(question["memory"])
-    bound_time(SECONDS)
+    bound_time(question["seconds"])
     sys.stdout.write(json.dumps(answer(question["asked"])))
 
 
