@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from ivlens.checkpoints import agreement
 from ivlens.checkpoints.architectures import ARCHITECTURES
 from ivlens.checkpoints.tokenizer import check_vocabulary, read_tokenizer
 from ivlens.checkpoints.unsupported import EXPERTS, UNTRANSLATED, why_not
@@ -67,14 +68,13 @@ def read_checkpoint(folder: Path, *, name: str, for_bridge: bool = False) -> Che
     Args:
         for_bridge: Whether architectures are read, too, that only transformers computes.
 
-    Args:
-        for_bridge: Whether architectures are read, too, that only transformers computes.
-
     Raises:
         ModelError: a file is missing or torn, the architecture is not supported, the weights do not fit the
             configuration, or a weight is NaN or infinite.
     """
-    architecture = _architecture(folder, for_bridge=for_bridge)
+    stated = _json(folder / "config.json", folder)
+    architecture = _architecture(folder, stated, for_bridge=for_bridge)
+    agreement.refuse_counts(stated, f"config.json in {folder}")
     files = _weight_files(folder)
     _refuse_unusual(folder)
     with quiet_transformers():
@@ -86,6 +86,8 @@ def read_checkpoint(folder: Path, *, name: str, for_bridge: bool = False) -> Che
         model = _weights(folder, files, config, architecture)
     refuse_non_finite(model, folder)
     check_vocabulary(tokenizer, config.vocab_size, folder)
+    agreement.say_defaults(stated, config, f"config.json in {folder}")
+    agreement.say_other_bos(config, tokenizer, folder)
     stored = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
     return Checkpoint(
         name=name, architecture=architecture, dtype=stored, model=model, tokenizer=tokenizer, files=tuple(files)
@@ -119,8 +121,7 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _architecture(folder: Path, *, for_bridge: bool) -> str:
-    config = _json(folder / "config.json", folder)
+def _architecture(folder: Path, config: dict[str, Any], *, for_bridge: bool) -> str:
     names = config.get("architectures")
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
         raise ModelError(f'config.json in {folder} has no "architectures"; add e.g. ["LlamaForCausalLM"]')
@@ -241,10 +242,13 @@ def _weights(folder: Path, files: list[Path], config: PretrainedConfig, architec
     held = {}
     for path in files:
         held |= tensor_files.read_copies(path, remedy="copy it again", error=ModelError)
+    agreement.refuse_contradictions(held, config, folder)
+    turned = agreement.rotations(held)
     kinds = {weight.dtype for weight in held.values() if weight.is_floating_point()}
     dtype = kinds.pop() if kinds in ({torch.bfloat16}, {torch.float16}) else torch.float32
     read = partial(getattr(transformers, architecture).from_pretrained, None, state_dict=held)
     model = whole_model(read, folder, told=str(folder), config=config, dtype=dtype)
+    agreement.refuse_other_rotations(turned, model, folder)
     if dtype != torch.float32:
         _widen_buffers(model, config)
     return model
@@ -258,7 +262,7 @@ def whole_model(read: Callable[..., Any], path: Path, *, told: str, **given: Any
     except BROKEN as error:
         raise ModelError(f"transformers cannot read {told}: {flat(error)}") from error
     model, found = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
-    _refuse_misfits(found, path)
+    agreement.refuse_misfits(found, path)
     return model.eval().requires_grad_(False)
 
 
@@ -274,20 +278,6 @@ def _widen_buffers(model: PreTrainedModel, config: PretrainedConfig) -> None:
             n: b for n, b in wide.get_submodule(name)._buffers.items() if n in module._non_persistent_buffers_set
         }
         module._buffers.update(computed)
-
-
-def _refuse_misfits(found: dict[str, Any], folder: Path) -> None:
-    shapes = sorted(f"{name} as {tuple(a)}, not {tuple(b)}" for name, a, b in found["mismatched_keys"])
-    for fault, names in (
-        ("lack", sorted(found["missing_keys"])),
-        ("have", shapes),
-        ("have what config.json has no place for,", sorted(found["unexpected_keys"])),
-    ):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise ModelError(
-                f"the weights in {folder} {fault} {names[0]}{more}; config.json and weights are not of one model"
-            )
 
 
 def flat(error: BaseException) -> str:
