@@ -12,12 +12,13 @@ from torch import Tensor
 from ivlens.checkpoints.checkpoint import read_checkpoint, refuse_non_finite
 from ivlens.checkpoints.finder import find_checkpoint
 from ivlens.checkpoints.gguf_checkpoint import read_gguf
-from ivlens.errors import IvlensError, ModelError
+from ivlens.errors import IvlensError, ModelError, as_ivlens_error
 from ivlens.models import bridge, hooked, lora
 from ivlens.models.bridge import build_bridge
 from ivlens.models.hooked import DTYPES, build_hooked, has_hooked, model_name
 from ivlens.models.peft import read_adapter
 from ivlens.models.peft_config import read_config
+from ivlens.storage.user_cache import expand_user
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 BACKENDS = ("auto", "hooked", "bridge")
 
 
+@as_ivlens_error()
 def load_without_adapters(
     model: str | Path | HookedTransformer,
     *,
@@ -77,7 +79,7 @@ def load_without_adapters(
 
 def _name(model: str | Path, found: Path) -> str:
     """What the user calls it: `lab`, a known name, a hub id, or the last part of a path."""
-    if model == "lab" or not Path(model).expanduser().exists():
+    if model == "lab" or not expand_user(model).exists():
         return str(model)
     return found.stem if found.is_file() else found.resolve().name
 
@@ -113,7 +115,7 @@ def _device(device: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         wanted = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise ModelError(f"{device!r} is not a device; give auto, cpu, cuda, cuda:1 or mps") from error
     available = {
         "cpu": True,
@@ -131,6 +133,7 @@ def _dtype(dtype: str) -> torch.dtype | None:
     return DTYPES.get(dtype)
 
 
+@as_ivlens_error()
 def load(
     model: str | Path | HookedTransformer,
     *,

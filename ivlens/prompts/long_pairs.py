@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ivlens.datasets.entries import LONGEST
 from ivlens.datasets.task import Pair, Task, TaskWarning
-from ivlens.errors import PromptError
+from ivlens.errors import PromptError, as_ivlens_error
 from ivlens.prompts.chat import Layout
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class _Room(NamedTuple):
         return max(shown, longest[0] + self.instruction) <= self.total
 
 
+@as_ivlens_error()
 def leave_out_long(model: HookedTransformer, task: Task, *, shots: int, template: Layout) -> Task:
     """The task without its longest pairs, where a prompt of those would not fit the model's context.
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ivlens.datasets.entries import LONGEST
-from ivlens.errors import PromptError
+from ivlens.errors import PromptError, as_ivlens_error
 from ivlens.prompts.chat import Conversation
 from ivlens.prompts.template import DEFAULT as DEFAULT
 from ivlens.prompts.template import Prompt as Prompt
@@ -93,6 +93,7 @@ class Tokens:
         return Tokens(prompts=prompts, mask=mask, answers=answers, answer_mask=answer_mask)
 
 
+@as_ivlens_error()
 def tokenize(model: HookedTransformer, prompts: Sequence[Prompt]) -> Tokens:
     """Token ids of prompts and answers; the answer's tokens are those of the joined text.
 
