@@ -48,6 +48,10 @@ class ModelError(IvlensError):
     """A model cannot be loaded, is not supported, or has NaN in it."""
 
 
+class ModelWarning(UserWarning):
+    """A model can be used, but its files leave open, or disagree, what it is."""
+
+
 class ShapeMismatch(IvlensError):
     """Tensors were taken from a model with other heads, layers or widths."""
 

@@ -22,6 +22,7 @@ from ivlens.analysis.measure import check_heads, fix_choices, keep_rounding, kep
 from ivlens.analysis.options import MOST_VALIDATION, AuditOptions, AuditSettings
 from ivlens.datasets.task import Split, Task, tasks
 from ivlens.datasets.task import task as find_task
+from ivlens.errors import as_ivlens_error
 from ivlens.models import hooked, loader
 from ivlens.patching.activations import mean_z
 from ivlens.patching.effects import example_prompts
@@ -41,13 +42,14 @@ from ivlens.steering.trial_plan import Sizes, TrialPlan, plan_trials
 from ivlens.steering.trials import BY_QUERY, DRAWS, PLACES
 from ivlens.steering.vector_building import instruction_vector
 from ivlens.steering.verdict import MOST_FREQUENT, most_frequent_share
-from ivlens.storage import run_folder
+from ivlens.storage.run_folder import Run, Source, open_run
 from ivlens.storage.run_tables import Tables
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
 
+@as_ivlens_error()
 def audit(
     model: HookedTransformer | str | Path,
     task: Task | str | Path,
@@ -168,14 +170,14 @@ class Work:
         """What is tried of the vector and its controls."""
         return plan_trials(self.sizes)
 
-    def open(self, out: str | Path) -> run_folder.Run:
-        return run_folder.open_run(
+    def open(self, out: str | Path) -> Run:
+        return open_run(
             out,
             command="audit",
             settings=self.record(),
             sources={
                 "model": hooked.source(self.model, digest=self.digest),
-                "task": run_folder.Source(name=self.task.name, digest=self.task.digest),
+                "task": Source(name=self.task.name, digest=self.task.digest),
             },
             seed=self.asked.seed,
         )

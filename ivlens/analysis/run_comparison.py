@@ -24,7 +24,7 @@ from ivlens.analysis.measure import check_heads, fix_choices, kept_effects
 from ivlens.analysis.options import ComparisonOptions, ComparisonSettings
 from ivlens.datasets.task import Task
 from ivlens.datasets.task import task as find_task
-from ivlens.errors import ModelError, ShapeMismatch
+from ivlens.errors import ModelError, ShapeMismatch, as_ivlens_error
 from ivlens.models import bridge, hooked, loader, lora, peft, peft_config
 from ivlens.models.lora import Adapter
 from ivlens.patching.effects import Queries, example_prompts, find_queries
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
 
+@as_ivlens_error()
 def compare(
     base: HookedTransformer | str | Path,
     tuned: HookedTransformer | Adapter | str | Path | Sequence[str | Path],

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from ivlens.checkpoints import agreement
 from ivlens.checkpoints.architectures import ARCHITECTURES
 from ivlens.checkpoints.tokenizer import check_vocabulary, read_tokenizer
 from ivlens.checkpoints.unsupported import EXPERTS, UNTRANSLATED, why_not
@@ -71,8 +72,7 @@ def read_checkpoint(folder: Path, *, name: str, for_bridge: bool = False) -> Che
         ModelError: a file is missing or torn, the architecture is not supported, the weights do not fit the
             configuration, or a weight is NaN or infinite.
     """
-    architecture = read_architecture(folder, for_bridge=for_bridge)
-    files = find_weights(folder)
+    architecture, files = read_architecture(folder, for_bridge=for_bridge), find_weights(folder)
     _refuse_unusual(folder)
     with quiet_transformers():
         config = _config(folder)
@@ -83,6 +83,8 @@ def read_checkpoint(folder: Path, *, name: str, for_bridge: bool = False) -> Che
         model = _weights(folder, files, config, architecture)
     refuse_non_finite(model, folder)
     check_vocabulary(tokenizer, config.vocab_size, folder)
+    agreement.say_defaults(read_object(folder / "config.json", folder), config, f"config.json in {folder}")
+    agreement.say_other_bos(config, tokenizer, folder)
     stored = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
     return Checkpoint(
         name=name, architecture=architecture, dtype=stored, model=model, tokenizer=tokenizer, files=tuple(files)
@@ -133,6 +135,7 @@ def read_architecture(folder: Path, *, for_bridge: bool) -> str:
             f"{folder} is a {names[0]}, which is not supported: {fault}; "
             f"ivlens reads the causal models {', '.join(ARCHITECTURES)}{way_out}"
         )
+    agreement.refuse_counts(config, f"config.json in {folder}")
     return names[0]
 
 
@@ -238,10 +241,13 @@ def _weights(folder: Path, files: list[Path], config: PretrainedConfig, architec
     held = {}
     for path in files:
         held |= tensor_files.read_copies(path, remedy="copy it again", error=ModelError)
+    agreement.refuse_contradictions(held, config, folder)
+    turned = agreement.rotations(held)
     kinds = {weight.dtype for weight in held.values() if weight.is_floating_point()}
     dtype = kinds.pop() if kinds in ({torch.bfloat16}, {torch.float16}) else torch.float32
     read = partial(getattr(transformers, architecture).from_pretrained, None, state_dict=held)
     model = whole_model(read, folder, told=str(folder), config=config, dtype=dtype)
+    agreement.refuse_other_rotations(turned, model, folder)
     if dtype != torch.float32:
         _widen_buffers(model, config)
     return model
@@ -255,7 +261,7 @@ def whole_model(read: Callable[..., Any], path: Path, *, told: str, **given: Any
     except BROKEN as error:
         raise ModelError(f"transformers cannot read {told}: {flat(error)}") from error
     model, found = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
-    _refuse_misfits(found, path)
+    agreement.refuse_misfits(found, path)
     return model.eval().requires_grad_(False)
 
 
@@ -271,20 +277,6 @@ def _widen_buffers(model: PreTrainedModel, config: PretrainedConfig) -> None:
             n: b for n, b in wide.get_submodule(name)._buffers.items() if n in module._non_persistent_buffers_set
         }
         module._buffers.update(computed)
-
-
-def _refuse_misfits(found: dict[str, Any], folder: Path) -> None:
-    shapes = sorted(f"{name} as {tuple(a)}, not {tuple(b)}" for name, a, b in found["mismatched_keys"])
-    for fault, names in (
-        ("lack", sorted(found["missing_keys"])),
-        ("have", shapes),
-        ("have what config.json has no place for,", sorted(found["unexpected_keys"])),
-    ):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise ModelError(
-                f"the weights in {folder} {fault} {names[0]}{more}; config.json and weights are not of one model"
-            )
 
 
 def flat(error: BaseException) -> str:

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from ivlens.checkpoints.user_cache import cache_folder
 from ivlens.errors import IvlensError, ModelError
 from ivlens.storage.atomic_files import replacing
+from ivlens.storage.user_cache import cache_folder
 
 FOLDER = Path("models")
 """Looked in first, where a command is run."""

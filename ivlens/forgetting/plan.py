@@ -27,6 +27,7 @@ from ivlens.lab.sequences import SEQUENCES
 from ivlens.models.lora import LoraConfig
 from ivlens.random_streams import Stream, open_stream
 from ivlens.storage.atomic_files import LARGEST_TEXT, refuse_unusual
+from ivlens.storage.user_cache import expand_user
 from ivlens.training.guidance import GUIDANCE, Guidance
 from ivlens.training.methods import METHODS
 from ivlens.training.settings import Training
@@ -236,7 +237,7 @@ def _beside(path: Path, name: str) -> str:
     """A path in a file is meant from the file's folder; what is built in, and a hub id, is no path."""
     if path.parent == BUILT_IN or name in {"lab", *tasks(), *(one for names in SEQUENCES.values() for one in names)}:
         return name
-    found = path.parent / Path(name).expanduser()
+    found = path.parent / expand_user(name)
     with suppress(OSError, ValueError):  # A name too long for the file system, or with a null in it, is no path.
         # Nothing of that name in another folder, from which the command happens to be run, may take its place.
         return str(found) if found.exists() or Path(name).exists() else name

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from ivlens.datasets.task import Task
-from ivlens.errors import RunError, StudyError
+from ivlens.errors import RunError, StudyError, as_ivlens_error
 from ivlens.forgetting import cell, plan, worker_pool
 from ivlens.forgetting.method_run import EVALUATIONS, GRIDS, STEPS
 from ivlens.forgetting.plan import Plan
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
 
+@as_ivlens_error()
 def study(
     name: Plan | str | Path,
     *,

@@ -14,12 +14,13 @@ from ivlens.checkpoints.finder import find_checkpoint
 from ivlens.checkpoints.gguf_checkpoint import read_gguf
 from ivlens.checkpoints.placement import DeviceMap, read_device_map
 from ivlens.checkpoints.quantised import quantisation, read_quantised
-from ivlens.errors import IvlensError, ModelError
+from ivlens.errors import IvlensError, ModelError, as_ivlens_error
 from ivlens.models import bridge, hooked, lora
 from ivlens.models.bridge import build_bridge
 from ivlens.models.hooked import DTYPES, build_hooked, has_hooked, model_name
 from ivlens.models.peft import read_adapter
 from ivlens.models.peft_config import read_config
+from ivlens.storage.user_cache import expand_user
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -33,6 +34,7 @@ _OF_TRANSFORMERLENS = {
 BACKENDS = ("auto", "hooked", "bridge")
 
 
+@as_ivlens_error()
 def load_without_adapters(
     model: str | Path | HookedTransformer,
     *,
@@ -110,7 +112,7 @@ def _backend_of_map(backend: str, device: str) -> str:
 
 def _name(model: str | Path, found: Path) -> str:
     """What the user calls it: `lab`, a known name, a hub id, or the last part of a path."""
-    if model == "lab" or not Path(model).expanduser().exists():
+    if model == "lab" or not expand_user(model).exists():
         return str(model)
     return found.stem if found.is_file() else found.resolve().name
 
@@ -144,7 +146,7 @@ def _device(device: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         wanted = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise ModelError(f"{device!r} is not a device; give auto, cpu, cuda, cuda:1 or mps") from error
     available = {
         "cpu": True,
@@ -162,6 +164,7 @@ def _dtype(dtype: str) -> torch.dtype | None:
     return DTYPES.get(dtype)
 
 
+@as_ivlens_error()
 def load(
     model: str | Path | HookedTransformer,
     *,

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from ivlens.checkpoints import user_cache
+from ivlens.storage import user_cache
 from ivlens.storage.run_record import Source
 
 if TYPE_CHECKING:

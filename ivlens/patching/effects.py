@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ivlens.datasets.task import Pair, Split, Task
 from ivlens.datasets.task import task as find_task
-from ivlens.errors import TaskError, TaskWarning
+from ivlens.errors import TaskError, TaskWarning, as_ivlens_error
 from ivlens.models import hooked, loader
 from ivlens.patching import sweep
 from ivlens.patching.activations import mean_z, score_answers
@@ -40,6 +40,7 @@ FEWEST_ANSWERED = 2
 """Queries of either part that `answered_only` needs; fewer have no interval."""
 
 
+@as_ivlens_error()
 def indirect_effects(
     model: HookedTransformer | str | Path,
     task: Task | str | Path,

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ivlens.errors import as_ivlens_error
 from ivlens.measures import Interval, interval
 from ivlens.patching.activations import reply_in_batches, score_answers
 from ivlens.patching.hooks import Hooks
@@ -151,6 +152,7 @@ class Replies:
         return f"<p>{safe(repr(self))}</p>{html_table((*shown.columns[:4], 'P(answer)', 'reply'), lines)}"
 
 
+@as_ivlens_error()
 def ask(model: HookedTransformer, prompts: Sequence[Prompt], *, new_tokens: int = NEW_TOKENS) -> Replies:
     """Put prompts to a model, such as those of `ivlens.prompts.zero_shot(pairs)`.
 

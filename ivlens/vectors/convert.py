@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ivlens.errors import IvlensError
+from ivlens.errors import IvlensError, as_ivlens_error
 from ivlens.measures import group_means
 from ivlens.models import loader
 from ivlens.models.hooked import model_name, weight_digest
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _EFFECTS = ("effects", "indirect-effect")
 
 
+@as_ivlens_error()
 def convert(
     source: str | Path,
     target: str | Path,

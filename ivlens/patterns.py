@@ -16,7 +16,7 @@ MOST = 10_000
 # Names, also as PEFT looks for them at the end of a path: these cannot take long.
 _PLAIN = re.compile(r"(\(\.\*\\\.\)\?\()?[A-Za-z0-9_.-]{0,200}(\)\$)?")
 _SECONDS, _MEMORY = 5.0, 2**29
-_PROCESS = BoundedProcess("ivlens.storage.patterns")
+_PROCESS = BoundedProcess("ivlens.patterns")
 
 
 def find_matches(patterns: Sequence[str], texts: Sequence[str], *, whole: bool = False) -> list[list[int]]:
