@@ -58,6 +58,7 @@ def build_hooked(checkpoint: Checkpoint, *, device: str, dtype: torch.dtype) -> 
     torch.nn.Module.to(checkpoint.model, "meta")
     model = _build(fields, device=device, dtype=dtype)
     _fill(model, {name: _copy(weights.pop(name), device=device, dtype=dtype) for name in list(weights)})
+    lay_out(model)
     model.tokenizer = checkpoint.tokenizer
     # With "left", TransformerLens guesses a mask from pad ids when none is given; pads may be real tokens.
     model.tokenizer.padding_side = "right"
@@ -88,6 +89,24 @@ def _fill(model: HookedTransformer, weights: dict[str, Tensor]) -> None:
 def _copy(weight: Tensor, *, device: str, dtype: torch.dtype) -> Tensor:
     """A contiguous copy: tensors of a checkpoint are views of one another (q, k and v; tied embeddings)."""
     return torch.empty(weight.shape, dtype=dtype, device=device).copy_(weight)
+
+
+def lay_out(model: HookedTransformer) -> None:
+    """Have weights lie in memory outputs first, as in transformers, whatever their shape here; their values stay.
+
+    TransformerLens multiplies by contiguous matrices of that order. Of weights that lie in another one it makes a copy
+    in every pass, and keeps it for the backward pass: a second model.
+    """
+    for block in model.blocks:
+        orders = {"W_Q": (0, 2, 1), "W_K": (0, 2, 1), "W_V": (0, 2, 1), "W_O": (2, 0, 1)}
+        if model.cfg.gated_mlp:
+            orders |= dict.fromkeys(("W_in", "W_gate", "W_out"), (1, 0))
+        for name, weight in block.named_parameters():
+            order = orders.get(name.rpartition(".")[2].removeprefix("_"))
+            if order is None or len(order) != weight.dim() or weight.permute(order).is_contiguous():
+                continue
+            back = [order.index(axis) for axis in range(len(order))]
+            weight.data = weight.data.permute(order).contiguous().permute(back)
 
 
 def bos_fields(checkpoint: Checkpoint) -> dict[str, Any]:
