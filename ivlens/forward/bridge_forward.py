@@ -197,7 +197,13 @@ class BridgeForward:
         return bridges.unembed(self._bridge, flat).reshape(*resid.shape[:-1], -1)
 
     def last_logits(self, ids: Tensor, mask: Tensor, n: int) -> Float[Tensor, "prompt n vocab"]:
-        with bridges.finite_masks(self._bridge):
+        def cut(unembedding: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            # Logits of all tokens are most of the work where there are many words; and of a view that is not
+            # contiguous, PyTorch multiplies each prompt for itself.
+            return (args[0][:, -n:].contiguous(), *args[1:])
+
+        with bridges.finite_masks(self._bridge), ExitStack() as stack:
+            stack.callback(self._bridge.unembed.register_forward_pre_hook(cut).remove)
             return self._bridge(ids, attention_mask=mask.long())[:, -n:]
 
     def run(self, ids: Tensor, mask: Tensor, hooks: Sequence[tuple[str, Any]]) -> None:

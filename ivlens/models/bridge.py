@@ -2,7 +2,7 @@
 
 It has HookedTransformer's hook names over transformers' own layers, of more than a hundred architectures. What ivlens
 rests on is found by those names and tried on a few tokens (`check_bridge`), not listed architecture by architecture.
-Adapters of PEFT may be dropped in silence: a bridge with any is refused.
+Adapters of PEFT in it may be dropped in silence: a bridge with any but those of `lora.attach` is refused.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from ivlens.checkpoints.checkpoint import Checkpoint
 from ivlens.errors import ModelError
+from ivlens.models.attachment import with_updates
 from ivlens.models.hooked import bos_fields
-from ivlens.models.origin import ORIGINS, Origin
+from ivlens.models.origin import ORIGINS, Origin, held_by
 from ivlens.models.origin import backend_of as backend_of
 from ivlens.models.origin import is_bridge as is_bridge
 
@@ -119,24 +120,15 @@ def _make_finite(block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     return tuple(map(clamp, args)), {name: clamp(value) for name, value in kwargs.items()}
 
 
-def refuse_adapters(model: object) -> None:
-    """Raises ModelError for a bridge: TransformerLens' names of weights, which adapters go by, are views in it."""
-    if is_bridge(model):
-        raise ModelError(
-            "adapters cannot be attached to a TransformerBridge; merge the adapter into the Hugging Face model before "
-            "building the bridge, or load the checkpoint with ivlens.load"
-        )
-
-
 def refuse_unready(bridge: TransformerBridge) -> None:
-    """Raises ModelError for a bridge in training mode, or with PEFT layers that were not merged."""
+    """Raises ModelError for a bridge in training mode, or with PEFT layers that are not those of `lora.attach`."""
     name = bridge.cfg.model_name
     if bridge.training:
         raise ModelError(f"{name} is in training mode, where dropout changes every run; call its eval() first")
-    if any(type(module).__module__.startswith("peft.") for module in bridge.modules()):
+    if any(type(module).__module__.startswith("peft.") and not held_by(module) for module in bridge.modules()):
         raise ModelError(
             f"{name} has PEFT layers in it, which a TransformerBridge may drop; call merge_and_unload() on the PEFT "
-            "model before building the bridge"
+            "model before building the bridge, or attach the adapter with ivlens.lora"
         )
 
 
@@ -250,7 +242,8 @@ def _output_path(bridge: TransformerBridge, layer: int) -> OutputPath:
     # The name of what is added to the residual stream tells where it comes from.
     origin = block.hook_aliases.get("hook_attn_out", "attn.hook_out").split(".")[0]
     scale = getattr(block, "residual_contribution_scale", 1.0)
-    return OutputPath(block.attn.W_O.detach(), None if origin == "attn" else getattr(block, origin), scale)
+    weight = with_updates(block.attn.W_O.detach(), block.attn.o._original_component)
+    return OutputPath(weight, None if origin == "attn" else getattr(block, origin), scale)
 
 
 @torch.no_grad()

@@ -97,16 +97,15 @@ def lay_out(model: HookedTransformer) -> None:
     TransformerLens multiplies by contiguous matrices of that order. Of weights that lie in another one it makes a copy
     in every pass, and keeps it for the backward pass: a second model.
     """
-    for block in model.blocks:
-        orders = {"W_Q": (0, 2, 1), "W_K": (0, 2, 1), "W_V": (0, 2, 1), "W_O": (2, 0, 1)}
-        if model.cfg.gated_mlp:
-            orders |= dict.fromkeys(("W_in", "W_gate", "W_out"), (1, 0))
-        for name, weight in block.named_parameters():
-            order = orders.get(name.rpartition(".")[2].removeprefix("_"))
-            if order is None or len(order) != weight.dim() or weight.permute(order).is_contiguous():
-                continue
-            back = [order.index(axis) for axis in range(len(order))]
-            weight.data = weight.data.permute(order).contiguous().permute(back)
+    orders = {"W_Q": (0, 2, 1), "W_K": (0, 2, 1), "W_V": (0, 2, 1), "W_O": (2, 0, 1), "W_U": (1, 0)}
+    if model.cfg.gated_mlp:
+        orders |= dict.fromkeys(("W_in", "W_gate", "W_out"), (1, 0))
+    for name, weight in model.named_parameters():
+        order = orders.get(name.rpartition(".")[2].removeprefix("_"))
+        if order is None or len(order) != weight.dim() or weight.permute(order).is_contiguous():
+            continue
+        back = [order.index(axis) for axis in range(len(order))]
+        weight.data = weight.data.permute(order).contiguous().permute(back)
 
 
 def bos_fields(checkpoint: Checkpoint) -> dict[str, Any]:

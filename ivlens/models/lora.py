@@ -82,6 +82,7 @@ def attach(model: HookedTransformer, *adapters: Adapter) -> None:
     there = [update.adapter for update in attachment.updates_of(model)]
     for number, adapter in enumerate(adapters):
         check_adapter(model, adapter)
+        attachment.check_attachable(model, adapter)
         if any(other is adapter for other in (*there, *adapters[:number])):
             raise IvlensError("the adapter is attached already; detach it first")
     for adapter in adapters:
