@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ivlens.checkpoints.quantised import is_quantised
 from ivlens.errors import ModelError
+from ivlens.models.attachment import with_updates
 from ivlens.models.bridge import closeness
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ def _output_path(bridge: TransformerBridge, layer: int) -> OutputPath:
     # The name of what is added to the residual stream tells where it comes from.
     origin = block.hook_aliases.get("hook_attn_out", "attn.hook_out").split(".")[0]
     scale = getattr(block, "residual_contribution_scale", 1.0)
-    return OutputPath(_output_weight(bridge, layer), None if origin == "attn" else getattr(block, origin), scale)
+    weight = with_updates(_output_weight(bridge, layer), block.attn.o.original_component)
+    return OutputPath(weight, None if origin == "attn" else getattr(block, origin), scale)
 
 
 @torch.no_grad()

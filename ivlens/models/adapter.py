@@ -141,7 +141,9 @@ def fresh(model: HookedTransformer, config: LoraConfig, *, seed: int = 0) -> Ada
         bound = 1 / math.sqrt(d_in)
         a = torch.empty(config.rank, d_in).uniform_(-bound, bound, generator=generator)
         b = torch.zeros(d_out, config.rank)
-        factors[name] = Factors(a.to(model.cfg.device), b.to(model.cfg.device))
+        # As precise as the model, and in float32 at least.
+        dtype = torch.promote_types(torch.float32, model.cfg.dtype)
+        factors[name] = Factors(a.to(model.cfg.device, dtype), b.to(model.cfg.device, dtype))
     return Adapter(factors=factors, scale=config.scale)
 
 

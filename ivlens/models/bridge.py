@@ -2,7 +2,7 @@
 
 It has HookedTransformer's hook names over transformers' own layers, of more than a hundred architectures. What ivlens
 rests on is found by those names and tried on a few tokens (`check_bridge`), not listed architecture by architecture.
-Adapters of PEFT may be dropped in silence: a bridge with any is refused.
+Adapters of PEFT in it may be dropped in silence: a bridge with any but those of `lora.attach` is refused.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ivlens.checkpoints.placement import place
 from ivlens.checkpoints.quantised import is_quantised
 from ivlens.errors import ModelError
 from ivlens.models.hooked import bos_fields
-from ivlens.models.origin import ORIGINS, Origin
+from ivlens.models.origin import ORIGINS, Origin, held_by
 from ivlens.models.origin import backend_of as backend_of
 from ivlens.models.origin import is_bridge as is_bridge
 
@@ -131,16 +131,6 @@ def _make_finite(block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     return tuple(map(clamp, args)), {name: clamp(value) for name, value in kwargs.items()}
 
 
-def refuse_adapters(model: object) -> None:
-    """Raises ModelError for a bridge: TransformerLens' names of weights, which adapters go by, are views in it."""
-    if is_bridge(model):
-        refuse_inexact_merge(model)
-        raise ModelError(
-            "adapters cannot be attached to a TransformerBridge; merge the adapter into the Hugging Face model before "
-            "building the bridge, or load the checkpoint with ivlens.load"
-        )
-
-
 def refuse_inexact_merge(model: nn.Module) -> None:
     """Raises ModelError where a merged adapter would be rounded to quantised weights, most of it perhaps to nothing."""
     if is_quantised(model):
@@ -151,14 +141,14 @@ def refuse_inexact_merge(model: nn.Module) -> None:
 
 
 def refuse_unready(bridge: TransformerBridge) -> None:
-    """Raises ModelError for a bridge in training mode, or with PEFT layers that were not merged."""
+    """Raises ModelError for a bridge in training mode, or with PEFT layers that are not those of `lora.attach`."""
     name = bridge.cfg.model_name
     if bridge.training:
         raise ModelError(f"{name} is in training mode, where dropout changes every run; call its eval() first")
-    if any(type(module).__module__.startswith("peft.") for module in bridge.modules()):
+    if any(type(module).__module__.startswith("peft.") and not held_by(module) for module in bridge.modules()):
         raise ModelError(
             f"{name} has PEFT layers in it, which a TransformerBridge may drop; call merge_and_unload() on the PEFT "
-            "model before building the bridge"
+            "model before building the bridge, or attach the adapter with ivlens.lora"
         )
 
 

@@ -65,7 +65,7 @@ def build_hooked(checkpoint: Checkpoint, *, device: str, dtype: torch.dtype) -> 
     # From here on only `weights` keeps the checkpoint's memory, and gives it back tensor by tensor.
     torch.nn.Module.to(checkpoint.model, "meta")
     model = _build(fields, device=device, dtype=dtype)
-    copy = partial(_copy, device=device, dtype=dtype, turned=_TURNED | (_TURNED_IF_GATED if model.cfg.gated_mlp else {}))
+    copy = partial(_copy, device=device, dtype=dtype, turned=_turned(model))
     _fill(model, {name: copy(name, weights.pop(name)) for name in list(weights)})
     model.tokenizer = checkpoint.tokenizer
     # With "left", TransformerLens guesses a mask from pad ids when none is given; pads may be real tokens.
@@ -96,9 +96,30 @@ def _fill(model: HookedTransformer, weights: dict[str, Tensor]) -> None:
 
 def _copy(name: str, weight: Tensor, *, device: str, dtype: torch.dtype, turned: _Orders) -> Tensor:
     """A dense copy, in the order that it is to have: tensors of a checkpoint are views of one another."""
-    order = turned.get(name.rsplit(".", 1)[-1].removeprefix("_"), tuple(range(weight.dim())))
+    order = _order(name, weight, turned)
     dense = torch.empty([weight.shape[axis] for axis in order], dtype=dtype, device=device)
-    return dense.permute([order.index(axis) for axis in range(weight.dim())]).copy_(weight)
+    return dense.permute(_back(order)).copy_(weight)
+
+
+def lay_out(model: HookedTransformer) -> None:
+    """Have the weights of any HookedTransformer lie as those that are loaded do; their values stay."""
+    turned = _turned(model)
+    for name, weight in model.named_parameters():
+        order = _order(name, weight, turned)
+        if not weight.permute(order).is_contiguous():
+            weight.data = weight.data.permute(order).contiguous().permute(_back(order))
+
+
+def _turned(model: HookedTransformer) -> _Orders:
+    return _TURNED | (_TURNED_IF_GATED if model.cfg.gated_mlp else {})
+
+
+def _order(name: str, weight: Tensor, turned: _Orders) -> tuple[int, ...]:
+    return turned.get(name.rsplit(".", 1)[-1].removeprefix("_"), tuple(range(weight.dim())))
+
+
+def _back(order: tuple[int, ...]) -> list[int]:
+    return [order.index(axis) for axis in range(len(order))]
 
 
 def bos_fields(checkpoint: Checkpoint) -> dict[str, Any]:

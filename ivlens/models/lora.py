@@ -20,11 +20,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from ivlens.errors import IvlensError
-from ivlens.models import hooked
+from ivlens.models import attachment, hooked
 from ivlens.models.adapter import Adapter as Adapter
 from ivlens.models.adapter import Factors as Factors
 from ivlens.models.adapter import LoraConfig as LoraConfig
@@ -32,7 +30,8 @@ from ivlens.models.adapter import check_adapter as check_adapter
 from ivlens.models.adapter import fresh as fresh
 from ivlens.models.adapter import stack as stack
 from ivlens.models.adapter import update_matrix as update_matrix
-from ivlens.models.weights import as_weight, is_adapted, locate
+from ivlens.models.attachment import Update as Update
+from ivlens.models.weights import as_weight, locate
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -80,15 +79,14 @@ def attach(model: HookedTransformer, *adapters: Adapter) -> None:
     True
     >>> lora.detach(model, adapter)
     """
-    there = [update.adapter for update in _updates(model)]
+    there = [update.adapter for update in attachment.updates_of(model)]
     for number, adapter in enumerate(adapters):
         check_adapter(model, adapter)
+        attachment.check_attachable(model, adapter)
         if any(other is adapter for other in (*there, *adapters[:number])):
             raise IvlensError("the adapter is attached already; detach it first")
     for adapter in adapters:
-        for name, factors in adapter.factors.items():
-            module, weight = locate(model, name)
-            parametrize.register_parametrization(module, weight, Update(adapter, factors), unsafe=True)
+        attachment.add(model, adapter)
 
 
 def detach(model: HookedTransformer, adapter: Adapter) -> None:
@@ -100,16 +98,7 @@ def detach(model: HookedTransformer, adapter: Adapter) -> None:
     ...     [update.adapter is other for update in model.blocks[0].attn.parametrizations.W_Q]
     [True]
     """
-    for name in adapter.factors:
-        module, weight = locate(model, name)
-        chain: list[Update] = list(getattr(module.parametrizations, weight)) if is_adapted(module, weight) else []
-        kept = [update for update in chain if update.adapter is not adapter]
-        if len(kept) == len(chain):
-            continue
-        # PyTorch can only remove a whole chain.
-        parametrize.remove_parametrizations(module, weight, leave_parametrized=False)
-        for update in kept:
-            parametrize.register_parametrization(module, weight, update, unsafe=True)
+    attachment.remove(model, adapter)
 
 
 @contextmanager
@@ -122,16 +111,16 @@ def silenced(model: HookedTransformer, *adapters: Adapter) -> Iterator[HookedTra
     True
     """
     chosen = [
-        update for update in _updates(model) if not adapters or any(update.adapter is adapter for adapter in adapters)
+        update
+        for update in attachment.updates_of(model)
+        if not adapters or any(update.adapter is adapter for adapter in adapters)
     ]
-    before = [update.active for update in chosen]
+    before = [(update, update.active) for update in chosen]
     try:
-        for update in chosen:
-            update.active = False
+        attachment.set_active(model, [(update, False) for update in chosen])
         yield model
     finally:
-        for update, active in zip(chosen, before, strict=True):
-            update.active = active
+        attachment.set_active(model, before)
 
 
 def merge(model: HookedTransformer, adapter: Adapter) -> None:
@@ -148,13 +137,13 @@ def merge(model: HookedTransformer, adapter: Adapter) -> None:
     """
     check_adapter(model, adapter)
     places = {name: locate(model, name) for name in adapter.factors}
-    for name, (module, weight) in places.items():
-        if is_adapted(module, weight):
+    for name in places:
+        if attachment.is_on(model, name):
             raise IvlensError(f"{name} has an adapter attached; detach it before merging")
     with torch.no_grad():
         for name, (module, weight) in places.items():
             parameter = getattr(module, weight)
-            parameter.copy_(Update(adapter, adapter.factors[name])(parameter))
+            parameter.copy_(Update(adapter, adapter.factors[name]).added_to(parameter, module))
 
 
 @contextmanager
@@ -180,33 +169,6 @@ def merged(model: HookedTransformer, adapter: Adapter) -> Iterator[HookedTransfo
                 getattr(module, weight).copy_(old)
 
 
-class Update(nn.Module):
-    """One adapter on one weight, as a parametrization of PyTorch.
-
-    >>> lora.Update(adapter, adapter.factors[name]).active
-    True
-    """
-
-    def __init__(self, adapter: Adapter, factors: Factors) -> None:
-        super().__init__()
-        self.adapter = adapter
-        # In a tuple, since factors are the adapter's parameters and not the model's.
-        self.factors = factors
-        self.active = True
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """The weight with the update added, in its own shape and dtype.
-
-        >>> lora.Update(adapter, adapter.factors[name]).forward(model.blocks[0].attn.W_Q).shape  # [head d_model d_head]
-        torch.Size([8, 128, 16])
-        """
-        if not self.active:
-            return weight
-        update = as_weight(update_matrix(self.factors, self.adapter.scale), weight)
-        # Added before it is rounded: what 16 bits would round off a small update is not lost twice.
-        return (weight.to(torch.promote_types(weight.dtype, update.dtype)) + update).to(weight.dtype)
-
-
 @torch.no_grad()
 def lost_to_rounding(model: HookedTransformer, adapter: Adapter) -> float:
     """Which part of an adapter's update the weights' dtype cannot hold: |sum as it is rounded - exact sum| / |update|.
@@ -221,7 +183,7 @@ def lost_to_rounding(model: HookedTransformer, adapter: Adapter) -> float:
     for name, factors in adapter.factors.items():
         module, own = locate(model, name)
         weight = getattr(module, own).detach()
-        update = as_weight(update_matrix(factors, adapter.scale), weight)
+        update = as_weight(update_matrix(factors, adapter.scale), weight, module)
         wide = weight.to(torch.promote_types(torch.float32, torch.promote_types(weight.dtype, update.dtype)))
         got = (wide + update).to(weight.dtype).to(wide.dtype) - wide
         error += float((got - update).double().square().sum())
@@ -248,6 +210,3 @@ def note_loss(model: HookedTransformer, lost: float, name: str) -> str:
     warnings.warn(f"{said} ({hooked.model_name(model)}); load in float32 to keep it", ModelWarning, stacklevel=4)
     return said
 
-
-def _updates(model: HookedTransformer) -> list[Update]:
-    return [module for module in model.modules() if isinstance(module, Update)]

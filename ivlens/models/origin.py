@@ -44,6 +44,7 @@ class Origin(NamedTuple):
         return cls(stored, tuple((str(path), one.st_size, one.st_mtime_ns, one.st_ino) for path, one in states))
 
 
+HELD = "_ivlens_updates"
 ORIGINS: WeakKeyDictionary[nn.Module, Origin] = WeakKeyDictionary()
 """By model, of those that were loaded from files and still exist."""
 
@@ -68,6 +69,11 @@ def add_note(model: HookedTransformer, said: str) -> None:
 def is_bridge(model: object) -> TypeIs[TransformerBridge]:
     """Is it a TransformerBridge, of whichever version of TransformerLens?"""
     return any(kind.__name__ == "TransformerBridge" for kind in type(model).__mro__)
+
+
+def held_by(layer: object) -> dict[str, Any]:
+    """The updates that a layer of PEFT computes for an attached adapter (see `attachment`), by PEFT's name of each."""
+    return vars(layer).get(HELD, {}) if isinstance(layer, torch.nn.Module) else {}
 
 
 def backend_of(model: object) -> str:
@@ -136,5 +142,11 @@ def _weights(model: HookedTransformer) -> Iterator[tuple[str, Tensor]]:
         if name.endswith(".original"):  # What an adapter is attached to; the module's own attribute has the sum.
             path, _, own = name.removesuffix(".original").rpartition("parametrizations.")
             yield path + own, getattr(model.get_submodule(path.rstrip(".")), own)
+        elif ".base_layer." in name:  # In a bridge, below a layer of PEFT.
+            path, _, own = name.rpartition(".base_layer.")
+            layer: Any = model.get_submodule(path)
+            for update in held_by(layer).values() if own == "weight" else ():
+                weight = update.added_to(weight, layer.base_layer) if update.active else weight
+            yield f"{path}.{own}", weight
         else:
             yield name, weight

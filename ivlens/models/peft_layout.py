@@ -7,19 +7,22 @@ Phi-3's `qkv_proj` and `gate_up_proj`) or head by head (NeoX' `query_key_value`)
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from einops import rearrange
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from ivlens.errors import IvlensError
-from ivlens.models import bridge, hooked, weights
+from ivlens.models import hooked, weights
+from ivlens.models.origin import is_bridge
 from ivlens.models.weights import Target
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
+    from transformer_lens.model_bridge import TransformerBridge
 
 
 class Linear(NamedTuple):
@@ -119,11 +122,37 @@ _LAYOUTS = {
 
 def is_known(model: HookedTransformer) -> bool:
     """Has PEFT names for this model's weights, as far as ivlens knows?"""
-    return str(model.cfg.original_architecture) in _LAYOUTS and not _is_folded(model)
+    known = _architecture(model) in _LAYOUTS or (is_bridge(model) and not _has_fused(model))
+    return known and not _is_folded(model)
+
+
+def _architecture(model: HookedTransformer) -> str:
+    return str(model.cfg.architecture if is_bridge(model) else model.cfg.original_architecture)
 
 
 def _is_folded(model: HookedTransformer) -> bool:
+    if is_bridge(model):
+        return model.compatibility_mode
     return str(model.cfg.normalization_type).endswith("Pre")
+
+
+def _has_fused(bridge: TransformerBridge) -> bool:
+    """Is what the bridge calls queries, keys, values or gates a part of a larger layer?"""
+    parts = [part for block in bridge.blocks for part in (block.attn, getattr(block, "mlp", nn.Module()))]
+    return any(hasattr(part, "qkv") or type(part).__name__.startswith("Joint") for part in parts)
+
+
+def _linears_of_bridge(bridge: TransformerBridge) -> list[Linear]:
+    """Linear layers by the names that the bridge knows them by, where none of them is fused."""
+    found = []
+    for layer, block in enumerate(bridge.blocks):
+        for target in weights.TARGETS:
+            name = weights.weight_name(layer, target)
+            with suppress(IvlensError):
+                own = weights.component(bridge, name)
+                part = getattr(block, name.split(".")[2])
+                found.append(Linear(f"{block.name}.{part.name}.{own.name}", layer, (name,), by_head=False))
+    return found
 
 
 def linears(model: HookedTransformer) -> list[Linear]:
@@ -133,8 +162,9 @@ def linears(model: HookedTransformer) -> list[Linear]:
         IvlensError: an architecture without a layout, or weights that norms were folded into, on which the update
             of a checkpoint's weight would be another one.
     """
-    bridge.refuse_adapters(model)
-    architecture, name = str(model.cfg.original_architecture), hooked.model_name(model)
+    architecture, name = _architecture(model), hooked.model_name(model)
+    if is_bridge(model) and architecture not in _LAYOUTS and is_known(model):
+        return _linears_of_bridge(model)
     if architecture not in _LAYOUTS:
         raise IvlensError(
             f"{name} is a {architecture}, of which ivlens does not know PEFT's names; it knows {', '.join(_LAYOUTS)}"
@@ -179,4 +209,4 @@ def outputs(model: HookedTransformer, linear: Linear) -> list[Int[Tensor, " d_ou
 
 def is_transposed(model: HookedTransformer) -> bool:
     """Does the checkpoint keep weights inputs first (PEFT's `fan_in_fan_out`)?"""
-    return str(model.cfg.original_architecture) == "GPT2LMHeadModel"
+    return _architecture(model) == "GPT2LMHeadModel"

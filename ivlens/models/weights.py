@@ -1,6 +1,7 @@
 """Which weights can be adapted, where are they, and what matrix is each one?
 
-A weight of queries has `heads * d_head` outputs as PEFT sees it; TransformerLens keeps it by head.
+A weight of queries has `heads * d_head` outputs as PEFT sees it; TransformerLens keeps it by head. In a
+TransformerBridge a weight is that of a linear layer of transformers, or of the bridge's own part of a fused one.
 """
 
 from __future__ import annotations
@@ -13,13 +14,25 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ivlens.errors import IvlensError
-from ivlens.models import bridge, hooked
+from ivlens.models.origin import is_bridge, model_name
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
+    from transformer_lens.model_bridge import TransformerBridge
 
 Target = Literal["W_Q", "W_K", "W_V", "W_O", "W_in", "W_gate", "W_out"]
 TARGETS: tuple[Target, ...] = get_args(Target)
+
+_COMPONENTS: dict[str, str] = {
+    "W_Q": "q",
+    "W_K": "k",
+    "W_V": "v",
+    "W_O": "o",
+    "W_in": "in",
+    "W_gate": "gate",
+    "W_out": "out",
+}
+"""As a TransformerBridge calls the linear layers."""
 
 
 def weight_name(layer: int, target: str) -> str:
@@ -27,12 +40,22 @@ def weight_name(layer: int, target: str) -> str:
 
 
 def locate(model: HookedTransformer, name: str) -> tuple[nn.Module, str]:
-    """The module and the parameter's own name: under grouped-query attention keys and values are `_W_K`, `_W_V`.
+    """The module that multiplies by a weight, and the parameter's own name.
+
+    Under grouped-query attention keys and values are `_W_K`, `_W_V`. In a bridge it is a linear layer's `weight`, below
+    layers of PEFT where there are any.
 
     Raises:
-        IvlensError: the model has no such weight, or is a TransformerBridge.
+        IvlensError: the model has no such weight, or has it in fewer bits than can be added to.
     """
-    bridge.refuse_adapters(model)
+    if is_bridge(model):
+        layer = component(model, name)._original_component
+        return getattr(layer, "base_layer", layer), "weight"
+    if model.cfg.load_in_4bit:
+        raise IvlensError(
+            f"the weights of {model_name(model)} are in 4 bits, to which an update cannot be added exactly; load the "
+            "model in 16 or 32 bits to train, attach or merge an adapter"
+        )
     path, weight = name.rsplit(".", 1)
     try:
         module = model.get_submodule(path)
@@ -41,9 +64,38 @@ def locate(model: HookedTransformer, name: str) -> tuple[nn.Module, str]:
     for own in (f"_{weight}", weight):
         if own in module._parameters or is_adapted(module, own):
             return module, own
-    raise IvlensError(
-        f"{hooked.model_name(model)} has no weight {name!r}; choose targets that it has "
-        "(W_gate is in gated models only)"
+    raise _missing(model, name)
+
+
+def component(bridge: TransformerBridge, name: str) -> nn.Module:
+    """The bridge's wrapper of the linear layer that multiplies by a weight.
+
+    Raises:
+        IvlensError: it has no such layer (experts have none), or one whose weights are quantised.
+    """
+    path, target = name.rsplit(".", 1)
+    try:
+        found = bridge.get_submodule(f"{path}.{_COMPONENTS[target]}")
+    except (AttributeError, KeyError):
+        found = nn.Module()
+    layer = found._modules.get("_original_component")
+    linear = getattr(layer, "base_layer", layer)
+    weight = getattr(linear, "weight", None)
+    # As they have them, quantised or not; a router of experts has none of both.
+    sizes = [size for size in ("in_features", "nx") if hasattr(linear, size)]
+    if not isinstance(weight, Tensor) or not sizes:
+        raise _missing(bridge, name)
+    if not weight.is_floating_point() or type(weight) not in (nn.Parameter, Tensor) or weight.itemsize < 2:
+        raise IvlensError(
+            f"{name} of {model_name(bridge)} is quantised ({type(weight).__name__}, {weight.dtype}), so that a merge "
+            "would not be exact; load the checkpoint in 16 or 32 bits to train, attach or merge an adapter"
+        )
+    return found
+
+
+def _missing(model: HookedTransformer, name: str) -> IvlensError:
+    return IvlensError(
+        f"{model_name(model)} has no weight {name!r}; choose targets that it has (W_gate is in gated models only)"
     )
 
 
@@ -52,16 +104,16 @@ def matrix_shape(model: HookedTransformer, name: str) -> tuple[int, int]:
     module, weight = locate(model, name)
     shape = getattr(module, weight).shape
     if len(shape) == 2:
-        return shape[0], shape[1]
+        return (shape[1], shape[0]) if isinstance(module, nn.Linear) else (shape[0], shape[1])
     if weight.endswith("W_O"):
         return shape[0] * shape[1], shape[2]
     return shape[1], shape[0] * shape[2]
 
 
-def as_weight(matrix: Float[Tensor, "d_in d_out"], weight: Tensor) -> Tensor:
-    """A matrix in the shape of the weight: by head for attention."""
+def as_weight(matrix: Float[Tensor, "d_in d_out"], weight: Tensor, module: nn.Module | None = None) -> Tensor:
+    """A matrix in the shape of the weight: by head for attention; outputs first in the `nn.Linear` of a bridge."""
     if weight.dim() == 2:
-        return matrix
+        return matrix.T if isinstance(module, nn.Linear) else matrix
     n_heads, rows, columns = weight.shape
     if len(matrix) == rows:
         return rearrange(matrix, "d_model (head d_head) -> head d_model d_head", head=n_heads)

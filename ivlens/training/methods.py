@@ -129,7 +129,8 @@ class Ewc(Lora):
     def penalty(self, model: HookedTransformer, adapter: Adapter, batch: Tokens, logits: AnswerLogits) -> Tensor:
         total = torch.zeros((), device=logits.device)
         for name, information in self._fisher.items():
-            change = as_weight(update_matrix(adapter.factors[name], adapter.scale), information)
+            module, _ = locate(model, name)
+            change = as_weight(update_matrix(adapter.factors[name], adapter.scale), information, module)
             total = total + (information * change.square()).sum()
         return self.weight / 2 * total
 
