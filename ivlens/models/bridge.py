@@ -131,15 +131,6 @@ def _make_finite(block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     return tuple(map(clamp, args)), {name: clamp(value) for name, value in kwargs.items()}
 
 
-def refuse_inexact_merge(model: nn.Module) -> None:
-    """Raises ModelError where a merged adapter would be rounded to quantised weights, most of it perhaps to nothing."""
-    if is_quantised(model):
-        raise ModelError(
-            "the weights are quantised, and an adapter that is merged into them would be rounded as they were; merge "
-            "it into the checkpoint in float32, bfloat16 or float16, and quantise that, or measure it so"
-        )
-
-
 def refuse_unready(bridge: TransformerBridge) -> None:
     """Raises ModelError for a bridge in training mode, or with PEFT layers that are not those of `lora.attach`."""
     name = bridge.cfg.model_name

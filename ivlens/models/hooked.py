@@ -36,8 +36,8 @@ DTYPES = {
 }
 
 
-# Axes of weights as they follow each other in memory. TransformerLens turns a copy of each whenever a block runs, unless
-# memory has the copy's order already: no number depends on it.
+# Axes of weights as they follow each other in memory. TransformerLens turns a copy of each whenever a block runs (and
+# keeps it for the backward pass), unless memory has the copy's order already: no number depends on it.
 _Orders = dict[str, tuple[int, ...]]
 _TURNED: _Orders = {**dict.fromkeys(("W_Q", "W_K", "W_V"), (0, 2, 1)), "W_O": (2, 0, 1), "W_U": (1, 0)}
 _TURNED_IF_GATED: _Orders = dict.fromkeys(("W_gate", "W_in", "W_out"), (1, 0))

@@ -276,7 +276,9 @@ def refuse_other_kinds(model: object) -> None:
     if "HookedTransformer" in kinds or bridge.is_bridge(model):
         found: Any = model
         if found.cfg.attention_dir != "causal":
-            raise ModelError(f"{model_name(found)} has {found.cfg.attention_dir} attention; ivlens needs a causal model")
+            raise ModelError(
+                f"{model_name(found)} has {found.cfg.attention_dir} attention; ivlens needs a causal model"
+            )
         return
     for kind, reason in _OF_TRANSFORMERLENS.items():
         if kind in kinds:

@@ -209,4 +209,3 @@ def note_loss(model: HookedTransformer, lost: float, name: str) -> str:
     said = f"{lost:.0%} of the update of {name} is lost to rounding in {str(model.cfg.dtype).removeprefix('torch.')}"
     warnings.warn(f"{said} ({hooked.model_name(model)}); load in float32 to keep it", ModelWarning, stacklevel=4)
     return said
-

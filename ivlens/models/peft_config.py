@@ -17,9 +17,9 @@ import pydantic
 
 from ivlens.errors import IvlensError
 from ivlens.models.peft_layout import Linear
+from ivlens.patterns import find_matches
 from ivlens.storage.atomic_files import reason
 from ivlens.storage.json_files import read_json
-from ivlens.patterns import find_matches
 
 CONFIG = "adapter_config.json"
 MERGE = "merge the adapter with PEFT (merge_and_unload, save_pretrained) and give the merged checkpoint"

@@ -91,7 +91,7 @@ def test_what_a_map_does_not_go_with_is_said(folders: Folders) -> None:
             ivlens.load(folders("llama"), device_map="auto", **option)
     with pytest.raises(ModelError, match="is taken as it is, where it is; leave device_map out"):
         ivlens.load(ivlens.load(folders("llama")), device_map="auto")
-    with pytest.raises(ModelError, match="cannot be placed by this device_map: .*lm_head"):
+    with pytest.raises(ModelError, match=r"cannot be placed by this device_map: .*lm_head"):
         ivlens.load(folders("llama"), device_map={"model": "cpu"})
 
 

@@ -341,9 +341,6 @@ BROKEN: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "quantised": (
         _set(quantization_config={"quant_method": "gptq"}),
-        r"transformers cannot read the gptq weights in .*tiny: ",
-    ),
-        _set(quantization_config={"quant_method": "gptq"}),
         r"holds quantised weights \(gptq\), which no HookedTransformer computes",
     ),
     "no tokenizer": (_remove("tokenizer.json"), r"tokenizer\.json is missing from .*tiny; save"),
