@@ -179,7 +179,7 @@ def _cell(shape: tuple[int, ...], width: Width) -> tuple[float, float]:
     """Pixels across and down. Cells of a large grid are square; those of few heads are wider than high, and lower the
     more layers there are."""
     across = (pixels(width) - LEFT - _BESIDE_GRID) / shape[1]
-    down = min(across, 28.0, max(12.0, 480 / shape[0])) if across > 28 else across
+    down = min(across, 28.0, max(12.0, 420 / shape[0])) if across > 28 else across
     return across, max(down, 120 / shape[0])
 
 
