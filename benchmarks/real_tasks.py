@@ -25,6 +25,7 @@ INSTRUCTIONS = {
     ),
     "choose_last_of_3": ("Give the last word of the three.", "Write the last word of the list."),
 }
+TASKS = tuple(INSTRUCTIONS)
 
 
 def find_files(folder: Path) -> dict[str, Path]:
