@@ -54,7 +54,9 @@ figures: .venv/installed
 	$(BIN)/python -m ivlens.reports.gallery figures
 
 # Figures are kept as data, for Jupyter, and as images, for pages: a Chrome or Chromium draws them. No progress bars.
-notebooks: .venv/installed-notebook
+# The last one is on a real model.
+notebooks: .venv/installed-notebook .venv/installed-gguf
+	$(BIN)/python -m ivlens.checkpoints.known_models smollm2 --into models
 	PLOTLY_RENDERER=plotly_mimetype+svg TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace \
 		--ExecutePreprocessor.record_timing=False --coalesce-streams notebooks/*.ipynb
 

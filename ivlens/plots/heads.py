@@ -176,9 +176,11 @@ def _lay_out_grid(
 
 
 def _cell(shape: tuple[int, ...], width: Width) -> tuple[float, float]:
-    """Pixels across and down. Cells of a large grid are square; those of a small one are wider than high."""
+    """Pixels across and down. Cells of a large grid are square; those of few heads are wider than high, and lower the
+    more layers there are."""
     across = (pixels(width) - LEFT - _BESIDE_GRID) / shape[1]
-    return across, max(min(across, 28.0), 120 / shape[0])
+    down = min(across, 28.0, max(12.0, 420 / shape[0])) if across > 28 else across
+    return across, max(down, 120 / shape[0])
 
 
 def outlines(
