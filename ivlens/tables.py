@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 UNMEASURED = "not measured"
 INTERVAL = "95 % interval"
 """Heads the column of the intervals of the one before."""
-_PROSE = 36
+_PROSE = 24
 """Letters: a cell of more is a text, whose words may stand in several lines."""
 _BETWEEN = 2
 """Letters between columns."""
@@ -51,18 +51,32 @@ def print_table(table: Table, *, justify: Any = "right") -> None:
     from rich.console import Console
 
     console = Console()
-    widths = _widths(table)
+    headings = [plain(column) for column in table.columns]
+    widths = _widths(table, headings)
+    if sum(widths) + _BETWEEN * (len(widths) - 1) > console.width:
+        cells = _widths(table, [""] * len(headings))
+        headings = [_stack(one, width) for one, width in zip(headings, cells, strict=True)]
+        widths = _widths(table, headings)
     for number, columns in enumerate(_fold(table.columns, widths, console.width)):
         if number:
             console.print()
-        console.print(_text_table(table, [0, *columns], widths, justify))
+        console.print(_text_table(table, [0, *columns], headings, widths, justify))
 
 
-def _widths(table: Table) -> list[int]:
+def _stack(heading: str, width: int) -> str:
+    """The words of a heading one above the other, so that it is as wide as what stands below."""
+    longest = max(map(len, heading.split()), default=1)
+    return heading if heading == INTERVAL else "\n".join(textwrap.wrap(heading, max(width, longest)))
+
+
+def _widths(table: Table, headings: Sequence[str]) -> list[int]:
     from rich.cells import cell_len
 
-    lines = [table.columns, *(line for part in table.parts for line in part)]
-    return [max(cell_len(plain(line[at])) for line in lines) for at in range(len(table.columns))]
+    rows = [*(heading.split("\n") for heading in headings)]
+    for part in table.parts:
+        for line in part:
+            rows = [[*row, plain(cell)] for row, cell in zip(rows, line, strict=True)]
+    return [max(map(cell_len, row)) for row in rows]
 
 
 def _fold(columns: Line, widths: Sequence[int], width: int) -> list[list[int]]:
@@ -77,7 +91,9 @@ def _fold(columns: Line, widths: Sequence[int], width: int) -> list[list[int]]:
     return folded
 
 
-def _text_table(table: Table, columns: Sequence[int], widths: Sequence[int], justify: Any) -> rich.table.Table:
+def _text_table(
+    table: Table, columns: Sequence[int], headings: Sequence[str], widths: Sequence[int], justify: Any
+) -> rich.table.Table:
     import rich.table
     from rich import box
     from rich.text import Text
@@ -86,7 +102,7 @@ def _text_table(table: Table, columns: Sequence[int], widths: Sequence[int], jus
     for at in columns:
         is_prose = widths[at] > _PROSE
         side = justify if at and not is_prose else "left"
-        shown.add_column(Text(plain(table.columns[at])), justify=side, overflow="fold", no_wrap=not is_prose)
+        shown.add_column(Text(headings[at]), justify=side, overflow="fold", no_wrap=not is_prose)
     for part in table.parts:
         for line in part:
             shown.add_row(*(Text(plain(line[at])) for at in columns))

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 import ivlens
-from ivlens.cli import audit, compare, convert, runs, study, tasks, universal
+from ivlens.cli import ask, audit, compare, convert, runs, study, tasks, universal
 from ivlens.cli.options import suggest_typed
 from ivlens.cli.output import complain
 from ivlens.errors import IvlensError
@@ -116,8 +116,10 @@ for name, command in {
     "show": runs.show,
     "figures": runs.redraw,
     "report": runs.report,
+    "ask": ask.ask,
     "convert": convert.convert,
     "tasks": tasks.list_tasks,
+    "prompts": tasks.show_prompts,
 }.items():
     # The summary in the list of commands is whole: of one that typer takes from the text it cuts the end.
     app.command(name, short_help=inspect.cleandoc(command.__doc__ or "").partition("\n\n")[0])(command)

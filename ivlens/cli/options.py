@@ -86,6 +86,7 @@ _PYTHONS = {"True": True, "False": False, "None": None}
 BosChoice: Any = StrEnum("BosChoice", {choice: choice for choice in get_args(Bos)})
 ScoreKind: Any = StrEnum("ScoreKind", {choice: choice for choice in get_args(ScoreChoice)})
 ScoreOption = Annotated[ScoreKind, typer.Option("--score", help=SCORE_WORDS)]
+AskedScore: Any = StrEnum("AskedScore", {"none": "none"} | {choice: choice for choice in get_args(ScoreChoice)})
 StudyScore = Annotated[
     StrEnum("StudyScore", {choice: choice for choice in get_args(Score)}) | None,
     typer.Option("--score", help="What accuracies are of, in place of the study's."),
