@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ivlens.cli.options import RunFolder
 from ivlens.cli.output import say_notice
 from ivlens.tables import plain
+
+if TYPE_CHECKING:
+    from ivlens.plots.style import Width
+
+
+class PaperWidth(StrEnum):
+    """How wide a figure is to be."""
+
+    single = "single"
+    double = "double"
+    screen = "screen"
+
+
+_WIDTHS: Mapping[PaperWidth, Width] = {
+    PaperWidth.single: "single",
+    PaperWidth.double: "double",
+    PaperWidth.screen: "page",
+}
 
 
 def show(
@@ -45,13 +65,17 @@ def show(
 def redraw(
     run: RunFolder,
     format: Annotated[str, typer.Option(help="Any of html,png,svg,pdf, with commas between.")] = "html,png,svg,pdf",
+    width: Annotated[
+        PaperWidth, typer.Option(help="Of a paper: a single column of 3.25 inches, or a double one of 6.75; or screen.")
+    ] = PaperWidth.screen,
 ) -> None:
     """Draw every figure again from saved numbers, without the model."""
     from ivlens.plots import export
     from ivlens.reports.findings import read_findings
 
     formats = tuple(name.strip() for name in format.split(","))
-    exported = export.export(read_findings(run).figures(), run / "figures", formats=formats)
+    drawn = read_findings(run).figures(width=_WIDTHS[width])
+    exported = export.export(drawn, run / "figures", formats=formats)
     say_notice(exported)
     names = dict.fromkeys(path.stem for path in exported.written)
     suffixes = dict.fromkeys(path.suffix[1:] for path in exported.written)
