@@ -6,17 +6,13 @@ them. PEFT's peer is transformers' own model, asked for the logits of the answer
 
 from __future__ import annotations
 
-import resource
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
@@ -115,7 +111,9 @@ def build_bridge(shape: Shape, *, device: str, dtype: torch.dtype) -> Any:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedTokenizerFast
 
-    words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a")), pad_token="a")
+    words = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a")), pad_token="a"
+    )
     model = build_transformers(shape, device=device, dtype=dtype)
     model.config.architectures = [type(model).__name__]
     with warnings.catch_warnings():

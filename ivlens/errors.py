@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 LONGEST = 500
@@ -110,3 +111,24 @@ def as_ivlens_error() -> Iterator[None]:
         if said is None:
             raise
         raise IvlensError(said) from error
+
+
+def suggest(name: object, known: Iterable[str], *, most: int = 3) -> str:
+    """Which of the known names may have been meant, as a question; nothing where none is like what came.
+
+    >>> errors.suggest("antonmy", ["synonym", "antonym", "plural"], most=1), errors.suggest("x", ["antonym"])
+    ('did you mean antonym?', '')
+    """
+    close = difflib.get_close_matches(str(name), list(known), n=most, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else ""
+
+
+def list_choices(name: object, known: Iterable[str], *, lead: str = "there are") -> str:
+    """Every name that there is, after the one that may have been meant.
+
+    >>> errors.list_choices("exat", ["exact", "contains"], lead="give")
+    'did you mean exact? Give exact, contains'
+    """
+    known = list(known)
+    hint, listed = suggest(name, known, most=1), f"{lead} {', '.join(known)}"
+    return f"{hint} {listed[0].upper()}{listed[1:]}" if hint else listed

@@ -76,6 +76,7 @@ ROOMS = (
             "models",
             "prompts",
             "patching",
+            "replies",
             "vectors",
             "steering",
             "analysis",

@@ -29,6 +29,8 @@ from ivlens.vectors.instruction_vector import InstructionVector
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+    from ivlens.plots.style import Width
+
 
 MEASURES = ("measure", *VALUES, "score")
 
@@ -140,8 +142,11 @@ class Audit:
             settings=self.effects.settings,
         )
 
-    def figures(self) -> dict[str, go.Figure]:
+    def figures(self, *, width: Width = "page") -> dict[str, go.Figure]:
         """Every figure of the audit by file name.
+
+        Args:
+            width: See `ivlens.plots.WIDTHS`; `single` and `double` are a paper's columns of 3.25 and 6.75 inches.
 
         >>> list(audit.figures())
         ['aie', 'measures', 'steering', 'places', 'heads', 'necessity']
@@ -156,29 +161,33 @@ class Audit:
         matched = score and f" ({GREEDY_MATCH})"
         called = {"measure": audit_tables.measure_labels(self)}
         found = {
-            "aie": self.effects.figure(marked=self.vector.heads, note=self._note()),
+            "aie": self.effects.figure(marked=self.vector.heads, note=self._note(), width=width),
             "measures": plots.measures_bars(
-                self.measures.replace(called).rename(columns=bars), title=f"Accuracy{score}: {where}"
+                self.measures.replace(called).rename(columns=bars), title=f"Accuracy{score}: {where}", width=width
             ),
             "steering": plots.steering_by_layer(
                 self.steering.rename(columns=accuracy),
                 draws=self.layer_draws,
                 baselines=lines,
                 title=f"Zero-shot accuracy{matched} with a vector of {len(self.vector.heads)} heads added: {where}",
+                width=width,
             ),
             "places": plots.steering_heatmap(
-                self.places, title=f"Layer and scale of the vector, on validation pairs: {where}"
+                self.places, title=f"Layer and scale of the vector, on validation pairs: {where}", width=width
             ),
             "heads": plots.accuracy_by_heads(
                 self.heads.rename(columns=accuracy),
                 draws=self.draws,
                 baselines=lines,
                 title=f"Zero-shot accuracy{matched} by number of heads in the vector: {where}",
+                width=width,
             ),
         }
         if self.necessity is not None and len(self.necessity):
             title = f"What each head adds where the task is corrupted, and what is lost without it: {where}"
-            found["necessity"] = plots.necessity_by_head(_necessity_points(self), unit=self.effects.unit, title=title)
+            found["necessity"] = plots.necessity_by_head(
+                _necessity_points(self), unit=self.effects.unit, title=title, width=width
+            )
         return found
 
     def _note(self) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from ivlens.patching.rounding import rounding_table
 from ivlens.plots.steering import KINDS
 from ivlens.steering.steered_replies import in_brackets, score_note
-from ivlens.tables import UNMEASURED, Line, Table, folded, plain, print_table, safe, table_html
+from ivlens.tables import INTERVAL, UNMEASURED, Line, Table, folded, plain, print_table, safe, table_html
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ivlens.vectors.instruction_vector import InstructionVector
 MOST_HEADS = 20
 """Heads of a vector that a table lists; the others are in the file of effects."""
-_VALUES = ("accuracy", "95 % interval", "P(answer)", "95 % interval")
+_VALUES = ("accuracy", INTERVAL, "P(answer)", INTERVAL)
 _BASELINES = {
     "zero-shot": "zero-shot",
     "instructed": "with the instruction",
@@ -130,12 +130,12 @@ def audit_tables(found: Findings) -> list[Table]:
         ),
         Table(
             "Zero-shot accuracy by number of heads in the vector",
-            ("heads", "chosen heads", "95 % interval", "random heads", "95 % interval"),
+            ("heads", "chosen heads", INTERVAL, "random heads", INTERVAL),
             (_by_number(found),),
         ),
         Table(
             "Heads of the vector",
-            ("head of the vector", f"AIE ({found.effects.unit})", "95 % interval"),
+            ("head of the vector", f"AIE ({found.effects.unit})", INTERVAL),
             (_heads(found),),
             (f"{more} more are in effects.parquet. " if more > 0 else "")
             + f"AIE on the {len(found.effects.cie)} prompts {_which(found)}\n"
@@ -179,7 +179,7 @@ def ablation_tables(found: Findings) -> list[Table]:
     """P(answer) lost, and accuracy left, with heads of the vector ablated alone and together; none of older runs."""
     if found.necessity is None or found.necessity.empty:
         return []
-    columns = tuple(cell for label in _prompts(found).values() for cell in (label, "95 % interval"))
+    columns = tuple(cell for label in _prompts(found).values() for cell in (label, INTERVAL))
     aie, shown = found.effects.aie, set(map(str, found.vector.heads[:MOST_HEADS]))
     by_name = {str(head): f"{float(aie[head]):+.2f}" for head in found.vector.heads}
     lost, left = [], []

@@ -34,6 +34,8 @@ from ivlens.vectors.instruction_vector import InstructionVector
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+    from ivlens.plots.style import Width
+
 CHANGES = ("measure", "heads", "n_heads", "model", "vector", "value", "low", "high", "n")
 
 
@@ -101,8 +103,11 @@ class Comparison:
             folder=Path(folder),
         )
 
-    def figures(self) -> dict[str, go.Figure]:
+    def figures(self, *, width: Width = "page") -> dict[str, go.Figure]:
         """Every figure of the comparison by file name.
+
+        Args:
+            width: See `ivlens.plots.WIDTHS`; `single` and `double` are a paper's columns of 3.25 and 6.75 inches.
 
         >>> list(change.figures())
         ['aie', 'heads', 'dependence', 'abilities']
@@ -118,15 +123,20 @@ class Comparison:
                 chance=self._chance(),
                 marked=marked,
                 title=f"AIE before and after: {where}. {self.how_many_clear()}. Before: {self.verdict.short}",
+                width=width,
             ),
             "heads": comparison.aie_scatter(
-                self.aie, unit=unit, marked=marked, title=f"AIE of every head, before against after: {where}"
+                self.aie,
+                unit=unit,
+                marked=marked,
+                title=f"AIE of every head, before against after: {where}",
+                width=width,
             ),
             "dependence": comparison.dependence_bars(
-                self.measures, title=f"Dependence on the base model's vector: {where}"
+                self.measures, title=f"Dependence on the base model's vector: {where}", width=width
             ),
             "abilities": comparison.ability_bars(
-                self.measures, title=f"With instruction, as a statement, with neither: {where}"
+                self.measures, title=f"With instruction, as a statement, with neither: {where}", width=width
             ),
         }
 

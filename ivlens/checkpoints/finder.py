@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ivlens.checkpoints import known_models
 from ivlens.checkpoints.checkpoint import flat
-from ivlens.errors import ModelError
+from ivlens.errors import ModelError, suggest
 from ivlens.storage.atomic_files import reason
 from ivlens.storage.user_cache import expand_user
 
@@ -44,7 +44,13 @@ def find_checkpoint(model: str | Path, *, revision: str | None = None) -> Path:
         return known_models.find(model) or _known_from_hub(model)
     if isinstance(model, Path) or model.startswith((".", "/", "~")) or model.count("/") > 1 or not model:
         raise ModelError(f"there is no folder {str(model)!r}; give a Hugging Face folder, a hub id, or 'lab'")
-    return _from_hub(model, revision)
+    try:
+        return _from_hub(model, revision)
+    except ModelError as error:
+        meant = suggest(model, ["lab", *known_models.KNOWN], most=1)
+        if not meant:
+            raise
+        raise ModelError(f"{error}; {meant}") from error
 
 
 def _in_folder(folder: Path) -> Path:

@@ -6,7 +6,9 @@ Ctrl-C; 141: nobody reads the output any more.
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -17,7 +19,8 @@ from typing import Annotated, Any
 import typer
 
 import ivlens
-from ivlens.cli import audit, compare, convert, figures, report, study, tasks, universal
+from ivlens.cli import ask, audit, compare, convert, runs, study, tasks, universal
+from ivlens.cli.options import suggest_typed
 from ivlens.cli.output import complain
 from ivlens.errors import name_fault
 from ivlens.storage.command_line import remember_arguments
@@ -30,7 +33,7 @@ _UNREAD = 141  # And of SIGPIPE: `ivlens tasks | head -1` is no mistake.
 app = typer.Typer(
     name="ivlens",
     help="Which attention heads carry an instruction, and what vector do they write?",
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -72,9 +75,10 @@ def _drop_output() -> None:
 
 
 def _usage(error: Any) -> str:
-    message = error.format_message().replace("Value error, ", "").rstrip(".")
+    message = error.format_message().replace("Value error, ", "").replace(". Did you", "; did you")
+    message = re.sub(r" [(]Possible options.*|[.]$", "", message)
     command = error.ctx.command_path if error.ctx is not None else "ivlens"
-    return f"{message}; see {command} --help"
+    return "; ".join(filter(None, [message, suggest_typed(error), f"see {command} --help"]))
 
 
 @contextmanager
@@ -111,11 +115,18 @@ def _common(
     pass
 
 
-app.command()(audit.audit)
-app.command()(compare.compare)
-app.command()(universal.universal)
-app.command()(study.study)
-app.command("figures")(figures.redraw)
-app.command()(report.report)
-app.command()(convert.convert)
-app.command("tasks")(tasks.list_tasks)
+for name, command in {
+    "audit": audit.audit,
+    "compare": compare.compare,
+    "universal": universal.universal,
+    "study": study.study,
+    "show": runs.show,
+    "figures": runs.redraw,
+    "report": runs.report,
+    "ask": ask.ask,
+    "convert": convert.convert,
+    "tasks": tasks.list_tasks,
+    "prompts": tasks.show_prompts,
+}.items():
+    # The summary in the list of commands is whole: of one that typer takes from the text it cuts the end.
+    app.command(name, short_help=inspect.cleandoc(command.__doc__ or "").partition("\n\n")[0])(command)

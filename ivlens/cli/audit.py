@@ -25,7 +25,7 @@ class Only(StrEnum):
 
 @options.with_options(AuditSettings)
 def audit(
-    model: Annotated[str, typer.Argument(help="lab, smollm2, a local Hugging Face folder, a GGUF file, or a hub id.")],
+    model: options.ModelName,
     task: options.TaskName,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/MODEL[-ADAPTER]-TASK unless given.")] = None,
     adapter: options.Adapter = None,

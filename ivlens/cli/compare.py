@@ -19,7 +19,9 @@ from ivlens.tables import plain
 def compare(
     base: Annotated[
         str,
-        typer.Argument(help="The model before fine-tuning: lab, smollm2, a local folder, a GGUF file, or a hub id."),
+        typer.Argument(
+            help=f"The model before fine-tuning: {options.MODEL_WORDS}", autocompletion=options.complete_model
+        ),
     ],
     tuned: Annotated[
         list[str],

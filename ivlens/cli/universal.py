@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -16,7 +17,7 @@ from ivlens.patching.settings import Settings
 from ivlens.tables import UNMEASURED, Table, plain, print_table
 
 if TYPE_CHECKING:
-    from ivlens.steering.universal_heads import Universal
+    from ivlens.steering.universal_heads import Considered, Universal
 
 _MOST_HEADS = 20
 """Heads that are printed; the file has all."""
@@ -24,7 +25,7 @@ _MOST_HEADS = 20
 
 @options.with_options(Settings)
 def universal(
-    model: Annotated[str, typer.Argument(help="lab, smollm2, a local Hugging Face folder, a GGUF file, or a hub id.")],
+    model: options.ModelName,
     out: Annotated[Path, typer.Option(help="File for the heads: .json, or .safetensors with vectors.")],
     tasks: Annotated[
         str | None, typer.Option(metavar="LIST", help="Tasks that heads are ranked on, with commas; all built-in ones.")
@@ -62,13 +63,60 @@ def universal(
     with keeping_beside(out, weight_digest(hooked)):
         found = ivlens.universal_heads(hooked, chosen, top=top, score=score.value, memory=budget, **given)
         found.save(out)
-    _print(found)
+    _print(_shown(found))
     print(f"In {plain(str(out))}; give it to --heads.")
 
 
-def _print(found: Universal) -> None:
+class _Shown(NamedTuple):
+    """What is printed of universal heads, so far as both kinds of their files hold it."""
+
+    model: str
+    considered: Sequence[Considered]
+    heads: Sequence[tuple[str, float]]
+    """With their mean AIE."""
+    unit: str
+    layer: int
+    scale: float
+
+
+def print_file(path: Path) -> None:
+    """Print what a file of universal heads holds.
+
+    Raises:
+        IvlensError: it is no such file.
+    """
+    from ivlens.steering.universal_heads import Universal
+
+    _print(_read_json(path) if path.suffix.lower() == ".json" else _shown(Universal.load(path)))
+
+
+def _shown(found: Universal) -> _Shown:
+    heads = [(str(head), float(found.aie[head])) for head in found.heads]
+    return _Shown(found.model, found.considered, heads, found.settings.unit, found.layer, found.scale)
+
+
+def _read_json(path: Path) -> _Shown:
+    from ivlens.steering.universal_heads import Considered
+    from ivlens.storage.json_files import read_given_json
+
+    content = read_given_json(path, wanted="give a run folder, or a file of universal heads")
+    try:
+        return _Shown(
+            str(content["model"]),
+            [Considered(**one) for one in content["considered"]],
+            [(str(head), float(aie)) for head, aie in zip(content["heads"], content["heads_aie"], strict=True)],
+            Settings.from_record(content["settings"]).unit,
+            int(content["layer"]),
+            float(content["scale"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise IvlensError(f"{path} is no file that `ivlens universal` wrote ({error}); give one, or a run") from error
+
+
+def _print(found: _Shown) -> None:
     """Every task that was tried, and the heads with their mean AIE over those that entered."""
-    print(f"{len(found.tasks)} of {len(found.considered)} tasks entered on {plain(found.model)}:\n")
+    entered = sum(one.entered for one in found.considered)
+    print(f"{entered} of {len(found.considered)} tasks entered on {plain(found.model)}:\n")
     lines = [
         (
             one.task,
@@ -80,8 +128,8 @@ def _print(found: Universal) -> None:
     ]
     print_table(Table("", ("task", "accuracy", "majority answer", ""), (lines,)))
     print("\nA task enters if the model is right more often than its most frequent answer would be.\n")
-    heads = [(str(head), f"{float(found.aie[head]):+.4f}") for head in found.heads[:_MOST_HEADS]]
-    print_table(Table("", ("universal head", f"mean AIE ({found.settings.unit})"), (heads,)))
+    heads = [(head, f"{aie:+.4f}") for head, aie in found.heads[:_MOST_HEADS]]
+    print_table(Table("", ("universal head", f"mean AIE ({found.unit})"), (heads,)))
     print(
         f"\nVectors of these {len(found.heads)} heads are added best at layer {found.layer}, {found.scale:g} times.\n"
     )

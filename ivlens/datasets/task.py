@@ -6,7 +6,6 @@ task files in the very format that a user writes.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +23,7 @@ from ivlens.datasets.huggingface import HUB
 from ivlens.datasets.mistakes import name_folder_mistake, name_mistake
 from ivlens.datasets.records import Columns
 from ivlens.datasets.task_files import Content
-from ivlens.errors import TaskError
+from ivlens.errors import TaskError, suggest
 from ivlens.errors import TaskWarning as TaskWarning
 from ivlens.random_streams import Stream, open_stream
 from ivlens.tables import html_table
@@ -266,8 +265,7 @@ def task(name: str | Path | Task, *, columns: Columns | None = None) -> Task:
     path = Path(name)
     if exists(path):
         return read_task(path, columns=columns)
-    close = difflib.get_close_matches(str(name), tasks(), n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(close)}?" if close else "`ivlens tasks` lists the built-in ones."
+    hint = suggest(name, tasks()) or "`ivlens tasks` lists the built-in ones."
     raise TaskError(f"there is no built-in task and no file {str(name)!r}; {hint}")
 
 

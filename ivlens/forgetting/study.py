@@ -20,6 +20,8 @@ from ivlens.storage.table_schema import check_below
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+    from ivlens.plots.style import Width
+
 
 KEY = ("AP", "F", "GP", "IP")
 """The measures that a study is told by."""
@@ -166,8 +168,11 @@ class Study:
         chosen = own if reference is None else reference
         return metrics.comparisons(self.evaluations, chosen, guided=self.guided, families=self.families)
 
-    def figures(self) -> dict[str, go.Figure]:
+    def figures(self, *, width: Width = "page") -> dict[str, go.Figure]:
         """Every figure of the study by file name; those of which nothing was measured are left out.
+
+        Args:
+            width: See `ivlens.plots.WIDTHS`; `single` and `double` are a paper's columns of 3.25 and 6.75 inches.
 
         >>> list(study.figures())
         ['accuracy', 'r-matrix', 'instruction-knowledge', 'methods', 'trade-off']
@@ -175,7 +180,7 @@ class Study:
         from ivlens.forgetting import figures as study_figures
         from ivlens.forgetting import recovery
 
-        return study_figures.figures(self, self.summary) | recovery.figures(self)
+        return study_figures.figures(self, self.summary, width=width) | recovery.figures(self, width=width)
 
     def __repr__(self) -> str:
         lines = self.summary.set_index(["method", "measure"])["value"]

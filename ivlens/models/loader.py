@@ -14,7 +14,7 @@ from ivlens.checkpoints.finder import find_checkpoint
 from ivlens.checkpoints.gguf_checkpoint import read_gguf
 from ivlens.checkpoints.placement import DeviceMap, read_device_map
 from ivlens.checkpoints.quantised import quantisation, read_quantised
-from ivlens.errors import IvlensError, ModelError, as_ivlens_error
+from ivlens.errors import IvlensError, ModelError, as_ivlens_error, list_choices
 from ivlens.models import bridge, hooked, lora
 from ivlens.models.bridge import build_bridge
 from ivlens.models.hooked import DTYPES, build_hooked, has_hooked, model_name
@@ -160,7 +160,9 @@ def _device(device: str) -> str:
 
 def _dtype(dtype: str) -> torch.dtype | None:
     if dtype != "auto" and dtype not in DTYPES:
-        raise ModelError(f"{dtype!r} is not a dtype ivlens computes in; give auto, {', '.join(DTYPES)}")
+        raise ModelError(
+            f"{dtype!r} is not a dtype ivlens computes in; {list_choices(dtype, ['auto', *DTYPES], lead='give')}"
+        )
     return DTYPES.get(dtype)
 
 

@@ -216,14 +216,19 @@ def ranking_prompts(
     (zero-shot) the same prompt twice would only pretend to be evidence, and there are fewer prompts.
     """
     asked = (queries or find_queries(model, task, settings)).rank
-    n = settings.prompts
-    if settings.corruption == "zero-shot":
-        n = min(n, len(asked))
-    split = task.split(shots=settings.shots, seed=settings.seed)
-    prompts = _corrupted(cycled(asked, n), split, settings)
+    prompts = rank_prompts(task, settings, asked)
     tokens = tokenize(model, prompts)
     answer_check.check_answers(model, task, prompts, tokens, first_token=settings.effect == "prob")
-    return torch.arange(n, device=tokens.prompts.device) % len(asked), tokens
+    return torch.arange(len(prompts), device=tokens.prompts.device) % len(asked), tokens
+
+
+def rank_prompts(task: Task, settings: Settings, asked: Sequence[Pair] = ()) -> list[Prompt]:
+    """The corrupted prompts that heads are patched on: of all pairs of the ranking part, or of `asked`."""
+    split = task.split(shots=settings.shots, seed=settings.seed)
+    asked, n = asked or split.rank, settings.prompts
+    if settings.corruption == "zero-shot":
+        n = min(n, len(asked))
+    return _corrupted(cycled(asked, n), split, settings)
 
 
 def _corrupted(pairs: Sequence[Pair], split: Split, settings: Settings) -> list[Prompt]:

@@ -27,6 +27,7 @@ from ivlens.plots.style import (
     NOT_MEASURED,
     Look,
     Width,
+    is_narrow,
     lay_out,
     pixels,
     safe,
@@ -140,7 +141,7 @@ def necessity_by_head(
             hovertemplate="%{text}<extra></extra>",
         )
         figure.add_trace(dots, row=1, col=1 if measure == "AIE" else 2)
-    shown = [safe(name, 18 if width == "column" else 36) for name in names]
+    shown = [safe(name, 18 if is_narrow(width) else 36) for name in names]
     figure.update_yaxes(range=[len(names) - 0.4, -0.6], tickvals=list(range(len(names))), ticktext=shown)
     figure.update_xaxes(zeroline=True, zerolinecolor=BLACK, zerolinewidth=1)
     figure.update_xaxes(title_text=f"AIE ({safe(unit, 24)})", row=1, col=1)

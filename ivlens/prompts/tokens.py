@@ -94,8 +94,12 @@ class Tokens:
 
 
 @as_ivlens_error()
-def tokenize(model: HookedTransformer, prompts: Sequence[Prompt]) -> Tokens:
+def tokenize(model: HookedTransformer, prompts: Sequence[Prompt], *, answered: bool = True) -> Tokens:
     """Token ids of prompts and answers; the answer's tokens are those of the joined text.
+
+    Args:
+        answered: Refuse a prompt with no answer. Without one there is nothing to read a probability at, but a model
+            may be asked to write on.
 
     Raises:
         PromptError: no prompts, no tokenizer, an answer of no token, or a prompt longer than the context.
@@ -109,7 +113,7 @@ def tokenize(model: HookedTransformer, prompts: Sequence[Prompt]) -> Tokens:
     if model.tokenizer is None:
         raise PromptError("the model has no tokenizer; give it one with model.set_tokenizer(...)")
     split, n_ctx = [], model.cfg.n_ctx
-    for ids, answer in (_token_ids(model, prompt) for prompt in prompts):
+    for ids, answer in (_token_ids(model, prompt, answered) for prompt in prompts):
         if len(ids) + len(answer) > n_ctx:
             raise PromptError(
                 f"a prompt has {len(ids)} tokens and its answer {len(answer)}, but the model's context is "
@@ -122,14 +126,18 @@ def tokenize(model: HookedTransformer, prompts: Sequence[Prompt]) -> Tokens:
     return Tokens(
         prompts=torch.tensor([[0] * (width - len(ids)) + ids for ids, _ in split], device=device),
         mask=torch.tensor([[False] * (width - len(ids)) + [True] * len(ids) for ids, _ in split], device=device),
-        answers=torch.tensor([answer + [0] * (answer_width - len(answer)) for _, answer in split], device=device),
+        answers=torch.tensor(
+            [answer + [0] * (answer_width - len(answer)) for _, answer in split], dtype=torch.long, device=device
+        ),
         answer_mask=torch.tensor(
-            [[True] * len(answer) + [False] * (answer_width - len(answer)) for _, answer in split], device=device
+            [[True] * len(answer) + [False] * (answer_width - len(answer)) for _, answer in split],
+            dtype=torch.bool,
+            device=device,
         ),
     )
 
 
-def _token_ids(model: HookedTransformer, prompt: Prompt) -> tuple[list[int], list[int]]:
+def _token_ids(model: HookedTransformer, prompt: Prompt, answered: bool) -> tuple[list[int], list[int]]:
     tokenizer: Any = model.tokenizer
     length, most = len(prompt.text) + len(prompt.answer), max(LONGEST, LONGEST_TOKEN * model.cfg.n_ctx)
     if length > most:  # Tokens take a hundred times the memory of their text.
@@ -140,7 +148,7 @@ def _token_ids(model: HookedTransformer, prompt: Prompt) -> tuple[list[int], lis
     joined = encode(prompt.text + prompt.answer)
     cut = _seam(tokenizer, prompt, encode(prompt.text), joined)
     prompt_ids, answer = _begin(model, prompt, joined[:cut]), joined[cut:]
-    if not answer:
+    if not answer and (answered or prompt.answer):
         raise PromptError(f"the answer {prompt.answer!r} has no token of its own after {prompt.text[-30:]!r}")
     if not prompt_ids:
         raise PromptError(f"the prompt {prompt.text!r} has no tokens; the model needs at least one to read")
