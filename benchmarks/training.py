@@ -111,9 +111,8 @@ def build_bridge(shape: Shape, *, device: str, dtype: torch.dtype) -> Any:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedTokenizerFast
 
-    words = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a")), pad_token="a"
-    )
+    one_word = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    words = PreTrainedTokenizerFast(tokenizer_object=one_word, pad_token="a")
     model = build_transformers(shape, device=device, dtype=dtype)
     model.config.architectures = [type(model).__name__]
     with warnings.catch_warnings():
