@@ -73,6 +73,7 @@ ROOMS = (
             "storage",
             "datasets",
             "plots",
+            "checkpoints",
             "models",
             "prompts",
             "patching",
