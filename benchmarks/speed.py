@@ -1,128 +1,42 @@
-"""How fast is the sweep, and what does guidance cost a training step? `make bench`.
+"""How fast is every measurement, and what does guidance cost a training step? `make bench`.
 
-The sweep is held against one run per head and against the matrix products alone. Everything is measured in one run on
-one machine; the sweep on random weights, since speed does not depend on them.
+Measurements are held against the matrix products alone (`measurements`), the sweep against one run per head and other
+tools (`peers`). Everything is measured in one run on one machine. `python benchmarks/speed.py --device cuda` prints
+what concerns a GPU; `cuda:1` is had by `CUDA_VISIBLE_DEVICES`.
 """
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
-import peers
+import measurements
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 import ivlens
 from ivlens import prompts
 from ivlens.models import lora
-from ivlens.patching import sweep as head_sweep
-from ivlens.prompts.tokens import Tokens
-from ivlens.shapes import Head, MeanZ
+from ivlens.shapes import Head
 from ivlens.training.guidance import GUIDANCE, Guidance, Guide
 from ivlens.training.loop import Examples, Step, Training, finetune
 from ivlens.training.methods import Lora
 
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
 REPEATS = 3
 STEPS = 60
 PROMPTS = 8
-
-
-class Size(NamedTuple):
-    """A model's and its prompts' size."""
-
-    layers: int = 12
-    heads: int = 12
-    width: int = 768
-    pos: int = 100
-    vocab: int = 50257
-
-
-class Timing(NamedTuple):
-    """Seconds a prompt."""
-
-    size: Size
-    sweep: float
-    loop: float
-    floor: float
-
-
-def build(size: Size) -> HookedTransformer:
-    """A random model of GPT-2's architecture."""
-    config = HookedTransformerConfig(
-        n_layers=size.layers,
-        n_heads=size.heads,
-        d_model=size.width,
-        d_head=size.width // size.heads,
-        d_mlp=4 * size.width,
-        n_ctx=max(256, size.pos + 1),
-        d_vocab=size.vocab,
-        act_fn="gelu_new",
-        normalization_type="LN",
-        device="cpu",
-        seed=0,
-    )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*HookedTransformer.*", DeprecationWarning)
-        return HookedTransformer(config).eval().requires_grad_(False)
-
-
-def random_prompts(size: Size, n: int) -> tuple[Tokens, MeanZ]:
-    """Prompts without pads, answers of one token, and mean outputs."""
-    generator = torch.Generator().manual_seed(0)
-    tokens = Tokens(
-        prompts=torch.randint(size.vocab, (n, size.pos), generator=generator),
-        mask=torch.ones(n, size.pos, dtype=torch.bool),
-        answers=torch.randint(size.vocab, (n, 1), generator=generator),
-        answer_mask=torch.ones(n, 1, dtype=torch.bool),
-    )
-    return tokens, torch.randn(size.layers, size.heads, size.width // size.heads, generator=generator)
-
-
-def products(size: Size, n: int) -> Iterator[tuple[int, int, int]]:
-    """Every product of a matrix [a, b] with a weight [b, c] that the sweep of n prompts cannot do without.
-
-    Attention scores are left out: the floor is a little lower than what is really needed.
-    """
-    d, mlp = size.width, 4 * size.width
-    for layer in range(size.layers):
-        # Rows that pass the whole block: the prompt's tokens, and the rows that branched off below. Rows that branch
-        # off here pass from `W_O` on.
-        whole, branching = n * (size.pos + 1 + layer * size.heads), n * size.heads
-        yield from [(whole, d, d)] * 3
-        yield from [(whole + branching, d, d), (whole + branching, d, mlp), (whole + branching, mlp, d)]
-    yield n * (1 + size.layers * size.heads), d, size.vocab
-
-
-def floor(size: Size, n: int) -> float:
-    """Seconds a prompt of the matrix products alone, their memory being there already."""
-    shapes = list(products(size, n))
-    most = {name: max(a * b for a, b in pairs) for name, pairs in _operands(shapes).items()}
-    left, right, out = (torch.randn(most[name]) for name in ("left", "right", "out"))
-
-    def multiply() -> None:
-        for a, b, c in shapes:
-            torch.mm(left[: a * b].view(a, b), right[: b * c].view(b, c), out=out[: a * c].view(a, c))
-
-    return timed(multiply) / n
-
-
-def _operands(shapes: list[tuple[int, int, int]]) -> dict[str, list[tuple[int, int]]]:
-    return {
-        "left": [(a, b) for a, b, _ in shapes],
-        "right": [(b, c) for _, b, c in shapes],
-        "out": [(a, c) for a, _, c in shapes],
-    }
 
 
 def timed(run: Callable[[], object], repeats: int = REPEATS) -> float:
@@ -135,61 +49,18 @@ def timed(run: Callable[[], object], repeats: int = REPEATS) -> float:
     return median(seconds[1:])
 
 
-def measure(size: Size, *, whole_loop: bool = False) -> Timing:
-    """Time sweep, loop and floor. Without `whole_loop`, a few of its equal runs are timed and scaled up."""
-    model = build(size)
-    tokens, z = random_prompts(size, PROMPTS)
-    one = tokens[:1]
-    if whole_loop:
-        start = time.perf_counter()
-        head_sweep.loop(model, one, z)
-        loop = time.perf_counter() - start
-    else:
-        runs = 1 + size.layers * size.heads
-        loop = runs * timed(lambda: model(one.prompts, attention_mask=one.mask.long()))
-    sweep = timed(lambda: head_sweep.sweep(model, tokens, z)) / PROMPTS
-    return Timing(size, sweep, loop, floor(size, PROMPTS))
-
-
 def seconds_of(command: list[str]) -> float:
     """Wall-clock seconds of a whole process; the median of three for quick ones."""
     return timed(lambda: subprocess.run(command, check=True, capture_output=True), repeats=REPEATS)
 
 
-def print_sweep(console: Console) -> None:
-    """The sweep against loop and floor, and how its cost grows."""
-    usual = Size()
-    sizes = {
-        "GPT-2 small": usual,
-        "half the layers": usual._replace(layers=6),
-        "twice the layers": usual._replace(layers=24),
-        "half the heads": usual._replace(heads=6),
-        "twice the heads": usual._replace(heads=24),
-        "half the tokens": usual._replace(pos=50),
-        "twice the tokens": usual._replace(pos=200),
-    }
-    table = Table(title=f"Seconds a prompt, {torch.get_num_threads()} threads, batches of {PROMPTS} prompts")
-    for column in ("model", "layers", "heads", "tokens", "sweep", "loop", "loop / sweep", "floor", "sweep / floor"):
-        table.add_column(column, justify="left" if column == "model" else "right")
-    for name, size in sizes.items():
-        found = measure(size, whole_loop=size == usual)
-        table.add_row(
-            name,
-            *map(str, (size.layers, size.heads, size.pos)),
-            f"{found.sweep:.3f}",
-            f"{found.loop:.1f}",
-            f"{found.loop / found.sweep:.0f}",
-            f"{found.floor:.3f}",
-            f"{found.sweep / found.floor:.2f}",
-        )
-        console.print(f"{name}: done", style="dim")
-    console.print(table)
-
-
 def print_peers(console: Console) -> None:
     """Other ways to measure the same, at GPT-2-small size, and on the lab model, where the numbers mean something."""
-    tokens, z = random_prompts(Size(), PROMPTS)
-    model = build(Size())
+    import peers  # Needs a HookedTransformer.
+
+    shape = measurements.Shape(pos=100)
+    model, tokens = measurements.build(shape)["hooked"](), measurements.random_prompts(shape, PROMPTS)
+    z = torch.randn(shape.layers, shape.heads, shape.width // shape.heads, generator=torch.Generator().manual_seed(0))
     peers.compare(console, "GPT-2 small, prompts of 100 tokens", peers.in_process(model, tokens, z))
     peers.on_task(console, ivlens.load("lab"), ivlens.task("antonym"), PROMPTS)
 
@@ -257,12 +128,15 @@ _LOAD = "import ivlens; ivlens.load('lab')"
 
 
 def main() -> None:
-    """Print all tables."""
-    console = Console()
-    print_commands(console)
-    print_steps(console)
-    print_sweep(console)
-    print_peers(console)
+    """Print all tables; of a GPU those of the measurements alone."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    device, console = parser.parse_args().device, Console(width=120)
+    measurements.print_all(console, device)
+    if device == "cpu":
+        print_commands(console)
+        print_steps(console)
+        print_peers(console)
 
 
 if __name__ == "__main__":

@@ -48,20 +48,30 @@ class Placed(torch.Tensor):
         return _run(func, args, kwargs or {})
 
 
-class _FromNumbers(TorchFunctionMode):
-    """`torch.tensor` makes tensors below what a dispatch mode sees."""
+class _Numbers(TorchFunctionMode):
+    """What makes tensors of numbers, and numbers of tensors, below what a dispatch mode sees."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in (torch.tensor, torch.as_tensor) and torch.device(kwargs.get("device") or _CPU).type == KIND:
             return func(*args, **{**kwargs, "device": _CPU}).to(kwargs["device"])
+        if func is torch.Tensor.tolist:
+            return func(args[0].cpu())
+        if func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__):
+            args = (args[0], _index(args[1]), *args[2:])
         return func(*args, **kwargs)
+
+
+def _index(at: Any) -> Any:
+    if isinstance(at, tuple):
+        return tuple(map(_index, at))
+    return torch.tensor(at, dtype=torch.long) if isinstance(at, list) else at
 
 
 @contextmanager
 def stand_ins() -> Iterator[None]:
     """Inside the `with` block tensors can be made on such devices."""
-    with _FromNumbers(), _Anywhere():
+    with _Numbers(), _Anywhere():
         yield
 
 

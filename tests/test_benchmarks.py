@@ -3,27 +3,41 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+from io import StringIO
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from rich.console import Console
+from torch.utils.flop_counter import FlopCounterMode
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
+from ivlens.forward.makers import forward_of
 from ivlens.patching import activations, sweep
 from ivlens.prompts.tokens import Tokens
 
-FILE = Path(__file__).parents[1] / "benchmarks" / "peers.py"
+FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 
-@pytest.fixture(scope="module")
-def peers() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("peers", FILE)
+def read(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def peers() -> ModuleType:
+    return read("peers")
+
+
+@pytest.fixture(scope="module")
+def measurements() -> ModuleType:
+    return read("measurements")
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +78,49 @@ def test_attribution_is_the_slope_of_the_exact_effect_at_the_unpatched_output(
         nearer = own[i] + h * (z - own[i])
         slope = sweep.sweep(model, asked[i : i + 1], nearer)[1] / h
         assert torch.allclose(estimate[i], slope[0], rtol=1e-3, atol=1e-7)
+
+
+TINY = {"layers": 3, "heads": 4, "width": 64, "mlp": 96, "vocab": 50, "pos": 9, "prompts": 2}
+
+
+@pytest.mark.parametrize("kv_heads", [None, 2])
+@pytest.mark.parametrize("maker", ["hooked", "bridge"])
+def test_products_are_those_that_are_done(measurements: ModuleType, maker: str, kv_heads: int | None):
+    """Beside attention, no fewer; more where a maker computes again what it could have kept."""
+    shape = measurements.Shape(**TINY, kv_heads=kv_heads)
+    model = measurements.build(shape)[maker]()
+    runs = measurements.measurements(model, shape)
+    runs["sweep"]()  # What is tried once of a bridge.
+    for kind, cost in measurements.costs(shape).items():
+        with FlopCounterMode(display=False) as counted:
+            runs[kind]()
+        needed = 2 * measurements.multiply_adds(shape, cost)
+        assert needed <= counted.get_total_flops() < 1.6 * needed, kind
+
+
+def test_the_tables_of_measurements(measurements: ModuleType, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(measurements, "SHAPES", {"tiny": measurements.Shape(**TINY)})
+    monkeypatch.setattr(measurements, "SMALL", measurements.Shape(**TINY))
+    console = Console(width=140, record=True, file=StringIO())
+    measurements.print_measurements(console, measurements.SHAPES)
+    measurements.print_growth(console, measurements.SMALL)
+    shown = console.export_text()
+    for line in ("sweep, 2 prompts", "mean_z, 100 prompts", "trials, 2 prompts", "necessity, 2 prompts"):
+        assert re.search(rf"tiny +│ {line} +│ +[0-9.]+ │ +[0-9.]+ │ +[0-9.]+ │ +[0-9.]+ │ +[0-9.]+", shown), shown
+    for line in ("layers +│ +3", "heads +│ +4", "tokens +│ +9", "prompts +│ +2", "rows through a block +│ +512"):
+        assert re.search(rf"{line} │ +[0-9.]+ │ +-?[0-9.]+ │ +-?[0-9.]+", shown), shown
+
+
+@pytest.mark.numeric
+def test_scores_of_rows_do_not_grow_with_the_square_of_rows(measurements: ModuleType):
+    shape = measurements.Shape(**TINY)
+    for make in measurements.build(shape).values():
+        forward = forward_of(make())
+        with torch.no_grad():
+            reading = forward.read(measurements.random_prompts(shape, 1))
+            done = []
+            for rows in (512, 1024):
+                with FlopCounterMode(display=False) as counted:
+                    reading.carry(0, reading.start[:, None].repeat(1, rows, 1, 1))
+                done.append(counted.get_total_flops())
+        assert done[1] == 2 * done[0]

@@ -229,4 +229,6 @@ def _check(bridge: TransformerBridge) -> None:
 
 def closeness(bridge: TransformerBridge) -> float:
     """How far two ways to the same numbers may be apart, of the largest of them."""
-    return CLOSE_IN_16_BITS if bridge.cfg.dtype in (torch.bfloat16, torch.float16) else CLOSE
+    # Kernels for quantised weights compute in 16 bits, too.
+    in_16_bits = bridge.cfg.dtype in (torch.bfloat16, torch.float16) or is_quantised(bridge)
+    return CLOSE_IN_16_BITS if in_16_bits else CLOSE

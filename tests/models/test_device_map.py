@@ -58,7 +58,9 @@ def test_an_audit_over_several_devices_is_that_on_one(
         found = measured(model, word_task, effect)
     assert where == [0, 1, 2] and model.cfg.device == f"{KIND}:0"
     for name, numbers in plain.items():
-        torch.testing.assert_close(found[name], numbers, rtol=0, atol=0, equal_nan=True, msg=name)
+        torch.testing.assert_close(
+            found[name], numbers, rtol=0, atol=1e-6, equal_nan=True, msg=lambda said, name=name: f"{name}: {said}"
+        )
 
 
 def test_stand_ins_refuse_what_real_devices_refuse() -> None:
