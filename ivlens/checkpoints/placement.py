@@ -31,7 +31,7 @@ def read_device_map(given: DeviceMap) -> str | dict[str, Any]:
     found: Any = given
     if isinstance(given, str | Path):
         try:
-            found = read_json(given)
+            found = read_json(Path(given))
         except (OSError, ValueError):
             found = None
     ways = ", ".join(get_args(Way))

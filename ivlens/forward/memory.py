@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ivlens.errors import PromptError
+from ivlens.forward.unembedding import AT_ONCE
 from ivlens.prompts.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -60,8 +61,9 @@ class Budget:
         reading = pos * per_token + SCORE_COPIES * cfg.n_heads * pos * pos
         one_row = bytes_each * tail * (per_token + SCORE_COPIES * cfg.n_heads * (pos + others_seen))
         one_prompt = bytes_each * (rows + caches + reading) + one_row
-        # TransformerLens turns the unembedding around into a copy whenever it is used.
-        half = (memory - bytes_each * cfg.d_model * cfg.d_vocab_out) // 2
+        # TransformerLens turns the unembedding around into a copy whenever it is used; in 16 bits, parts are widened.
+        unembedding = cfg.d_model * cfg.d_vocab_out
+        half = (memory - (4 * min(AT_ONCE, unembedding) if bytes_each == 2 else bytes_each * unembedding)) // 2
         prompts = min(len(tokens) if most is None else most, half // one_prompt)
         if prompts < 1:
             raise PromptError(
