@@ -209,3 +209,27 @@ def test_a_checkpoint_in_a_bridge_is_measured_as_one_run_per_head_would(tmp_path
     other = build("gemma2", tmp_path / "tuned", seed=1)
     change = ivlens.compare(model, other, word_task, queries=2, top=2, draws=1, **small)
     assert not torch.equal(change.base.aie, change.tuned.aie)
+
+
+def test_rows_are_tried_once_a_bridge_and_again_where_prompts_are_wider(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried, bridge = [], random_bridge("llama")
+    trial = bridge_forward.BridgeForward._try_rows
+    monkeypatch.setattr(
+        bridge_forward.BridgeForward,
+        "_try_rows",
+        lambda self, tokens: (tried.append(tokens.prompts.shape[1]), trial(self, tokens))[1],
+    )
+    z = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0))
+    for width in (12, 12, 9, 16, 14):
+        sweep.sweep(bridge, random_tokens(n=2, width=width), z)
+    assert tried == [12, 16]
+
+
+def test_rows_that_a_wider_prompt_cannot_have_in_one_sequence_become_sequences() -> None:
+    """GPT-Neo's attention counts columns: within its window of 8 nothing shows."""
+    bridge, z = random_bridge("gpt-neo"), torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0))
+    for width in (4, 14, 4):
+        tokens = random_tokens(n=2, width=width)
+        torch.testing.assert_close(
+            sweep.sweep(bridge, tokens, z)[1], sweep.loop(bridge, tokens, z)[1], rtol=0, atol=2e-5
+        )

@@ -174,11 +174,12 @@ def effects() -> Callable[[str, str], torch.Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("effect", "unit"), [("prob", 1.0), ("nll", 3.0)])
-@pytest.mark.parametrize(("dtype", "bound"), [("bfloat16", 0.01), ("float16", 0.001)])
+@pytest.mark.parametrize("effect", ["prob", "nll"])
+@pytest.mark.parametrize(("dtype", "bound"), [("bfloat16", 0.02), ("float16", 0.003)])
 def test_aie_in_16_bits_is_within_the_stated_bounds_of_float32(
-    dtype: str, bound: float, effect: str, unit: float, effects: Callable[[str, str], torch.Tensor]
+    dtype: str, bound: float, effect: str, effects: Callable[[str, str], torch.Tensor]
 ) -> None:
+    """Of the largest AIE."""
     full = effects("float32", effect)
     assert full.abs().max() > 0.2
-    assert (effects(dtype, effect) - full).abs().max() < bound * unit
+    assert (effects(dtype, effect) - full).abs().max() < bound * full.abs().max()
