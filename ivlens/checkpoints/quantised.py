@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ivlens.checkpoints.checkpoint import (
     Checkpoint,
@@ -31,7 +32,7 @@ COMPUTED_IN = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 def is_quantised(model: nn.Module) -> bool:
     """Whether some of a model's weights are kept in another form than they compute in."""
     return any(
-        weight.dtype not in COMPUTED_IN or type(weight.data) is not torch.Tensor for weight in model.parameters()
+        weight.dtype not in COMPUTED_IN or is_traceable_wrapper_subclass(weight.data) for weight in model.parameters()
     )
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ivlens.storage import user_cache
 from ivlens.storage.run_record import Source
@@ -138,6 +139,25 @@ def _bytes(weight: Tensor) -> Tensor:
 
 
 def _weights(model: HookedTransformer) -> Iterator[tuple[str, Tensor]]:
+    for name, weight in _named_weights(model):
+        yield from _parts(name, weight)
+
+
+def _parts(name: str, weight: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """A weight, or what a quantised one is made of: its numbers, and beside them their scales."""
+    if is_traceable_wrapper_subclass(weight):  # torchao's
+        for part in weight.__tensor_flatten__()[0]:
+            yield from _parts(f"{name}.{part}", getattr(weight, part))
+        return
+    yield name, weight
+    state: Any = getattr(weight, "quant_state", None)  # bitsandbytes', of 4 bits and of 8
+    scales = {"SCB": getattr(weight, "SCB", None)} if state is None else state.as_dict(packed=True)
+    for part, scale in scales.items():
+        if isinstance(scale, torch.Tensor):
+            yield f"{name}.{part}", scale
+
+
+def _named_weights(model: HookedTransformer) -> Iterator[tuple[str, Tensor]]:
     for name, weight in model.named_parameters():
         if name.endswith(".original"):  # What an adapter is attached to; the module's own attribute has the sum.
             path, _, own = name.removesuffix(".original").rpartition("parametrizations.")

@@ -51,8 +51,8 @@ def indirect_effects(
 ) -> HeadEffects:
     """Causal indirect effect of every attention head, exact, in one pass per prompt.
 
-    In 16 bits the AIE of the lab model is within 0.01 (bfloat16) and 0.001 (float16) of float32's, or 0.03 and 0.003
-    nats. On a TransformerBridge there is one pass per head.
+    In 16 bits AIE is off by a share of the largest one: 0.5 % in bfloat16 and 0.05 % in float16 on the lab model, 1.2 %
+    and 0.3 % on SmolLM2. An audit in 16 bits measures how far it is off.
 
     The CIE of Todd et al. 2024, arXiv:2310.15213, is P(answer | patched) - P(answer | unpatched) on a corrupted prompt,
     in [-1, 1], or with `nll` as much log-likelihood in nats; positive: the head carries the task.
