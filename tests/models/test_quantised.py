@@ -20,6 +20,7 @@ from ivlens.datasets.task import Task
 from ivlens.errors import IvlensError, ModelError
 from ivlens.forward.makers import forward_of
 from ivlens.models import lora
+from ivlens.models.origin import weight_digest
 from ivlens.patching import sweep
 from ivlens.patching.effects import ranking_prompts
 from ivlens.patching.rounding import measure_rounding
@@ -82,6 +83,14 @@ def test_what_heads_are_multiplied_with_is_what_the_module_does(folder: Path) ->
     z = torch.randn(5, 4, 16, generator=torch.Generator().manual_seed(0))
     wanted = model.blocks[1].attn.o.original_component(z.flatten(1))
     torch.testing.assert_close(torch.einsum("bhd,hdm->bm", z, weight), wanted, rtol=0, atol=0.02 * float(wanted.max()))
+
+
+def test_other_scales_are_other_weights(folder: Path) -> None:
+    model = ivlens.load(folder)
+    digest, weight = weight_digest(model), model.blocks[1].attn.o.original_component.weight
+    assert digest == weight_digest(ivlens.load(folder))
+    (weight.quant_state.absmax if hasattr(weight, "quant_state") else weight.scale).mul_(1.5)
+    assert weight_digest(model) != digest
 
 
 def test_what_a_quantised_model_cannot_do_is_said(folder: Path, word_task: Task) -> None:
