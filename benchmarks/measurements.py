@@ -131,12 +131,13 @@ def clock(device: str) -> Iterator[list[float]]:
 
 
 def config_of(shape: Shape) -> Any:
-    common = {"vocab_size": shape.vocab, "bos_token_id": 0, "eos_token_id": 0}
+    """transformers' configuration of a random model of a shape."""
+    fields: dict[str, Any] = {"vocab_size": shape.vocab, "bos_token_id": 0, "eos_token_id": 0}
     if shape.kv_heads is None:
-        about = {"n_layer": shape.layers, "n_head": shape.heads, "n_embd": shape.width, "n_inner": shape.mlp}
-        return GPT2Config(**common, **about, n_positions=max(256, shape.pos + 2))
-    about = {"num_hidden_layers": shape.layers, "num_attention_heads": shape.heads, "hidden_size": shape.width}
-    return LlamaConfig(**common, **about, intermediate_size=shape.mlp, num_key_value_heads=shape.kv_heads)
+        fields |= {"n_layer": shape.layers, "n_head": shape.heads, "n_embd": shape.width, "n_inner": shape.mlp}
+        return GPT2Config(**fields, n_positions=max(256, shape.pos + 2))
+    fields |= {"num_hidden_layers": shape.layers, "num_attention_heads": shape.heads, "hidden_size": shape.width}
+    return LlamaConfig(**fields, intermediate_size=shape.mlp, num_key_value_heads=shape.kv_heads)
 
 
 def build(shape: Shape, device: str = "cpu") -> dict[str, Callable[[], Any]]:

@@ -75,5 +75,6 @@ def _find_devices(model: nn.Module, way: str) -> dict[str, Any]:
     whole = sorted(getattr(model, "_no_split_modules", None) or ())
     about: dict[str, Any] = {"no_split_module_classes": whole}
     memory = get_balanced_memory(model, low_zero=way == "balanced_low_0", **about) if way != "sequential" else None
-    found = infer_auto_device_map(model, max_memory=memory, **about)
-    return dict(read_device_map(found))
+    found: dict[str, Any] = infer_auto_device_map(model, max_memory=memory, **about)
+    read_device_map(found)
+    return found
