@@ -111,6 +111,9 @@ def audit_tables() -> dict[str, pd.DataFrame]:
         "instructions": _frame(
             {"number": number, "wording": f"Wording {number}.", "chosen": number == 2, **VALUES} for number in (1, 2)
         ),
+        "precision": _frame(
+            [{"dtype": "bfloat16", "prompts": 4, "largest_aie": 0.5, "difference": 0.01, "share": 0.02, "reason": ""}]
+        ),
         "universal_tasks": pd.DataFrame([Considered(name, "12", 0.9, 0.1, True, "above") for name in ("a", "b")]),
     }
 

@@ -16,12 +16,14 @@ import ivlens
 from ivlens.analysis import audit, comparison, dependence, wordings
 from ivlens.errors import IvlensError, RunError
 from ivlens.forgetting import method_run
+from ivlens.patching import rounding
 from ivlens.patching.head_effects import EFFECTS
 from ivlens.reports.findings import read_findings
 from ivlens.steering import head_choice, necessity, trials
 from ivlens.steering.universal_heads import Considered
 from ivlens.storage import parquet
 from ivlens.storage.table_schema import TABLES, check_table
+from ivlens.vectors import drift
 
 WRITTEN = {
     "audit": {
@@ -37,6 +39,7 @@ WRITTEN = {
         "instructions": wordings.WORDINGS,
         "universal_tasks": Considered._fields,
         "universal": head_choice.RANKED,
+        "precision": rounding.ROUNDING,
     },
     "compare": {
         "base_effects": EFFECTS,

@@ -423,7 +423,8 @@ def test_a_mutated_checkpoint_is_loaded_or_refused_in_a_sentence_of_ours(checkpo
 
 
 NOT_IN_EVERY_AUDIT = {"prompts.json"} | {
-    f"{name}.parquet" for name in ("instructions", "universal_tasks", "layer_draws", "necessity", "by_query")
+    f"{name}.parquet"
+    for name in ("instructions", "universal_tasks", "layer_draws", "necessity", "by_query", "precision")
 }
 
 

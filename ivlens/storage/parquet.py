@@ -59,6 +59,13 @@ def read_table(path: Path, *, columns: Sequence[str] = (), remedy: str) -> pd.Da
     return frame
 
 
+def check_columns(frame: pd.DataFrame, columns: Sequence[str], path: Path, remedy: str) -> None:
+    """Raises RunError where the table lacks a column."""
+    missing = [column for column in columns if column not in frame.columns]
+    if missing:
+        raise RunError(f"{path} lacks the column {', '.join(missing)}; {remedy}")
+
+
 class Names(NamedTuple):
     """A parquet file but for its values."""
 

@@ -223,6 +223,12 @@ _AUDIT = {
         may_be_empty=True,
         most=10**5,
     ),
+    "precision": Schema(
+        columns={"dtype": _TEXT, "prompts": _COUNT, "reason": _LONG}
+        | _all(Column(kind="number", missing=True), "largest_aie", "difference", "share"),
+        key=("dtype",),
+        most=1,
+    ),
     **_CHOICES,
 }
 _COMPARED = (
