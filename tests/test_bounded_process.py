@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ivlens.bounded_process import BoundedProcess, serve
+from ivlens.bounded_process import Answer, BoundedProcess, serve
 
 BYTES = 2**27
 
@@ -34,7 +34,7 @@ def process(monkeypatch: pytest.MonkeyPatch) -> BoundedProcess:
     return BoundedProcess("test_bounded_process")
 
 
-def ask(process: BoundedProcess, what: str, seconds: float = 20.0) -> object:
+def ask(process: BoundedProcess, what: str, seconds: float = 20.0) -> Answer | None:
     return process.ask({"do": what}, seconds=seconds, memory=BYTES)
 
 

@@ -19,11 +19,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -32,13 +30,20 @@ from checkpoints import build
 from datasets import ClassLabel, Dataset, Features, Value
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from run_folders import (
+    audit_folder,
+    comparison_folder,
+    effects_table,
+    forget_digests,
+    study_folder,
+    universal,
+    vector,
+)
 from safetensors.torch import load_file
 from small import small_examples, small_model, trained_adapter
 
 from ivlens.analysis import comparison
-from ivlens.analysis.audit import HEADS, MEASURES, STEERING, Audit
-from ivlens.analysis.dependence import DEPENDENCE
-from ivlens.analysis.wordings import WORDINGS
+from ivlens.analysis.audit import Audit
 from ivlens.datasets.task import Pair, read_task
 from ivlens.errors import IvlensError
 from ivlens.forgetting import method_run, plan
@@ -46,21 +51,15 @@ from ivlens.forgetting.study import Study
 from ivlens.models import loader, lora
 from ivlens.models.adapter import load_adapter, save_adapter
 from ivlens.models.peft import read_adapter, write_adapter
-from ivlens.patching.head_effects import table_of
-from ivlens.patching.settings import Settings
 from ivlens.prompts.chat import ChatTemplate
 from ivlens.prompts.template import find_template
-from ivlens.shapes import Head
 from ivlens.steering.head_choice import parse_heads
-from ivlens.steering.necessity import NECESSITY
-from ivlens.steering.trials import BY_QUERY, DRAWS, PLACES
-from ivlens.steering.universal_heads import Considered, Universal
+from ivlens.steering.universal_heads import Universal
 from ivlens.storage import parquet
-from ivlens.storage import run_folder as runs
 from ivlens.training import benchmark_stages, loop
 from ivlens.training.loop import Training
 from ivlens.training.methods import Lora
-from ivlens.vectors import drift, function_vectors, vector_formats
+from ivlens.vectors import function_vectors, vector_formats
 from ivlens.vectors import gguf as control_vectors
 from ivlens.vectors.convert import read_effects
 from ivlens.vectors.instruction_vector import InstructionVector
@@ -116,86 +115,14 @@ def outcome(reader: Reader, folder: Path) -> IvlensError | None:
     return None
 
 
-def vector() -> InstructionVector:
-    return InstructionVector(
-        vector=torch.randn(20),
-        heads=(Head(1, 1), Head(0, 3)),
-        layer=1,
-        mean_z=torch.randn(2, 4, 6),
-        aie=torch.randn(2, 4),
-        settings=Settings(),
-        task="antonym",
-        task_digest="77",
-        model="tiny",
-        model_digest="ab",
-    )
+def handed_over(make: Callable[[Path], object]) -> Callable[[Path], object]:
+    """A folder of a run as those of before: where it says how its files were, changed ones are not read at all."""
 
+    def made(folder: Path) -> None:
+        make(folder)
+        forget_digests(folder)
 
-def universal() -> Universal:
-    return Universal(
-        aie=torch.randn(2, 4),
-        heads=(Head(1, 1), Head(0, 3)),
-        layer=1,
-        tasks=("a", "b"),
-        vectors=torch.randn(2, 20),
-        settings=Settings(),
-    )
-
-
-def effects() -> pd.DataFrame:
-    return table_of(torch.randn(3, 2, 4), torch.arange(3), torch.rand(3))
-
-
-def table(columns: tuple[str, ...]) -> pd.DataFrame:
-    return pd.DataFrame({name: ["a", "b"] if number % 3 else [0.5, 1.5] for number, name in enumerate(columns)})
-
-
-def run_folder(folder: Path, command: str, chosen: dict[str, Any], tables: dict[str, pd.DataFrame]) -> runs.Run:
-    roles = {role: runs.Source(name="tiny", digest="ab") for role in ("model", "task", "base", "tuned")}
-    run = runs.open_run(folder, command=command, settings=chosen, sources=roles, seed=0)
-    for name, frame in tables.items():
-        run.write_table(name, frame)
-    return run
-
-
-def forget_digests(folder: Path) -> None:
-    """As runs of before: mutated files would be refused before they are read."""
-    record = json.loads((folder / "run.json").read_text())
-    (folder / "run.json").write_text(json.dumps(record | {"files": {}}))
-
-
-def audit_folder(folder: Path) -> None:
-    tables = {"effects": effects(), "measures": table(MEASURES)}
-    tables |= {"places": table(PLACES), "draws": table(DRAWS), "steering": table(STEERING), "heads": table(HEADS)}
-    tables |= {"instructions": table(WORDINGS), "universal_tasks": table(Considered._fields)}
-    tables |= {"layer_draws": table(DRAWS), "necessity": table(NECESSITY), "by_query": table(BY_QUERY)}
-    with run_folder(folder, "audit", {"shots": 10}, tables) as run:
-        run.write_with("vector.safetensors", vector().save)
-        run.complete()
-    forget_digests(folder)
-
-
-def comparison_folder(folder: Path) -> None:
-    tables = {"base_effects": effects(), "tuned_effects": effects(), "aie": table(drift.AIE)}
-    tables |= {"measures": table(comparison.CHANGES), "drift": table(drift.DRIFT), "recovery": table(DEPENDENCE)}
-    with run_folder(folder, "compare", {"shots": 10}, tables) as run:
-        for name in ("base", "tuned"):
-            run.write_with(f"{name}_vector.safetensors", vector().save)
-        run.complete()
-    forget_digests(folder)
-
-
-def study_folder(folder: Path) -> None:
-    asked = plan.Plan(name="mine", tasks=("antonym",), evaluation=plan.Evaluation(drawn="once"))
-    tables = {
-        "evaluations": table(method_run.EVALUATIONS),
-        "steps": table(method_run.STEPS),
-        "aie": table(method_run.GRIDS),
-    }
-    with run_folder(folder, "study", asked.record(), tables) as run:
-        run.write_with("universal.safetensors", universal().save)
-        run.complete()
-    forget_digests(folder)
+    return made
 
 
 def text(name: str, content: object) -> Callable[[Path], object]:
@@ -354,15 +281,15 @@ READERS = {
         lambda folder: vector().save(folder / "a.safetensors"), lambda folder: parse_heads(folder / "a.safetensors")
     ),
     "study plan": Reader(text("a.toml", STUDY), lambda folder: plan.read_plan(folder / "a.toml")),
-    "audit": Reader(audit_folder, Audit.read),
-    "comparison": Reader(comparison_folder, comparison.Comparison.read),
-    "study": Reader(study_folder, Study.read),
+    "audit": Reader(handed_over(audit_folder), Audit.read),
+    "comparison": Reader(handed_over(comparison_folder), comparison.Comparison.read),
+    "study": Reader(handed_over(study_folder), Study.read),
     "steps of a cell": Reader(
         text("a.jsonl", "".join(f'{{"step": {i}, "loss": 0.5}}\n' for i in range(9))),
         lambda folder: method_run._read_lines(folder / "a.jsonl"),
     ),
     "table": Reader(
-        lambda folder: (folder / "a.parquet").write_bytes(parquet.to_bytes(effects())),
+        lambda folder: (folder / "a.parquet").write_bytes(parquet.to_bytes(effects_table())),
         lambda folder: read_effects(folder / "a.parquet"),
     ),
     "vector": Reader(
@@ -495,8 +422,9 @@ def test_a_mutated_checkpoint_is_loaded_or_refused_in_a_sentence_of_ours(checkpo
     fuzz(Reader(make, loader.load_without_adapters), tmp_path / "files", 40)
 
 
-NOT_IN_EVERY_AUDIT = {
-    f"{name}.parquet" for name in ("instructions", "universal_tasks", "layer_draws", "necessity", "by_query")
+NOT_IN_EVERY_AUDIT = {"prompts.json"} | {
+    f"{name}.parquet"
+    for name in ("instructions", "universal_tasks", "layer_draws", "necessity", "by_query", "precision")
 }
 
 

@@ -117,8 +117,8 @@ class Audit:
             rounding=_read_if_kept(run, "precision", ROUNDING),
             folder=Path(folder),
         )
-        names = ("steering", "heads", "places", "draws", "layer_draws", "instructions")
-        check_audit(Path(folder), found.effects, vector, {name: getattr(found, name) for name in names})
+        names = ("steering", "heads", "places", "draws", "layer_draws")
+        check_audit(Path(folder), len(z), {name: getattr(found, name) for name in names})
         return found
 
     @property

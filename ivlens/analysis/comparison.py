@@ -87,21 +87,20 @@ class Comparison:
             name: HeadEffects.from_frame(run.read_table(f"{name}_effects", columns=EFFECTS), **described(vector))
             for name, vector in vectors.items()
         }
-        tables = {
-            "aie": run.read_table("aie", columns=AIE),
-            "measures": run.read_table("measures", columns=CHANGES),
-            "drift": run.read_table("drift", columns=DRIFT),
-            "recovery": run.read_table("recovery", columns=DEPENDENCE),
-        }
-        check_comparison(Path(folder), effects, vectors, tables)
-        return cls(
+        found = cls(
             **effects,
-            **tables,
             base_vector=vectors["base"],
             tuned_vector=vectors["tuned"],
             tuned_name=run.source("tuned").name,
+            aie=run.read_table("aie", columns=AIE),
+            measures=run.read_table("measures", columns=CHANGES),
+            drift=run.read_table("drift", columns=DRIFT),
+            recovery=run.read_table("recovery", columns=DEPENDENCE),
             folder=Path(folder),
         )
+        names = ("aie", "measures", "recovery")
+        check_comparison(Path(folder), effects, {name: getattr(found, name) for name in names})
+        return found
 
     def figures(self, *, width: Width = "page") -> dict[str, go.Figure]:
         """Every figure of the comparison by file name.

@@ -1,4 +1,4 @@
-"""Do the tables of a run and its vectors belong together?
+"""Do the tables of a run belong together?
 
 What may stand in a table by itself, `storage.table_schema` says. Here is what several of them have to agree in, so that
 figures and sentences can be made of a folder that somebody else hands over.
@@ -6,45 +6,32 @@ figures and sentences can be made of a folder that somebody else hands over.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 
 from ivlens.errors import RunError
 from ivlens.patching.head_effects import HeadEffects
-from ivlens.storage.table_schema import check_below
-from ivlens.vectors.instruction_vector import InstructionVector
 
 _AGAIN = "run again into a new --out"
 
 
-def check_audit(
-    folder: Path, effects: HeadEffects, vector: InstructionVector, tables: dict[str, pd.DataFrame | None]
-) -> None:
-    """Raises RunError where tables of an audit are of other layers than its vector, or lack lines that others have."""
-    _check_heads(effects, vector, folder / "effects.parquet")
+def check_audit(folder: Path, n_layers: int, tables: dict[str, pd.DataFrame | None]) -> None:
+    """Raises RunError where tables of an audit are of other layers than the model, or lack lines that others have."""
     there = {name: (folder / f"{name}.parquet", table) for name, table in tables.items() if table is not None}
     for path, table in there.values():
-        check_below(table, {"layer": len(vector.measured()[0])}, str(path), _AGAIN)
-    for name in ("places", "instructions"):
-        if name in there and there[name][1]["chosen"].sum() != 1:
-            raise RunError(f"{there[name][0]} has not one line that is chosen; {_AGAIN}")
+        check_below(table, {"layer": n_layers}, str(path), _AGAIN)
     path, heads = there["heads"]
     for count, kinds in heads.groupby("n_heads")["heads"]:
         if lacking := {"chosen", "random"} - set(kinds):
             raise RunError(f"{path} has no line of n_heads {count}, heads {min(lacking)!r}; {_AGAIN}")
 
 
-def check_comparison(
-    folder: Path,
-    effects: dict[str, HeadEffects],
-    vectors: dict[str, InstructionVector],
-    tables: dict[str, pd.DataFrame],
-) -> None:
+def check_comparison(folder: Path, effects: dict[str, HeadEffects], tables: dict[str, pd.DataFrame]) -> None:
     """Raises RunError where tables of a comparison are of other heads or prompts, or lack lines that others have."""
-    for name, vector in vectors.items():
-        _check_heads(effects[name], vector, folder / f"{name}_effects.parquet")
     base, tuned = effects["base"], effects["tuned"]
     if base.cie.shape != tuned.cie.shape or not torch.equal(base.queries, tuned.queries):
         raise RunError(f"{folder} holds effects of base and tuned model on other prompts or heads; {_AGAIN}")
@@ -63,7 +50,9 @@ def check_comparison(
             raise RunError(f"{folder}/recovery.parquet has no line of measure 'lost {kind} accuracy'; {_AGAIN}")
 
 
-def _check_heads(effects: HeadEffects, vector: InstructionVector, path: Path) -> None:
-    ours, theirs = tuple(effects.cie.shape[1:]), tuple(vector.measured()[0].shape[:2])
-    if ours != theirs:
-        raise RunError(f"{path} is of {ours} layers and heads, but the vector beside it of {theirs}; {_AGAIN}")
+def check_below(frame: Any, bounds: Mapping[str, int], where: str, remedy: str) -> None:
+    """Raises RunError where a number, such as of a layer, is not below what the model has of it."""
+    for name, bound in bounds.items():
+        if name in frame.columns and len(frame) and frame[name].max() >= bound:
+            found = int(frame[name].max())
+            raise RunError(f"{where} has {found} in the column {name}, but there are {bound} (from 0); {remedy}")

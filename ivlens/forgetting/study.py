@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import pandas as pd
 
+from ivlens.analysis.consistency import check_below
 from ivlens.errors import RunError
 from ivlens.forgetting import metrics, plan
 from ivlens.forgetting.method_run import EVALUATIONS, GRIDS, PROBE_BOUNDS, STEPS
@@ -15,7 +16,6 @@ from ivlens.forgetting.plan import Plan
 from ivlens.forgetting.preparation import universal_files
 from ivlens.steering.universal_heads import Universal
 from ivlens.storage import run_folder
-from ivlens.storage.table_schema import check_below
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -80,7 +80,7 @@ class Study:
     def _refuse_gaps(self) -> None:
         """Raises RunError where a table lacks a cell, a stage or a task of the plan, or has one that is not in it."""
         remedy, stages = "run again into a new --out", range(len(self.plan.tasks) + 1)
-        path, lines = self.folder / "evaluations.parquet", self.evaluations
+        path, lines = self.folder / "evaluations.parquet", cast(Any, self.evaluations)
         cells = {(method, seed) for method in self.plan.methods for seed in self.plan.seeds}
         if set(zip(lines["method"], lines["seed"], strict=True)) != cells or set(lines["stage"]) != set(stages):
             raise RunError(f"{path} is of other methods, seeds or stages than the plan; {remedy}")

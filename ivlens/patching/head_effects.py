@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from ivlens.errors import IvlensError
+from ivlens.errors import IvlensError, ShapeMismatch
 from ivlens.measures import familywise_p_values, group_means, largest_by_chance, mean_bounds
 from ivlens.patching.settings import Settings
 from ivlens.shapes import Cie, Head, HeadGrid, MeanZ
@@ -148,7 +148,7 @@ class HeadEffects:
             frame: In whichever order its lines are.
 
         Raises:
-            IvlensError: not one line for every prompt and head.
+            IvlensError: not one line for every prompt and head, or `mean_z` is of other heads.
 
         >>> names = ("mean_z", "settings", "task", "task_digest", "model", "model_digest")
         >>> others = {name: getattr(effects, name) for name in names}
@@ -156,7 +156,11 @@ class HeadEffects:
         >>> bool((again.cie == effects.cie).all())
         True
         """
-        cie = cie_of(frame)
+        cie, grid = cie_of(frame), tuple(others["mean_z"].shape[:2])
+        if cie.shape[1:] != grid:
+            raise ShapeMismatch(
+                f"the table of effects is of {tuple(cie.shape[1:])} layers and heads, but mean_z of {grid}; run again"
+            )
         return cls(cie=cie, baseline=of_prompts(frame, "baseline"), queries=of_prompts(frame, "query"), **others)
 
     def to_frame(self) -> pd.DataFrame:

@@ -1,8 +1,7 @@
 """What may stand in each table of a run, whoever wrote it?
 
-Here is every table with its columns, what they hold and within which bounds, which lines are there but once, and which
-must be there. A table is compared with it before anything is made of its numbers: a layer of 10,000,000 would become a
-figure of as many rows.
+Every table with its columns, what they hold within which bounds, and which lines must be there. A table is compared
+with it before anything is made of its numbers: a layer of 10,000,000 would become a figure of as many rows.
 """
 
 from __future__ import annotations
@@ -19,10 +18,8 @@ from ivlens.storage.parquet import check_columns
 if TYPE_CHECKING:
     import pandas as pd
 
-_SHOWN = 40
-"""Characters of a value that a sentence quotes."""
-_SLACK = 1e-6
-"""How far rounding may carry a number beyond its bound."""
+# Characters of a value that a sentence quotes; how far rounding may carry a number beyond its bound.
+_SHOWN, _SLACK = 40, 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +27,8 @@ class Column:
     """What a column holds."""
 
     kind: Literal["whole", "number", "text", "flag"]
-    low: float | int = -math.inf
-    high: float | int = math.inf
+    low: int | float = -math.inf
+    high: int | float = math.inf
     """Bounds of a number (one without an upper bound may be infinite); of a text the most characters."""
     missing: bool = False
     """Whether a number may be NaN: not measured."""
@@ -40,7 +37,7 @@ class Column:
     is_new: bool = False
     """Runs of before are without it."""
 
-    def fault(self, values: pd.Series) -> tuple[object, str] | None:
+    def fault(self, values: Any) -> tuple[object, str] | None:
         """A value that cannot stand here, and what is needed in its place; None where there is none."""
         if self.kind == "text":
             return self._text_fault(values)
@@ -52,7 +49,7 @@ class Column:
         wrong = ~values.between(self.low - _SLACK, self.high + _SLACK) & ~(values.isna() & self.missing)
         return (values[wrong].iloc[0], self._needed()) if wrong.any() else None
 
-    def _text_fault(self, values: pd.Series) -> tuple[object, str] | None:
+    def _text_fault(self, values: Any) -> tuple[object, str] | None:
         for value in values.unique():
             if not isinstance(value, str) or len(value) > self.high or (self.among and value not in self.among):
                 return value, self._needed()
@@ -78,36 +75,44 @@ class Schema:
     """There is a line for every combination of what stands in these, such as every prompt, layer and head."""
     needed: tuple[tuple[Any, ...], ...] = ()
     """The first columns of the key, in lines that there must be."""
+    single: str = ""
+    """A column that is true in one line."""
     may_be_empty: bool = False
     most: int = 10**6
     """Lines."""
 
-    def check(self, frame: pd.DataFrame, where: str, remedy: str) -> None:
+    def check(self, frame: Any, where: str, remedy: str) -> None:
         """Raises RunError, which names column and value, where a table holds something else."""
         if not len(frame) and self.may_be_empty:
             return
         if not 1 <= len(frame) <= self.most:
-            raise RunError(f"{where} has {len(frame):,} lines; needed are 1 to {self.most:,}; {remedy}")
+            raise RunError(f"{where} has {len(frame):,} lines; 1 to {self.most:,} are needed; {remedy}")
         for name, column in self.columns.items():
             if name in frame.columns and (fault := column.fault(frame[name])):
                 shown = str(fault[0])[:_SHOWN]
                 raise RunError(f"{where} has {shown!r} in the column {name}; needed is {fault[1]}; {remedy}")
         self._check_lines(frame, where, remedy)
 
-    def _check_lines(self, frame: pd.DataFrame, where: str, remedy: str) -> None:
+    def _check_lines(self, frame: Any, where: str, remedy: str) -> None:
         key = list(self.key)
         repeated = frame.duplicated(key)
         if repeated.any():
             raise RunError(f"{where} has two lines of {_line(frame, repeated, key)}; one is needed; {remedy}")
         if self.full and len(frame) != math.prod(len(frame[list(part)].drop_duplicates()) for part in self.full):
-            parts = [" and ".join(part) for part in self.full]
+            every = ", ".join(" and ".join(part) for part in self.full)
             raise RunError(
-                f"{where} has {len(frame):,} lines; needed is one for every combination of {', '.join(parts)}; {remedy}"
+                f"{where} has {len(frame):,} lines; needed is one for every combination of {every}; {remedy}"
             )
-        for wanted in self.needed:
-            if not (frame[key[: len(wanted)]] == list(wanted)).all(axis=1).any():
-                lacking = ", ".join(f"{name} {value!r}" for name, value in zip(key, wanted, strict=False))
-                raise RunError(f"{where} has no line of {lacking}; {remedy}")
+        if self.single and frame[self.single].sum() != 1:
+            raise RunError(
+                f"{where} has {frame[self.single].sum()} lines that are {self.single}; needed is one; {remedy}"
+            )
+        for length in {len(wanted) for wanted in self.needed}:
+            there = set(zip(*(frame[name] for name in key[:length]), strict=True))
+            for wanted in self.needed:
+                if len(wanted) == length and wanted not in there:
+                    lacking = ", ".join(f"{name} {value!r}" for name, value in zip(key, wanted, strict=False))
+                    raise RunError(f"{where} has no line of {lacking}; {remedy}")
 
 
 def check_table(command: str, name: str, frame: pd.DataFrame, path: Path, remedy: str) -> None:
@@ -116,14 +121,6 @@ def check_table(command: str, name: str, frame: pd.DataFrame, path: Path, remedy
     if schema is not None:
         check_columns(frame, [key for key, column in schema.columns.items() if not column.is_new], path, remedy)
         schema.check(frame, str(path), remedy)
-
-
-def check_below(frame: pd.DataFrame, bounds: Mapping[str, int], where: str, remedy: str) -> None:
-    """Raises RunError where a number, such as of a layer, is not below what the model has of it."""
-    for name, bound in bounds.items():
-        if name in frame.columns and len(frame) and frame[name].max() >= bound:
-            found = int(frame[name].max())
-            raise RunError(f"{where} has {found} in the column {name}, but there are {bound} (from 0); {remedy}")
 
 
 def _line(frame: pd.DataFrame, chosen: pd.Series, key: Sequence[str]) -> str:
@@ -141,15 +138,13 @@ def _one_of(*texts: str) -> Column:
 
 _TEXT, _LONG = Column(kind="text", high=10**4), Column(kind="text", high=10**6)
 _COUNT, _INDEX = Column(kind="whole", low=0, high=10**9), Column(kind="whole", low=0, high=9_999)
-_FLAG = Column(kind="flag")
-_SHARE = Column(kind="number", low=0, high=1, missing=True)
+_FLAG, _SHARE = Column(kind="flag"), Column(kind="number", low=0, high=1, missing=True)
 _SIGNED = Column(kind="number", low=-1, high=1, missing=True)
 _NUMBER = Column(kind="number", low=-1e9, high=1e9, missing=True)
 _KNOWN = Column(kind="number", low=-1e9, high=1e9)
 # `bottom` is what version 0.1 called those of low AIE.
 _KINDS = _one_of("chosen", "random", "low-AIE", "gaussian", "other-task", "bottom")
-_SIDES, _PAIR = ("base", "tuned", "difference"), ("chosen", "random")
-_LEVELS = ("accuracy", "probability")
+_SIDES, _PAIR, _LEVELS = ("base", "tuned", "difference"), ("chosen", "random"), ("accuracy", "probability")
 _VALUES = _all(_SHARE, *(f"{name}{end}" for name in _LEVELS for end in ("", "_low", "_high"))) | {"prompts": _COUNT}
 
 _EFFECTS = Schema(
@@ -172,7 +167,10 @@ _ABILITIES = Schema(
 )
 _CHOICES = {
     "instructions": Schema(
-        columns={"number": _COUNT, "wording": _LONG, "chosen": _FLAG, **_VALUES}, key=("number",), most=10**5
+        columns={"number": _COUNT, "wording": _LONG, "chosen": _FLAG, **_VALUES},
+        key=("number",),
+        single="chosen",
+        most=10**5,
     ),
     "universal_tasks": Schema(
         columns=_all(_TEXT, "task", "digest")
@@ -202,6 +200,7 @@ _AUDIT = {
         | {**_all(_SHARE, *_LEVELS), "prompts": _COUNT, "chosen": _FLAG},
         key=("layer", "scale"),
         full=(("layer",), ("scale",)),
+        single="chosen",
         most=10**5,
     ),
     "draws": _DRAWS,
@@ -223,6 +222,12 @@ _AUDIT = {
         needed=(("none",), ("chosen",), ("random",)),
         may_be_empty=True,
         most=10**5,
+    ),
+    "precision": Schema(
+        columns={"dtype": _TEXT, "prompts": _COUNT, "reason": _LONG}
+        | _all(Column(kind="number", missing=True), "largest_aie", "difference", "share"),
+        key=("dtype",),
+        most=1,
     ),
     **_CHOICES,
 }

@@ -1,0 +1,357 @@
+"""Folders of runs that somebody else hands over, with values or bits changed: what becomes of whoever reads them?
+
+`python tests/mutated_runs.py values 1000` changes values, `bits 20000` flips bits; the counts are printed as JSON.
+Batches run in processes of their own, so that one that is ended by a file is seen. No file says what it was before: run
+folders of before listed no digests, and who changes a table can change its digest, too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from run_folders import FOLDERS, forget_digests
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from ivlens.datasets.task import read_task
+from ivlens.errors import IvlensError
+from ivlens.reports import html
+from ivlens.reports.findings import read_findings
+from ivlens.steering.universal_heads import Universal
+from ivlens.storage import parquet
+from ivlens.storage.run_folder import read_run
+from ivlens.storage.table_schema import check_table
+from ivlens.vectors.instruction_vector import InstructionVector
+
+COUNTED = ("read", "refused", "ended")
+"""A value came back, or our sentence; `ended`: one that says that the process which read the file ended."""
+SECONDS, MEMORY = 5.0, 2**30
+"""Of processor time and of memory, above what the unchanged file takes."""
+BATCH = {"values": 250, "bits": 5000}
+"""Of a process: its start takes seconds."""
+NUMBERS = (
+    -1,
+    0,
+    1,
+    2,
+    9_999,
+    10**7,
+    2**31,
+    2**63 - 1,
+    -(2**63),
+    -0.5,
+    0.5,
+    1.5,
+    1e-300,
+    1e300,
+    np.inf,
+    -np.inf,
+    np.nan,
+)
+TEXTS = ("", "x", "a" * 5000, "nan", "5", "<script>", "\x1b[31m", "L0H0", "chosen", "random", "tuned", "\0", "é" * 50)
+JSONS = (None, True, [], {}, "", "x", -1, 10**30, 0.5, float("nan"), "\ud800", [[[]]], {"a": 1}, "x" * 10_000)
+
+
+class Stuck(BaseException):
+    """No reader catches it."""
+
+
+def change_table(content: bytes, chance: random.Random) -> bytes:
+    """A table in which values, lines or columns are others, as a parquet file."""
+    frame = pq.read_table(pa.BufferReader(content)).to_pandas()
+    for _ in range(chance.choice((1, 1, 1, 2))):
+        frame = chance.choice((_values, _values, _values, _column, _lines))(frame, chance)
+    try:
+        table = pa.Table.from_pandas(frame, preserve_index=False)
+    except (pa.ArrowException, ValueError, TypeError, OverflowError):  # Of mixed kinds: as texts, then.
+        table = pa.Table.from_pandas(frame.astype(str), preserve_index=False)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    return sink.getvalue().to_pybytes()
+
+
+def _values(frame: pd.DataFrame, chance: random.Random) -> pd.DataFrame:
+    """One value, some, or all of a column."""
+    if not len(frame.columns) or not len(frame):
+        return frame
+    name = chance.choice(list(frame.columns))
+    texts = not pd.api.types.is_numeric_dtype(frame[name])
+    value: Any = chance.choice(TEXTS if texts != (chance.random() < 0.1) else NUMBERS)
+    if chance.random() < 0.3:  # One of those that there are.
+        value = chance.choice(frame[name].tolist())
+    rows = chance.sample(range(len(frame)), chance.choice((1, 1, max(1, len(frame) // 2), len(frame))))
+    values = frame[name].tolist()
+    for row in rows:
+        values[row] = value
+    return frame.assign(**{name: values})
+
+
+def _column(frame: pd.DataFrame, chance: random.Random) -> pd.DataFrame:
+    name, other = (chance.choice(list(frame.columns)) for _ in range(2))
+    kinds = ("drop", "swap", "none", *("float32", "int8", "uint64", "bool", "str", "datetime64[ns]", "float64"))
+    match chance.choice(kinds):
+        case "drop":
+            return frame.drop(columns=name)
+        case "swap":
+            return frame.assign(**{name: frame[other], other: frame[name]})
+        case "none":
+            return frame.assign(**{name: None})
+        case kind:
+            try:
+                return frame.assign(**{name: frame[name].astype(kind)})
+            except (ValueError, TypeError, OverflowError):
+                return frame
+
+
+def _lines(frame: Any, chance: random.Random) -> pd.DataFrame:
+    number = chance.randrange(len(frame)) if len(frame) else 0
+    match chance.choice(("empty", "first", "without", "twice", "many", "shuffled")):
+        case "empty":
+            return frame[:0]
+        case "first":
+            return frame[: number + 1]
+        case "without":
+            return frame.drop(index=frame.index[number : number + 1])
+        case "twice":
+            return pd.concat([frame, frame[number : number + 1]], ignore_index=True)
+        case "many":
+            return pd.concat([frame] * 200, ignore_index=True)
+        case _:
+            return frame.sample(frac=1, random_state=chance.randrange(1000), ignore_index=True)
+
+
+def change_json(content: bytes, chance: random.Random) -> bytes:
+    """A JSON text in which a value is another one, is gone, or is there under another name."""
+    value = json.loads(content)
+    for _ in range(chance.choice((1, 1, 2))):
+        places = list(_places(value))
+        if places:
+            holder, key = chance.choice(places)
+            if isinstance(holder, dict) and chance.random() < 0.2:
+                holder[chance.choice(("x", "", "layer"))] = holder.pop(key)
+            elif chance.random() < 0.2:
+                del holder[key]
+            else:
+                holder[key] = chance.choice(JSONS)
+    return json.dumps(value).encode()
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Every value in lists and objects, by what holds it."""
+    keys = range(len(value)) if isinstance(value, list) else list(value) if isinstance(value, dict) else ()
+    for key in keys:
+        yield value, key
+        yield from _places(value[key])
+
+
+def change_tensors(content: bytes, chance: random.Random) -> bytes:
+    """A safetensors file in which a tensor or a value of the metadata is another one."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a"
+        path.write_bytes(content)
+        with safe_open(path, framework="pt") as file:
+            tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+        if chance.random() < 0.4:
+            name = chance.choice(sorted(tensors))
+            tensors[name] = chance.choice(
+                (
+                    lambda one: one * float("nan"),
+                    lambda one: one[:0],
+                    lambda one: one[None],
+                    lambda one: one.double(),
+                    lambda one: one.to(torch.int32),
+                    lambda one: one[..., :1],
+                    lambda one: one.repeat(*[2] * one.dim()),
+                )
+            )(tensors[name]).contiguous()
+        else:
+            key = chance.choice(sorted(metadata))
+            try:
+                metadata[key] = change_json(metadata[key].encode(), chance).decode()
+            except ValueError:  # A text that is no JSON.
+                metadata[key] = chance.choice(TEXTS)
+        save_file(tensors, path, metadata=metadata)
+        return path.read_bytes()
+
+
+def change_values(name: str, content: bytes, chance: random.Random) -> bytes:
+    return {".json": change_json, ".parquet": change_table}.get(Path(name).suffix, change_tensors)(content, chance)
+
+
+def flip_bit(_: str, content: bytes, chance: random.Random) -> bytes:
+    changed = bytearray(content)
+    changed[chance.randrange(len(changed))] ^= 1 << chance.randrange(8)
+    return bytes(changed)
+
+
+def use(folder: Path, _: str, *, drawn: bool = True) -> object:
+    """Everything that is made of a folder without its model, but for images."""
+    found = read_findings(folder)
+    return repr(found), html.report(folder) if drawn else found._repr_html_()
+
+
+def read_one(folder: Path, name: str, *, drawn: bool = True) -> object:
+    """What one file of a folder holds, by the reader that a run has for it."""
+    path = folder / name
+    match name:
+        case "run.json":
+            return read_run(folder).record
+        case "prompts.json":
+            return html._prompts(read_run(folder))
+        case "task.parquet" | "talks.parquet":
+            return read_task(path)
+        case _ if path.suffix == ".parquet":  # As a run reads it, whose record need not be read again each time.
+            frame = parquet.read_table(path, remedy="")
+            return check_table(_command(folder), path.stem, frame, path, "")
+    return (Universal if name.startswith("universal") else InstructionVector).load(path)
+
+
+@cache
+def _command(folder: Path) -> str:
+    return json.loads((folder / "run.json").read_text())["command"]
+
+
+def task_folder(folder: Path) -> None:
+    """Parquet files of tasks, with columns of texts and lists, and of conversations."""
+    folder.mkdir()
+    turns = [[{"role": "user", "content": f"in{i}"}, {"role": "assistant", "content": f"out{i}"}] for i in range(24)]
+    table = pa.table({"input": [f"in{i}" for i in range(24)], "output": [[f"out{i}", "z"] for i in range(24)]})
+    pq.write_table(table, folder / "task.parquet")
+    pq.write_table(pa.table({"messages": turns}), folder / "talks.parquet", compression="zstd")
+
+
+MAKERS: Mapping[str, Callable[[Path], object]] = {**FOLDERS, "task": task_folder}
+
+
+@contextmanager
+def bounded(seconds: float) -> Iterator[None]:
+    """A limit of processor time, and of memory above what the process has."""
+
+    def stop(*_: object) -> None:
+        raise Stuck(f"more than {seconds:g} s")
+
+    usual, before = signal.signal(signal.SIGPROF, stop), resource.getrlimit(resource.RLIMIT_AS)
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, before[1]))
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        resource.setrlimit(resource.RLIMIT_AS, before)
+        signal.signal(signal.SIGPROF, usual)
+
+
+def run_batch(what: str, kind: str, number: int, seed: int) -> dict[str, Any]:
+    """Change a file of a folder so many times; count what came of it, and list what should not have."""
+    chance, counts, faults = random.Random(f"{what} {kind} {seed}"), Counter[str](), list[str]()
+    torch.manual_seed(0)
+    change, read = (change_values, use) if what == "values" else (flip_bit, read_one)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "run"
+        MAKERS[kind](folder)
+        if kind in FOLDERS:
+            forget_digests(folder)
+        contents = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name[0] != "."}
+        began = time.process_time()
+        for name in contents if what == "bits" else ["run.json"]:
+            read(folder, name)  # They are valid before they are changed.
+        allowed = SECONDS + time.process_time() - began
+        for turn in range(number):
+            name = chance.choice(sorted(contents))
+            (folder / name).write_bytes(change(name, contents[name], chance))
+            # The figures of a study take seconds.
+            outcome = _outcome(partial(read, folder, name, drawn=kind != "study" or turn % 8 == 0), allowed)
+            if sorted(path.name for path in Path(place).iterdir()) != ["run"]:
+                outcome = "wrote outside of the folder"
+            counts[outcome if outcome in COUNTED else "broken"] += 1
+            if outcome not in COUNTED:
+                faults.append(f"{kind}, seed {seed}, turn {turn}, {name}: {outcome}")
+            (folder / name).write_bytes(contents[name])
+            (folder / "report.html").unlink(missing_ok=True)
+    return {"tried": number, **counts, "faults": faults}
+
+
+def _outcome(read: Callable[[], object], seconds: float) -> str:
+    """One of `COUNTED`, or what happened."""
+    try:
+        with bounded(seconds):
+            read()
+    except IvlensError as error:
+        return "ended" if "ends the process" in str(error) else "refused" if str(error) else "no sentence"
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        place = error.__traceback__
+        while place is not None and place.tb_next is not None:
+            place = place.tb_next
+        where = f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}" if place else ""
+        return f"{type(error).__name__}: {str(error)[:200]} at {where}"
+    return "read"
+
+
+def fuzz(what: str, number: int, seed: int, kinds: tuple[str, ...] = ()) -> dict[str, Any]:
+    """All batches, one process each; counts of all, by kind of folder."""
+    kinds = kinds or tuple(MAKERS if what == "bits" else FOLDERS)
+    total: dict[str, Any] = {
+        "what": what,
+        "tried": 0,
+        **dict.fromkeys((*COUNTED, "broken", "aborted"), 0),
+        "faults": [],
+    }
+    begun = time.monotonic()
+    for kind in kinds:
+        left = number // len(kinds)
+        for batch in range(-(-left // BATCH[what])):
+            size = min(BATCH[what], left - batch * BATCH[what])
+            command = [sys.executable, __file__, what, str(size), f"{seed + batch}", kind]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                total["aborted"] += 1
+                total["faults"].append(f"{kind}, seed {seed + batch}: status {done.returncode}, {done.stderr[-300:]}")
+                continue
+            found = json.loads(done.stdout)
+            for key in ("tried", *COUNTED, "broken"):
+                total[key] += found.get(key, 0)
+            total["faults"] += found["faults"]
+    return {**total, "seconds": round(time.monotonic() - begun)}
+
+
+def main() -> None:
+    drawn = str(random.randrange(10**6))
+    what, number, seed, kind, *_ = [*sys.argv[1:], *("values", "1000", drawn, "")[len(sys.argv) - 1 :]]
+    alone = bool(kind) and "," not in kind
+    found = (
+        run_batch(what, kind, int(number), int(seed))
+        if alone
+        else fuzz(what, int(number), int(seed), tuple(filter(None, kind.split(","))))
+    )
+    print(json.dumps(found, indent=None if alone else 1))
+    sys.exit(not alone and bool(found["broken"] or found["aborted"]))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main()
