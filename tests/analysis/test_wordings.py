@@ -19,7 +19,7 @@ from ivlens.datasets.task import Task, task
 from ivlens.errors import TaskError
 from ivlens.models import lora
 from ivlens.models.lora import LoraConfig
-from ivlens.storage.run_folder import Tables
+from ivlens.storage.run_tables import Tables
 
 SMALL: dict[str, Any] = {"shots": 3, "clean_prompts": 4, "prompts": 3, "top": 2, "draws": 1}
 VAGUE = "Write any word."

@@ -16,7 +16,7 @@ from ivlens.cli import output
 from ivlens.datasets.task import Pair, Task
 from ivlens.patching import pace
 from ivlens.steering import trial_plan
-from ivlens.storage.run_folder import Tables
+from ivlens.storage.run_tables import Tables
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ivlens.errors.TaskWarning")]
 
