@@ -18,7 +18,9 @@ from ivlens.patching.effects import Queries, find_queries, measure_effects, task
 from ivlens.patching.head_effects import EFFECTS, HeadEffects
 from ivlens.patching.rounding import ROUNDING, is_rounded, measure_rounding
 from ivlens.patching.settings import Settings
+from ivlens.prompts.choices import GREEDY_MATCH
 from ivlens.prompts.tokens import Tokens
+from ivlens.replies.generation import NEW_TOKENS
 from ivlens.shapes import Head
 from ivlens.steering.head_choice import choose_heads, fix_heads
 from ivlens.steering.trial_plan import Sizes
@@ -111,6 +113,7 @@ def size_trials(
     cfg, answers = model.cfg, tuple(evaluation.answer_mask.sum(1).tolist())
     ranking = min(asked.prompts, len(split.rank)) if asked.corruption == "zero-shot" else asked.prompts
     most = cfg.n_layers * cfg.n_heads if asked.heads is None else asked.top
+    read = round(float(evaluation.mask.sum(1).double().mean()))
     return Sizes(
         n_layers=cfg.n_layers,
         n_heads=cfg.n_heads,
@@ -122,4 +125,5 @@ def size_trials(
         ranking=ranking * max(answers) if asked.effect == "nll" else ranking,
         validation=tuple(validation.answer_mask.sum(1).tolist()),
         evaluation=answers,
+        reply=0 if asked.accuracy_score == GREEDY_MATCH else read + NEW_TOKENS,
     )

@@ -187,7 +187,7 @@ class Work:
         values, whole = self.asked.record(), self.task.split(shots=self.asked.shots, seed=self.asked.seed)
         if self.split == whole:
             del values["queries"]
-        return values | ({} if self.plan.is_whole else {"trials": self.plan.record()})
+        return values | ({"trials": left_out} if (left_out := self.plan.record()) else {})
 
     @cached_property
     def digest(self) -> str:
@@ -268,7 +268,8 @@ class Work:
             names = ["steered" if kind == "chosen" else f"steered, {kind}" for kind in steered["heads"]]
             steered = steered.assign(measure=[f"{name}{suffix}" for name in names], score=GREEDY_MATCH)
             if score != GREEDY_MATCH and not unscaled:
-                steered = replace_accuracy(self.model, steered, tried, self.asked_prompts["zero-shot"], score)
+                asked = self.asked_prompts["zero-shot"]
+                steered = replace_accuracy(self.model, steered, tried, asked, score, self.plan)
             parts.append(steered)
         return pd.concat(parts, ignore_index=True).filter(MEASURES)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from ivlens.analysis.options import Choice
+from ivlens.analysis.options import MOST_VALIDATION, Choice
 from ivlens.datasets.task import Pair, Task
 from ivlens.errors import IvlensError, TaskError
 from ivlens.patching.settings import Settings
@@ -59,7 +59,7 @@ def choose_wording(
     if choice == "all":
         return task
     if choice == "best":
-        pairs = task.split(shots=settings.shots, seed=settings.seed).validation
+        pairs = task.split(shots=settings.shots, seed=settings.seed).validation[:MOST_VALIDATION]
         found = tables.table(
             "instructions",
             lambda: try_wordings(model, task, pairs, template=settings.template, score=score),

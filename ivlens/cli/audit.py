@@ -74,7 +74,7 @@ def audit(
         return
     found = run_audit.run_audit(work, folder)
     audit_tables.print_audit(found)
-    if not work.plan.is_whole:
-        print(describe(work.plan.record()))
+    if left_out := work.plan.record():
+        print(describe(left_out))
     draw_missing(found.figures(), folder)
     print(f"In {plain(str(folder))}: run.json, tables, vector.safetensors and figures/.")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
     from ivlens.analysis.run_audit import Work
+    from ivlens.patching.pace import Pace
     from ivlens.plots.export import Exported
 
 
@@ -56,33 +57,75 @@ def say_notice(exported: Exported) -> None:
 
 def is_long(work: Work) -> bool:
     """Whether an audit takes more than seconds, by the size of the work: no clock is asked."""
-    from ivlens.steering.trial_plan import FLOOR, count_work
+    from ivlens.steering.trial_plan import FLOOR, count_replies, count_work
 
-    return max(work.sizes.sweep, count_work(work.plan, work.sizes)) * 12 * work.sizes.d_model**2 > FLOOR
+    sizes, plan = work.sizes, work.plan
+    largest = max(sizes.sweep, count_work(plan, sizes), count_replies(plan, sizes))
+    return largest * 12 * sizes.d_model**2 > FLOOR
 
 
 def forecast(work: Work) -> list[str]:
-    """What an audit does and how long each part takes, about; the first prompt is run for it."""
+    """What an audit does and how long each part takes, about; the first prompts are run for it."""
     from ivlens.patching.pace import measure_pace
-    from ivlens.steering.trial_plan import count_candidates, count_work, describe
+    from ivlens.steering.trial_plan import count_candidates, describe
 
     sizes, plan, asked = work.sizes, work.plan, work.asked
     pace = measure_pace(work.model, work.task, work.settings, memory=work.memory)
-    one_row = max(0.0, pace.patching - pace.reading) / (sizes.n_layers * sizes.n_heads)
+    takes = {name: _about(seconds) for name, seconds in forecast_seconds(work, pace).items()}
     queries, shown = len(sizes.evaluation), sum(map(bool, work.asked_prompts.values()))
-    aie = asked.clean_prompts * pace.reading + asked.prompts * pace.patching
-    tried = count_work(plan, sizes) / sizes.n_layers * one_row
-    tried += asked.other_tasks * (plan.task_prompts or asked.clean_prompts) * pace.reading
-    # Ablated rows begin at the first layer: all layers are before them, not half.
-    ablated = min(queries, plan.ablated_prompts or queries)
-    necessity = ablated * (pace.reading + 2 * one_row * (2 + asked.top + 2 * asked.draws))
-    lines = [
-        f"abilities: {shown} kinds of {queries} prompts, {_about(2 * queries * pace.reading)}; "
-        f"AIE: {asked.prompts} prompts x {sizes.n_layers * sizes.n_heads} heads, {_about(aie)}; "
+    parts = [
+        *([f"wordings: {len(work.task.instructions)}, {takes['wordings']}"] if "wordings" in takes else []),
+        f"abilities: {shown} kinds of {queries} prompts, {takes['abilities']}",
+        f"AIE: {asked.prompts} prompts x {sizes.n_layers * sizes.n_heads} heads, {takes['AIE']}",
         f"trials: {count_candidates(plan, sizes)} vectors x {sizes.n_layers} layers x {queries} prompts, "
-        f"{_about(tried)}; necessity: {ablated} prompts, {_about(necessity)}; --only heads stops behind the AIE"
+        f"{takes['trials']}",
+        *([f"replies under vectors: {takes['replies']} at most"] if "replies" in takes else []),
+        f"necessity: {min(queries, plan.ablated_prompts or queries)} prompts, {takes['necessity']}",
+        "--only heads stops behind the AIE",
     ]
-    return lines + ([] if plan.is_whole else [describe(plan.record())])
+    left_out = plan.record()
+    return ["; ".join(parts), *([describe(left_out)] if left_out else [])]
+
+
+def forecast_seconds(work: Work, pace: Pace) -> dict[str, float]:
+    """Of each part of an audit, from the pace of its first prompts and from how much there is of each."""
+    from ivlens.analysis.options import MOST_VALIDATION
+    from ivlens.analysis.probes import OTHER_PROMPTS
+    from ivlens.prompts.choices import GREEDY_MATCH
+    from ivlens.prompts.tokens import tokenize
+    from ivlens.replies.generation import NEW_TOKENS
+    from ivlens.steering.trial_plan import count_replies, count_work
+
+    sizes, plan, asked = work.sizes, work.plan, work.asked
+    prompts = {kind: tokenize(work.model, own) for kind, own in work.asked_prompts.items() if own}
+    # A prompt of each kind, on average; those that replies are written to are read again for it.
+    reads = {kind: pace.token * float(tokens.mask.sum()) / len(tokens) for kind, tokens in prompts.items()}
+    # Rows that begin at the first layer have all layers before them, not half.
+    written = NEW_TOKENS * 2 * pace.row if asked.accuracy_score != GREEDY_MATCH else 0.0
+    asks = {kind: 2 * read + written if written else read for kind, read in reads.items()}
+    queries, validation = len(sizes.evaluation), len(sizes.validation)
+    whole = work.task.split(shots=asked.shots, seed=asked.seed)
+    answered = len(whole.mean) + len(whole.rank) if asked.answered_only else 0
+    trials = count_work(plan, sizes) / sizes.n_layers * pace.row + (4 * validation + 2 * queries) * reads["zero-shot"]
+    ablations = 2 + asked.top + asked.draws + (1 + asked.draws if asked.top > 1 else 0)
+    ablated = min(queries, plan.ablated_prompts or queries)
+    found = {
+        "abilities": queries * sum(asks.values()),
+        "AIE": (answered + asked.clean_prompts) * pace.reading + asked.prompts * pace.patching,
+        "trials": trials + asked.other_tasks * (plan.task_prompts or asked.clean_prompts) * pace.reading,
+        "necessity": sum(
+            (OTHER_PROMPTS + ablated) * reads[kind] + ablated * ablations * 2 * pace.row
+            for kind in ("instructed", "few-shot")
+            if kind in reads
+        ),
+    }
+    if written:
+        found["replies"] = count_replies(plan, sizes) / sizes.n_layers * 2 * pace.row
+    if asked.instruction == "best" and "instructed" in asks:
+        found["wordings"] = (
+            len(work.task.instructions) * min(MOST_VALIDATION, len(whole.validation)) * asks["instructed"]
+        )
+    return found
 
 
 def _about(seconds: float) -> str:

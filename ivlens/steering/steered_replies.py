@@ -14,34 +14,42 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ivlens.measures import interval
 from ivlens.patching.hooks import add_to_residual
 from ivlens.prompts.choices import GREEDY_MATCH, Score
 from ivlens.prompts.template import Prompt
 from ivlens.replies.inquiry import score_replies
-from ivlens.steering.trials import FEW_DRAWS, SHARE, Trials
+from ivlens.steering.trial_plan import FEW_DRAWS, TrialPlan
+from ivlens.steering.trials import Trials, summary
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
 
 def replace_accuracy(
-    model: HookedTransformer, steered: pd.DataFrame, tried: Trials, prompts: Sequence[Prompt], score: Score
+    model: HookedTransformer,
+    steered: pd.DataFrame,
+    tried: Trials,
+    prompts: Sequence[Prompt],
+    score: Score,
+    plan: TrialPlan,
 ) -> pd.DataFrame:
     """The lines of `Trials.by_number` with accuracies of the replies that are written under each vector at its place.
 
-    Of every control the first draws are tried, five at most: each is a reply to every prompt.
+    Of every control the first draws are tried, five at most, or fewer and on fewer prompts, as the plan says: each is a
+    reply to every prompt. Probabilities are then of the same prompts.
     """
-    lines = []
+    lines, asked = [], prompts[: plan.reply_prompts]
     for line in steered.to_dict("records"):
         numbers = [
             number
             for number, candidate in enumerate(tried.candidates)
             if (candidate.kind, candidate.n_heads) == (line["heads"], line["n_heads"])
         ]
-        values = torch.stack([_score(model, tried, one, prompts, score) for one in numbers[:FEW_DRAWS]], dim=1)
-        ends = zip(("accuracy", "accuracy_low", "accuracy_high"), interval(values, within=SHARE), strict=True)
-        lines.append(line | dict(ends) | {"score": score})
+        draws = plan.replied_draws(str(line["heads"]), len(numbers))
+        values = torch.stack([_score(model, tried, one, asked, score) for one in numbers[:draws]], dim=1)
+        rows = [tried.rows[number, tried.places[number]] for number in numbers]
+        first = tried.found.first[: len(asked), rows]
+        lines.append(line | summary(values, first) | {"score": score})
     return pd.DataFrame(lines)
 
 

@@ -24,7 +24,7 @@ FEW_DRAWS = 5
 """Of every control but the random heads that the vector itself is held against, at most."""
 KINDS = ("chosen", "random", "low-AIE", "gaussian")
 OTHER_LAYER_DRAWS = 1
-"""Of every control but random heads, at every layer, where draws are left out there."""
+"""Of every control but random heads, at every layer, where draws are left out there; and of replies in the same way."""
 USUAL_DRAWS = 20
 """Of random heads. Who asks for more means it: they are not made fewer."""
 
@@ -47,6 +47,8 @@ class Sizes:
     validation: tuple[int, ...]
     """Tokens of each prompt's answer."""
     evaluation: tuple[int, ...]
+    reply: int = 0
+    """Tokens of an evaluation prompt, on average, and of the longest reply to it; 0 where none are written."""
 
     @property
     def sweep(self) -> int:
@@ -84,12 +86,16 @@ class TrialPlan:
     """Every how many layers the search begins with."""
     validation: int | None = None
     """Validation prompts; all unless given."""
+    reply_prompts: int | None = None
+    """Evaluation prompts that replies are written to under every vector; all unless given."""
+    reply_draws: int = FEW_DRAWS
+    """Of random heads under which replies are written."""
     first: int | None = None
     """Validation prompts that places are searched on, of which the best are tried on all of them; all unless given."""
 
     @property
     def is_whole(self) -> bool:
-        """Whether nothing is left out."""
+        """Whether nothing is left out of the trials themselves, replies aside."""
         return self.layer_draws is None
 
     def draws_of(self, kind: str, *, at_top: bool) -> int:
@@ -106,6 +112,11 @@ class TrialPlan:
             return draws
         return min(draws, self.layer_draws if kind == "random" else OTHER_LAYER_DRAWS)
 
+    def replied_draws(self, kind: str, draws: int) -> int:
+        """Under how many of the draws of a kind replies are written."""
+        few = self.reply_draws if kind == "random" or self.reply_prompts is None else OTHER_LAYER_DRAWS
+        return min(draws, few)
+
     def of_tasks(self, settings: Settings) -> Settings:
         """How another task's vector is measured, for one that is measured in this way."""
         if self.task_prompts is None:
@@ -114,7 +125,9 @@ class TrialPlan:
 
     def record(self) -> dict[str, Any]:
         """What is left out, as `run.json` has it; nothing where nothing is."""
-        return {} if self.is_whole else {name: value for name, value in asdict(self).items() if value is not None}
+        values = {name: value for name, value in asdict(self).items() if value is not None}
+        replies = {name: values.pop(name) for name in ("reply_prompts", "reply_draws") if name in values}
+        return ({} if self.is_whole else values) | ({} if self.reply_prompts is None else replies)
 
 
 class _Rung(NamedTuple):
@@ -139,16 +152,22 @@ _RUNGS = (
     _Rung({"draws": 10}),
     _Rung({"draws": 5}),
 )
+# Prompts that replies are written to, and draws of random heads.
+_REPLY_RUNGS = ((50, 3), (40, 2), (25, 2), (15, 2), (10, 1))
 
 
 def plan_trials(sizes: Sizes) -> TrialPlan:
-    """Everything, or as much of it as `Sizes.most` allows."""
+    """Everything, or as much of it as `Sizes.most` allows; replies may take as much again."""
     plan = TrialPlan(counts=tuple(sorted({*sizes.counts, sizes.top})), draws=sizes.draws)
     for rung in _RUNGS:
         if count_work(plan, sizes) <= sizes.most:
             break
         if "draws" not in rung.most or sizes.draws <= USUAL_DRAWS:
             plan = _step(plan, rung, sizes.top)
+    for prompts, draws in _REPLY_RUNGS:
+        if count_replies(plan, sizes) <= sizes.most:
+            break
+        plan = replace(plan, reply_prompts=min(prompts, len(sizes.evaluation)), reply_draws=draws)
     return plan
 
 
@@ -163,6 +182,13 @@ def count_candidates(plan: TrialPlan, sizes: Sizes) -> int:
     """How many vectors are tried, at most: another task that cannot be asked is left out."""
     at_top = sum(plan.draws_of(kind, at_top=True) for kind in KINDS) + sizes.other_tasks
     return at_top + sum(plan.draws_of(kind, at_top=False) for kind in KINDS) * (len(plan.counts) - 1)
+
+
+def count_replies(plan: TrialPlan, sizes: Sizes) -> int:
+    """Token-block evaluations of the replies under vectors, at most: they end when they end."""
+    drawn = {kind: plan.draws_of(kind, at_top=True) for kind in KINDS} | {"other-task": sizes.other_tasks}
+    vectors = sum(plan.replied_draws(kind, draws) for kind, draws in drawn.items())
+    return vectors * len(sizes.evaluation[: plan.reply_prompts]) * sizes.reply * sizes.n_layers
 
 
 def count_work(plan: TrialPlan, sizes: Sizes) -> int:
@@ -190,6 +216,17 @@ _EVERY = {1: "layer", 2: "second layer", 3: "third layer"}
 
 def describe(record: Mapping[str, Any]) -> str:
     """In one line, what was tried where not everything was, from a plan's record."""
+    parts = _describe_trials(record) if "layer_draws" in record else []
+    if "reply_prompts" in record:
+        draws = f"{record['reply_draws']} draw{'s' if record['reply_draws'] > 1 else ''} of random heads"
+        parts.append(
+            f"replies under the vector, {draws} and {OTHER_LAYER_DRAWS} of other controls to {record['reply_prompts']} "
+            "evaluation prompts"
+        )
+    return f"To keep trials near {SWEEPS} times the work of the AIE: {'; '.join(parts)}."
+
+
+def _describe_trials(record: Mapping[str, Any]) -> list[str]:
     parts = [
         f"vectors of {', '.join(map(str, record['counts']))} heads, with {record['draws']} draws of random ones for "
         f"the vector's own number and {record['draws_beside']} for others"
@@ -208,4 +245,4 @@ def describe(record: Mapping[str, Any]) -> str:
     parts.append(f"other tasks' vectors from {record['task_prompts']} prompts")
     if "ablated_prompts" in record:
         parts.append(f"heads ablated on {record['ablated_prompts']}")
-    return f"To keep trials near {SWEEPS} times the work of the AIE: {'; '.join(parts)}."
+    return parts

@@ -175,9 +175,9 @@ class Trials:
 
 
 def summary(
-    right: Bool[Tensor, "prompt *draw"] | Float[Tensor, "prompt *draw"], first: Float[Tensor, "prompt *draw"]
+    right: Bool[Tensor, "prompt *draw"] | Float[Tensor, "prompt *draw"], first: Float[Tensor, "prompt *other"]
 ) -> dict[str, Any]:
-    """Accuracy and probability, with 95 % intervals over prompts and, where there are several, over draws."""
+    """Accuracy and probability, with 95 % intervals over prompts and, where there are several, over their draws."""
     if not len(right):
         return dict.fromkeys(VALUES, float("nan")) | {"prompts": 0}
     parts: list[float] = []

@@ -30,7 +30,7 @@ from ivlens.models import hooked
 from ivlens.patching import branches
 from ivlens.patching.head_effects import EFFECTS
 from ivlens.reports.audit_page import audit_page
-from ivlens.steering import trial_plan
+from ivlens.steering import steered_replies, trial_plan
 from ivlens.steering.search import SCALES
 from ivlens.steering.trials import BY_QUERY, PLACES
 from ivlens.storage.parquet import to_bytes
@@ -314,6 +314,29 @@ def test_trials_that_leave_something_out_say_so_in_the_record(
     with pytest.raises(RunError, match=r"trials\.first is not set here"):
         monkeypatch.undo()
         ivlens.audit(tiny, known, out=tmp_path / "run", **SMALL)
+
+
+def test_replies_under_vectors_are_as_many_as_planned(
+    tiny: HookedTransformer, known: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def score(model: Any, prompts: Any, score: Any, **changes: Any) -> torch.Tensor:
+        asked.append(len(prompts))
+        return torch.arange(len(prompts), dtype=torch.float64) / len(prompts)
+
+    monkeypatch.setattr(steered_replies, "score_replies", score)
+    monkeypatch.setattr(trial_plan, "FLOOR", 0)
+    monkeypatch.setattr(trial_plan, "_REPLY_RUNGS", ((4, 2),))
+    work = run_audit.prepare(tiny, known, score="f1", **SMALL)
+    bounded = run_audit.run_audit(work, None).measures.set_index("measure")
+    # The vector, two draws of random heads, and one of each other control.
+    assert asked == [4] * (1 + 2 + 3)
+    assert trial_plan.count_replies(work.plan, work.sizes) == 4 * len(asked) * work.sizes.reply * 3
+    for kind in KINDS:
+        line = bounded.loc[f"steered{kind}"]
+        assert line["prompts"] == 4 and line["score"] == "f1" and line["accuracy"] == 0.375
+    assert bounded.loc["zero-shot", "prompts"] == len(known.split(shots=3, seed=1).evaluation)
 
 
 def test_abilities_are_measured_first_and_kept(

@@ -19,6 +19,7 @@ from ivlens.datasets.task import Task, task
 from ivlens.errors import TaskError
 from ivlens.models import lora
 from ivlens.models.lora import LoraConfig
+from ivlens.storage.run_tables import Tables
 
 SMALL: dict[str, Any] = {"shots": 3, "clean_prompts": 4, "prompts": 3, "top": 2, "draws": 1}
 VAGUE = "Write any word."
@@ -69,6 +70,15 @@ def test_of_equally_accurate_wordings_the_more_probable_answers_win(tiny: Hooked
         assert line["probability"] == pytest.approx(sum(first) / len(first), rel=1e-6)
     assert found["accuracy"].nunique() == 1, "otherwise this test says nothing"
     assert found.loc[found["chosen"], "probability"].item() == found["probability"].max()
+
+
+def test_the_best_wording_is_sought_on_no_more_pairs_than_layers_are(
+    tiny: HookedTransformer, word_task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables, settings = Tables(), ivlens.Settings(shots=3, template=WORD_TEMPLATE)
+    monkeypatch.setattr(wordings, "MOST_VALIDATION", 3)
+    wordings.choose_wording(tiny, word_task, "best", settings, score="greedy-match", tables=tables)
+    assert set(tables.kept["instructions"]["prompts"]) == {3} and len(word_task.split(shots=3).validation) > 3
 
 
 def test_all_wordings_in_turn_are_the_default(tiny: HookedTransformer, word_task: Task) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ivlens.checkpoints.checkpoint import quiet_transformers
 from ivlens.errors import IvlensError
+from ivlens.kept_batches import keeping
 from ivlens.models import lora
 from ivlens.models.adapter import Adapter, Factors, LoraConfig
 from ivlens.patching.hooks import add_to_residual, set_head
 from ivlens.prompts.tokens import Tokens
+from ivlens.replies import generation
 from ivlens.replies.endings import Ending
 from ivlens.replies.generation import write_replies
 from ivlens.shapes import Head
@@ -107,6 +110,35 @@ def test_a_steered_model_replies_as_each_prompt_alone_steered_at_its_own_token(
     assert found == wanted and changed == wanted
     assert wanted != by_hand(model) and wanted != by_hand(model, edits, every_token=not every_token)
     assert_telling(wanted)
+
+
+def test_replies_are_kept_by_batches_and_by_all_that_they_depend_on(
+    tiny: HookedTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: dict[str, Any] = {}
+    written: list[int] = []
+    write = generation._write_batch
+    monkeypatch.setattr(generation, "_write_batch", lambda *args: written.append(len(args[1])) or write(*args))
+    monkeypatch.setattr(generation, "count_at_once", lambda *_: 1)
+
+    def keep(name: str, compute: Callable[[], Any]) -> Any:
+        if name not in kept:
+            kept[name] = compute()
+        return kept[name]
+
+    vectors = [vector_of(tiny.cfg.d_model).added * scale for scale in (1.0, -1.0)]
+    asked: list[dict[str, Any]] = [{}, {"endings": [Ending(frozenset())] * len(TOKENS)}]
+    asked += [{"changes": [add_to_residual(1, one)], "known": [one]} for one in vectors]
+    write_all = partial(write_replies, tiny, TOKENS, new_tokens=MOST)
+    with keeping(keep):
+        first = [write_all(**{"endings": ENDINGS, **one}) for one in asked]
+        assert written == [4, 2] * len(asked) and len(kept) == len(written)
+        assert [write_all(**{"endings": ENDINGS, **one}) for one in asked] == first
+        assert len(written) == len(kept), "nothing was written again"
+        write_all(endings=ENDINGS, changes=asked[2]["changes"])
+        assert len(written) == len(kept) + 2, "changes of which nothing is known are not kept"
+    assert len({tuple(replies) for replies in first}) == len(asked)
+    assert [write_all(**{"endings": ENDINGS, **one}) for one in asked] == first
 
 
 @pytest.mark.parametrize("every_token", [False, True])

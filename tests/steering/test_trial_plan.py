@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import cycle, islice
 from typing import Any
 
@@ -17,7 +18,7 @@ from ivlens.patching.head_effects import HeadEffects
 from ivlens.prompts.tokens import Tokens
 from ivlens.steering import controls, rows, search, trial_plan, trials
 from ivlens.steering.search import NEIGHBOURS, SCALES, Place, Tried, count_coarse, search_in_stages
-from ivlens.steering.trial_plan import Sizes, TrialPlan, count_work, plan_trials
+from ivlens.steering.trial_plan import Sizes, TrialPlan, count_replies, count_work, plan_trials
 
 pytestmark = pytest.mark.numeric
 
@@ -61,6 +62,27 @@ def test_of_small_models_nothing_is_left_out() -> None:
     plan = plan_trials(sizes)
     assert count_work(plan, sizes) > 3 * sizes.sweep
     assert plan == TrialPlan(counts=(1, 2, 5, 10, 20), draws=20) and plan.is_whole and plan.record() == {}
+
+
+@pytest.mark.parametrize("name", ["SmolLM2-135M", "gpt2", "7B"])
+def test_replies_take_no_more_than_trials_may(name: str) -> None:
+    sizes = sizes_of(name, reply=40 + 32)
+    plan = plan_trials(sizes)
+    assert count_replies(plan, sizes) <= 3 * sizes.sweep < count_replies(TrialPlan(counts=(10,), draws=20), sizes)
+    assert plan.reply_prompts is not None and plan.reply_prompts >= 15
+    trials_alone = plan_trials(sizes_of(name))
+    assert "reply_prompts" not in trials_alone.record()
+    assert plan == replace(trials_alone, reply_prompts=plan.reply_prompts, reply_draws=plan.reply_draws)
+    said = trial_plan.describe(plan.record())
+    assert f"of random heads and 1 of other controls to {plan.reply_prompts} evaluation prompts" in said
+
+
+def test_replies_alone_may_be_what_is_left_out() -> None:
+    few = plan_trials(sizes_of("lab", reply=1000))
+    assert few.is_whole and set(few.record()) == {"reply_prompts", "reply_draws"}
+    said = trial_plan.describe(few.record())
+    assert said.startswith("To keep trials near 3 times the work of the AIE: replies under the vector, ")
+    assert plan_trials(sizes_of("lab", reply=20)).record() == {}
 
 
 def test_draws_that_were_asked_for_are_drawn() -> None:
