@@ -120,8 +120,9 @@ def effect(run: Found, head: str) -> str:
 
 
 def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """As Markdown has it."""
-    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *lines])
+    """As Markdown has it; nothing without lines."""
+    lines = list(lines)
+    return "" if not lines else "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *lines])
 
 
 def abilities(runs: dict[str, Found], names: Iterable[str]) -> str:
@@ -216,7 +217,8 @@ def tables(runs: dict[str, Found]) -> dict[str, str]:
     """Those of the document by the name that stands around them there; runs that are not there leave lines out."""
     usual = [name for task in TASKS if (name := f"{task}-{WAYS[0]}") in runs]
     gemma = [name for name in runs if name.startswith("gemma-")]
-    whole = [name for name in usual if "vector" in runs[name]]
+    whole, whole_gemma = ([name for name in names if "vector" in runs[name]] for names in (usual, gemma))
+    beside = (abilities(runs, gemma), shared(runs, gemma), vectors(runs, whole_gemma), necessity(runs, whole_gemma))
     return {
         "commands": _fenced(dict.fromkeys(command(name, run) for name, run in runs.items() if name != WHOLE.name)),
         "abilities": abilities(runs, usual),
@@ -224,7 +226,7 @@ def tables(runs: dict[str, Found]) -> dict[str, str]:
         "shared": shared(runs, usual),
         "vectors": vectors(runs, whole),
         "necessity": necessity(runs, whole),
-        "gemma": "\n\n".join(make(runs, gemma) for make in (abilities, vectors, necessity, shared)),
+        "gemma": "\n\n".join(filter(None, beside)),
     }
 
 
