@@ -37,7 +37,7 @@ WAYS = ("shuffled-demonstrations", "shuffled-instruction", "zero-shot-demonstrat
 CONTROLS = ("random", "low-AIE", "gaussian", "other-task")
 _SHOWN = ("corruption", "source", "shots", "clean_prompts", "prompts", "queries", "draws")
 _SHOWN_HEADS = 10
-_NO_HEADS = {"mean_z": torch.zeros(0), "settings": Settings(), "task": "", "task_digest": ""}
+_UNKNOWN = dict.fromkeys(("task", "task_digest", "model", "model_digest"), "")
 
 Found = dict[str, Any]
 
@@ -47,7 +47,8 @@ def keep(folder: Path) -> Found:
     record = read_record(folder)
     assert record is not None
     effects = pd.read_parquet(folder / "effects.parquet")
-    found = HeadEffects.from_frame(effects, **_NO_HEADS, model="", model_digest="")
+    unmeasured = torch.zeros(*(effects[["layer", "head"]].max() + 1), 1)  # Mean outputs, which are not asked for.
+    found = HeadEffects.from_frame(effects, mean_z=unmeasured, settings=Settings(), **_UNKNOWN)
     low, high = found.interval()
     about = record.model_dump(mode="json", include={"typed", "settings", "sources", "seed", "versions", "finished"})
     del about["settings"]["template"]
