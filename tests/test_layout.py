@@ -54,6 +54,7 @@ ROOMS = (
             "storage",
             "datasets",
             "plots",
+            "checkpoints",
             "models",
             "prompts",
             "patching",
