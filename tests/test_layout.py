@@ -54,7 +54,6 @@ ROOMS = (
             "storage",
             "datasets",
             "plots",
-            "checkpoints",
             "models",
             "prompts",
             "patching",
