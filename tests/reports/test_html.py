@@ -404,15 +404,21 @@ def test_on_a_phone_only_boxes_scroll_to_the_side(opened: Any, kind: str) -> Non
     assert page.evaluate("document.documentElement.scrollWidth") == 375
     assert page.evaluate("[...document.querySelectorAll('.scroll')].every((box) => box.clientWidth <= 375)")
     # Figures are drawn as for a paper's column; nothing of them lies outside the screen.
-    boxes = page.evaluate(
-        "[...document.querySelectorAll('figure .scroll')].map((box) => [box.scrollWidth - box.clientWidth,"
-        " box.querySelector('.plot').layout.width])"
-    )
-    assert boxes and boxes == [[0, WIDTHS["column"]]] * len(boxes)
+    wait_for_figures(page, WIDTHS["column"])
+    hidden = "[...document.querySelectorAll('figure .scroll')].map((box) => box.scrollWidth - box.clientWidth)"
+    assert set(page.evaluate(hidden)) == {0}
     page.set_viewport_size({"width": 1280, "height": 800})
-    page.wait_for_function(
-        f"[...document.querySelectorAll('.plot')].every((plot) => plot.layout.width == {WIDTHS['page']})"
-    )
+    wait_for_figures(page, WIDTHS["page"])
+
+
+def wait_for_figures(page: Page, width: int) -> None:
+    """Until all of them are drawn so wide: they are drawn one after the other."""
+    for _ in range(200):
+        widths = page.evaluate("[...document.querySelectorAll('.plot')].map((plot) => plot.layout?.width)")
+        if set(widths) == {width}:
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError(f"figures are {widths} wide, not {width}")
 
 
 @pytest.mark.browser
