@@ -17,6 +17,8 @@ from ivlens.analysis.wordings import WORDINGS
 from ivlens.errors import IvlensError, RunError
 from ivlens.patching.head_effects import EFFECTS, HeadEffects
 from ivlens.patching.rounding import ROUNDING
+from ivlens.plots.steering import KINDS
+from ivlens.plots.style import LOOKS, Look, Width, hollow
 from ivlens.prompts.choices import GREEDY_MATCH
 from ivlens.steering.necessity import NECESSITY
 from ivlens.steering.steered_replies import in_brackets
@@ -28,8 +30,6 @@ from ivlens.vectors.instruction_vector import InstructionVector
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-
-    from ivlens.plots.style import Width
 
 
 MEASURES = ("measure", *VALUES, "score")
@@ -159,17 +159,22 @@ class Audit:
         score = in_brackets(self.measures)
         lines = {name: value for name, value in baselines.items() if not (math.isnan(value) or score)}
         matched = score and f" ({GREEDY_MATCH})"
+        # What the figure by layer leaves out where it shows every draw.
+        shown = "" if self.layer_draws is None else " (bands: chosen and random heads; dashes: single draws)"
         called = {"measure": audit_tables.measure_labels(self)}
         found = {
             "aie": self.effects.figure(marked=self.vector.heads, note=self._note(), width=width),
             "measures": plots.measures_bars(
-                self.measures.replace(called).rename(columns=bars), title=f"Accuracy{score}: {where}", width=width
+                self.measures.replace(called).rename(columns=bars),
+                looks=_measure_looks(self),
+                title=f"Accuracy{score}: {where}",
+                width=width,
             ),
             "steering": plots.steering_by_layer(
                 self.steering.rename(columns=accuracy),
                 draws=self.layer_draws,
                 baselines=lines,
-                title=f"Zero-shot accuracy{matched} with a vector of {len(self.vector.heads)} heads added: {where}",
+                title=f"Zero-shot accuracy{matched}, {len(self.vector.heads)}-head vector added{shown}: {where}",
                 width=width,
             ),
             "places": plots.steering_heatmap(
@@ -240,3 +245,12 @@ def _with_score(measures: pd.DataFrame) -> pd.DataFrame:
 
 def _read_if_kept(run: run_folder.Run, name: str, columns: Sequence[str]) -> pd.DataFrame | None:
     return run.read_table(name, columns=columns) if run.has(f"{name}.parquet") else None
+
+
+def _measure_looks(found: Audit) -> dict[str, Look]:
+    """In which colour the bar of every line stands that has one elsewhere; pale at scale 1."""
+    kinds = {f"steered, {kind}": kind for kind in KINDS} | {"steered": "chosen", "zero-shot": "none"}
+    kinds |= {"instructed": "instruction", "few-shot": "few-shot", "statement": "knowledge"}
+    looks = {name: LOOKS[kind] for name, kind in kinds.items()}
+    looks |= {f"{name}, scale 1": hollow(look) for name, look in looks.items()}
+    return {label: looks[name] for name, label in audit_tables.measure_labels(found).items() if name in looks}

@@ -47,7 +47,7 @@ def draw_missing(drawn: dict[str, Figure], folder: Path) -> None:
 
     # A page is written after its images: where all pages are, all that could be drawn has been.
     if not all((folder / "figures" / f"{name}.html").is_file() for name in drawn):
-        say_notice(export.export(drawn, inside(folder, "figures")))
+        say_notice(export.export(drawn, inside(folder, "figures"), alone=False))
 
 
 def say_notice(exported: Exported) -> None:

@@ -65,6 +65,13 @@ def show(
 def redraw(
     run: RunFolder,
     format: Annotated[str, typer.Option(help="Any of html,png,svg,pdf, with commas between.")] = "html,png,svg,pdf",
+    single_file: Annotated[
+        bool,
+        typer.Option(
+            "--single-file/--bundle",
+            help="HTML pages that each can be sent to somebody, or that share one plotly.js (4.8 MB) in figures/.",
+        ),
+    ] = False,
     width: Annotated[
         PaperWidth, typer.Option(help="Of a paper: a single column of 3.25 inches, or a double one of 6.75; or screen.")
     ] = PaperWidth.screen,
@@ -79,17 +86,25 @@ def redraw(
 
     formats = tuple(name.strip() for name in format.split(","))
     drawn = read_findings(run).figures(width=_WIDTHS[width])
-    exported = export.export(drawn, inside(run, "figures"), formats=formats)
+    exported = export.export(drawn, inside(run, "figures"), formats=formats, alone=single_file)
     say_notice(exported)
-    names = dict.fromkeys(path.stem for path in exported.written)
-    suffixes = dict.fromkeys(path.suffix[1:] for path in exported.written)
-    print(f"In {plain(str(run / 'figures'))}: {', '.join(names)} as {', '.join(suffixes)}.")
+    suffixes = dict.fromkeys(path.suffix[1:] for path in exported.written if path.stem in drawn)
+    print(f"In {plain(str(run / 'figures'))}: {', '.join(drawn)} as {', '.join(suffixes)}.")
 
 
-def report(run: RunFolder) -> None:
+def report(
+    run: RunFolder,
+    single_file: Annotated[
+        bool,
+        typer.Option(
+            "--single-file/--bundle",
+            help="A page that can be sent to somebody, or one that shares plotly.js (4.8 MB) with those in figures/.",
+        ),
+    ] = True,
+) -> None:
     """Write one page with everything that a run found, from saved numbers, without the model."""
     import ivlens
     from ivlens.storage import parquet
 
     parquet.start()  # While the rest is still imported.
-    print(f"Written: {plain(str(ivlens.report(run)))}")
+    print(f"Written: {plain(str(ivlens.report(run, single_file=single_file)))}")

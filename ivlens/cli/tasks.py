@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -87,7 +87,8 @@ def show_prompts(
     if model is None and given.get("answered_only"):
         raise IvlensError("answered-only asks the model which queries it answers; give --model")
     hooked = None if model is None else ivlens.load(model)
-    settings = Settings(**given | {"template": template(hooked)})
+    given["template"] = template(hooked)
+    settings = Settings(**given)
     for kind, prompt in first_prompts(chosen, settings, hooked).items():
         print(f"{_KINDS[kind]}.\n")
         print_prompt(prompt, hooked) if prompt else print(folded(f"  None: {_LACKING[kind]}\n"))
@@ -119,9 +120,9 @@ def print_prompt(prompt: Prompt, model: HookedTransformer | None) -> None:
     if model is not None:
         from ivlens.prompts.tokens import tokenize
 
-        tokens = tokenize(model, [prompt])
+        tokens, tokenizer = tokenize(model, [prompt]), cast(Any, model.tokenizer)
         for name, ids in (("tokens", tokens.prompts[0]), ("of the answer", tokens.answers[0])):
-            texts = (repr(str(model.tokenizer.decode([number]))) for number in ids.tolist())
+            texts = (repr(str(tokenizer.decode([number]))) for number in ids.tolist())
             shown = f"{len(ids)} {name} (· is a space): {' '.join(text.replace(' ', '·') for text in texts)}"
             print(textwrap.fill(shown, 80, initial_indent="  ", subsequent_indent="    ", break_long_words=False))
     print()

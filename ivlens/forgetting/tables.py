@@ -29,8 +29,6 @@ GENERAL = {
     "P(knowledge)": "knowledge probability",
 }
 OVER = ("AP", "GP", "IP")
-MOST_METHODS = 8
-"""That the sentence names."""
 _NOTE = (
     "learned: accuracy on each new task right after its stage; AP: on all of them after the last stage; F: how far "
     "those before the last have fallen from their best; GP, IP: accuracy on general tasks, which are never trained "
@@ -212,17 +210,39 @@ def _table(heading: str, columns: Sequence[str], lines: list[Line]) -> Table:
 
 
 def sentence(found: Findings) -> str:
-    """What is left of the general tasks after the last stage and how well the new ones were learned, by method."""
-    summary = found.summary
-    values = {(line["method"], line["measure"]): line for line in summary.to_dict("records")}
-    methods = list(dict.fromkeys(summary["method"]))
-    base = values[methods[0], "GP"]["value"] - values[methods[0], "GP change"]["value"]
-    shown, rest = methods[:MOST_METHODS], len(methods) - MOST_METHODS
-    after = [f"{_number(values[one, 'GP'])} with {one} (learned: {_number(values[one, 'learned'])})" for one in shown]
-    more = f"; {rest} more are in the tables" if rest > 0 else ""
-    return (
-        f"Accuracy on general tasks, {base:.3f} before training, is after the last stage {', '.join(after)}{more}. "
-        "Learned: accuracy on each new task right after its stage."
+    """What is left of the general tasks after the last stage: without guidance, and where most of them is kept."""
+    values = {(line["method"], line["measure"]): line for line in found.summary.to_dict("records")}
+    methods = list(dict.fromkeys(found.summary["method"]))
+    kept = {one: values[one, "GP"]["value"] for one in methods if not math.isnan(values[one, "GP"]["value"])}
+    if not kept:
+        return "Accuracy on general tasks was not measured; what was learned stands in the tables."
+    first, most = next(iter(kept)), max(kept, key=lambda one: kept[one])
+    base = kept[first] - values[first, "GP change"]["value"]
+    told = (
+        f"Accuracy on general tasks, {base:.3f} before training, is after the last stage "
+        f"{_number(values[first, 'GP'])} with {first} (learned: {_number(values[first, 'learned'])})"
+    )
+    if most != first:
+        told += (
+            f"; the highest of {len(kept)} methods is {_number(values[most, 'GP'])} with {most} "
+            f"(learned: {_number(values[most, 'learned'])})"
+        )
+    return f"{told}."
+
+
+def answer_table(found: Findings) -> Table:
+    """What each method learned and what it kept, beside each other."""
+    measures = {"learned": "learned", "GP": "GP", "change": "GP change"}
+    values = {(line["method"], line["measure"]): line for line in found.summary.to_dict("records")}
+    lines = [
+        (one, *(_number(values[one, measure], signed=measure == "GP change") for measure in measures.values()))
+        for one in dict.fromkeys(found.summary["method"])
+    ]
+    return Table(
+        "Learned and kept",
+        ("method", "learned", "general tasks after", "change from before"),
+        (lines,),
+        "learned: accuracy on each new task right after its own stage; general tasks: accuracy after the last stage.",
     )
 
 

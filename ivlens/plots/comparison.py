@@ -104,11 +104,12 @@ def aie_scatter(
         raise FigureError("the table has no head of both models; there is nothing to draw")
     values = both[["aie_base", "aie_tuned"]].to_numpy(float)
     low, high = float(np.nanmin(values, initial=0)), float(np.nanmax(values, initial=0))
-    room = 0.06 * (high - low or 1.0)
+    room = 0.08 * (high - low or 1.0)
     ends = [low - room, high + room]
     down = 220 if is_narrow(width) else 300
     size = np.array([pixels(width) - LEFT - 12, down]) / (ends[1] - ends[0])
-    names = _place_names(_heads(both), values * size, most=_NAMED // (1 + (is_narrow(width))))
+    edges = (ends[0] * size, ends[1] * size)
+    names = _place_names(_heads(both), values * size, edges, most=_NAMED // (1 + is_narrow(width)))
     figure = Figure()
     groups = {name: lines for name, lines in _by_rank(both, marked or {}).items() if lines}
     for name, lines in groups.items():
@@ -208,13 +209,16 @@ def _heads(both: pd.DataFrame) -> list[str]:
     return [f"L{layer}H{head}" for layer, head in zip(both["layer"], both["head"], strict=True)]
 
 
-def _place_names(heads: list[str], points: np.ndarray, *, most: int) -> dict[str, str]:
+def _place_names(
+    heads: list[str], points: np.ndarray, edges: tuple[np.ndarray, np.ndarray], *, most: int
+) -> dict[str, str]:
     """On which side of its point a head's name touches no other name and no point; those of largest effect first.
 
     A head that is not among the `most` of largest effect, or for which there is no place, is named on hover.
 
     Args:
         points: `[head 2]`, in pixels.
+        edges: The lower left corner of the plot and its upper right one, which no name crosses.
     """
     order = np.argsort(-np.nan_to_num(np.abs(points).max(1)), kind="stable")[:most]
     boxes = [(*(point - 3), *(point + 3)) for point in points]
@@ -225,7 +229,8 @@ def _place_names(heads: list[str], points: np.ndarray, *, most: int) -> dict[str
         sides |= {"middle right": (half + 7, 0), "middle left": (-half - 7, 0)}
         for side, (across, up) in sides.items():
             box = (x + across - half, y + up - 5, x + across + half, y + up + 5)
-            if not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in boxes):
+            inside = edges[0][0] <= box[0] and edges[0][1] <= box[1] and box[2] <= edges[1][0] and box[3] <= edges[1][1]
+            if inside and not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in boxes):
                 boxes.append(box)
                 found[heads[index]] = side
                 break

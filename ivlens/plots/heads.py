@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 from plotly.subplots import make_subplots
 
 from ivlens.errors import FigureError
+from ivlens.plots.layout import legend_height
 from ivlens.plots.marks import error_bars, read_points
 from ivlens.plots.notebook import Figure
 from ivlens.plots.style import (
@@ -27,10 +28,12 @@ from ivlens.plots.style import (
     NOT_MEASURED,
     Look,
     Width,
+    break_text,
     is_narrow,
     lay_out,
     pixels,
     safe,
+    text_width,
     tick_step,
 )
 from ivlens.tables import interval_text
@@ -144,9 +147,12 @@ def necessity_by_head(
     shown = [safe(name, 18 if is_narrow(width) else 36) for name in names]
     figure.update_yaxes(range=[len(names) - 0.4, -0.6], tickvals=list(range(len(names))), ticktext=shown)
     figure.update_xaxes(zeroline=True, zerolinecolor=BLACK, zerolinewidth=1)
-    figure.update_xaxes(title_text=f"AIE ({safe(unit, 24)})", row=1, col=1)
-    figure.update_xaxes(title_text="P(answer) lost when ablated", row=1, col=2)
-    lay_out(figure, title, width, height=max(80, 22 * len(names)), below=19)
+    across = (pixels(width) - max(map(text_width, shown)) - 40) / 2
+    titles = ["<br>".join(break_text(text, across)) for text in (f"AIE ({unit})", "P(answer) lost when ablated")]
+    for column, text in enumerate(titles, start=1):
+        figure.update_xaxes(title_text=text, row=1, col=column)
+    below = 13 * max(text.count("<br>") for text in titles) + legend_height(measures, width)
+    lay_out(figure, title, width, height=max(80, 22 * len(names)), below=below)
     return figure
 
 

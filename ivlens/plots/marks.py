@@ -16,7 +16,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ivlens.errors import FigureError
-from ivlens.plots.style import BLACK, GREY, LOOKS, Look, looks, safe
+from ivlens.plots.style import BLACK, LOOKS, UNSTEERED, Look, looks, safe
 from ivlens.tables import interval_text
 
 _DARK = 0.5
@@ -84,11 +84,11 @@ def band(kind: Kind) -> go.Scatter:
 
 def baselines(values: Mapping[str, float], first: Any, last: Any) -> list[go.Scatter]:
     """A level line from `first` to `last` for each value, with the value in its name."""
-    strokes = itertools.cycle([(BLACK, "dash"), (GREY, "dash"), (BLACK, "dot"), (GREY, "dot")])
+    others = itertools.cycle(("longdashdot", "dashdot"))
     lines = []
-    for (name, value), (colour, dash) in zip(values.items(), strokes, strict=False):
+    for name, value in values.items():
         label = f"{safe(name)} {'(not measured)' if math.isnan(value) else f'{value:.2f}'}"
-        stroke = {"color": colour, "dash": dash, "width": 1}
+        stroke = {"color": BLACK, "dash": UNSTEERED.get(name) or next(others), "width": 1}
         ends = {"x": [first, last], "y": [value, value]}
         lines.append(go.Scatter(**ends, mode="lines", line=stroke, name=label, hoverinfo="name"))
     return lines

@@ -142,8 +142,10 @@ def trade_off(
         }
         figure.add_hline(base, line={"color": GREY, "width": 1, "dash": "dash"}, **text)
     figure.update_xaxes(title_text=safe(axes[0]), range=axis_range(across))
-    figure.update_yaxes(title_text=safe(axes[1]), range=axis_range([*up, Point("", "", base, base, base)]))
-    lay_out(figure, title, width, height=220 if is_narrow(width) else 330, below=legend_height(kinds, width))
+    height = 220 if is_narrow(width) else 330
+    kept = "<br>".join(break_text(axes[1], float(height)))
+    figure.update_yaxes(title_text=kept, range=axis_range([*up, Point("", "", base, base, base)]))
+    lay_out(figure, title, width, height=height, below=legend_height(kinds, width))
     return figure
 
 

@@ -16,8 +16,11 @@ from ivlens.errors import FigureError
 from ivlens.plots import marks
 from ivlens.plots.layout import Panels, arrange, finish, step
 from ivlens.plots.marks import Point, read_points
-from ivlens.plots.style import FONT, GREY, LEFT, Look, Width, safe
+from ivlens.plots.style import FONT, GREY, LEFT, Look, Width, is_narrow, safe
 from ivlens.plots.style import looks as find_looks
+
+_FLAT = 0.08
+"""Share of the axis: of a line that moves by less, the panel says where it stays."""
 
 
 def stage_panels(
@@ -50,22 +53,34 @@ def stage_panels(
     """
     drawn = _read(frame)
     lines, rows = list(dict.fromkeys(frame["line"].map(str))), list(dict.fromkeys(row for row, _ in drawn))
-    across = None if rows == [""] else len(drawn) // len(rows)
+    across = None if rows == [""] else _across(len(drawn) // len(rows), width)
     left = LEFT if across is None else LEFT + round(1.4 * FONT)
     panels, pale = arrange([panel for _, panel in drawn], width=width, across=across, left=left), pale or {}
     known = {**find_looks(lines), **(looks or {})}
+    # A line that stands in one panel, whose title is its name, is named there.
+    own_names = {line for line in lines if set(frame["panel"][frame["line"] == line]) == {line}}
     in_legend = set[str]()
     for place, points in zip(panels.places, drawn.values(), strict=True):
         for line in lines:
             kind = marks.Kind(safe(line), [point for point in points if point.heads == line], known[line])
             if kind.points:
                 paler = known.get(pale[line], Look(GREY)) if line in pale else None
-                _draw(panels.figure, place, kind, pale=paler, named=line not in in_legend)
+                named = line not in in_legend and line not in own_names
+                _draw(panels.figure, place, kind, pale=paler, named=named)
                 in_legend.add(line)
     every = [point for points in drawn.values() for point in points]
+    low, high = _bounds(every, bounds)
+    for place, points in zip(panels.places, drawn.values(), strict=True):
+        _say_flat(panels.figure, place, [point for point in points if point.heads not in pale], high - low)
     units = [safe(unit, 30) if not row else f"{safe(row, 20)}<br>{safe(unit, 20)}" for row in rows]
-    _axes(panels, int(max(point.at for point in every)), units, _bounds(every, bounds))
+    units = [unit for unit in units for _ in range(len(drawn) // len(rows) // across)] if across else units
+    _axes(panels, int(max(point.at for point in every)), units, (low, high))
     return finish(panels, title)
+
+
+def _across(count: int, width: Width) -> int:
+    """Of so many panels of a row, how many stand beside each other; in a column those of a row stand in several."""
+    return count if not is_narrow(width) or count % 2 else 2
 
 
 def _read(frame: pd.DataFrame) -> dict[tuple[str, str], list[Point]]:
@@ -92,6 +107,17 @@ def _draw(figure: go.Figure, place: tuple[int, int], kind: marks.Kind, *, pale: 
         line.update(marker_size=4)
         figure.add_trace(marks.band(kind), row=row, col=column)
     figure.add_trace(line, row=row, col=column)
+
+
+def _say_flat(figure: go.Figure, place: tuple[int, int], points: Sequence[Point], span: float) -> None:
+    """Between which values a panel's only line stays, where on this axis it cannot be seen to move."""
+    values = [point.value for point in points if not math.isnan(point.value)]
+    if len({point.heads for point in points}) != 1 or len(values) < 2 or max(values) - min(values) > _FLAT * span:
+        return
+    text: Any = {"text": f"{min(values):.2f} to {max(values):.2f}", "font": {"size": 9, "color": GREY}}
+    last = points[-1]
+    where: Any = {"x": last.at, "y": min(values), "xanchor": "right", "yanchor": "top", "yshift": -3}
+    figure.add_annotation(showarrow=False, row=place[0], col=place[1], **text, **where)
 
 
 def _axes(panels: Panels, last: int, units: Sequence[str], bounds: tuple[float, float]) -> None:

@@ -23,7 +23,7 @@ from ivlens.plots.style import (
     LEFT,
     NOT_MEASURED,
     SEQUENTIAL,
-    SKY,
+    Look,
     Width,
     is_narrow,
     lay_out,
@@ -40,11 +40,10 @@ KINDS = {
     "other-task": "other tasks",
 }
 """Whose vector was added, as tables and figures call it."""
+_WITH_BAND = ("chosen", "random")  # Where draws are drawn: bands of all would hide each other.
 _PLACES = ("layer", "scale", "share", "accuracy", "probability", "chosen")
-_BESIDE = 78
-"""Pixels for the colour bar, its numbers and its title."""
-_DOWN, _NUMBER = 24.0, 21
-"""Pixels of a row, and what a cell needs across for its number."""
+_BESIDE = 78  # Pixels for the colour bar, its numbers and its title.
+_DOWN, _NUMBER = 24.0, 21  # Pixels of a row, and what a cell needs across for its number.
 
 
 def steering_by_layer(
@@ -60,7 +59,8 @@ def steering_by_layer(
     Args:
         frame: Columns `layer`, `heads` (`chosen`, `random`, `low-AIE`, `gaussian`, `other-task`), `accuracy`, `low`,
             `high`; one row for a layer and a kind of head.
-        draws: Columns `layer`, `heads`, `accuracy`; a dash for every draw of a control.
+        draws: Columns `layer`, `heads`, `accuracy`; a dash for every draw of a control. Bands are then of chosen and
+            random heads alone.
         baselines: Accuracies without steering, such as `{"zero-shot": 0.1, "instructed": 0.9}`; drawn dashed.
 
     Raises:
@@ -77,7 +77,8 @@ def steering_by_layer(
     kinds = _named(points)
     for index, kind in enumerate(kinds):
         texts = [f"{kind.name}, layer {point.at:g}: {point}" for point in kind.points]
-        figure.add_trace(marks.band(kind))
+        if draws is None or kind.points[0].heads in _WITH_BAND:
+            figure.add_trace(marks.band(kind))
         figure.add_trace(marks.line(kind, [point.at for point in kind.points], texts))
         if draws is not None:
             own = _drawn(draws, kind)
@@ -127,16 +128,15 @@ def steering_heatmap(frame: pd.DataFrame, *, title: str | None = None, width: Wi
     places = [
         (scales.index(row["scale"]), layers.index(row["layer"])) for row in frame.to_dict("records") if row["chosen"]
     ]
-    # As beside the heat map of heads: the colour bar's own title is larger than other text, and runs beyond the bar.
     beside = {"x": 1, "xref": "paper", "xanchor": "left", "xshift": _BESIDE - 20, "y": 0.5, "yref": "paper"}
     figure.add_annotation(text="accuracy", textangle=-90, showarrow=False, **beside)
     for box in outlines(accuracies.shape, (across, _DOWN), places):
         figure.add_shape({**box, "x0": box["x0"] + layers[0], "x1": box["x1"] + layers[0]})
     figure.update_xaxes(title_text="layer steered", dtick=tick_step(len(layers), width), tick0=0, showgrid=False)
-    names = [f"{scale:g}" for scale in scales]
-    figure.update_yaxes(title_text="scale", tickvals=list(range(len(scales))), ticktext=names, showgrid=False, ticks="")
+    ticks = {"tickvals": list(range(len(scales))), "ticktext": [f"{scale:g}" for scale in scales], "ticks": ""}
+    figure.update_yaxes(title_text="scale", showgrid=False, **ticks)
     lay_out(figure, title, width, height=round(_DOWN * len(scales)))
-    return figure.update_layout(plot_bgcolor=NOT_MEASURED)
+    return figure.update_layout(plot_bgcolor=NOT_MEASURED, margin_r=_BESIDE)
 
 
 def accuracy_by_heads(
@@ -212,13 +212,19 @@ def _draw_points(kind: marks.Kind, at: list[float], values: list[float]) -> go.S
 
 
 def measures_bars(
-    frame: pd.DataFrame, *, unit: str = "accuracy", title: str | None = None, width: Width = "page"
+    frame: pd.DataFrame,
+    *,
+    unit: str = "accuracy",
+    looks: Mapping[str, Look] | None = None,
+    title: str | None = None,
+    width: Width = "page",
 ) -> go.Figure:
     """A bar with its interval for each measure (zero-shot, instructed, steered, ...), the first on top.
 
     Args:
         frame: Columns `measure`, `value`, `low`, `high`; one row a measure.
         unit: What `value` is; the title of its axis.
+        looks: Of measures that have a colour everywhere; the others are grey.
 
     Raises:
         FigureError: a column is missing, a value is infinite, or a measure comes twice.
@@ -235,7 +241,7 @@ def measures_bars(
         y=places,
         orientation="h",
         width=0.6,
-        marker={"color": SKY},
+        marker={"color": [(looks or {}).get(point.at, Look(NOT_MEASURED)).fill for point in points]},
         error_x=marks.error_bars(points),
         customdata=[f"{safe(point.at)}: {point}" for point in points],
         hovertemplate="%{customdata}<extra></extra>",
@@ -246,7 +252,7 @@ def measures_bars(
         end = 0 if missing else np.nanmax([0, point.value, point.high])
         text = {"text": "not measured" if missing else f"{point.value:.2f}", "font_color": GREY}
         figure.add_annotation(x=end, y=place, showarrow=False, xanchor="left", xshift=4, **text)
-    names = [safe(point.at, limit=20 if is_narrow(width) else 36) for point in points]
+    names = [safe(point.at, limit=26 if is_narrow(width) else 36) for point in points]
     figure.update_yaxes(tickvals=places, ticktext=names, showgrid=False, ticks="")
     figure.update_yaxes(range=[len(points) - 0.4, -0.6])
     figure.update_xaxes(title_text=safe(unit), range=_bar_range(points, unit))
@@ -256,8 +262,8 @@ def measures_bars(
 
 def _lay_out_accuracy(figure: go.Figure, title: str | None, width: Width) -> None:
     figure.update_yaxes(title_text="accuracy (share of prompts)", range=[-0.02, 1.02], dtick=0.2)
-    entries = len(list(figure.select_traces(lambda trace: trace.showlegend is not False)))
-    rows = math.ceil(entries / (2 if is_narrow(width) else 5))
+    entries: Any = figure.select_traces(lambda trace: trace.showlegend is not False)
+    rows = math.ceil(len(list(entries)) / (2 if is_narrow(width) else 5))
     lay_out(figure, title, width, height=180 if is_narrow(width) else 260, below=19 * rows)
 
 

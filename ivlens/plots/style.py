@@ -96,6 +96,8 @@ LOOKS = {
     "knowledge": Look(GREEN, "triangle-up"),
 }
 """By meaning; see `looks` for what is not named here."""
+UNSTEERED = {"zero-shot": "dash", "instructed": "longdash", "few-shot": "dot"}
+"""Of black level lines: what the model does by itself."""
 
 # Of a method's name the part before `+` is its symbol, the guidance its colour; a control is hollow and dashed.
 _METHODS = {
@@ -104,7 +106,7 @@ _METHODS = {
     "lwf": "diamond",
     "olora": "triangle-up",
     "replay": "star",
-    "replay-general": "hexagon",
+    "replay-general": "bowtie",
 }
 _GUIDANCE = {
     "": (BLACK, "", "solid"),
@@ -190,7 +192,8 @@ def is_narrow(width: Width) -> bool:
 def lay_out(figure: go.Figure, title: str | None, width: Width, *, height: int, below: int = 0) -> None:
     """Size the figure for a plot of `height` pixels with `below` pixels of legend; break the title into lines."""
     lines = break_text(title or "", pixels(width) - 20.0, FONT + 1.33)
-    lines = [*lines[:2], f"{lines[2]} …"] if len(lines) > 3 else lines
+    most = 6 if is_narrow(width) else 3
+    lines = [*lines[: most - 1], f"{lines[most - 1]} …"] if len(lines) > most else lines
     above, below = TOP + 16 * len(lines), BOTTOM + below
     height = above + height + below
     figure.update_layout(template=template(), width=pixels(width), height=height)

@@ -66,6 +66,7 @@ def audit_page(found: Audit) -> Page:
         ),
         captions=_AUDIT | {"aie": (_AUDIT["aie"][0], f"{found.verdict.short}. {_AUDIT['aie'][1]}")},
         figures=order_figures(found.figures(), _AUDIT),
+        narrow=found.figures(width="column"),
         tables=tuple(map(name_every_line, audit_tables.audit_tables(found))),
         words=WORDS
         | {

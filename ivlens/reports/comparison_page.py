@@ -43,6 +43,7 @@ def comparison_page(found: Comparison) -> Page:
         ),
         captions=_COMPARE,
         figures=order_figures(found.figures(), _COMPARE),
+        narrow=found.figures(width="column"),
         tables=tuple(map(name_every_line, comparison_tables.comparison_tables(found))),
         words=WORDS
         | DEPENDENCE

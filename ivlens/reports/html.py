@@ -31,16 +31,20 @@ from ivlens.storage.run_record import RunRecord, flat
 from ivlens.tables import plain
 
 NAME = "report.html"
+BUNDLE = "figures/plotly.min.js"
+"""Beside the pages of single figures, which need it, too."""
 
 
 @as_ivlens_error()
-def report(folder: str | Path) -> Path:
+def report(folder: str | Path, *, single_file: bool = True) -> Path:
     """Write `report.html` into a complete run folder, from saved numbers; whole or not at all.
 
     The same run makes the same page.
 
     Args:
         folder: Of an audit, a comparison or a study.
+        single_file: Put all that the page needs into it, so that it can be sent to somebody; else plotly.js (4.8 MB)
+            lies in `figures`, once for all pages of the folder, and the page shows no figures without it.
 
     Returns:
         Where the page is.
@@ -55,14 +59,16 @@ def report(folder: str | Path) -> Path:
     path = run.path(NAME)
     page = findings.page_of(findings.read_findings(folder))
     try:
-        content = _render(page, run)
+        content = _render(page, run, single_file)
     except (KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{folder} does not record how it was made ({error}); run again into a new --out") from error
+    if not single_file:
+        write_whole(run.path(BUNDLE), get_plotlyjs().encode())
     write_whole(path, content.encode(errors="replace"))
     return path
 
 
-def _render(page: pages.Page, run: run_folder.Run) -> str:
+def _render(page: pages.Page, run: run_folder.Run, single_file: bool) -> str:
     loader = jinja2.PackageLoader("ivlens.reports", "page_template")
     environment = jinja2.Environment(
         loader=loader,
@@ -74,7 +80,7 @@ def _render(page: pages.Page, run: run_folder.Run) -> str:
     )
     environment.filters |= {"moment": _moment, "written": _write_lines}
     style, script = (_part(loader, environment, f"report.{suffix}") for suffix in ("css", "js"))
-    plotly = Markup(get_plotlyjs())
+    plotly = Markup(get_plotlyjs() if single_file else "")
     return environment.get_template("report.html").render(
         page=page,
         record=run.record,
@@ -86,7 +92,9 @@ def _render(page: pages.Page, run: run_folder.Run) -> str:
         style=style,
         plotly=plotly,
         script=script,
-        allowed=" ".join(map(_digest, (plotly, script))),
+        bundle=BUNDLE,
+        # Of a file beside a page browsers compare no digest: what lies in the folder is trusted then.
+        allowed=" ".join([_digest(plotly) if single_file else "'self'", _digest(script)]),
         versions={**run.record.versions, "plotly.js (figures)": get_plotlyjs_version()},
     )
 
@@ -117,7 +125,10 @@ def _data(page: pages.Page) -> dict[str, Any]:
     """What the page's script draws and offers for download; the template escapes it."""
     return {
         "title": page.title,
-        "figures": {name: json.loads(figure_json(figure)) for name, figure in page.figures.items()},
+        **{
+            key: {name: json.loads(figure_json(figure)) for name, figure in figures.items()}
+            for key, figures in (("figures", page.figures), ("narrow", page.narrow))
+        },
         "tables": {name: frame.to_csv(index=False) for name, frame in page.data.items()},
     }
 

@@ -24,11 +24,15 @@ class Page:
     title: str
     question: str
     answer: str
+    answer_table: Table | None = None
+    """What the answer is made of, where a sentence cannot hold it."""
     cautions: tuple[str, ...]
     """What the controls say, and what the numbers do not say."""
     captions: Mapping[str, tuple[str, str]]
     """Heading and caption of each figure, by its file name."""
     figures: Mapping[str, go.Figure]
+    narrow: Mapping[str, go.Figure]
+    """The same for a screen that is too narrow for them."""
     tables: tuple[Table, ...]
     words: Mapping[str, str]
     """What each measure is."""

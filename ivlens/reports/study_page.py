@@ -56,6 +56,7 @@ def study_page(found: Study) -> Page:
         question=f"{plan.model} learns {', '.join(plan.tasks)}, one after the other. What does each method learn, and "
         "what does it forget?",
         answer=study_tables.sentence(found),
+        answer_table=study_tables.answer_table(found),
         cautions=(
             *(family.sentence() for family in study_tables.families_of_differences(found) if family.size),
             f"Intervals are over seeds, which {drawn}part the pairs, draw the adapters and order the batches; each is "
@@ -66,6 +67,7 @@ def study_page(found: Study) -> Page:
         ),
         captions=_STUDY,
         figures=order_figures(found.figures(), _STUDY),
+        narrow=found.figures(width="column"),
         tables=(*study_tables.study_tables(found), *study_tables.recovery_tables(found, plan.methods)),
         words=_STUDY_WORDS | DEPENDENCE | {"interval": study_tables.interval_note(found)},
         method="Every cell, a method with a seed, trained a LoRA adapter on the tasks in their order; after each stage "

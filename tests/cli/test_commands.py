@@ -840,7 +840,12 @@ def test_figures_are_drawn_again_from_the_numbers(ivlens: Ivlens, copy: Path) ->
     found = ivlens("figures", copy, "--format", "html")
     assert (found.status, found.err) == (0, "")
     assert found.out == f"In {copy / 'figures'}: aie, measures, steering, places, heads, necessity as html.\n"
-    assert sorted(path.stem for path in (copy / "figures").iterdir()) == FIGURES
+    assert sorted(path.name for path in (copy / "figures").iterdir()) == [*pages(FIGURES), "plotly.min.js"]
+    assert all(len(path.read_bytes()) < 10**6 for path in (copy / "figures").glob("*.html"))
+    for options, least in (["--single-file"], 4 * 10**6), (["--width", "single"], 0):
+        assert ivlens("figures", copy, "--format", "html", *options).status == 0
+        assert (copy / "figures" / "aie.html").stat().st_size > least
+    assert '"width":312' in (copy / "figures" / "aie.html").read_text()
 
 
 def test_images_without_a_browser_are_a_notice(ivlens: Ivlens, copy: Path) -> None:
@@ -896,6 +901,10 @@ for name, value in (("corruption", "x"), ("source", "x"), ("effect", "x"), ("see
 COMPARED = ["abilities", "aie", "dependence", "heads"]
 
 
+def pages(names: list[str]) -> list[str]:
+    return [f"{name}.html" for name in names]
+
+
 def compare(ivlens: Ivlens, checkpoint: Path, tuned: object, *more: object) -> Outcome:
     return ivlens("compare", checkpoint, tuned, "--task", "antonym", "--queries", 4, *SMALL, *more)
 
@@ -917,10 +926,10 @@ def test_an_adapter_is_compared_with_its_base_printed_and_drawn(
     assert f"{chosen['base']['value']:.3f}" in line and f"{chosen['difference']['value']:+.3f}" in line
     assert f"[{chosen['difference']['low']:+.3f}, {chosen['difference']['high']:+.3f}]" in line
     assert any(line.startswith("top heads shared (Jaccard)") for line in lines)
-    assert sorted(path.stem for path in (folder / "figures").iterdir()) == COMPARED
+    assert sorted(path.name for path in (folder / "figures").glob("*.html")) == pages(COMPARED)
     shutil.rmtree(folder / "figures")
     redrawn = ivlens("figures", folder, "--format", "html")
-    assert redrawn.status == 0 and sorted(path.stem for path in (folder / "figures").iterdir()) == COMPARED
+    assert redrawn.status == 0 and sorted(path.name for path in (folder / "figures").glob("*.html")) == pages(COMPARED)
     monkeypatch.setattr("ivlens.patching.branches.run_branches", None)
     assert compare(ivlens, checkpoint, adapter).out == found.out, "a complete run is printed again"
 

@@ -168,7 +168,7 @@ def test_only_the_heads_of_largest_effect_are_named_among_many_and_no_name_touch
     assert "L29H29" in named and 1 < len(named) < 10 and set(named) <= {f"L29H{head}" for head in range(20, 30)}
     for side in ("top center", "bottom center"):
         # Pixels of a name, of the panel, and of what the axis holds.
-        there = sorted(x * (672 - 60) / 1.12 for x, where in named.values() if where == side)
+        there = sorted(x * (672 - 60) / 1.16 for x, where in named.values() if where == side)
         assert all(b - a >= style.text_width("L29H29", 8.5) for a, b in itertools.pairwise(there))
     assert len(points.x) == 900 and points.customdata[0].startswith("L0H0: ")
 
@@ -273,9 +273,10 @@ def test_text_is_never_read_as_markup():
     assert line.name == f"{SHOWN} 0.50"
 
 
-def test_a_long_title_is_broken_into_lines_and_the_figure_grows():
-    short, long = (plots.head_heatmap([[0.1]], title="word " * n, width="column") for n in (3, 300))
-    assert long.layout.title.text.count("<br>") == 2 and long.layout.title.text.endswith("…")
+@pytest.mark.parametrize(("width", "breaks"), [("page", 2), ("double", 2), ("column", 5), ("single", 5)])
+def test_a_long_title_is_broken_into_lines_and_the_figure_grows(width, breaks):
+    short, long = (plots.head_heatmap([[0.1]], title="word " * n, width=width) for n in (3, 300))
+    assert long.layout.title.text.count("<br>") == breaks and long.layout.title.text.endswith("…")
     assert long.layout.height > short.layout.height
 
 

@@ -30,6 +30,7 @@ from ivlens.errors import RunError
 from ivlens.forgetting import plan
 from ivlens.models import lora
 from ivlens.models.lora import LoraConfig
+from ivlens.plots import WIDTHS
 from ivlens.prompts.chat import ChatTemplate
 from ivlens.prompts.template import Template
 from ivlens.reports import findings
@@ -120,6 +121,28 @@ def data_of(folder: Path) -> dict[str, Any]:
 
 
 # What is in the file
+
+
+def test_a_page_can_leave_plotly_to_a_file_that_the_pages_of_a_run_share(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(folders["study"], tmp_path / "run"))
+    page = ivlens.report(folder, single_file=False).read_text(encoding="utf-8")
+    assert get_plotlyjs() not in page and len(page) < 10**6
+    sources = [attributes["src"] for attributes, _ in Elements(page).all("script") if "src" in attributes]
+    assert sources == ["figures/plotly.min.js"] and (folder / sources[0]).read_text("utf-8") == get_plotlyjs()
+    assert "script-src &#39;self&#39;" in page or "script-src 'self'" in page
+    assert get_plotlyjs() in ivlens.report(folder).read_text(encoding="utf-8"), "by default it can be sent to somebody"
+
+
+def test_the_answer_of_a_study_is_a_sentence_and_a_table(folders: dict[str, Path]) -> None:
+    found = elements(folders["study"])
+    answer = next(text for attributes, text in found.all("p") if attributes.get("class") == "answer")
+    assert answer.count("±") <= 4 and re.search(r"is after the last stage \S+ ±\S+ with lora \(learned: ", answer)
+    first = next(
+        text for attributes, text in found.all("table") if attributes.get("aria-labelledby") == "answer-heading"
+    )
+    assert first.split()[0] == "method" and "lora+kl" in first
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -380,7 +403,22 @@ def test_on_a_phone_only_boxes_scroll_to_the_side(opened: Any, kind: str) -> Non
     page = opened(kind, width=375)
     assert page.evaluate("document.documentElement.scrollWidth") == 375
     assert page.evaluate("[...document.querySelectorAll('.scroll')].every((box) => box.clientWidth <= 375)")
-    assert page.evaluate("document.querySelector('.plot').getBoundingClientRect().width") > 375
+    # Figures are drawn as for a paper's column; nothing of them lies outside the screen.
+    wait_for_figures(page, WIDTHS["column"])
+    hidden = "[...document.querySelectorAll('figure .scroll')].map((box) => box.scrollWidth - box.clientWidth)"
+    assert set(page.evaluate(hidden)) == {0}
+    page.set_viewport_size({"width": 1280, "height": 800})
+    wait_for_figures(page, WIDTHS["page"])
+
+
+def wait_for_figures(page: Page, width: int) -> None:
+    """Until all of them are drawn so wide: they are drawn one after the other."""
+    for _ in range(200):
+        widths = page.evaluate("[...document.querySelectorAll('.plot')].map((plot) => plot.layout?.width)")
+        if set(widths) == {width}:
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError(f"figures are {widths} wide, not {width}")
 
 
 @pytest.mark.browser

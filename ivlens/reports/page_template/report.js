@@ -8,10 +8,15 @@
   const config = { displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "toImage"] };
   const plots = [...document.querySelectorAll(".plot")];
   const waiting = [...plots];
+  // On a screen that is too narrow for a figure it is the one for a paper's column.
+  const isNarrow = (plot) =>
+    !printing && plot.closest(".scroll").clientWidth < data.figures[plot.dataset.figure].layout.width - 40;
+  const figureOf = (plot) => (isNarrow(plot) ? data.narrow : data.figures)[plot.dataset.figure];
+  let printing = false;
   const drawNext = () => {
     const plot = waiting.shift();
-    const { data: traces, layout } = data.figures[plot.dataset.figure];
-    Plotly.newPlot(plot, traces, layout, config);
+    plot.drawn = figureOf(plot);
+    Plotly.newPlot(plot, structuredClone(plot.drawn.data), structuredClone(plot.drawn.layout), config);
   };
   // One after the other, so that the page can be read and scrolled meanwhile.
   const draw = () => {
@@ -21,26 +26,35 @@
   };
   setTimeout(draw);
 
-  // A figure has the size of a page of a paper: on a wide screen it grows, on a narrow one it scrolls in its own box.
+  // A figure has the size that it has on paper: on a wide screen it grows, on a narrow one it shrinks a little.
   const fit = (most) => {
     for (const plot of plots) {
-      const { width, height } = data.figures[plot.dataset.figure].layout;
+      const { width, height } = figureOf(plot).layout;
       const box = plot.parentElement;
-      const scale = Math.max(1, Math.min(box.parentElement.clientWidth / width, most));
+      const least = isNarrow(plot) ? 0.5 : 0.9;
+      const scale = Math.max(least, Math.min(box.parentElement.clientWidth / width, most));
       plot.style.width = `${width}px`;
       plot.style.transform = scale === 1 ? "" : `scale(${scale})`;
       box.style.width = `${Math.floor(width * scale)}px`;
       box.style.height = `${Math.ceil(height * scale)}px`;
+      if (plot.drawn && plot.drawn !== figureOf(plot)) waiting.push(plot);
     }
   };
-  const onScreen = () => fit(1.25);
-  onScreen();
+  const onScreen = () => {
+    fit(1.25);
+    draw();
+  };
+  fit(1.25);
   addEventListener("resize", onScreen);
   addEventListener("beforeprint", () => {
-    while (waiting.length) drawNext();
+    printing = true;
     fit(1);
+    while (waiting.length) drawNext();
   });
-  addEventListener("afterprint", onScreen);
+  addEventListener("afterprint", () => {
+    printing = false;
+    onScreen();
+  });
 
   // A box that hides something to its right fades out there.
   const boxes = [...document.querySelectorAll(".scroll")];
