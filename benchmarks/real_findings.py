@@ -85,7 +85,7 @@ def _rest(folder: Path) -> Found:
     }
 
 
-def _lines(frame: pd.DataFrame) -> dict[str, dict[str, float | None]]:
+def _lines(frame: Any) -> dict[str, dict[str, float | None]]:
     numbers = frame.filter(regex="accuracy|probability|necessity").to_dict("index")
     return {str(key): {column: _round(value) for column, value in line.items()} for key, line in numbers.items()}
 
@@ -201,8 +201,9 @@ def shared(runs: dict[str, Found], names: Sequence[str], count: int = 10) -> str
 
 def _alike(run: Found, other: Found) -> str:
     ten, as_many = (set(list(one["aie"])[:10]) for one in (run, other))
-    grids = zip(*((run["aie"][head], other["aie"][head]) for head in run["aie"]), strict=True)
-    return f"{len(ten & as_many)}; {stats.spearmanr(*grids).statistic:.2f}"
+    grids = pd.DataFrame([run["aie"], other["aie"]])  # Columns are brought into one order by their names.
+    correlation = float(grids.T.corr(method="spearman").iloc[0, 1])
+    return f"{len(ten & as_many)}; {correlation:.2f}"
 
 
 def _task(name: str) -> str:
@@ -215,12 +216,12 @@ def _way(way: str) -> tuple[str, str]:
 
 
 def tables(runs: dict[str, Found]) -> dict[str, str]:
-    """Those of the document by the name that stands around them there; runs that are not there leave lines out."""
+    """Those that the runs give by the name that stands around them in the document."""
     usual = [name for task in TASKS if (name := f"{task}-{WAYS[0]}") in runs]
     gemma = [name for name in runs if name.startswith("gemma-")]
     whole, whole_gemma = ([name for name in names if "vector" in runs[name]] for names in (usual, gemma))
     beside = (abilities(runs, gemma), shared(runs, gemma), vectors(runs, whole_gemma), necessity(runs, whole_gemma))
-    return {
+    found = {
         "commands": _fenced(dict.fromkeys(command(name, run) for name, run in runs.items() if name != WHOLE.name)),
         "abilities": abilities(runs, usual),
         "ways": ways(runs),
@@ -229,6 +230,7 @@ def tables(runs: dict[str, Found]) -> dict[str, str]:
         "necessity": necessity(runs, whole),
         "gemma": "\n\n".join(filter(None, beside)),
     }
+    return {name: text for name, text in found.items() if text}
 
 
 def _fenced(lines: Iterable[str]) -> str:
