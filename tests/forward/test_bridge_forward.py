@@ -225,8 +225,8 @@ def test_rows_are_tried_once_a_bridge_and_again_where_prompts_are_wider(monkeypa
     assert tried == [12, 16]
 
 
-def test_rows_that_a_wider_prompt_cannot_have_in_one_sequence_become_sequences() -> None:
-    """GPT-Neo's attention counts columns: within its window of 8 nothing shows."""
+def test_rows_that_cannot_be_tokens_of_one_sequence_are_sequences_at_every_width() -> None:
+    """GPT-Neo's attention counts columns."""
     bridge, z = random_bridge("gpt-neo"), torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0))
     for width in (4, 14, 4):
         tokens = random_tokens(n=2, width=width)
