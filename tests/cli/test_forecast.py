@@ -67,6 +67,7 @@ def test_what_is_forecast_is_what_is_done(
         done["replies"] = multiplications(lambda: work.measures(tables, tried[0]))
     assert told.keys() == done.keys()
     for name, forecast in told.items():
-        # Replies end when they end: theirs is a bound.
-        low, high = (1, 4) if name == "replies" else (0.5, 2)
+        # Replies end when they end: theirs is a bound. In so small a model attention to long prompts weighs much, and
+        # vectors are tried on short ones.
+        low, high = (1, 4) if name == "replies" else (0.5, 2.5)
         assert low <= forecast / done[name] <= high, (name, told, done)
