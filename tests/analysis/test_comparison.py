@@ -26,7 +26,6 @@ from transformer_lens import HookedTransformer
 import ivlens
 from ivlens.analysis import comparison_tables
 from ivlens.analysis.comparison import CHANGES, Comparison
-from ivlens.analysis.comparison_tables import comparison_tables
 from ivlens.analysis.dependence import DEPENDENCE, per_prompt, summarise
 from ivlens.analysis.probes import prepare
 from ivlens.analysis.run_comparison import compare
@@ -402,7 +401,7 @@ def test_what_a_task_lacks_is_not_measured_and_never_zero(base: HookedTransforme
         assert all(np.isnan(found.value(measure, model=model)) for model in ("base", "tuned", "difference"))
     assert np.isnan(found.value("necessity", heads="chosen"))
     assert "nan" in repr(found)
-    dependence, *_, recovery = comparison_tables(found)
+    dependence, *_, recovery = comparison_tables.comparison_tables(found)
     shown = [line[0].strip() for table in (dependence, recovery) for part in table.parts for line in part]
     assert "P of the query alone" in shown and "sufficiency" in shown and "query alone" in shown
     assert not {"P with the instruction", "P of the plain statement", "necessity", "with the instruction"} & set(shown)
