@@ -91,7 +91,7 @@ def comparison_html(found: Findings) -> str:
     """Abilities, dependence and drift, for a notebook."""
     shown = "".join(map(table_html, comparison_tables(found)[:2]))
     told = f"{safe(found.title)}</b><br>Before: {safe(found.verdict.sentence)}<br>{safe(found.verdict.advice)}"
-    return f"<p><b>{told}</p>{shown}"
+    return f"<p><b>{told}</p>{shown}<p>{safe(_lacking(found).strip())}</p>"
 
 
 def comparison_tables(found: Findings) -> list[Table]:

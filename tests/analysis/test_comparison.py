@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import re
@@ -399,7 +400,14 @@ def test_what_a_task_lacks_is_not_measured_and_never_zero(base: HookedTransforme
     for measure in ("knowledge probability", "instruction accuracy"):
         assert all(np.isnan(found.value(measure, model=model)) for model in ("base", "tuned", "difference"))
     assert np.isnan(found.value("necessity", heads="chosen"))
-    assert "nan" in repr(found) and found._repr_html_().count("not measured") > 10
+    assert "nan" in repr(found)
+    dependence, *_, recovery = comparison_tables.comparison_tables(found)
+    shown = [line[0].strip() for table in (dependence, recovery) for part in table.parts for line in part]
+    assert "P of the query alone" in shown and "sufficiency" in shown and "query alone" in shown
+    assert not {"P with the instruction", "P of the plain statement", "necessity", "with the instruction"} & set(shown)
+    for told in (dependence.note, html.unescape(found._repr_html_())):
+        assert told.count("Not measured") == 1 and told.count("not measured") == 0
+        assert 'add "instructions": ["Write the opposite."]' in told and 'add "statement": "The opposite of' in told
     notes = [note.text for note in found.figures()["dependence"].layout.annotations]
     assert notes.count("not measured") == 2
 

@@ -254,7 +254,7 @@ def test_drift_has_the_first_method_beside_every_other(found, drawn):
 def test_grids_of_aie_are_means_over_probes_and_seeds_on_one_scale(found, drawn):
     figure = drawn["aie"]
     shown = titles(figure)
-    assert shown[:3] == ["lora: base", "lora: after", "lora: difference"] and len(shown) == 9
+    assert shown[:3] == ["lora: before", "lora: after", "lora: difference"] and len(shown) == 9
     means = found.grids.groupby(["method", "stage", "layer", "head"])["aie"].mean()
     for row, method in enumerate(METHODS[:3]):
         before, after = (means[method, stage].to_numpy().reshape(2, 3) for stage in (0, 3))

@@ -226,6 +226,53 @@ def test_baselines_are_dashed_and_carry_their_value(across):
     assert all(math.isnan(value) for value in named(figure, "few-shot (not measured)").y)
 
 
+def test_what_is_not_steered_has_one_look_whatever_else_is_drawn():
+    values = {"zero-shot": 0.1, "instructed": 0.9, "few-shot": 0.8, "another": 0.5}
+    usual = {line.name.split()[0]: (line.line.color, line.line.dash) for line in marks.baselines(values, 0, 1)}
+    assert len(set(usual.values())) == 4
+    for name in ("zero-shot", "instructed", "few-shot"):
+        (line,) = marks.baselines({name: 0.1}, 0, 1)
+        assert (line.line.color, line.line.dash) == usual[name]
+
+
+def test_where_draws_are_drawn_bands_are_those_of_chosen_and_random_heads_alone():
+    controls = pd.concat([lines(), lines().query("heads == 'random'").assign(heads="gaussian")])
+    draws = pd.DataFrame({"layer": [1, 2], "heads": "gaussian", "accuracy": [0.1, 0.2]})
+    for drawn, bands in ((None, 3), (draws, 2)):
+        figure = plots.steering_by_layer(controls, draws=drawn)
+        assert sum(trace.fill == "toself" for trace in figure.data) == bands
+
+
+def test_a_line_that_cannot_be_seen_to_move_says_where_it_stays():
+    stages = pd.DataFrame({"panel": ["a", "a", "b", "b"], "line": "x", "stage": [0, 1, 0, 1]})
+    figure = plots.stage_panels(stages.assign(value=[1.0, 0.97, 1.0, 0.2], low=0.0, high=1.0), unit="cosine")
+    assert [note.text for note in figure.layout.annotations] == ["a", "b", "0.97 to 1.00"]
+
+
+def test_a_line_that_its_panel_names_is_not_in_the_legend_again():
+    stages = pd.DataFrame(
+        {"panel": ["lora", "ewc", "ewc"], "line": ["lora", "ewc", "beside"], "stage": 0, "value": 0.5}
+    )
+    figure = plots.stage_panels(stages.assign(low=0.4, high=0.6), unit="cosine")
+    assert [trace.name for trace in figure.data if trace.name and trace.showlegend] == ["beside"]
+
+
+def test_in_a_column_the_panels_of_a_row_stand_two_by_two_beside_its_name():
+    stages = pd.DataFrame([(row, panel) for row in ("lora", "ewc") for panel in "abcd"], columns=["row", "panel"])
+    stages = stages.assign(line="x", stage=0, value=0.5, low=0.4, high=0.6)
+    for width, names in (("double", ["lora", "ewc"]), ("single", ["lora", "lora", "ewc", "ewc"])):
+        figure = plots.stage_panels(stages, unit="accuracy", width=width)
+        titles = [axis.title.text for axis in figure.select_yaxes() if axis.title.text]
+        assert [title.split("<br>")[0] for title in titles] == names
+        assert figure.layout.width == plots.WIDTHS[width] == {"double": 648, "single": 312}[width]
+
+
+def test_measures_have_the_colours_that_they_have_in_other_figures():
+    looks = {measures()["measure"][0]: style.LOOKS["chosen"]}
+    colours = plots.measures_bars(measures(), looks=looks).data[0].marker.color
+    assert colours[0] == style.BLUE and style.BLUE not in colours[1:]
+
+
 def test_numbers_of_heads_are_spaced_evenly_with_intervals():
     figure = plots.accuracy_by_heads(lines("n_heads"))
     assert figure.layout.xaxis.ticktext == ("1", "2", "5") and figure.layout.xaxis.tickvals == (0, 1, 2)
