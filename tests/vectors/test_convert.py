@@ -485,7 +485,9 @@ class Touch:
         return os.mkdir, (str(self.path),)
 
 
-@pytest.mark.parametrize("content", [torch.tensor(1.0), torch.zeros(0), torch.zeros(2, 20), torch.ones(20) > 0])
+@pytest.mark.parametrize(
+    "content", [torch.tensor(1.0), torch.zeros(0), torch.zeros(2, 20), torch.ones(20) > 0], ids=str
+)
 def test_what_is_no_vector_is_refused(content: Tensor, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "a.pt")
     torch.save({"layer_activations": {3: content}}, tmp_path / "steering.pt")
