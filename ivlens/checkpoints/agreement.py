@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ivlens.errors import ModelError, ModelWarning
+from ivlens.errors import ModelError, ModelWarning, shorten
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -41,7 +41,9 @@ def refuse_counts(config: Mapping[str, Any], where: str) -> None:
         if key in _SHARE and value is not None and not (type(value) in (int, float) and 0 < value <= 1):
             raise ModelError(f"{where} says {key} = {value!r}; it must be a number above 0 and at most 1")
         if type(value) is int and value > MOST_PARTS and _COUNT.fullmatch(key):
-            raise ModelError(f"{where} says {key} = {value:.4g}; at most {MOST_PARTS:,} are possible; copy it again")
+            raise ModelError(
+                f"{where} says {key} = {shorten(str(value), 40)}; at most {MOST_PARTS:,} are possible; copy it again"
+            )
 
 
 def _entries(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

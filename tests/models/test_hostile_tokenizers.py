@@ -39,6 +39,10 @@ DOUBLE = replace({"String": "w"}, "ww")
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "doubled": ({"normalizer": sequence(*[DOUBLE] * 30)}, r"the normalizer in .* makes 1e\+09 n \+ 0 of n characters"),
     "doubled within": ({"normalizer": sequence(sequence(*[DOUBLE] * 5), sequence(*[DOUBLE] * 5))}, "makes 1024 n"),
+    "between signs, again and again": (
+        {"normalizer": sequence(*[replace({"String": ""}, "x" * 500)] * 200, DOUBLE)},
+        r"makes 1e\+09 n \+ 1e\+09",
+    ),
     "for every sign": ({"normalizer": replace({"Regex": "."}, "x" * 10**6)}, "may make 256 n"),
     "between signs": ({"normalizer": replace({"String": ""}, "x" * 500)}, "makes 501 n"),
     "in front": ({"normalizer": {"type": "Prepend", "prepend": "x" * 10**6}}, r"makes 1 n \+ 1e\+06"),
