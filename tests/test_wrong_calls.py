@@ -55,6 +55,10 @@ WRONG: dict[str, tuple[Call, str]] = {
         lambda m, t: ivlens.audit(hugging_face(), t),
         "a LlamaForCausalLM is not a model; a model of transformers is loaded from the folder of its save_pretrained",
     ),
+    "a user that there is not": (
+        lambda m, t: ivlens.load("~nobody/x"),
+        "there is no folder '~nobody/x'; give a Hugging",
+    ),
     "a folder that is not there": (
         lambda m, t: ivlens.compare("./nowhere", "lab", t),
         "there is no folder './nowhere'; give a Hugging Face folder, a hub id, or 'lab'",

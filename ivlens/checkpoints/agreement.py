@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ivlens.errors import ModelError, ModelWarning
+from ivlens.errors import ModelError, ModelWarning, shorten
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 MOST_PARTS = 2**16
-"""Layers, heads, experts, classes: transformers makes an object of each."""
+"""Layers, heads, experts, classes, and dimensions of a head: transformers makes something of each."""
 # As configurations and GGUF files call them.
-_COUNT = re.compile(r"(num|n)_\w*(layer|block|head|expert|label)\w*|(block|head|expert)_count\w*")
+_COUNT = re.compile(r"(num|n)_\w*(layer|block|head|expert|label)\w*|(block|head|expert)_count\w*|head_dim")
+_SHARE = ("partial_rotary_factor", "rotary_pct")
 # What weights do not show: by any of its names.
 _DECISIVE = (
     ("hidden_act", "hidden_activation", "activation_function"),
@@ -37,8 +38,12 @@ _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
 def refuse_counts(config: Mapping[str, Any], where: str) -> None:
     """Raise a ModelError where there would be more of something than any model has, before transformers makes them."""
     for key, value in _entries(config):
+        if key in _SHARE and value is not None and not (type(value) in (int, float) and 0 < value <= 1):
+            raise ModelError(f"{where} says {key} = {value!r}; it must be a number above 0 and at most 1")
         if type(value) is int and value > MOST_PARTS and _COUNT.fullmatch(key):
-            raise ModelError(f"{where} says {key} = {value:.4g}; at most {MOST_PARTS:,} are possible; copy it again")
+            raise ModelError(
+                f"{where} says {key} = {shorten(str(value), 40)}; at most {MOST_PARTS:,} are possible; copy it again"
+            )
 
 
 def _entries(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

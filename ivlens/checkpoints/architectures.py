@@ -31,9 +31,14 @@ def hooked_fields(config: PretrainedConfig, architecture: str) -> Fields:
     """
     translate, _ = ARCHITECTURES[architecture]
     fields = translate(config)
-    for name in ("n_layers", "n_heads", "d_head", "d_model", "d_mlp", "n_ctx"):
-        if fields[name] < 1:
-            raise ModelError(f"{name} comes out as {fields[name]} from config.json; it needs at least 1")
+    for name in ("n_layers", "n_heads", "d_head", "d_model", "d_mlp", "n_ctx", "rotary_dim"):
+        value = fields.get(name, 1)
+        if type(value) is not int or value < 1:
+            raise ModelError(f"{name} comes out as {value!r} from config.json; it needs a whole number of at least 1")
+    if fields.get("rotary_dim", 1) > fields["d_head"]:
+        raise ModelError(
+            f"rotary_dim comes out as {fields['rotary_dim']} from config.json, for {fields['d_head']} in all"
+        )
     fields |= {"original_architecture": architecture, "d_vocab": config.vocab_size, "init_weights": False}
     from transformer_lens.utilities.activation_functions import SUPPORTED_ACTIVATIONS
 

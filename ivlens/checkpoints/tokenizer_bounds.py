@@ -94,7 +94,7 @@ def _may_be_endless(part: Mapping[str, Any]) -> bool:
 
 
 def _growth(part: object, path: Path, depth: int = 0) -> Growth:
-    grown = Growth(1, 0)
+    grown = Growth(1.0, 0.0)  # Fractions: products of hundreds of parts are infinite, and no error.
     if depth > DEEPEST:
         raise ModelError(f"{path} is nested more than {DEEPEST} deep; copy it again")
     if not isinstance(part, dict):
@@ -107,10 +107,10 @@ def _growth(part: object, path: Path, depth: int = 0) -> Growth:
     elif kind == "Replace":
         grown = _growth_of_replacing(part.get("pattern"), part.get("content"))
     elif kind == "Prepend" and isinstance(part.get("prepend"), str):
-        grown = Growth(1, len(part["prepend"]))
+        grown = Growth(1.0, float(len(part["prepend"])))
     elif kind == "TemplateProcessing":
-        grown = Growth(1, _added_tokens(part, path))
-    return grown if kind not in _GROWTHS else Growth(_GROWTHS[str(kind)], 1)
+        grown = Growth(1.0, float(_added_tokens(part, path)))
+    return grown if kind not in _GROWTHS else Growth(float(_GROWTHS[str(kind)]), 1.0)
 
 
 def _growth_of_replacing(pattern: object, content: object) -> Growth:
@@ -119,7 +119,7 @@ def _growth_of_replacing(pattern: object, content: object) -> Growth:
     if isinstance(text, str) and text:
         return Growth(max(1.0, length / len(text)), 0)
     # An expression may match between all characters.
-    return Growth(1 + length, length)
+    return Growth(1.0 + length, float(length))
 
 
 def _added_tokens(part: Mapping[str, Any], path: Path) -> int:

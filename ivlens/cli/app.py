@@ -56,6 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return complain(_usage(error))
     except (KeyboardInterrupt, typer.Abort):
         status = _STOPPED
+    except SystemExit:  # So end typer and rich where nobody reads the output.
+        _drop_output()
+        return _UNREAD
     except BaseException as error:  # A tokenizer that gives up is no Exception.
         said = name_fault(error)
         if said is None:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ivlens.checkpoints.architectures import Fields, hooked_fields, hooked_weights
-from ivlens.checkpoints.checkpoint import Checkpoint
+from ivlens.checkpoints.checkpoint import BROKEN, Checkpoint, flat
+from ivlens.errors import ModelError, name_fault
 from ivlens.models.origin import ORIGINS, Origin
 from ivlens.models.origin import add_note as add_note
 from ivlens.models.origin import model_name as model_name
@@ -54,13 +55,22 @@ def build_hooked(checkpoint: Checkpoint, *, device: str, dtype: torch.dtype) -> 
     Raises:
         ModelError: TransformerLens does not compute it, or computes something else.
     """
-    fields = hooked_fields(checkpoint.model.config, checkpoint.architecture)
-    fields |= {"model_name": checkpoint.name, **bos_fields(checkpoint)}
-    probe = _build(fields, device="cpu", dtype=torch.float32)
-    weights = hooked_weights(checkpoint.model, probe.cfg)
-    _fill(probe, weights)
-    compare_outputs(probe, checkpoint.model, checkpoint.name)
-    compare_rotations(probe, checkpoint.model, checkpoint.name)
+    try:
+        fields = hooked_fields(checkpoint.model.config, checkpoint.architecture)
+        queries = fields["n_layers"] * fields["n_heads"] * fields["d_head"] * fields["d_model"]
+        if queries > sum(weight.numel() for weight in checkpoint.model.parameters()):
+            raise ModelError(
+                f"config.json of {checkpoint.name} says head_dim = {fields['d_head']}; its weights have less"
+            )
+        fields |= {"model_name": checkpoint.name, **bos_fields(checkpoint)}
+        probe = _build(fields, device="cpu", dtype=torch.float32)
+        weights = hooked_weights(checkpoint.model, probe.cfg)
+        _fill(probe, weights)
+        compare_outputs(probe, checkpoint.model, checkpoint.name)
+        compare_rotations(probe, checkpoint.model, checkpoint.name)
+    except BROKEN as error:  # Fields of a type or size that neither library looks at before it computes with them.
+        why = name_fault(error) or f"{flat(error)}; please report its config.json"
+        raise ModelError(f"{checkpoint.name} cannot be built as {checkpoint.architecture}: {why}") from error
     del probe
     # From here on only `weights` keeps the checkpoint's memory, and gives it back tensor by tensor.
     torch.nn.Module.to(checkpoint.model, "meta")

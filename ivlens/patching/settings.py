@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ivlens.prompts.chat import Layout
 
 Effect = Literal["prob", "nll"]
+MOST = 1_000_000
+"""Of prompts, heads, draws: whatever is counted."""
 SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 Kind = TypeVar("Kind")
 
@@ -202,6 +204,9 @@ def _whole(name: str, value: object, least: int) -> int:
         raise IvlensError(f"{name} is {value!r}; it must be a whole number")
     if value < least:
         raise IvlensError(f"{name} is {value}; it must be {least} or more")
+    most = 2**63 - 1 if name == "seed" else MOST
+    if value > most:
+        raise IvlensError(f"{name} is more than {most:,}; give less")
     return int(value)
 
 

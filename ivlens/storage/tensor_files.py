@@ -190,6 +190,8 @@ def read_numpy(path: Path) -> Tensor:
             warnings.simplefilter("ignore")
             shape, dtype = _numpy_header(file)
             length = path.stat().st_size - file.tell()
+        if not shape:
+            raise ValueError("it is one number, no array")
         if dtype.kind == "f" and math.prod(shape) * dtype.itemsize != length:
             raise ValueError(f"it says {shape} of {dtype}, but holds {length:,} bytes")
         if dtype not in (np.float16, np.float32, np.float64):

@@ -32,6 +32,8 @@ def test_functions_take_every_field_of_the_settings_and_nothing_else():
         ("prompts", float("nan"), "prompts is nan; it must be a whole number"),
         ("seed", 1.0, "seed is 1.0; it must be a whole number"),
         ("prompts", 0, "prompts is 0; it must be 1 or more"),
+        ("clean_prompts", 10**30, "clean_prompts is more than 1,000,000; give less"),
+        ("seed", 10**400, "seed is more than 9,223,372,036,854,775,807; give less"),
         ("corruption", "shuffle", "corruption is 'shuffle'; it must be 'shuffled' or 'zero-shot'"),
         ("effect", ["prob"], r"effect is \['prob'\]; it must be 'prob' or 'nll'"),
         ("template", "arrow", r"template is 'arrow', no template; give ivlens.template\('arrow', model\)"),

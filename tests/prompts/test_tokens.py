@@ -15,7 +15,7 @@ from transformer_lens import HookedTransformer
 from transformers import PreTrainedTokenizerFast
 
 from ivlens.datasets.task import Pair
-from ivlens.errors import PromptError
+from ivlens.errors import IvlensError, PromptError
 from ivlens.prompts.template import Prompt
 from ivlens.prompts.tokens import tokenize
 
@@ -150,3 +150,25 @@ def test_a_leading_space_belongs_to_the_answers_first_token() -> None:
         read, said = cut(model, text, answer)
         assert tokenizer.convert_ids_to_tokens(said)[0].startswith("▁c")
         assert tokenizer.convert_ids_to_tokens(read)[-1].endswith(":")
+
+
+def test_a_prompt_of_megabytes_is_refused_before_it_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_hooked("llama")
+    model.tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_level(trim=False))
+    monkeypatch.setattr(model.tokenizer, "encode", pytest.fail)
+    with pytest.raises(PromptError, match="a prompt has 1,048,577 characters, and may have 1,048,576; use fewer shots"):
+        tokenize(model, [Prompt(text="x" * (2**20 - 1), answer=" y", query=Pair("x", "y"))])
+
+
+def test_a_tokenizer_that_gives_up_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    class PanicException(BaseException):
+        """As the tokenizers' library raises it, which is no Exception."""
+
+    def give_up(*_: object, **__: object) -> None:
+        raise PanicException("retry-limit-in-match over")
+
+    model = random_hooked("llama")
+    model.tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_level(trim=False))
+    monkeypatch.setattr(model.tokenizer, "encode", give_up)
+    with pytest.raises(IvlensError, match=r"the model's tokenizer gives up \(retry-limit-in-match over\)"):
+        tokenize(model, [Prompt(text="x", answer=" y", query=Pair("x", "y"))])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import types
 from collections.abc import Callable
@@ -482,6 +483,18 @@ class Touch:
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize(
+    "content", [torch.tensor(1.0), torch.zeros(0), torch.zeros(2, 20), torch.ones(20) > 0], ids=str
+)
+def test_what_is_no_vector_is_refused(content: Tensor, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "a.pt")
+    torch.save({"layer_activations": {3: content}}, tmp_path / "steering.pt")
+    np.save(tmp_path / "a.npy", content.numpy())
+    for name in ("a.pt", "steering.pt", "a.npy"):
+        with pytest.raises(IvlensError, match=re.escape(f"{tmp_path / name} ")):
+            ivlens.convert(tmp_path / name, tmp_path / "b.safetensors", model="lab", layer=1)
 
 
 def test_no_pickle_is_executed(tmp_path: Path) -> None:
