@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ivlens.checkpoints.checkpoint import quiet_transformers
 from ivlens.errors import IvlensError
+from ivlens.kept_batches import Tensors, keeping
 from ivlens.models import lora
 from ivlens.models.adapter import Adapter, Factors, LoraConfig
 from ivlens.patching.hooks import add_to_residual, set_head
@@ -107,6 +108,29 @@ def test_a_steered_model_replies_as_each_prompt_alone_steered_at_its_own_token(
     assert found == wanted and changed == wanted
     assert wanted != by_hand(model) and wanted != by_hand(model, edits, every_token=not every_token)
     assert_telling(wanted)
+
+
+def test_replies_are_kept_by_what_is_asked_and_changed(tiny: HookedTransformer) -> None:
+    kept: dict[str, Tensors] = {}
+    computed: list[str] = []
+
+    def keep(name: str, compute: Callable[[], Tensors]) -> Tensors:
+        if name not in kept:
+            computed.append(name)
+            kept[name] = compute()
+        return kept[name]
+
+    plain, vectors = write_replies(tiny, TOKENS, ENDINGS, new_tokens=MOST), (vector_of(32).added, -vector_of(32).added)
+    with keeping(keep):
+        for _ in range(2):
+            assert write_replies(tiny, TOKENS, ENDINGS, new_tokens=MOST) == plain
+            for vector in vectors:
+                changes = [add_to_residual(1, vector)]
+                found = write_replies(tiny, TOKENS, ENDINGS, new_tokens=MOST, changes=changes, known=[vector])
+                assert found == write_replies(tiny, TOKENS, ENDINGS, new_tokens=MOST, changes=changes) != plain
+        assert len(computed) == 3, "neither twice, nor where nothing says what the changes are"
+        write_replies(tiny, TOKENS, ENDINGS, new_tokens=MOST - 1)
+    assert len(computed) == 4
 
 
 @pytest.mark.parametrize("every_token", [False, True])
