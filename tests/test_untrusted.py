@@ -358,8 +358,8 @@ READERS = {
     "comparison": Reader(comparison_folder, comparison.Comparison.read),
     "study": Reader(study_folder, Study.read),
     "steps of a cell": Reader(
-        text("a.jsonl", "".join(f'{{"step": {i}, "loss": 0.5}}\n' for i in range(9))),
-        lambda folder: method_run._read_lines(folder / "a.jsonl"),
+        text("a.jsonl", "".join(f'{{"step": {i}, "loss": 0.5, "stage": "ab"}}\n' for i in range(9))),
+        lambda folder: method_run._read_lines(folder / "a.jsonl", "ab"),
     ),
     "table": Reader(
         lambda folder: (folder / "a.parquet").write_bytes(parquet.to_bytes(effects())),
