@@ -37,9 +37,10 @@ test-numerics: .venv/installed-test
 test-tl4: .venv-tl4/installed
 	.venv-tl4/bin/python -m pytest tests/models/test_bridge.py tests/forward
 
-# 1,000 mutations of every kind of file, other ones each time.
+# 1,000 mutations of every kind of file, other ones each time; 50 signals to every long command.
 fuzz: .venv/installed-test
 	IVLENS_FUZZ=1000 $(BIN)/python -m pytest tests/test_untrusted.py
+	IVLENS_FUZZ=50 $(BIN)/python -m pytest tests/cli/test_interrupted.py
 
 check: .venv/installed-check
 	$(BIN)/ruff check .
