@@ -506,7 +506,7 @@ def test_what_was_done_before_an_interruption_is_not_done_again(
 
     for module, name in ((branches, "climb"), (interventions, "_carry"), (activations, "last_z"), (drift, "last_z")):
         counted(module, name)
-    whole = compare(base, adapter_folder, word_task, **SMALL)
+    whole = compare(base, adapter_folder, word_task, out=tmp_path / "whole", **SMALL)
     of_whole = list(done)
     assert len(of_whole) > 3 * at and set(of_whole) == {"climb", "_carry", "last_z"}
     done.clear()
