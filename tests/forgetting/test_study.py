@@ -268,6 +268,7 @@ from ivlens import study
 
 out, workers, every, end = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 learn = loop.finetune
+loop.SECONDS = 1e9  # However slow this machine is.
 
 def stopped(*args, name, **others):
     for step in learn(*args, name=name, every=every, **others):
