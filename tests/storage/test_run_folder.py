@@ -489,9 +489,7 @@ def test_two_at_once_are_refused_and_one_after_the_other_is_not(tmp_path):
 def test_a_lock_that_is_a_link_makes_no_file_elsewhere(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".ivlens-lock").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(
-        RunError, match=r"\.ivlens-lock is a link, which would have a file made elsewhere"
-    ):
+    with pytest.raises(RunError, match=r"\.ivlens-lock is a link, which would have a file made elsewhere"):
         start(tmp_path / "run")
     assert [path.name for path in tmp_path.rglob("*")] == ["run", ".ivlens-lock"]
 
