@@ -285,8 +285,8 @@ READERS = {
     "comparison": Reader(handed_over(comparison_folder), comparison.Comparison.read),
     "study": Reader(handed_over(study_folder), Study.read),
     "steps of a cell": Reader(
-        text("a.jsonl", "".join(f'{{"step": {i}, "loss": 0.5}}\n' for i in range(9))),
-        lambda folder: method_run._read_lines(folder / "a.jsonl"),
+        text("a.jsonl", "".join(f'{{"step": {i}, "loss": 0.5, "stage": "ab"}}\n' for i in range(9))),
+        lambda folder: method_run._read_lines(folder / "a.jsonl", "ab"),
     ),
     "table": Reader(
         lambda folder: (folder / "a.parquet").write_bytes(parquet.to_bytes(effects_table())),

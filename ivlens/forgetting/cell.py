@@ -136,7 +136,7 @@ class MethodRun:
             model: What tells the model that is asked from others that are asked in this stage.
         """
         record = self._read(stage)
-        whose = f"{self._cell(stage)} {self._rests_on(stage)} {record and record.learned} {model}"
+        whose = f"{self.digest(stage)} {self._rests_on(stage)} {record and record.learned} {model}"
         keeper = batch_keeper(self.path(stage, "-batches") / model, sha256(whose.encode()).hexdigest())
         with keeping(keeper):
             yield
@@ -147,7 +147,8 @@ class MethodRun:
         with keeping(batch_keeper(self.home.folder / PARTS / BASE, f"{self.configuration} {BASE}")):
             yield
 
-    def _cell(self, stage: int) -> str:
+    def digest(self, stage: int) -> str:
+        """What tells a stage from those of other cells and of other runs."""
         return sha256(f"{self.configuration} {self.method} {self.seed} {stage}".encode()).hexdigest()
 
     def _rests_on(self, stage: int) -> dict[str, str]:
@@ -174,7 +175,7 @@ class MethodRun:
     def _read(self, stage: int) -> StageRecord | None:
         """None where there is none of this run, or it rests on other files than those that are listed."""
         found = self._read_any(stage)
-        ours = found is not None and (found.cell, found.rests_on) == (self._cell(stage), self._rests_on(stage))
+        ours = found is not None and (found.cell, found.rests_on) == (self.digest(stage), self._rests_on(stage))
         return found if ours else None
 
     def _read_any(self, stage: int) -> StageRecord | None:
@@ -186,5 +187,7 @@ class MethodRun:
             return None
 
     def _write(self, stage: int, *, learned: Files, measured: Files) -> None:
-        record = StageRecord(cell=self._cell(stage), rests_on=self._rests_on(stage), learned=learned, measured=measured)
+        record = StageRecord(
+            cell=self.digest(stage), rests_on=self._rests_on(stage), learned=learned, measured=measured
+        )
         write_whole(self.path(stage, ".json"), f"{record.model_dump_json(indent=1)}\n".encode())

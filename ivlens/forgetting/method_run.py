@@ -133,7 +133,7 @@ def _learn(
             name=f"stage {number} ({stage.name})",
             checkpoint=run.path(number, ".checkpoint"),
         )
-        taken = _take_steps(run.path(number, "-steps.jsonl"), steps)
+        taken = _take_steps(run.path(number, "-steps.jsonl"), steps, run.digest(number))
     adapter.requires_grad_(False)
     if not all(bool(factor.isfinite().all()) for factor in adapter.parameters()):
         raise TrainingError(
@@ -154,27 +154,31 @@ def _write_all(run: MethodRun, total: lora.Adapter, model: HookedTransformer) ->
     return [run.folder / "adapter" / name for name in (peft_config.CONFIG, peft.WEIGHTS)]
 
 
-def _take_steps(path: Path, steps: Iterator[loop.Step]) -> pd.DataFrame:
-    """Take all steps; a line each is kept at once, so that those before a checkpoint are not lost with the process."""
+def _take_steps(path: Path, steps: Iterator[loop.Step], digest: str) -> pd.DataFrame:
+    """Take all steps; a line each is kept at once, so that those before a checkpoint are not lost with the process.
+
+    Args:
+        digest: Of the stage, by which its lines are known.
+    """
     if path.is_symlink():
         raise RunError(f"{path} is a link, which may lead out of the run folder; remove it")
     with atomic_files.as_run_error(path), path.open("a", encoding="utf-8") as file:
         file.write("\n")  # A killed process may have left half a line.
         for step in steps:
-            line = json.dumps({**step._asdict(), "step": step.number})
+            line = json.dumps({**step._asdict(), "step": step.number, "stage": digest})
             file.write(f"{line}\n")
             file.flush()
-    found = _read_lines(path)
+    found = _read_lines(path, digest)
     return pd.DataFrame([found[step] for step in sorted(found)])
 
 
-def _read_lines(path: Path) -> dict[int, dict[str, Any]]:
-    """Steps by number. One that went on from a checkpoint took some steps again, to the same numbers."""
+def _read_lines(path: Path, digest: str) -> dict[int, dict[str, Any]]:
+    """Steps of a stage by number. One that went on from a checkpoint took some steps again, to the same numbers."""
     found = {}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         with suppress(ValueError):  # The last line of a process that was killed.
             one = atomic_files.parse_json(line)
-            if isinstance(one, dict) and type(one.get("step")) is int:
+            if isinstance(one, dict) and type(one.get("step")) is int and one.get("stage") == digest:
                 found[one["step"]] = one
     return found
 
@@ -183,7 +187,7 @@ def _keep_whole(run: MethodRun, number: int) -> None:
     """A checkpoint is gone on from if every step before it has its line; else the stage is learned anew."""
     path = run.path(number, ".checkpoint")
     steps = min(checkpoints.steps_of(path), run.plan.training.steps)
-    if set(range(steps)) - _read_lines(run.path(number, "-steps.jsonl")).keys():
+    if set(range(steps)) - _read_lines(run.path(number, "-steps.jsonl"), run.digest(number)).keys():
         path.unlink()
 
 

@@ -59,8 +59,14 @@ def find_changed(
         most: Bytes that are read; None: all. Where there are more, only sizes are compared.
     """
     in_full = most is None or sum(file.size for file in files.values()) <= most
-    found = {name: _fault(place(name), file, in_full=in_full) for name, file in files.items()}
-    return {name: fault for name, fault in found.items() if fault}
+    found: dict[str, str] = {}
+    for name, file in files.items():
+        fault = _fault(place(name), file, in_full=in_full)
+        if fault:
+            found[name] = fault
+        if most is not None and len(found) > _SHOWN:  # A reader has seen enough.
+            break
+    return found
 
 
 def _fault(path: Path, file: KeptFile, *, in_full: bool) -> str:
@@ -77,8 +83,8 @@ def _fault(path: Path, file: KeptFile, *, in_full: bool) -> str:
 
 def name_faults(faults: Mapping[str, str]) -> str:
     """The first of them in words."""
-    told = [f"{plain(name)} {fault}" for name, fault in list(faults.items())[:_SHOWN]]
-    return "; ".join([*told, *([f"{len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""])]).removesuffix("; ")
+    told = "; ".join(f"{plain(name)} {fault}" for name, fault in list(faults.items())[:_SHOWN])
+    return f"{told}; and so on" if len(faults) > _SHOWN else told
 
 
 def refuse_foreign(folder: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 import pydantic_core
@@ -21,6 +21,8 @@ from ivlens.storage.atomic_files import LARGEST_TEXT, reason, refuse_unusual, wr
 
 SCHEMA_VERSION = 1
 RECORD = "run.json"
+MOST_FILES = 100_000
+"""Of one run: each of them is looked at when it is read."""
 _PACKAGES = ("ivlens", "torch", "transformer-lens")
 
 
@@ -72,7 +74,7 @@ class RunRecord(_Strict):
     finished: pydantic.AwareDatetime | None = None
     status: Literal["running", "heads", "complete"] = "running"
     """`heads`: no more was asked for than the effects of heads, and they are there."""
-    files: dict[str, KeptFile] = {}
+    files: Annotated[dict[str, KeptFile], pydantic.Field(max_length=MOST_FILES)] = {}
     """Those that belong to the run, by their names in its folder; runs of before have none. Never compared."""
 
 

@@ -31,10 +31,12 @@ from ivlens.analysis.probes import prepare
 from ivlens.analysis.run_comparison import compare
 from ivlens.datasets.task import Pair, Task
 from ivlens.errors import FigureError, IvlensError, ModelError, RunError, ShapeMismatch
+from ivlens.forward import memory
 from ivlens.measures import interval
 from ivlens.models import hooked, lora
 from ivlens.models.lora import Adapter, LoraConfig
 from ivlens.models.peft import read_adapter, write_adapter
+from ivlens.patching import activations, branches, interventions
 from ivlens.patching.head_effects import HeadEffects
 from ivlens.patching.settings import Settings
 from ivlens.plots import comparison
@@ -483,6 +485,46 @@ def test_a_killed_run_leaves_the_base_model_and_goes_on(
         Comparison.read(tmp_path / "run")
     assert [path.stem for path in (tmp_path / "run").glob("*.parquet")] == ["base_effects"]
     assert_same(compare(base, adapter_folder, word_task, out=tmp_path / "run", **SMALL), found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", [2, 7])
+def test_what_was_done_before_an_interruption_is_not_done_again(
+    base: HookedTransformer,
+    adapter_folder: Path,
+    word_task: Task,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    at: int,
+) -> None:
+    """In the sweep of the base model, and while the tuned one is asked; bit for bit the same numbers."""
+    monkeypatch.setattr(memory, "WORK", 10**6)
+    done: list[str] = []
+
+    def counted(module: Any, name: str) -> None:
+        compute = getattr(module, name)
+
+        def count(*args: Any, **kwargs: Any) -> Any:
+            if len(done) == at and (tmp_path / "run").exists():
+                raise KeyboardInterrupt
+            done.append(name)
+            return compute(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, count)
+
+    for module, name in ((branches, "climb"), (interventions, "_carry"), (activations, "last_z"), (drift, "last_z")):
+        counted(module, name)
+    whole = compare(base, adapter_folder, word_task, out=tmp_path / "whole", **SMALL)
+    of_whole = list(done)
+    assert len(of_whole) > 3 * at and set(of_whole) == {"climb", "_carry", "last_z"}
+    done.clear()
+    with pytest.raises(KeyboardInterrupt):
+        compare(base, adapter_folder, word_task, out=tmp_path / "run", **SMALL)
+    assert done == of_whole[:at]
+    done.append("")
+    assert_same(compare(base, adapter_folder, word_task, out=tmp_path / "run", **SMALL), whole)
+    assert [name for name in done if name] == of_whole, "none twice, none left out"
+    assert not (tmp_path / "run" / "parts").exists()
 
 
 def test_another_adapter_is_another_run(

@@ -268,6 +268,7 @@ from ivlens import study
 
 out, workers, every, end = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 learn = loop.finetune
+loop.SECONDS = 1e9  # However slow this machine is.
 
 def stopped(*args, name, **others):
     for step in learn(*args, name=name, every=every, **others):
@@ -365,6 +366,121 @@ def test_a_checkpoint_whose_steps_are_not_all_written_down_is_not_gone_on_from(
     assert (cut / "stage-1.checkpoint").is_file() and lines_of(cut / "stage-1-steps.jsonl") == [0, 1, 2]
     again = ivlens.study(asked, out=out, model=lab)
     pd.testing.assert_frame_equal(again.steps, found.steps.query("method == 'lora'"), check_exact=True)
+
+
+PARTS = {
+    "cells/lora-0/stage-0.parquet": "away",
+    "cells/lora-0/stage-1.parquet": "away",
+    "cells/lora-0/stage-1-steps.parquet": "empty",
+    "cells/lora-0/stage-2-aie.parquet": "away",
+    "cells/lora-0/stage-1.safetensors": "empty",
+    "cells/lora+iv-0/stage-2.safetensors": "away",
+    "cells/lora+iv-0/stage-1.json": "cut",
+    "cells/lora+iv-0/adapter/adapter_model.safetensors": "away",
+    "universal-0.safetensors": "empty",
+    "steps.parquet": "cut",
+}
+
+
+def damage(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    path.unlink()
+    if how != "away":
+        path.write_bytes(content[: len(content) // 2 if how == "cut" else 0])
+
+
+def assert_same_files(one: Path, other: Path) -> None:
+    """Everything that a study consists of, adapters and lists of files, too."""
+    records = [json.loads((folder / "run.json").read_text()) for folder in (one, other)]
+    assert records[0]["files"] == records[1]["files"] and {record["status"] for record in records} == {"complete"}
+
+
+@pytest.mark.parametrize("names", [*([name] for name in list(PARTS)[::2]), list(PARTS)], ids=len)
+def test_what_is_missing_or_broken_is_named_by_readers_and_computed_again(
+    found: Study, folder: Path, lab: HookedTransformer, tmp_path: Path, names: list[str]
+) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    for name in names:
+        damage(copy / name, PARTS[name])
+    for read in (Study.read, ivlens.report):
+        with pytest.raises(RunError, match=r"in .*copy, .* (is missing|cannot be read: ).*; run the same command"):
+            read(copy)
+    ivlens.study(PLAN, out=copy, model=lab)
+    assert_same_files(copy, folder)
+    pd.testing.assert_frame_equal(Study.read(copy).evaluations, found.evaluations, check_exact=True)
+
+
+def test_what_is_whole_is_not_computed_again(
+    found: Study, folder: Path, lab: HookedTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    damage(copy / "cells" / "lora-0" / "stage-1.parquet", "away")
+    monkeypatch.setattr(loop, "finetune", None)
+    ivlens.study(PLAN, out=copy, model=lab)
+    assert_same_files(copy, folder)
+
+
+def test_parts_of_another_study_are_not_believed(
+    found: Study, folder: Path, lab: HookedTransformer, tmp_path: Path
+) -> None:
+    """Neither by a complete study nor by one that goes on, whichever of its files are exchanged together."""
+    other = PLAN.with_changes(training=Training(steps=8, batch=4, warmup=1, rate=1e-2))
+    ivlens.study(other, out=tmp_path / "other", model=lab)
+    kept = {path.name for path in (folder / "cells" / "lora-0").glob("stage-*") if path.suffix != ".jsonl"}
+    for names, status in (
+        (["stage-1.parquet"], "running"),
+        (["stage-1.safetensors"], "complete"),
+        (sorted(kept), "running"),
+    ):
+        copy = Path(shutil.copytree(folder, tmp_path / f"copy-{len(names)}-{status}"))
+        record = json.loads((copy / "run.json").read_text())
+        (copy / "run.json").write_text(json.dumps(record | {"status": status}))
+        for name in names:
+            shutil.copy(tmp_path / "other" / "cells" / "lora-0" / name, copy / "cells" / "lora-0" / name)
+        ivlens.study(PLAN, out=copy, model=lab)
+        assert_same_files(copy, folder)
+
+
+def test_a_study_that_loses_a_part_while_it_works_is_not_complete(
+    lab: HookedTransformer, folder: Path, found: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, out = worker_pool.train, tmp_path / "run"
+
+    def careless(*args: Any, **others: Any) -> Any:
+        yield from train(*args, **others)
+        (out / "cells" / "lora-0" / "stage-0.parquet").unlink()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker_pool, "train", careless)
+        with pytest.raises(RunError, match=r"files of cells/lora-0 in .* were changed or removed while the study"):
+            ivlens.study(PLAN, out=out, model=lab)
+    with pytest.raises(RunError, match="unfinished"):
+        Study.read(out)
+    ivlens.study(PLAN, out=out, model=lab)
+    assert_same_files(out, folder)
+
+
+@pytest.mark.parametrize("module", ["loop", "method_run"])
+def test_a_study_whose_folder_is_renamed_midway_is_complete_nowhere(
+    module: str, lab: HookedTransformer, folder: Path, found: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it trains, and while it measures."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    where, name = {"loop": (loop, "answer_loss"), "method_run": (method_run, "_measure_probe")}[module]
+    compute, calls = getattr(where, name), iter(range(10**6))
+
+    def renamed(*args: Any) -> Any:
+        if next(calls) == 2:
+            old.rename(new)
+        return compute(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(where, name, renamed)
+        with pytest.raises(RunError, match="old was renamed or removed while ivlens was at work in it"):
+            ivlens.study(PLAN, out=old, model=lab)
+    assert not old.exists() and json.loads((new / "run.json").read_text())["status"] == "running"
+    ivlens.study(PLAN, out=new, model=lab)
+    assert_same_files(new, folder)
 
 
 def test_another_configuration_is_refused_with_its_differences(

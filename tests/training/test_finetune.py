@@ -26,6 +26,7 @@ from ivlens.models import lora
 from ivlens.models.lora import Adapter, LoraConfig
 from ivlens.patching.activations import differentiable_answer_logits
 from ivlens.prompts.tokens import Tokens
+from ivlens.training import checkpoints, loop
 from ivlens.training.guidance import GUIDANCE, Guidance, Guide
 from ivlens.training.loop import Examples, Step, Training, answer_loss, finetune
 from ivlens.training.methods import Ewc, Lora, Lwf
@@ -106,6 +107,17 @@ def test_a_training_killed_after_any_step_goes_on_bit_for_bit(
     assert begun == steps[:killed]
     assert went_on == steps[killed - killed % 2 :]
     assert_same(at_the_end, factors)
+
+
+def test_slow_steps_are_kept_by_the_clock(
+    model: HookedTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "checkpoint"
+    train(model, stop=2, checkpoint=path)
+    assert not path.exists(), "two quick steps of a hundred"
+    monkeypatch.setattr(loop, "SECONDS", 0.0)
+    train(model, stop=2, checkpoint=path)
+    assert checkpoints.steps_of(path) == 2
 
 
 @dataclass(frozen=True, kw_only=True)
