@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -150,6 +150,7 @@ def finetune(
     """
     factors = adapter.requires_grad_().parameters()
     optimizer = torch.optim.AdamW(factors, lr=training.rate, weight_decay=training.weight_decay)
+    own = [weight for weight in model.parameters() if weight.requires_grad]
     record = _record(examples, training, method, guide, seed=seed, name=name)
     start = 0
     if checkpoint is not None and checkpoint.exists():
@@ -157,7 +158,8 @@ def finetune(
     for number in range(start, training.steps):
         for group in optimizer.param_groups:
             group["lr"] = training.rate_at(number)
-        loss, penalty = _backward(model, adapter, examples, training, method, guide, seed=seed, step=number)
+        with _frozen(own):
+            loss, penalty = _backward(model, adapter, examples, training, method, guide, seed=seed, step=number)
         norm = float(torch.nn.utils.clip_grad_norm_(factors, training.clip))
         if not math.isfinite(loss + penalty + norm):
             raise TrainingError(
@@ -169,6 +171,18 @@ def finetune(
         if checkpoint is not None and (number + 1) % every == 0:
             checkpoints.write_checkpoint(checkpoint, factors, optimizer, record, steps=number + 1)
         yield Step(number, loss, penalty, training.rate_at(number), norm)
+
+
+@contextmanager
+def _frozen(weights: Sequence[Tensor]) -> Iterator[None]:
+    """A model that somebody else built may keep gradients for its own weights, as large as they are."""
+    for weight in weights:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_(True)
 
 
 def _backward(
