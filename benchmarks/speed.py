@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import peers
 import torch
+import training as adapter_training
 from rich.console import Console
 from rich.table import Table
 from transformer_lens import HookedTransformer, HookedTransformerConfig
@@ -261,6 +262,7 @@ def main() -> None:
     console = Console()
     print_commands(console)
     print_steps(console)
+    adapter_training.print_trainings(console)
     print_sweep(console)
     print_peers(console)
 

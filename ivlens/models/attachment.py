@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
@@ -28,7 +27,7 @@ from ivlens.errors import ModelError
 from ivlens.models.adapter import Adapter, Factors, update_matrix
 from ivlens.models.hooked import lay_out
 from ivlens.models.origin import HELD, held_by, is_bridge, model_name
-from ivlens.models.weights import as_weight, component, is_adapted, locate
+from ivlens.models.weights import as_weight, component, is_adapted, locate, refuse_unreached
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -50,6 +49,8 @@ class Update(nn.Module):
         self.active = True
         self.beside = False
         """Is it being added to the layer's output, so that the weight is to stay as it is?"""
+        self.layers: tuple[Any, ...] = ()
+        """The layer of PEFT that computes it; in a tuple, since it is no part of the update."""
 
     @property
     def trained(self) -> bool:
@@ -84,7 +85,7 @@ def check_attachable(model: HookedTransformer, adapter: Adapter) -> None:
     """Raises ModelError where a bridge runs without an adapted layer, or PEFT, which attaches to it, is missing."""
     if is_bridge(model):
         _import_peft(model)
-        _refuse_unreached(model, adapter)
+        refuse_unreached(model, adapter.factors)
 
 
 def add(model: HookedTransformer, adapter: Adapter) -> None:
@@ -143,14 +144,13 @@ def with_updates(weight: Tensor, layer: nn.Module) -> Tensor:
     return weight
 
 
-def set_active(model: HookedTransformer, states: Iterable[tuple[Update, bool]]) -> None:
+def set_active(states: Iterable[tuple[Update, bool]]) -> None:
     """Have updates be computed, or not."""
+    states = list(states)
     for update, active in states:
         update.active = active
-    if is_bridge(model):
-        for module in model.modules():
-            if held_by(module):
-                _follow(module)
+    for layer in {layer for update, _ in states for layer in update.layers}:
+        _follow(layer)
 
 
 def _wrap_blocks(model: HookedTransformer) -> None:
@@ -278,6 +278,7 @@ def _add_to_layer(wrapper: Any, update: Update) -> None:
         del own.weight
         own.weight = factor
     layer.scaling[key] = update.adapter.scale
+    update.layers = (layer,)
     vars(layer)[HELD] = {**held, key: update}
     _follow(layer)
     wrapper._modules["_original_component"] = layer
@@ -299,25 +300,3 @@ def _remove_from_layer(wrapper: Any, adapter: Adapter) -> None:
 def _follow(layer: Any) -> None:
     """Have a layer of PEFT compute the active ones of its updates."""
     layer.set_adapter([key for key, update in held_by(layer).items() if update.active], inference_mode=True)
-
-
-# By bridge: names of weights whose layer is run by a forward pass.
-_REACHED: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
-
-
-@torch.no_grad()
-def _refuse_unreached(bridge: TransformerBridge, adapter: Adapter) -> None:
-    """Raises ModelError where the bridge computes without a linear layer: an update there would be nothing."""
-    if bridge not in _REACHED or not _REACHED[bridge].issuperset(adapter.factors):
-        reached = _REACHED.setdefault(bridge, set())
-        with ExitStack() as stack:
-            for name in adapter.factors:
-                layer: Any = component(bridge, name)._original_component
-                stack.callback(layer.register_forward_hook(lambda *_, name=name: reached.add(name)).remove)
-            bridge(torch.zeros(1, 2, dtype=torch.long, device=bridge.cfg.device))
-    missed = [name for name in adapter.factors if name not in _REACHED[bridge]]
-    if missed:
-        raise ModelError(
-            f"{model_name(bridge)} ({bridge.cfg.architecture}) runs without the layer of {missed[0]}, so that an "
-            "adapter there would do nothing; choose other targets, or load the checkpoint with backend='hooked'"
-        )

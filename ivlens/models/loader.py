@@ -49,7 +49,7 @@ def load_without_adapters(
             that is stored in 16 bits.
         revision: Branch, tag or commit of a hub id.
         backend: What it is loaded into: `hooked`, a HookedTransformer (TransformerLens 3); `bridge`, a
-            TransformerBridge, which knows more architectures and takes no adapters; `auto`, hooked where there is it.
+            TransformerBridge, which knows more architectures; `auto`, hooked where there is it.
 
     Returns:
         A model in eval mode with no gradients and with its tokenizer. Text gets a BOS token where the
@@ -156,7 +156,7 @@ def load(
             that is stored in 16 bits.
         revision: Branch, tag or commit of a hub id.
         backend: What it is loaded into: `hooked`, a HookedTransformer (TransformerLens 3); `bridge`, a
-            TransformerBridge, which knows more architectures and takes no adapters; `auto`, hooked where there is it.
+            TransformerBridge, which knows more architectures; `auto`, hooked where there is it.
 
     Returns:
         A model in eval mode with no gradients and with its tokenizer. Text gets a BOS token where the checkpoint's

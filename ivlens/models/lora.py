@@ -117,10 +117,10 @@ def silenced(model: HookedTransformer, *adapters: Adapter) -> Iterator[HookedTra
     ]
     before = [(update, update.active) for update in chosen]
     try:
-        attachment.set_active(model, [(update, False) for update in chosen])
+        attachment.set_active((update, False) for update in chosen)
         yield model
     finally:
-        attachment.set_active(model, before)
+        attachment.set_active(before)
 
 
 def merge(model: HookedTransformer, adapter: Adapter) -> None:
@@ -209,4 +209,3 @@ def note_loss(model: HookedTransformer, lost: float, name: str) -> str:
     said = f"{lost:.0%} of the update of {name} is lost to rounding in {str(model.cfg.dtype).removeprefix('torch.')}"
     warnings.warn(f"{said} ({hooked.model_name(model)}); load in float32 to keep it", ModelWarning, stacklevel=4)
     return said
-

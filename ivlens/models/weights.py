@@ -6,14 +6,18 @@ TransformerBridge a weight is that of a linear layer of transformers, or of the 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, get_args
+from collections.abc import Collection
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Literal, get_args
+from weakref import WeakKeyDictionary
 
+import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ivlens.errors import IvlensError
+from ivlens.errors import IvlensError, ModelError
 from ivlens.models.origin import is_bridge, model_name
 
 if TYPE_CHECKING:
@@ -91,6 +95,28 @@ def component(bridge: TransformerBridge, name: str) -> nn.Module:
             "would not be exact; load the checkpoint in 16 or 32 bits to train, attach or merge an adapter"
         )
     return found
+
+
+# By bridge: names of weights whose layer is run by a forward pass.
+_REACHED: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
+
+
+@torch.no_grad()
+def refuse_unreached(bridge: TransformerBridge, names: Collection[str]) -> None:
+    """Raises ModelError where a bridge computes without one of these weights: an update there would be nothing."""
+    if bridge not in _REACHED or not _REACHED[bridge].issuperset(names):
+        reached = _REACHED.setdefault(bridge, set())
+        with ExitStack() as stack:
+            for name in names:
+                layer: Any = component(bridge, name)._original_component
+                stack.callback(layer.register_forward_hook(lambda *_, name=name: reached.add(name)).remove)
+            bridge(torch.zeros(1, 2, dtype=torch.long, device=bridge.cfg.device))
+    missed = [name for name in names if name not in _REACHED[bridge]]
+    if missed:
+        raise ModelError(
+            f"{model_name(bridge)} ({bridge.cfg.architecture}) runs without the layer of {missed[0]}, so that an "
+            "adapter there would do nothing; choose other targets, or load the checkpoint with backend='hooked'"
+        )
 
 
 def _missing(model: HookedTransformer, name: str) -> IvlensError:

@@ -187,9 +187,7 @@ def test_outputs_and_gradients_are_those_of_peft_on_the_same_checkpoint(
     family: str, folders: Callable[[str], Path], tmp_path: Path, no_sums: None
 ) -> None:
     with quiet_transformers():
-        theirs = AutoModelForCausalLM.from_pretrained(
-            folders(family), dtype=torch.float64, attn_implementation="eager"
-        )
+        theirs = AutoModelForCausalLM.from_pretrained(folders(family), dtype=torch.float64, attn_implementation="eager")
     targets = [name for name, part in theirs.named_modules() if is_linear(part) and "head" not in name]
     config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=6, target_modules=targets)
     adapted = peft.get_peft_model(theirs, config).double().eval()

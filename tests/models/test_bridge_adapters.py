@@ -117,7 +117,9 @@ def test_gradients_are_those_of_the_merged_weights(name: str) -> None:
         bridge.requires_grad_(False)
     for (key, (a, b)), slope in zip(adapter.factors.items(), found, strict=True):
         slope = slope.T if isinstance(locate(bridge, key)[0], nn.Linear) else slope
-        for own, wanted in zip(slopes[key], (adapter.scale * (slope @ b).T, adapter.scale * slope.T @ a.T), strict=True):
+        for own, wanted in zip(
+            slopes[key], (adapter.scale * (slope @ b).T, adapter.scale * slope.T @ a.T), strict=True
+        ):
             assert own is not None
             assert_near(own, wanted, 1e-5 * max(1.0, float(wanted.abs().max())))
             assert wanted.abs().max() > 0
@@ -175,7 +177,9 @@ def test_what_cannot_be_adapted_is_refused_with_the_reason(monkeypatch: pytest.M
     with pytest.raises(ShapeMismatch, match=r"for blocks.0.attn.W_Q, but tiny needs \(rank, 32\) and \(24, rank\)"):
         lora.attach(bridge, random_adapter(random_bridge("gpt2")))
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ModelError, match=r"by PEFT, which is not installed; install it with pip install 'ivlens\[peft\]'"):
+    with pytest.raises(
+        ModelError, match=r"by PEFT, which is not installed; install it with pip install 'ivlens\[peft\]'"
+    ):
         lora.attach(bridge, adapter)
     assert not any(type(module).__module__.startswith("peft.") for module in bridge.modules())
 
@@ -193,7 +197,9 @@ def test_quantised_weights_take_no_adapter_since_a_merge_would_not_be_exact() ->
     bridge = random_bridge("llama-gqa")
     layer = bridge.blocks[0].attn.q._original_component
     layer.weight = nn.Parameter(layer.weight.to(torch.float8_e4m3fn), requires_grad=False)
-    sentence = r"blocks\.0\.attn\.W_Q of tiny is quantised \(Parameter, torch\.float8_e4m3fn\), so that a merge would not"
+    sentence = (
+        r"blocks\.0\.attn\.W_Q of tiny is quantised \(Parameter, torch\.float8_e4m3fn\), so that a merge would not"
+    )
     with pytest.raises(IvlensError, match=sentence):
         lora.fresh(bridge, LoraConfig())
 

@@ -81,9 +81,7 @@ def train(model: HookedTransformer, *, form: str | None, method: str) -> tuple[l
         ("gemma2", "iv", "lora"),
     ],
 )
-def test_a_training_takes_the_same_steps_on_both(
-    family: str, form: str | None, method: str, folders: Folders
-) -> None:
+def test_a_training_takes_the_same_steps_on_both(family: str, form: str | None, method: str, folders: Folders) -> None:
     hooked, bridge = pair(folders, family)
     (steps, factors), (own, ours) = (train(model, form=form, method=method) for model in (hooked, bridge))
     near = NEAR[family]
