@@ -12,9 +12,10 @@ in them.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,7 +32,6 @@ from ivlens.models.weights import as_weight, component, is_adapted, locate, refu
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
-    from transformer_lens.model_bridge import TransformerBridge
 
 
 class Update(nn.Module):
@@ -83,9 +83,14 @@ class Update(nn.Module):
 
 def check_attachable(model: HookedTransformer, adapter: Adapter) -> None:
     """Raises ModelError where a bridge runs without an adapted layer, or PEFT, which attaches to it, is missing."""
-    if is_bridge(model):
-        _import_peft(model)
-        refuse_unreached(model, adapter.factors)
+    if not is_bridge(model):
+        return
+    if find_spec("peft") is None:
+        raise ModelError(
+            f"an adapter is attached to {model_name(model)}, a TransformerBridge, by PEFT, which is not installed; "
+            "install it with pip install 'ivlens[peft]'"
+        )
+    refuse_unreached(model, adapter.factors)
 
 
 def add(model: HookedTransformer, adapter: Adapter) -> None:
@@ -97,7 +102,8 @@ def add(model: HookedTransformer, adapter: Adapter) -> None:
     lay_out(model)
     for name, factors in adapter.factors.items():
         module, weight = locate(model, name)
-        parametrize.register_parametrization(module, weight, Update(adapter, factors), unsafe=True)
+        with _unchanged(module, weight):
+            parametrize.register_parametrization(module, weight, Update(adapter, factors), unsafe=True)
         module.forward = partial(_run, module)
     _wrap_blocks(model)
 
@@ -114,13 +120,20 @@ def remove(model: HookedTransformer, adapter: Adapter) -> None:
         if len(kept) == len(chain):
             continue
         # PyTorch can only remove a whole chain.
-        parametrize.remove_parametrizations(module, weight, leave_parametrized=False)
-        for update in kept:
-            parametrize.register_parametrization(module, weight, update, unsafe=True)
+        with _unchanged(module, weight):
+            parametrize.remove_parametrizations(module, weight, leave_parametrized=False)
+            for update in kept:
+                parametrize.register_parametrization(module, weight, update, unsafe=True)
         if not parametrize.is_parametrized(module):
             del module.forward
     if not is_bridge(model):
         _wrap_blocks(model)
+
+
+def _unchanged(module: Any, weight: str) -> AbstractContextManager[None]:
+    """PyTorch sets a weight to itself where it adds or removes a parametrization: a backward pass is to go on."""
+    parameter = module.parametrizations[weight].original if is_adapted(module, weight) else getattr(module, weight)
+    return torch.autograd.grad_mode._unsafe_preserve_version_counter(parameter)
 
 
 def updates_of(model: HookedTransformer) -> list[Update]:
@@ -144,9 +157,8 @@ def with_updates(weight: Tensor, layer: nn.Module) -> Tensor:
     return weight
 
 
-def set_active(states: Iterable[tuple[Update, bool]]) -> None:
+def set_active(states: Sequence[tuple[Update, bool]]) -> None:
     """Have updates be computed, or not."""
-    states = list(states)
     for update, active in states:
         update.active = active
     for layer in {layer for update, _ in states for layer in update.layers}:
@@ -225,7 +237,8 @@ def _run_beside(
 def _places(module: Any) -> dict[str, tuple[str, str]]:
     """By weight: the hook point that has its output, and the argument that has its input."""
     if hasattr(module, "hook_z"):
-        return {f"W_{part.upper()}": (f"hook_{part}", f"{name}_input") for part, name in _INPUTS.items()}
+        inputs = {"q": "query", "k": "key", "v": "value"}
+        return {f"W_{part.upper()}": (f"hook_{part}", f"{name}_input") for part, name in inputs.items()}
     if hasattr(module, "W_gate"):
         return {"W_gate": ("hook_pre", "x"), "W_in": ("hook_pre_linear", "x")}
     return {"W_in": ("hook_pre", "x")}
@@ -238,20 +251,6 @@ def _add_before_hooks(updates: Sequence[Update], x: Tensor, point: nn.Module, ar
     return (out,)
 
 
-_INPUTS = {"q": "query", "k": "key", "v": "value"}
-
-
-def _import_peft(bridge: TransformerBridge) -> Any:
-    try:
-        import peft
-    except ImportError as error:
-        raise ModelError(
-            f"an adapter is attached to {model_name(bridge)}, a TransformerBridge, by PEFT, which is not installed; "
-            "install it with pip install 'ivlens[peft]'"
-        ) from error
-    return peft
-
-
 def _add_to_layer(wrapper: Any, update: Update) -> None:
     """Have a layer of PEFT, a new one where there is none, compute an update with the adapter's own factors."""
     import peft
@@ -259,13 +258,12 @@ def _add_to_layer(wrapper: Any, update: Update) -> None:
     layer, (a, b) = wrapper._original_component, update.factors
     held = held_by(layer)
     key = f"update_{1 + max((int(name.rpartition('_')[2]) for name in held), default=0)}"
-    inner = getattr(layer, "base_layer", layer)
     config = peft.LoraConfig(
         r=len(a),
         lora_alpha=len(a),
         target_modules=["layer"],
         init_lora_weights=False,
-        fan_in_fan_out=not isinstance(inner, nn.Linear),
+        fan_in_fan_out=not isinstance(getattr(layer, "base_layer", layer), nn.Linear),
     )
     holder = nn.Module()
     holder.layer = layer

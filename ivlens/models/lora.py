@@ -117,7 +117,7 @@ def silenced(model: HookedTransformer, *adapters: Adapter) -> Iterator[HookedTra
     ]
     before = [(update, update.active) for update in chosen]
     try:
-        attachment.set_active((update, False) for update in chosen)
+        attachment.set_active([(update, False) for update in chosen])
         yield model
     finally:
         attachment.set_active(before)

@@ -53,7 +53,7 @@ def locate(model: HookedTransformer, name: str) -> tuple[nn.Module, str]:
         IvlensError: the model has no such weight, or has it in fewer bits than can be added to.
     """
     if is_bridge(model):
-        layer = component(model, name)._original_component
+        layer: Any = component(model, name)._original_component
         return getattr(layer, "base_layer", layer), "weight"
     if model.cfg.load_in_4bit:
         raise IvlensError(
@@ -91,8 +91,8 @@ def component(bridge: TransformerBridge, name: str) -> nn.Module:
         raise _missing(bridge, name)
     if not weight.is_floating_point() or type(weight) not in (nn.Parameter, Tensor) or weight.itemsize < 2:
         raise IvlensError(
-            f"{name} of {model_name(bridge)} is quantised ({type(weight).__name__}, {weight.dtype}), so that a merge "
-            "would not be exact; load the checkpoint in 16 or 32 bits to train, attach or merge an adapter"
+            f"{name} of {bridge.cfg.model_name} is quantised ({type(weight).__name__}, {weight.dtype}), so that a "
+            "merge would not be exact; load the checkpoint in 16 or 32 bits to train, attach or merge an adapter"
         )
     return found
 
@@ -114,12 +114,12 @@ def refuse_unreached(bridge: TransformerBridge, names: Collection[str]) -> None:
     missed = [name for name in names if name not in _REACHED[bridge]]
     if missed:
         raise ModelError(
-            f"{model_name(bridge)} ({bridge.cfg.architecture}) runs without the layer of {missed[0]}, so that an "
+            f"{bridge.cfg.model_name} ({bridge.cfg.architecture}) runs without the layer of {missed[0]}, so that an "
             "adapter there would do nothing; choose other targets, or load the checkpoint with backend='hooked'"
         )
 
 
-def _missing(model: HookedTransformer, name: str) -> IvlensError:
+def _missing(model: Any, name: str) -> IvlensError:
     return IvlensError(
         f"{model_name(model)} has no weight {name!r}; choose targets that it has (W_gate is in gated models only)"
     )

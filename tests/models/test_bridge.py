@@ -361,7 +361,8 @@ def test_an_adapter_of_peft_that_was_not_merged_is_refused(folders: Folders) -> 
     peft = pytest.importorskip("peft")
     hf = peft.get_peft_model(transformers_model(folders("llama")), peft.LoraConfig(task_type="CAUSAL_LM", r=2))
     bridge = bridge_to(hf.base_model.model.eval(), folders("llama"))
-    with pytest.raises(ModelError, match=r"tiny has PEFT layers in it, .* call merge_and_unload\(\) .*, or attach the adapter with"):
+    sentence = r"tiny has PEFT layers in it, .* call merge_and_unload\(\) .*, or attach the adapter with"
+    with pytest.raises(ModelError, match=sentence):
         ivlens.load(bridge)
 
 
