@@ -15,8 +15,6 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 

@@ -42,7 +42,7 @@ def keep_batch(
     """
     keeper = _KEEPER.get()
     if keeper is None:
-        return compute()
+        return {name: value.to(device) for name, value in compute().items()}
     found = keeper(_name(what, inputs), lambda: {name: value.cpu() for name, value in compute().items()})
     return {name: value.to(device) for name, value in found.items()}
 

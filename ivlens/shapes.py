@@ -48,7 +48,7 @@ class Head(NamedTuple):
         >>> tuple(ivlens.Head.parse("L9H6"))
         (9, 6)
         """
-        match = re.fullmatch(r"L(\d+)H(\d+)", text.strip())
+        match = re.fullmatch(r"L([0-9]{1,9})H([0-9]{1,9})", text.strip())
         if match is None:
             raise IvlensError(f"{text!r} is not a head; write it as L9H6 (layer 9, head 6, counted from 0)")
         return cls(int(match[1]), int(match[2]))

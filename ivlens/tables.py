@@ -11,11 +11,19 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ivlens.errors import shorten
+
 if TYPE_CHECKING:
     import rich.table
 
 
 UNMEASURED = "not measured"
+INTERVAL = "95 % interval"
+"""Heads the column of the intervals of the one before."""
+_PROSE = 24
+"""Letters: a cell of more is a text, whose words may stand in several lines."""
+_BETWEEN = 2
+"""Letters between columns."""
 
 
 Line = tuple[str, ...]
@@ -38,23 +46,68 @@ def folded(text: str) -> str:
 
 
 def print_table(table: Table, *, justify: Any = "right") -> None:
-    """The columns and lines of a table; its heading and its note are left to the caller."""
+    """The columns and lines of a table; its heading and its note are left to the caller.
+
+    A table that is wider than the terminal is folded: the columns that do not fit follow below, beside the same names.
+    """
     from rich.console import Console
 
-    Console().print(_text_table(table, justify))
+    console = Console()
+    headings = [plain(column) for column in table.columns]
+    widths = _widths(table, headings)
+    if sum(widths) + _BETWEEN * (len(widths) - 1) > console.width:
+        cells = _widths(table, [""] * len(headings))
+        headings = [_stack(one, width) for one, width in zip(headings, cells, strict=True)]
+        widths = _widths(table, headings)
+    for number, columns in enumerate(_fold(table.columns, widths, console.width)):
+        if number:
+            console.print()
+        console.print(_text_table(table, [0, *columns], headings, widths, justify))
 
 
-def _text_table(table: Table, justify: Any) -> rich.table.Table:
+def _stack(heading: str, width: int) -> str:
+    """The words of a heading one above the other, so that it is as wide as what stands below."""
+    longest = max(map(len, heading.split()), default=1)
+    return heading if heading == INTERVAL else "\n".join(textwrap.wrap(heading, max(width, longest)))
+
+
+def _widths(table: Table, headings: Sequence[str]) -> list[int]:
+    from rich.cells import cell_len
+
+    rows = [*(heading.split("\n") for heading in headings)]
+    for part in table.parts:
+        for line in part:
+            rows = [[*row, plain(cell)] for row, cell in zip(rows, line, strict=True)]
+    return [max(map(cell_len, row)) for row in rows]
+
+
+def _fold(columns: Line, widths: Sequence[int], width: int) -> list[list[int]]:
+    """Which columns stand beside each other, the names of the lines in front of each; an interval by its value."""
+    folded: list[list[int]] = [[]]
+    for at in range(1, len(widths)):
+        own = [at, *([at + 1] if columns[at + 1 : at + 2] == (INTERVAL,) else [])]
+        taken = sum(min(widths[one], _PROSE) + _BETWEEN for one in {*folded[-1], *own})
+        if folded[-1] and columns[at] != INTERVAL and widths[0] + taken > width:
+            folded.append([])
+        folded[-1].append(at)
+    return folded
+
+
+def _text_table(
+    table: Table, columns: Sequence[int], headings: Sequence[str], widths: Sequence[int], justify: Any
+) -> rich.table.Table:
     import rich.table
     from rich import box
     from rich.text import Text
 
     shown = rich.table.Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for number, column in enumerate(table.columns):
-        shown.add_column(Text(plain(column)), justify=justify if number else "left", overflow="fold")
+    for at in columns:
+        is_prose = widths[at] > _PROSE
+        side = justify if at and not is_prose else "left"
+        shown.add_column(Text(headings[at]), justify=side, overflow="fold", no_wrap=not is_prose)
     for part in table.parts:
         for line in part:
-            shown.add_row(*(Text(plain(cell)) for cell in line))
+            shown.add_row(*(Text(plain(shorten(line[at]))) for at in columns))
         shown.add_section()
     return shown
 

@@ -1,4 +1,4 @@
-"""What ivlens does on a random checkpoint of every architecture, in numbers: the table in the README.
+"""What ivlens does on a random checkpoint of every architecture, in numbers: the table in docs/models.md.
 
 `python tests/architectures.py` measures again and writes `architectures.json` and the table. Tests hold both to what
 the code gives.
@@ -37,7 +37,7 @@ from ivlens.vectors.head_writing import write_vector
 from ivlens.vectors.instruction_vector import InstructionVector
 
 RECORD = Path(__file__).with_suffix(".json")
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 START, END = "<!-- architectures -->\n", "<!-- /architectures -->"
 TOKENS = torch.randint(4, 120, (2, 60), generator=torch.Generator().manual_seed(1))
 SMALL: dict[str, Any] = {"shots": 2, "clean_prompts": 6, "prompts": 3, "top": 2, "draws": 1, "template": WORD_TEMPLATE}
@@ -201,8 +201,8 @@ def main() -> None:
     for family in ARCHITECTURES:
         record[family] = record.get(family, {}) | measure_bridge(family)
     RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    before, _, rest = README.read_text(encoding="utf-8").partition(START)
-    README.write_text(before + START + table(record) + END + rest.partition(END)[2], encoding="utf-8")
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(START)
+    PAGE.write_text(before + START + table(record) + END + rest.partition(END)[2], encoding="utf-8")
 
 
 if __name__ == "__main__":

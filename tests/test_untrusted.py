@@ -35,7 +35,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from small import small_examples, small_model, trained_adapter
 
-from ivlens.analysis import comparison, drift
+from ivlens.analysis import comparison
 from ivlens.analysis.audit import HEADS, MEASURES, STEERING, Audit
 from ivlens.analysis.dependence import DEPENDENCE
 from ivlens.analysis.wordings import WORDINGS
@@ -60,7 +60,7 @@ from ivlens.storage import run_folder as runs
 from ivlens.training import benchmark_stages, loop
 from ivlens.training.loop import Training
 from ivlens.training.methods import Lora
-from ivlens.vectors import function_vectors, vector_formats
+from ivlens.vectors import drift, function_vectors, vector_formats
 from ivlens.vectors import gguf as control_vectors
 from ivlens.vectors.convert import read_effects
 from ivlens.vectors.instruction_vector import InstructionVector
@@ -158,6 +158,12 @@ def run_folder(folder: Path, command: str, chosen: dict[str, Any], tables: dict[
     return run
 
 
+def forget_digests(folder: Path) -> None:
+    """As runs of before: mutated files would be refused before they are read."""
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(record | {"files": {}}))
+
+
 def audit_folder(folder: Path) -> None:
     tables = {"effects": effects(), "measures": table(MEASURES)}
     tables |= {"places": table(PLACES), "draws": table(DRAWS), "steering": table(STEERING), "heads": table(HEADS)}
@@ -166,6 +172,7 @@ def audit_folder(folder: Path) -> None:
     with run_folder(folder, "audit", {"shots": 10}, tables) as run:
         run.write_with("vector.safetensors", vector().save)
         run.complete()
+    forget_digests(folder)
 
 
 def comparison_folder(folder: Path) -> None:
@@ -175,6 +182,7 @@ def comparison_folder(folder: Path) -> None:
         for name in ("base", "tuned"):
             run.write_with(f"{name}_vector.safetensors", vector().save)
         run.complete()
+    forget_digests(folder)
 
 
 def study_folder(folder: Path) -> None:
@@ -187,6 +195,7 @@ def study_folder(folder: Path) -> None:
     with run_folder(folder, "study", asked.record(), tables) as run:
         run.write_with("universal.safetensors", universal().save)
         run.complete()
+    forget_digests(folder)
 
 
 def text(name: str, content: object) -> Callable[[Path], object]:

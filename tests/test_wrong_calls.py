@@ -70,7 +70,7 @@ WRONG: dict[str, tuple[Call, str]] = {
     "a word for a device": (lambda m, t: ivlens.load("lab", device="gpu"), "'gpu' is not a device; give auto, cpu, cu"),
     "a dtype of torch": (
         lambda m, t: ivlens.load("lab", dtype=torch.float32),
-        "torch.float32 is not a dtype ivlens computes in; give auto, float32",
+        "torch.float32 is not a dtype ivlens computes in; did you mean float32? Give auto, float32",
     ),
     # A task
     "no task": (lambda m, t: ivlens.audit(m, None), "None is no task; give a name out of ivlens.tasks(), the path of"),

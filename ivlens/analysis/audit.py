@@ -12,9 +12,11 @@ import pandas as pd
 
 from ivlens import plots
 from ivlens.analysis import audit_tables
+from ivlens.analysis.consistency import check_audit
 from ivlens.analysis.wordings import WORDINGS
 from ivlens.errors import IvlensError, RunError
 from ivlens.patching.head_effects import EFFECTS, HeadEffects
+from ivlens.patching.rounding import ROUNDING
 from ivlens.prompts.choices import GREEDY_MATCH
 from ivlens.steering.necessity import NECESSITY
 from ivlens.steering.steered_replies import in_brackets
@@ -26,6 +28,8 @@ from ivlens.vectors.instruction_vector import InstructionVector
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+
+    from ivlens.plots.style import Width
 
 
 MEASURES = ("measure", *VALUES, "score")
@@ -73,6 +77,8 @@ class Audit:
     """What every wording did on validation pairs, where the best was asked for."""
     universal: pd.DataFrame | None = None
     """Which tasks universal heads were ranked on and why, where these were asked for."""
+    rounding: pd.DataFrame | None = None
+    """How far AIE in 16 bits is from float32's, where the model computes in 16 bits; `ROUNDING`."""
     folder: Path | None = None
 
     @classmethod
@@ -90,7 +96,7 @@ class Audit:
             raise RunError(f"{folder} is of `ivlens {run.record.command}`, not of an audit; give an audit's folder")
         vector = InstructionVector.load(run.path("vector.safetensors"))
         z, settings = vector.measured()
-        return cls(
+        found = cls(
             effects=HeadEffects.from_frame(
                 run.read_table("effects", columns=EFFECTS),
                 mean_z=z,
@@ -108,8 +114,12 @@ class Audit:
             necessity=_read_if_kept(run, "necessity", NECESSITY),
             instructions=_read_if_kept(run, "instructions", WORDINGS),
             universal=_read_if_kept(run, "universal_tasks", Considered._fields),
+            rounding=_read_if_kept(run, "precision", ROUNDING),
             folder=Path(folder),
         )
+        names = ("steering", "heads", "places", "draws", "layer_draws", "instructions")
+        check_audit(Path(folder), found.effects, vector, {name: getattr(found, name) for name in names})
+        return found
 
     @property
     def verdict(self) -> Verdict:
@@ -132,8 +142,11 @@ class Audit:
             settings=self.effects.settings,
         )
 
-    def figures(self) -> dict[str, go.Figure]:
+    def figures(self, *, width: Width = "page") -> dict[str, go.Figure]:
         """Every figure of the audit by file name.
+
+        Args:
+            width: See `ivlens.plots.WIDTHS`; `single` and `double` are a paper's columns of 3.25 and 6.75 inches.
 
         >>> list(audit.figures())
         ['aie', 'measures', 'steering', 'places', 'heads', 'necessity']
@@ -148,30 +161,32 @@ class Audit:
         matched = score and f" ({GREEDY_MATCH})"
         called = {"measure": audit_tables.measure_labels(self)}
         found = {
-            "aie": self.effects.figure(marked=self.vector.heads, note=self._note()),
+            "aie": self.effects.figure(marked=self.vector.heads, note=self._note(), width=width),
             "measures": plots.measures_bars(
-                self.measures.replace(called).rename(columns=bars), title=f"Accuracy{score}: {where}"
+                self.measures.replace(called).rename(columns=bars), title=f"Accuracy{score}: {where}", width=width
             ),
             "steering": plots.steering_by_layer(
                 self.steering.rename(columns=accuracy),
                 draws=self.layer_draws,
                 baselines=lines,
                 title=f"Zero-shot accuracy{matched} with a vector of {len(self.vector.heads)} heads added: {where}",
+                width=width,
             ),
             "places": plots.steering_heatmap(
-                self.places, title=f"Layer and scale of the vector, on validation pairs: {where}"
+                self.places, title=f"Layer and scale of the vector, on validation pairs: {where}", width=width
             ),
             "heads": plots.accuracy_by_heads(
                 self.heads.rename(columns=accuracy),
                 draws=self.draws,
                 baselines=lines,
                 title=f"Zero-shot accuracy{matched} by number of heads in the vector: {where}",
+                width=width,
             ),
         }
         if self.necessity is not None and len(self.necessity):
             title = f"What each head adds where the task is corrupted, and what is lost without it: {where}"
             found["necessity"] = plots.necessity_by_head(
-                audit_tables.necessity_points(self), unit=self.effects.unit, title=title
+                _necessity_points(self), unit=self.effects.unit, title=title, width=width
             )
         return found
 
@@ -203,6 +218,19 @@ class Audit:
 
     def _repr_html_(self) -> str:
         return audit_tables.audit_html(self)
+
+
+def _necessity_points(found: Audit) -> pd.DataFrame:
+    """AIE and necessity of the listed heads as `plots.necessity_by_head` draws them."""
+    assert found.necessity is not None
+    heads, aie, (low, high) = found.vector.heads[: audit_tables.MOST_HEADS], found.effects.aie, found.effects.interval()
+    rows = [(str(head), "AIE", *(float(grid[head]) for grid in (aie, low, high))) for head in heads]
+    listed = {*map(str, heads), ""}
+    for line in found.necessity.to_dict("records"):
+        if line["heads"] != "none" and (line["n_heads"] > 1 or line["ablated"] in listed):
+            values = (line[f"necessity{end}"] for end in ("", "_low", "_high"))
+            rows.append((audit_tables.ablated_label(line), line["prompt"], *values))
+    return pd.DataFrame(rows, columns=["heads", "measure", "value", "low", "high"])
 
 
 def _with_score(measures: pd.DataFrame) -> pd.DataFrame:

@@ -9,9 +9,10 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from ivlens.patching.rounding import rounding_table
 from ivlens.plots.steering import KINDS
 from ivlens.steering.steered_replies import in_brackets, score_note
-from ivlens.tables import UNMEASURED, Line, Table, folded, plain, print_table, safe, table_html
+from ivlens.tables import INTERVAL, UNMEASURED, Line, Table, folded, plain, print_table, safe, table_html
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from ivlens.vectors.instruction_vector import InstructionVector
 MOST_HEADS = 20
 """Heads of a vector that a table lists; the others are in the file of effects."""
-_VALUES = ("accuracy", "95 % interval", "P(answer)", "95 % interval")
+_VALUES = ("accuracy", INTERVAL, "P(answer)", INTERVAL)
 _BASELINES = {
     "zero-shot": "zero-shot",
     "instructed": "with the instruction",
@@ -58,6 +59,8 @@ class Findings(Protocol):
     def instructions(self) -> pd.DataFrame | None: ...
     @property
     def universal(self) -> pd.DataFrame | None: ...
+    @property
+    def rounding(self) -> pd.DataFrame | None: ...
 
 
 def print_audit(found: Findings) -> None:
@@ -127,18 +130,19 @@ def audit_tables(found: Findings) -> list[Table]:
         ),
         Table(
             "Zero-shot accuracy by number of heads in the vector",
-            ("heads", "chosen heads", "95 % interval", "random heads", "95 % interval"),
+            ("heads", "chosen heads", INTERVAL, "random heads", INTERVAL),
             (_by_number(found),),
         ),
         Table(
             "Heads of the vector",
-            ("head of the vector", f"AIE ({found.effects.unit})", "95 % interval"),
+            ("head of the vector", f"AIE ({found.effects.unit})", INTERVAL),
             (_heads(found),),
             (f"{more} more are in effects.parquet. " if more > 0 else "")
             + f"AIE on the {len(found.effects.cie)} prompts {_which(found)}\n"
             f"{found.effects.how_many_clear()}.\n{corrupted_sentence(found)}".rstrip(),
         ),
         *ablation_tables(found),
+        *([] if found.rounding is None else [rounding_table(found.rounding)]),
     ]
 
 
@@ -175,7 +179,7 @@ def ablation_tables(found: Findings) -> list[Table]:
     """P(answer) lost, and accuracy left, with heads of the vector ablated alone and together; none of older runs."""
     if found.necessity is None or found.necessity.empty:
         return []
-    columns = tuple(cell for label in _prompts(found).values() for cell in (label, "95 % interval"))
+    columns = tuple(cell for label in _prompts(found).values() for cell in (label, INTERVAL))
     aie, shown = found.effects.aie, set(map(str, found.vector.heads[:MOST_HEADS]))
     by_name = {str(head): f"{float(aie[head]):+.2f}" for head in found.vector.heads}
     lost, left = [], []
@@ -212,21 +216,6 @@ def ablated_label(line: Mapping[Any, Any]) -> str:
     if line["heads"] == "random":
         return "a random head" if count == 1 else f"{count} random heads"
     return (line["ablated"] if count == 1 else f"all {count} heads") if count else "nothing"
-
-
-def necessity_points(found: Findings) -> pd.DataFrame:
-    """AIE and necessity of the listed heads as `plots.necessity_by_head` draws them."""
-    import pandas as pd
-
-    assert found.necessity is not None
-    heads, aie, (low, high) = found.vector.heads[:MOST_HEADS], found.effects.aie, found.effects.interval()
-    rows = [(str(head), "AIE", *(float(grid[head]) for grid in (aie, low, high))) for head in heads]
-    listed = {*map(str, heads), ""}
-    for line in found.necessity.to_dict("records"):
-        if line["heads"] != "none" and (line["n_heads"] > 1 or line["ablated"] in listed):
-            values = (line[f"necessity{end}"] for end in ("", "_low", "_high"))
-            rows.append((ablated_label(line), line["prompt"], *values))
-    return pd.DataFrame(rows, columns=["heads", "measure", "value", "low", "high"])
 
 
 def necessity_sentence(found: Findings) -> str:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from ivlens.analysis import comparison_tables
+from ivlens.analysis.consistency import check_comparison
 from ivlens.analysis.dependence import DEPENDENCE, Dependence
-from ivlens.analysis.drift import AIE, DRIFT
 from ivlens.datasets.task import Task
 from ivlens.errors import IvlensError, RunError
 from ivlens.measures import Interval
@@ -28,10 +28,13 @@ from ivlens.steering.verdict import (
     most_frequent_share,
 )
 from ivlens.storage import run_folder
+from ivlens.vectors.drift import AIE, DRIFT
 from ivlens.vectors.instruction_vector import InstructionVector
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+
+    from ivlens.plots.style import Width
 
 CHANGES = ("measure", "heads", "n_heads", "model", "vector", "value", "low", "high", "n")
 
@@ -84,20 +87,27 @@ class Comparison:
             name: HeadEffects.from_frame(run.read_table(f"{name}_effects", columns=EFFECTS), **described(vector))
             for name, vector in vectors.items()
         }
+        tables = {
+            "aie": run.read_table("aie", columns=AIE),
+            "measures": run.read_table("measures", columns=CHANGES),
+            "drift": run.read_table("drift", columns=DRIFT),
+            "recovery": run.read_table("recovery", columns=DEPENDENCE),
+        }
+        check_comparison(Path(folder), effects, vectors, tables)
         return cls(
             **effects,
+            **tables,
             base_vector=vectors["base"],
             tuned_vector=vectors["tuned"],
             tuned_name=run.source("tuned").name,
-            aie=run.read_table("aie", columns=AIE),
-            measures=run.read_table("measures", columns=CHANGES),
-            drift=run.read_table("drift", columns=DRIFT),
-            recovery=run.read_table("recovery", columns=DEPENDENCE),
             folder=Path(folder),
         )
 
-    def figures(self) -> dict[str, go.Figure]:
+    def figures(self, *, width: Width = "page") -> dict[str, go.Figure]:
         """Every figure of the comparison by file name.
+
+        Args:
+            width: See `ivlens.plots.WIDTHS`; `single` and `double` are a paper's columns of 3.25 and 6.75 inches.
 
         >>> list(change.figures())
         ['aie', 'heads', 'dependence', 'abilities']
@@ -113,15 +123,20 @@ class Comparison:
                 chance=self._chance(),
                 marked=marked,
                 title=f"AIE before and after: {where}. {self.how_many_clear()}. Before: {self.verdict.short}",
+                width=width,
             ),
             "heads": comparison.aie_scatter(
-                self.aie, unit=unit, marked=marked, title=f"AIE of every head, before against after: {where}"
+                self.aie,
+                unit=unit,
+                marked=marked,
+                title=f"AIE of every head, before against after: {where}",
+                width=width,
             ),
             "dependence": comparison.dependence_bars(
-                self.measures, title=f"Dependence on the base model's vector: {where}"
+                self.measures, title=f"Dependence on the base model's vector: {where}", width=width
             ),
             "abilities": comparison.ability_bars(
-                self.measures, title=f"With instruction, as a statement, with neither: {where}"
+                self.measures, title=f"With instruction, as a statement, with neither: {where}", width=width
             ),
         }
 

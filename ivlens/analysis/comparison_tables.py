@@ -6,10 +6,10 @@ Names come from files. Whatever is in them, markup and terminal escapes among it
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from ivlens.tables import UNMEASURED, Line, Table, folded, plain, print_table, safe, table_html
+from ivlens.tables import INTERVAL, UNMEASURED, Line, Table, folded, plain, print_table, safe, table_html
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ivlens.steering.verdict import Verdict
     from ivlens.vectors.instruction_vector import InstructionVector
 
-COLUMNS = ("before", "after", "change", "95 % interval")
+COLUMNS = ("before", "after", "change", INTERVAL)
 _ABILITIES = {
     "instruction probability": "P with the instruction",
     "knowledge probability": "P of the plain statement",
@@ -36,6 +36,12 @@ _RECOVERY = {
     "instruction": "with the instruction",
     "zero-shot": "query alone",
 }
+_NEEDED = {
+    "instruction": "a written instruction (abilities, necessity, shift): add "
+    '"instructions": ["Write the opposite."] to the task',
+    "knowledge": 'a plain statement: add "statement": "The opposite of {input} is" to the task',
+}
+"""What an ability is read off, and how a task gets it."""
 _HEADS = {"chosen": "", "random": "  random heads", "unscaled": "  chosen heads, scale 1"}
 """How the line of each kind of heads is called below that of the measure."""
 _DRIFT = {
@@ -101,17 +107,18 @@ def comparison_tables(found: Findings) -> list[Table]:
             "Sufficiency: P gained by adding it to the query alone; necessity: P lost with\n"
             "the instruction by ablating its heads; shift: KL by which taking it away moves\n"
             "the next token. P is of the answer's first token."
-            + ("\nAccuracy without a score in brackets is greedy match." if _scored(found) else ""),
+            + ("\nAccuracy without a score in brackets is greedy match." if _scored(found) else "")
+            + _lacking(found),
         ),
         Table(
             "Heads and vector",
-            ("heads and vector", "value", "95 % interval"),
+            ("heads and vector", "value", INTERVAL),
             (_drift(found),),
             f"{found.how_many_clear()}.\n{corrupted_sentence(found)}".rstrip(),
         ),
         Table(
             "Accuracy lost, and regained by the vector",
-            ("accuracy", "lost", "regained", "95 % interval"),
+            ("accuracy", "lost", "regained", INTERVAL),
             (_recovery(found),),
             "Regained by the tuned model with the base model's vector added, or with one of\n"
             "as many random heads, of the same length.",
@@ -144,7 +151,19 @@ def corrupted_sentence(found: Findings) -> str:
 
 def _abilities(found: Findings) -> list[Line]:
     labels = _ABILITIES | _scored(found)
-    return [(label, *_change(found.measures, name, "")) for name, label in labels.items()]
+    return _measured((label, *_change(found.measures, name, "")) for name, label in labels.items())
+
+
+def _measured(lines: Iterable[Line]) -> list[Line]:
+    """Without those that hold no number: what they lack is said once, in a note."""
+    return [line for line in lines if {*line[1:]} - {UNMEASURED, ""}]
+
+
+def _lacking(found: Findings) -> str:
+    """What could not be asked of the task, and what to add to it; nothing where all was measured."""
+    values = found.measures.query("model == 'base'").set_index("measure")["value"]
+    lacking = [how for name, how in _NEEDED.items() if values[[f"{name} probability"]].isna().all()]
+    return f"\nNot measured: what is read off {'; what is read off '.join(lacking)}." if lacking else ""
 
 
 def _scored(found: Findings) -> dict[str, str]:
@@ -159,12 +178,12 @@ def _scored(found: Findings) -> dict[str, str]:
 
 def _dependence(found: Findings) -> list[Line]:
     measured = set(zip(found.measures["measure"], found.measures["heads"], strict=True))
-    return [
+    return _measured(
         (below or label, *_change(found.measures, name, heads))
         for name, label in _DEPENDENCE.items()
         for heads, below in _HEADS.items()
         if (name, heads) in measured
-    ]
+    )
 
 
 def _change(measures: pd.DataFrame, name: str, heads: str) -> Line:
@@ -182,13 +201,13 @@ def _drift(found: Findings) -> list[Line]:
 
 def _recovery(found: Findings) -> list[Line]:
     lines = {(line["measure"], line["heads"]): line for line in found.recovery.to_dict("records")}
-    shown = []
+    shown = list[Line]()
     for kind, label in _RECOVERY.items():
         for heads, below in _HEADS.items():
             if back := lines.get((f"regained {kind} accuracy", heads)):
                 gone = "" if below else _number(lines[f"lost {kind} accuracy", ""])
                 shown.append((below or label, gone, _number(back, signed=True), _bounds(back, signed=True)))
-    return shown
+    return _measured(shown)
 
 
 def _number(line: Mapping[Any, Any], *, signed: bool = False) -> str:

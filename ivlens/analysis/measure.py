@@ -16,12 +16,13 @@ from ivlens.datasets.task import Split, Task
 from ivlens.errors import IvlensError
 from ivlens.patching.effects import Queries, find_queries, measure_effects, task_mean_z
 from ivlens.patching.head_effects import EFFECTS, HeadEffects
+from ivlens.patching.rounding import ROUNDING, is_rounded, measure_rounding
 from ivlens.patching.settings import Settings
 from ivlens.prompts.tokens import Tokens
 from ivlens.shapes import Head
 from ivlens.steering.head_choice import choose_heads, fix_heads
 from ivlens.steering.trial_plan import Sizes
-from ivlens.storage.run_folder import Tables
+from ivlens.storage.run_tables import Tables
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -95,6 +96,12 @@ def kept_effects(
         model=name,
         model_digest=digest,
     )
+
+
+def keep_rounding(model: HookedTransformer, task: Task, effects: HeadEffects, *, tables: Tables, memory: int) -> None:
+    """Of a model that computes in 16 bits, have it in a table of its own how far its effects are from float32's."""
+    if is_rounded(model):
+        tables.table("precision", lambda: measure_rounding(model, task, effects, memory=memory), ROUNDING)
 
 
 def size_trials(

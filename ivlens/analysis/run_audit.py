@@ -18,14 +18,16 @@ import torch
 from ivlens import prompts
 from ivlens.analysis import probes, wordings
 from ivlens.analysis.audit import HEADS, MEASURES, STEERING, Audit
-from ivlens.analysis.measure import check_heads, fix_choices, kept_effects, size_trials
+from ivlens.analysis.measure import check_heads, fix_choices, keep_rounding, kept_effects, size_trials
 from ivlens.analysis.options import MOST_VALIDATION, AuditOptions, AuditSettings
 from ivlens.datasets.task import Split, Task, tasks
 from ivlens.datasets.task import task as find_task
+from ivlens.errors import as_ivlens_error
 from ivlens.models import hooked, loader
 from ivlens.patching.activations import mean_z
 from ivlens.patching.effects import example_prompts
 from ivlens.patching.head_effects import HeadEffects
+from ivlens.patching.rounding import rounding_sentence
 from ivlens.patching.settings import Settings, gather_options, parse_bytes
 from ivlens.prompts.choices import GREEDY_MATCH
 from ivlens.prompts.long_pairs import leave_out_long
@@ -40,13 +42,14 @@ from ivlens.steering.trial_plan import Sizes, TrialPlan, plan_trials
 from ivlens.steering.trials import BY_QUERY, DRAWS, PLACES
 from ivlens.steering.vector_building import instruction_vector
 from ivlens.steering.verdict import MOST_FREQUENT, most_frequent_share
-from ivlens.storage import run_folder
-from ivlens.storage.run_folder import Tables
+from ivlens.storage.run_folder import Run, Source, open_run
+from ivlens.storage.run_tables import Tables
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
 
+@as_ivlens_error()
 def audit(
     model: HookedTransformer | str | Path,
     task: Task | str | Path,
@@ -90,7 +93,7 @@ def run_audit(work: Work, out: str | Path | None) -> Audit:
             found = work.all(Tables(run))
             run.write_with("vector.safetensors", found.vector.save)
             run.write_json("prompts.json", example_prompts(work.model, work.task, work.settings))
-            run.complete()
+            run.complete(precision="" if found.rounding is None else rounding_sentence(found.rounding))
     return Audit.read(out)
 
 
@@ -167,14 +170,14 @@ class Work:
         """What is tried of the vector and its controls."""
         return plan_trials(self.sizes)
 
-    def open(self, out: str | Path) -> run_folder.Run:
-        return run_folder.open_run(
+    def open(self, out: str | Path) -> Run:
+        return open_run(
             out,
             command="audit",
             settings=self.record(),
             sources={
                 "model": hooked.source(self.model, digest=self.digest),
-                "task": run_folder.Source(name=self.task.name, digest=self.task.digest),
+                "task": Source(name=self.task.name, digest=self.task.digest),
             },
             seed=self.asked.seed,
         )
@@ -196,7 +199,8 @@ class Work:
             work = self.fixed(tables)
             found = work.second_half(work.first_half(tables, self.digest), tables)
         kept = tables.kept
-        return replace(found, instructions=kept.get("instructions"), universal=kept.get("universal_tasks"))
+        more = {"instructions": "instructions", "universal": "universal_tasks", "rounding": "precision"}
+        return replace(found, **{name: kept.get(table) for name, table in more.items()})
 
     def fixed(self, tables: Tables) -> Work:
         """With wordings and heads fixed."""
@@ -207,16 +211,11 @@ class Work:
         """First abilities, which take seconds and say whether the rest is worth waiting for, then effects."""
         if not tables.has("measures"):
             tables.part("abilities", self.abilities, MEASURES)
-        return kept_effects(
-            self.model,
-            self.task,
-            self.settings,
-            tables=tables,
-            table="effects",
-            name=hooked.model_name(self.model),
-            digest=digest,
-            memory=self.memory,
-        )
+        about: dict[str, Any] = {"tables": tables, "memory": self.memory}
+        named = {"table": "effects", "name": hooked.model_name(self.model), "digest": digest}
+        effects = kept_effects(self.model, self.task, self.settings, **named, **about)
+        keep_rounding(self.model, self.task, effects, **about)
+        return effects
 
     def second_half(self, effects: HeadEffects, tables: Tables) -> Audit:
         # Computed when the first table asks for it: a resumed run may have them all.

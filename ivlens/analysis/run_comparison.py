@@ -20,12 +20,11 @@ from ivlens.analysis import probes, wordings
 from ivlens.analysis.comparison import CHANGES, base_lines
 from ivlens.analysis.comparison import Comparison as Comparison
 from ivlens.analysis.dependence import DEPENDENCE, Dependence, per_prompt, recovery
-from ivlens.analysis.drift import AIE, DRIFT, Written, aie_table, head_drift, vector_drift, write_by_query
 from ivlens.analysis.measure import check_heads, fix_choices, kept_effects
 from ivlens.analysis.options import ComparisonOptions, ComparisonSettings
 from ivlens.datasets.task import Task
 from ivlens.datasets.task import task as find_task
-from ivlens.errors import ModelError, ShapeMismatch
+from ivlens.errors import ModelError, ShapeMismatch, as_ivlens_error
 from ivlens.models import bridge, hooked, loader, lora, peft, peft_config
 from ivlens.models.lora import Adapter
 from ivlens.patching.effects import Queries, example_prompts, find_queries
@@ -37,13 +36,15 @@ from ivlens.prompts.tokens import tokenize
 from ivlens.shapes import GIB, Head
 from ivlens.steering.vector_building import instruction_vector
 from ivlens.storage import run_folder
-from ivlens.storage.run_folder import Tables
+from ivlens.storage.run_tables import Tables
+from ivlens.vectors.drift import AIE, DRIFT, Written, aie_table, head_drift, vector_drift, write_by_query
 from ivlens.vectors.instruction_vector import InstructionVector
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
 
+@as_ivlens_error()
 def compare(
     base: HookedTransformer | str | Path,
     tuned: HookedTransformer | Adapter | str | Path | Sequence[str | Path],
@@ -109,8 +110,10 @@ def compare(
         seed=asked.seed,
     ) as run:
         if not run.is_complete:
-            found = work.all(Tables(run))
-            run.write_json("prompts.json", example_prompts(base, task, work.settings))
+            tables = Tables(run)
+            found = work.all(tables)
+            with tables.keeping("base"):
+                run.write_json("prompts.json", example_prompts(base, task, work.settings))
             run.write_with("base_vector.safetensors", found.base_vector.save)
             run.write_with("tuned_vector.safetensors", found.tuned_vector.save)
             run.complete()
@@ -142,13 +145,7 @@ def find_tuned_model(
         if (Path(tuned) / peft_config.CONFIG).is_file():
             name = f"{hooked.model_name(base)} + {Path(tuned).resolve().name}"
             return TunedModel(peft.read_adapter(tuned, base), name)
-        names = {dtype: name for name, dtype in hooked.DTYPES.items()}
-        tuned = loader.load_without_adapters(
-            tuned,
-            device=str(base.cfg.device),
-            dtype=names.get(base.cfg.dtype, "auto"),
-            backend=bridge.backend_of(base),
-        )
+        tuned = loader.load_without_adapters(tuned, **loader.placed_as(base))
     loader.refuse_other_kinds(tuned)
     ours, theirs = (
         {name: getattr(model.cfg, name) for name in ("n_layers", "n_heads", "d_head", "d_model")}
@@ -219,8 +216,9 @@ class _Work:
 
     def all(self, tables: Tables) -> Comparison:
         """Fix wordings and heads on the base model, then measure both."""
-        task, heads = fix_choices(self.base, self.task, self.asked, tables=tables, memory=self.memory)
-        return replace(self, task=task, heads=heads).measured(self.digests, tables)
+        with tables.keeping("base"):
+            task, heads = fix_choices(self.base, self.task, self.asked, tables=tables, memory=self.memory)
+            return replace(self, task=task, heads=heads).measured(self.digests, tables)
 
     def measured(self, digests: tuple[str, str], tables: Tables) -> Comparison:
         # What needs both models is measured of the base model before an adapter is merged into it.
@@ -234,7 +232,7 @@ class _Work:
         found = [put(self.base, probe)] if probe else []
         write = partial(write_by_query, task=self.task, settings=self.settings, queries=self.queries)
         wrote = [] if tables.has("drift") else [write(self.base, sets=sets)]
-        with self.tuned() as model:
+        with self.tuned() as model, tables.keeping("tuned"):
             self.check_reading(model)
             after = self.side(model, "tuned", tuned_digest, tables)
             if probe:

@@ -22,7 +22,7 @@ from ivlens.prompts.choices import GREEDY_MATCH, Score
 from ivlens.prompts.template import DEFAULT
 from ivlens.replies.inquiry import measure_prompts
 from ivlens.steering import trials
-from ivlens.storage.run_folder import Tables
+from ivlens.storage.run_tables import Tables
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer

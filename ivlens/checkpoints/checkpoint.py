@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from ivlens.checkpoints import agreement
 from ivlens.checkpoints.architectures import ARCHITECTURES
 from ivlens.checkpoints.tokenizer import check_vocabulary, read_tokenizer
 from ivlens.checkpoints.unsupported import EXPERTS, UNTRANSLATED, why_not
@@ -67,15 +68,11 @@ def read_checkpoint(folder: Path, *, name: str, for_bridge: bool = False) -> Che
     Args:
         for_bridge: Whether architectures are read, too, that only transformers computes.
 
-    Args:
-        for_bridge: Whether architectures are read, too, that only transformers computes.
-
     Raises:
         ModelError: a file is missing or torn, the architecture is not supported, the weights do not fit the
             configuration, or a weight is NaN or infinite.
     """
-    architecture = _architecture(folder, for_bridge=for_bridge)
-    files = _weight_files(folder)
+    architecture, files = read_architecture(folder, for_bridge=for_bridge), find_weights(folder)
     _refuse_unusual(folder)
     with quiet_transformers():
         config = _config(folder)
@@ -86,6 +83,8 @@ def read_checkpoint(folder: Path, *, name: str, for_bridge: bool = False) -> Che
         model = _weights(folder, files, config, architecture)
     refuse_non_finite(model, folder)
     check_vocabulary(tokenizer, config.vocab_size, folder)
+    agreement.say_defaults(read_object(folder / "config.json", folder), config, f"config.json in {folder}")
+    agreement.say_other_bos(config, tokenizer, folder)
     stored = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
     return Checkpoint(
         name=name, architecture=architecture, dtype=stored, model=model, tokenizer=tokenizer, files=tuple(files)
@@ -119,13 +118,12 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _architecture(folder: Path, *, for_bridge: bool) -> str:
-    config = _json(folder / "config.json", folder)
+def read_architecture(folder: Path, *, for_bridge: bool) -> str:
+    """The class that config.json names; raises ModelError where ivlens cannot run such models."""
+    config = read_object(folder / "config.json", folder)
     names = config.get("architectures")
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
         raise ModelError(f'config.json in {folder} has no "architectures"; add e.g. ["LlamaForCausalLM"]')
-    if config.get("quantization_config"):
-        raise ModelError(f"{folder} holds quantised weights; give the checkpoint in float32, bfloat16 or float16")
     fault = None if names[0] in ARCHITECTURES else why_not(config, names[0])
     if fault in (EXPERTS, UNTRANSLATED):
         # A TransformerBridge may know it; where it does not, it says so itself.
@@ -137,10 +135,12 @@ def _architecture(folder: Path, *, for_bridge: bool) -> str:
             f"{folder} is a {names[0]}, which is not supported: {fault}; "
             f"ivlens reads the causal models {', '.join(ARCHITECTURES)}{way_out}"
         )
+    agreement.refuse_counts(config, f"config.json in {folder}")
     return names[0]
 
 
-def _json(path: Path, folder: Path) -> dict[str, Any]:
+def read_object(path: Path, folder: Path) -> dict[str, Any]:
+    """A JSON file in a model's folder; raises ModelError where it is missing, or no object."""
     if not path.is_file():
         if (folder / "adapter_config.json").is_file():
             raise ModelError(f"{folder} is an adapter, not a model; load its base model and give the adapter with it")
@@ -154,7 +154,7 @@ def _json(path: Path, folder: Path) -> dict[str, Any]:
     return content
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def find_weights(folder: Path) -> list[Path]:
     """Those that transformers would read; raises ModelError where there are none, or only pickles."""
     if (folder / "model.safetensors").exists():
         return [folder / "model.safetensors"]
@@ -172,7 +172,7 @@ def _weight_files(folder: Path) -> list[Path]:
 def _shards(folder: Path) -> list[Path]:
     """What the index of shards names; raises a ModelError where it leads out of the folder, or to nothing."""
     index = folder / "model.safetensors.index.json"
-    shards = _json(index, folder).get("weight_map")
+    shards = read_object(index, folder).get("weight_map")
     names = sorted(set(map(str, shards.values()))) if isinstance(shards, dict) and shards else ["..."]
     for name in names:
         if Path(name).name != name:
@@ -241,10 +241,13 @@ def _weights(folder: Path, files: list[Path], config: PretrainedConfig, architec
     held = {}
     for path in files:
         held |= tensor_files.read_copies(path, remedy="copy it again", error=ModelError)
+    agreement.refuse_contradictions(held, config, folder)
+    turned = agreement.rotations(held)
     kinds = {weight.dtype for weight in held.values() if weight.is_floating_point()}
     dtype = kinds.pop() if kinds in ({torch.bfloat16}, {torch.float16}) else torch.float32
     read = partial(getattr(transformers, architecture).from_pretrained, None, state_dict=held)
     model = whole_model(read, folder, told=str(folder), config=config, dtype=dtype)
+    agreement.refuse_other_rotations(turned, model, folder)
     if dtype != torch.float32:
         _widen_buffers(model, config)
     return model
@@ -258,7 +261,7 @@ def whole_model(read: Callable[..., Any], path: Path, *, told: str, **given: Any
     except BROKEN as error:
         raise ModelError(f"transformers cannot read {told}: {flat(error)}") from error
     model, found = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
-    _refuse_misfits(found, path)
+    agreement.refuse_misfits(found, path)
     return model.eval().requires_grad_(False)
 
 
@@ -274,20 +277,6 @@ def _widen_buffers(model: PreTrainedModel, config: PretrainedConfig) -> None:
             n: b for n, b in wide.get_submodule(name)._buffers.items() if n in module._non_persistent_buffers_set
         }
         module._buffers.update(computed)
-
-
-def _refuse_misfits(found: dict[str, Any], folder: Path) -> None:
-    shapes = sorted(f"{name} as {tuple(a)}, not {tuple(b)}" for name, a, b in found["mismatched_keys"])
-    for fault, names in (
-        ("lack", sorted(found["missing_keys"])),
-        ("have", shapes),
-        ("have what config.json has no place for,", sorted(found["unexpected_keys"])),
-    ):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise ModelError(
-                f"the weights in {folder} {fault} {names[0]}{more}; config.json and weights are not of one model"
-            )
 
 
 def flat(error: BaseException) -> str:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from ivlens.checkpoints import known_models
 from ivlens.checkpoints.checkpoint import flat
-from ivlens.errors import ModelError
+from ivlens.errors import ModelError, suggest
+from ivlens.storage.atomic_files import reason
+from ivlens.storage.user_cache import expand_user
 
 LAB = Path(__file__).parents[1] / "lab" / "model"
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -25,11 +27,11 @@ def find_checkpoint(model: str | Path, *, revision: str | None = None) -> Path:
                 "or train it with python -m ivlens.lab.train"
             )
         return LAB
-    path = Path(model).expanduser()
+    path = expand_user(model)
     try:
         is_folder, is_there = path.is_dir(), path.exists()
-    except OSError as error:
-        raise ModelError(f"{str(model)[:60]!r} cannot be a folder ({error.strerror}); give another path") from error
+    except (OSError, ValueError) as error:  # The second: a null, or half a character.
+        raise ModelError(f"{str(model)[:60]!r} cannot be a folder ({reason(error)}); give another path") from error
     if is_folder:
         return _in_folder(path)
     if is_there and path.suffix == ".gguf":
@@ -42,7 +44,13 @@ def find_checkpoint(model: str | Path, *, revision: str | None = None) -> Path:
         return known_models.find(model) or _known_from_hub(model)
     if isinstance(model, Path) or model.startswith((".", "/", "~")) or model.count("/") > 1 or not model:
         raise ModelError(f"there is no folder {str(model)!r}; give a Hugging Face folder, a hub id, or 'lab'")
-    return _from_hub(model, revision)
+    try:
+        return _from_hub(model, revision)
+    except ModelError as error:
+        meant = suggest(model, ["lab", *known_models.KNOWN], most=1)
+        if not meant:
+            raise
+        raise ModelError(f"{error}; {meant}") from error
 
 
 def _in_folder(folder: Path) -> Path:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 
 from ivlens.checkpoints import gguf_reading
+from ivlens.checkpoints.agreement import refuse_counts
 from ivlens.checkpoints.checkpoint import (
     BROKEN,
     Checkpoint,
@@ -75,6 +76,8 @@ def read_gguf(path: Path, *, name: str) -> Checkpoint:
     gguf_files.package()
     header = _header(path)
     architecture = _architecture(path, header)
+    counts = {name.rpartition(".")[2]: value.content for name, value in header.fields.items()}
+    refuse_counts(counts, str(path))
     found = gguf_reading.contents(path, header)
     with quiet_transformers(), gguf_reading.given(found):
         config = _config(path, header, found, architecture)
@@ -108,7 +111,10 @@ def _header(path: Path) -> Header:
     except (OSError, ValueError, struct.error) as error:
         _refuse(path, reason(error))
     kinds = gguf.GGML_QUANT_SIZES
+    whole = {gguf.GGMLQuantizationType[kind] for kind in ("I8", "I16", "I32", "I64")}
     for name, tensor in header.tensors.items():
+        if tensor.kind in whole:
+            _refuse(path, f"{name[:80]!r} holds whole numbers, which are no weights")
         if tensor.kind not in set(kinds):
             _refuse(path, f"{name[:80]!r} is packed as {tensor.kind}, which the package gguf does not know")
         values, length = kinds[gguf.GGMLQuantizationType(tensor.kind)]

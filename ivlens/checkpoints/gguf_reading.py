@@ -2,7 +2,8 @@
 
 transformers asks for configuration, tokenizer and weights apart, and each time has the `gguf` package make some numpy
 arrays of every token: half a minute and 4 GB for Gemma's 262,144. Here it is given what it reads of that package's
-reader, made once from a header that has been held against the file. Dequantising stays the package's.
+reader, made once from a header that has been held against the file. So is the table of tensors' names, which
+transformers builds again for every module of a model. Dequantising stays the package's.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -82,5 +84,7 @@ def given(found: Contents) -> Iterator[None]:
 
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(gguf, "GGUFReader", lambda *_: found))
+        names = lru_cache(gguf.get_tensor_name_map)
+        stack.enter_context(mock.patch.object(gguf, "get_tensor_name_map", names))
         stack.enter_context(mock.patch.object(modeling_gguf_pytorch_utils, "tqdm", silent))
         yield

@@ -27,6 +27,8 @@ from ivlens.storage.user_cache import cache_folder
 
 FOLDER = Path("models")
 """Looked in first, where a command is run."""
+CLONE = Path(__file__).parents[2] / FOLDER
+"""Of a clone: where `make` puts them, for notebooks and whatever else is run in another folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,7 @@ def user_folder() -> Path:
 
 def find(name: str) -> Path | None:
     """The file of a known model, if it was fetched."""
-    places = (folder / KNOWN[name].file for folder in (FOLDER, user_folder()))
+    places = (folder / KNOWN[name].file for folder in (FOLDER, CLONE, user_folder()))
     return next((place for place in places if place.is_file()), None)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ivlens.checkpoints.tokenizer_bounds import check_tokenizer
 from ivlens.errors import ModelError
 from ivlens.storage.atomic_files import reason
 from ivlens.storage.json_files import read_json
@@ -28,26 +29,43 @@ def read_tokenizer(folder: Path, gguf_file: str | None = None) -> PreTrainedToke
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, **({"gguf_file": gguf_file} if gguf_file else {})
         )
-    # The Rust tokenizers raise bare Exception for a file that they cannot read.
-    except Exception as error:
+        _try_out(tokenizer)
+    # The Rust tokenizers raise bare Exception for a file that they cannot read, and what is none when they give up.
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise ModelError(
             f"the tokenizer in {where} cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
         ) from error
     return tokenizer
 
 
+def _try_out(tokenizer: Any) -> None:
+    """Ask once what is asked of it later: settings of the wrong type show only then."""
+    ids = tokenizer.encode("a b", add_special_tokens=False)
+    tokenizer.decode(ids, skip_special_tokens=True)
+    tokenizer(["", "a"], padding=False, truncation=False)
+    if not isinstance(tokenizer.model_max_length, int | float):
+        raise TypeError(f"model_max_length is {tokenizer.model_max_length!r}, no number")
+    for token in (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token):
+        if token is not None:
+            token.encode()
+
+
 def _check_files(folder: Path) -> None:
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise ModelError(f"tokenizer.json is missing from {folder}; save the model's tokenizer there")
-    if (folder / "tokenizer.json").is_file():
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        if not (folder / name).is_file():
+            continue
         try:
-            content = read_json(folder / "tokenizer.json")
+            content = read_json(folder / name)
         except (OSError, ValueError) as error:
-            raise ModelError(
-                f"tokenizer.json in {folder} is not readable JSON ({reason(error)}); copy it again"
-            ) from error
+            raise ModelError(f"{name} in {folder} is not readable JSON ({reason(error)}); copy it again") from error
         if not isinstance(content, dict):
-            raise ModelError(f"tokenizer.json in {folder} is a JSON {type(content).__name__}; copy it again")
+            raise ModelError(f"{name} in {folder} is a JSON {type(content).__name__}; copy it again")
+        if name == "tokenizer.json":
+            check_tokenizer(folder / name, content)
 
 
 def check_vocabulary(tokenizer: Any, n_embeddings: int, where: Path) -> None:

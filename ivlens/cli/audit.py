@@ -25,7 +25,7 @@ class Only(StrEnum):
 
 @options.with_options(AuditSettings)
 def audit(
-    model: Annotated[str, typer.Argument(help="lab, smollm2, a local Hugging Face folder, a GGUF file, or a hub id.")],
+    model: options.ModelName,
     task: options.TaskName,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/MODEL[-ADAPTER]-TASK unless given.")] = None,
     adapter: options.Adapter = None,
@@ -36,6 +36,7 @@ def audit(
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     backend: options.Backend = "auto",
+    device_map: options.DeviceMap = None,
     memory: options.Memory = "2GiB",
     only: Annotated[
         Only | None, typer.Option(help="Stop behind the AIE of heads; the same command without it goes on from there.")
@@ -56,7 +57,7 @@ def audit(
     template = choose_template(typed["template"], bos, template_option)
     names = [model, *map(str, adapter or ()), chosen.name]
     folder = out or Path("runs") / "-".join(map(file_name, names))
-    hooked = ivlens.load(model, adapter=adapter, device=device, dtype=dtype, backend=backend)
+    hooked = ivlens.load(model, adapter=adapter, device=device, dtype=dtype, backend=backend, device_map=device_map)
     say_stored(hooked)
     given["template"] = template(hooked)
     work = run_audit.prepare(hooked, chosen, memory=budget, **given)

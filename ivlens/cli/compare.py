@@ -19,7 +19,9 @@ from ivlens.tables import plain
 def compare(
     base: Annotated[
         str,
-        typer.Argument(help="The model before fine-tuning: lab, smollm2, a local folder, a GGUF file, or a hub id."),
+        typer.Argument(
+            help=f"The model before fine-tuning: {options.MODEL_WORDS}", autocompletion=options.complete_model
+        ),
     ],
     tuned: Annotated[
         list[str],
@@ -34,6 +36,7 @@ def compare(
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     backend: options.Backend = "auto",
+    device_map: options.DeviceMap = None,
     memory: options.Memory = "2GiB",
     **typed: Any,
 ) -> None:
@@ -46,7 +49,7 @@ def compare(
     given = check_early(ComparisonSettings, typed, chosen)
     template = choose_template(typed["template"], bos, template_option)
     folder = out or Path("runs") / "-".join(["compare", *map(file_name, [base, *tuned, chosen.name])])
-    hooked = ivlens.load(base, device=device, dtype=dtype, backend=backend)
+    hooked = ivlens.load(base, device=device, dtype=dtype, backend=backend, device_map=device_map)
     say_stored(hooked)
     given["template"] = template(hooked)
     found = ivlens.compare(hooked, tuned, chosen, out=folder, memory=budget, **given)

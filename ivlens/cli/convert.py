@@ -9,7 +9,7 @@ import typer
 
 from ivlens.cli import options
 from ivlens.cli.output import complain
-from ivlens.errors import IvlensError
+from ivlens.errors import IvlensError, list_choices
 from ivlens.tables import plain
 
 
@@ -51,7 +51,8 @@ def convert(
 
     for option, form in (("--from", source_form), ("--to", target_form)):
         if form is not None and form not in vector_formats.FORMS:
-            raise IvlensError(f"{option} is {form!r}; it must be one of {', '.join(vector_formats.FORMS)}")
+            known = list_choices(form, vector_formats.FORMS, lead="it must be one of")
+            raise IvlensError(f"{option} is {form!r}; {known}")
     notices = ivlens.convert(
         source,
         target,

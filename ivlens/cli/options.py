@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import Field, fields
@@ -18,7 +17,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from ivlens.errors import IvlensError
+from ivlens.errors import IvlensError, suggest
 from ivlens.patching.settings import Settings
 from ivlens.patching.settings import parse_bytes as parse_bytes
 from ivlens.prompts.choices import SCORE_WORDS, Bos, Score, ScoreChoice
@@ -40,8 +39,37 @@ def split_list(text: str) -> list[str]:
     return [part.strip() for part in text.split(",")]
 
 
+def complete_task(incomplete: str) -> list[str]:
+    """Built-in tasks, for the shell."""
+    from ivlens.datasets.task import tasks
+
+    return [name for name in tasks() if name.startswith(incomplete)]
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """Models that have a short name, for the shell, which completes paths by itself where none fits."""
+    from ivlens.checkpoints.known_models import KNOWN
+
+    return [name for name in ("lab", *KNOWN) if name.startswith(incomplete)]
+
+
+def complete_study(incomplete: str) -> list[str]:
+    """Built-in studies, for the shell."""
+    from ivlens.forgetting.plan import studies
+
+    return [name for name in studies() if name.startswith(incomplete)]
+
+
+MODEL_WORDS = "lab, smollm2, a local Hugging Face folder, a GGUF file, or a hub id."
+ModelName = Annotated[str, typer.Argument(help=MODEL_WORDS, autocompletion=complete_model)]
+RunFolder = Annotated[Path, typer.Argument(help="A run folder.")]
 TaskName = Annotated[
-    str, typer.Option("--task", help="A built-in task (see `ivlens tasks`), a task file or folder, or hf:NAME.")
+    str,
+    typer.Option(
+        "--task",
+        help="A built-in task (see `ivlens tasks`), a task file or folder, or hf:NAME.",
+        autocompletion=complete_task,
+    ),
 ]
 Columns = Annotated[
     str | None,
@@ -57,6 +85,7 @@ _PYTHONS = {"True": True, "False": False, "None": None}
 BosChoice: Any = StrEnum("BosChoice", {choice: choice for choice in get_args(Bos)})
 ScoreKind: Any = StrEnum("ScoreKind", {choice: choice for choice in get_args(ScoreChoice)})
 ScoreOption = Annotated[ScoreKind, typer.Option("--score", help=SCORE_WORDS)]
+AskedScore: Any = StrEnum("AskedScore", {"none": "none"} | {choice: choice for choice in get_args(ScoreChoice)})
 StudyScore = Annotated[
     StrEnum("StudyScore", {choice: choice for choice in get_args(Score)}) | None,
     typer.Option("--score", help="What accuracies are of, in place of the study's."),
@@ -77,6 +106,14 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16, float64.")]
 Backend = Annotated[
     str, typer.Option(help="What the model is loaded into: hooked or bridge (of TransformerLens); auto.")
+]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        help="Parts of a large model on several devices, in a bridge: auto, balanced, balanced_low_0, sequential, or a "
+        "JSON file.",
+        metavar="WAY|FILE",
+    ),
 ]
 Memory = Annotated[str, typer.Option(help="What patching may take beside the weights.")]
 
@@ -144,12 +181,24 @@ def read_options(settings: type[Settings], typed: Mapping[str, Any]) -> dict[str
     return found
 
 
+def suggest_typed(error: Any) -> str:
+    """Which option or choice may have been meant by what typer refused; nothing where none is like it."""
+    option = getattr(error, "option_name", "")
+    if error.ctx is not None and option.startswith("--"):
+        return suggest(option, [name for one in error.ctx.command.params for name in one.opts], most=1)
+    # Where the choices are kept differs from version to version of typer; the sentence does not.
+    refused = re.search(r"'(.*)' is not one of (.*)", error.message)
+    return suggest(refused[1], re.findall(r"'([^']*)'", refused[2]), most=1) if refused else ""
+
+
 def parse_template_options(typed: list[str] | None) -> dict[str, Any]:
     """What `--template-option` sets, by name; values are JSON's or Python's, and text where they are neither.
 
     Raises:
         IvlensError: no name, or the same one twice.
     """
+    from ivlens.storage.atomic_files import parse_json
+
     found: dict[str, Any] = {}
     for text in typed or ():
         name, _, value = text.partition("=")
@@ -158,7 +207,7 @@ def parse_template_options(typed: list[str] | None) -> dict[str, Any]:
                 f"template-option is {text!r}; write NAME=VALUE, such as enable_thinking=false, each once"
             )
         try:
-            found[name] = _PYTHONS[value] if value in _PYTHONS else json.loads(value)
+            found[name] = _PYTHONS[value] if value in _PYTHONS else parse_json(value)
         except ValueError:
             found[name] = value
     return found

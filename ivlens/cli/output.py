@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ivlens.errors import shorten
 from ivlens.tables import plain
 
 if TYPE_CHECKING:
@@ -18,7 +20,10 @@ if TYPE_CHECKING:
 
 
 def complain(message: str) -> int:
-    print(f"ivlens: {plain(message)}", file=sys.stderr)
+    """One line, and never a long one, whatever a file put into it."""
+    line = f"ivlens: {plain(shorten(message))}"  # Signs that cannot be printed become up to ten.
+    with suppress(OSError):  # Where it cannot be said, the status still tells.
+        print(shorten(line), file=sys.stderr)
     return 2
 
 
@@ -37,10 +42,11 @@ def file_name(name: str) -> str:
 
 def draw_missing(drawn: dict[str, Figure], folder: Path) -> None:
     from ivlens.plots import export
+    from ivlens.storage.atomic_files import inside
 
     # A page is written after its images: where all pages are, all that could be drawn has been.
     if not all((folder / "figures" / f"{name}.html").is_file() for name in drawn):
-        say_notice(export.export(drawn, folder / "figures"))
+        say_notice(export.export(drawn, inside(folder, "figures")))
 
 
 def say_notice(exported: Exported) -> None:

@@ -14,7 +14,12 @@ from ivlens.tables import plain
 
 def study(
     name: Annotated[
-        str, typer.Argument(metavar="NAME|FILE", help="A built-in study such as lab-func, or a TOML file.")
+        str,
+        typer.Argument(
+            metavar="NAME|FILE",
+            help="A built-in study such as lab-func, or a TOML file.",
+            autocompletion=options.complete_study,
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Run folder, which the same command goes on with.")],
     methods: Annotated[str | None, typer.Option(metavar="LIST", help="In place of the study's: lora,lora+iv")] = None,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -16,7 +17,7 @@ from ivlens.patching.settings import Settings
 from ivlens.tables import UNMEASURED, Table, plain, print_table
 
 if TYPE_CHECKING:
-    from ivlens.steering.universal_heads import Universal
+    from ivlens.steering.universal_heads import Considered, Universal
 
 _MOST_HEADS = 20
 """Heads that are printed; the file has all."""
@@ -24,7 +25,7 @@ _MOST_HEADS = 20
 
 @options.with_options(Settings)
 def universal(
-    model: Annotated[str, typer.Argument(help="lab, smollm2, a local Hugging Face folder, a GGUF file, or a hub id.")],
+    model: options.ModelName,
     out: Annotated[Path, typer.Option(help="File for the heads: .json, or .safetensors with vectors.")],
     tasks: Annotated[
         str | None, typer.Option(metavar="LIST", help="Tasks that heads are ranked on, with commas; all built-in ones.")
@@ -38,30 +39,84 @@ def universal(
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     backend: options.Backend = "auto",
+    device_map: options.DeviceMap = None,
     memory: options.Memory = "2GiB",
     **typed: Any,
 ) -> None:
-    """Rank heads over many tasks, and say which tasks entered and why."""
+    """Rank heads over many tasks, and say which tasks entered and why.
+
+    What is done lies in a folder beside the file until that is written: the same command goes on from there.
+    """
     budget = parse_bytes(memory)
     if out.suffix.lower() not in (".json", ".safetensors"):
         raise IvlensError(f"out is {str(out)!r}; give a name that ends in .json or .safetensors")
     import ivlens
+    from ivlens.models.hooked import weight_digest
+    from ivlens.storage.run_tables import keeping_beside
 
     chosen = [ivlens.task(name) for name in (ivlens.tasks() if tasks is None else options.split_list(tasks))]
     given = check_early(Settings, typed)
     template = choose_template(typed["template"], bos, template_option)
-    hooked = ivlens.load(model, adapter=adapter, device=device, dtype=dtype, backend=backend)
+    hooked = ivlens.load(model, adapter=adapter, device=device, dtype=dtype, backend=backend, device_map=device_map)
     say_stored(hooked)
     given["template"] = template(hooked)
-    found = ivlens.universal_heads(hooked, chosen, top=top, score=score.value, memory=budget, **given)
-    found.save(out)
-    _print(found)
+    with keeping_beside(out, weight_digest(hooked)):
+        found = ivlens.universal_heads(hooked, chosen, top=top, score=score.value, memory=budget, **given)
+        found.save(out)
+    _print(_shown(found))
     print(f"In {plain(str(out))}; give it to --heads.")
 
 
-def _print(found: Universal) -> None:
+class _Shown(NamedTuple):
+    """What is printed of universal heads, so far as both kinds of their files hold it."""
+
+    model: str
+    considered: Sequence[Considered]
+    heads: Sequence[tuple[str, float]]
+    """With their mean AIE."""
+    unit: str
+    layer: int
+    scale: float
+
+
+def print_file(path: Path) -> None:
+    """Print what a file of universal heads holds.
+
+    Raises:
+        IvlensError: it is no such file.
+    """
+    from ivlens.steering.universal_heads import Universal
+
+    _print(_read_json(path) if path.suffix.lower() == ".json" else _shown(Universal.load(path)))
+
+
+def _shown(found: Universal) -> _Shown:
+    heads = [(str(head), float(found.aie[head])) for head in found.heads]
+    return _Shown(found.model, found.considered, heads, found.settings.unit, found.layer, found.scale)
+
+
+def _read_json(path: Path) -> _Shown:
+    from ivlens.steering.universal_heads import Considered
+    from ivlens.storage.json_files import read_given_json
+
+    content = read_given_json(path, wanted="give a run folder, or a file of universal heads")
+    try:
+        return _Shown(
+            str(content["model"]),
+            [Considered(**one) for one in content["considered"]],
+            [(str(head), float(aie)) for head, aie in zip(content["heads"], content["heads_aie"], strict=True)],
+            Settings.from_record(content["settings"]).unit,
+            int(content["layer"]),
+            float(content["scale"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise IvlensError(f"{path} is no file that `ivlens universal` wrote ({error}); give one, or a run") from error
+
+
+def _print(found: _Shown) -> None:
     """Every task that was tried, and the heads with their mean AIE over those that entered."""
-    print(f"{len(found.tasks)} of {len(found.considered)} tasks entered on {plain(found.model)}:\n")
+    entered = sum(one.entered for one in found.considered)
+    print(f"{entered} of {len(found.considered)} tasks entered on {plain(found.model)}:\n")
     lines = [
         (
             one.task,
@@ -73,8 +128,8 @@ def _print(found: Universal) -> None:
     ]
     print_table(Table("", ("task", "accuracy", "majority answer", ""), (lines,)))
     print("\nA task enters if the model is right more often than its most frequent answer would be.\n")
-    heads = [(str(head), f"{float(found.aie[head]):+.4f}") for head in found.heads[:_MOST_HEADS]]
-    print_table(Table("", ("universal head", f"mean AIE ({found.settings.unit})"), (heads,)))
+    heads = [(head, f"{aie:+.4f}") for head, aie in found.heads[:_MOST_HEADS]]
+    print_table(Table("", ("universal head", f"mean AIE ({found.unit})"), (heads,)))
     print(
         f"\nVectors of these {len(found.heads)} heads are added best at layer {found.layer}, {found.scale:g} times.\n"
     )

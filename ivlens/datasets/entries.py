@@ -14,6 +14,9 @@ from typing import NamedTuple, TypeVar
 
 from ivlens.errors import TaskError, TaskWarning
 
+LONGEST = 2**20
+"""Characters of an input, an output, an instruction or a statement: each stands in many prompts."""
+
 Given, Found = TypeVar("Given"), TypeVar("Found")
 
 
@@ -122,11 +125,30 @@ def texts_of(value: object, what: str) -> tuple[str, ...]:
 def _checked(text: str, what: str) -> str:
     if not text:
         raise TaskError(f"{what} is empty; fill it in")
+    check_text(text, what)
+    return text
+
+
+def check_text(text: object, what: str, most: int = LONGEST) -> None:
+    """Raise a TaskError for what is no text, longer than a text may be, or without meaning."""
+    if not isinstance(text, str):
+        raise TaskError(f"{what} is a {type(text).__name__}; write text")
+    if len(text) > most:
+        raise TaskError(f"{what} has {len(text):,} characters, and may have {most:,}; shorten it, or leave it out")
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise TaskError(f"{what} has half a character in it (a lone surrogate); mend it") from error
-    return text
+
+
+def check_pair(pair: object, where: str) -> None:
+    """Raise a TaskError for what is no pair of texts."""
+    if not isinstance(pair, Pair):
+        raise TaskError(f"{where} has {str(pair)[:60]} for a pair; give ivlens.Task.from_pairs(pairs, name=...)")
+    for text in (pair.input, *pair.outputs):
+        check_text(text, f"a pair of {where}")
+        if not text.strip():
+            raise TaskError(f"{where} has the pair {pair} with an empty side; fill it in or drop it")
 
 
 def merge(pairs: Iterable[Pair], where: str) -> list[Pair]:

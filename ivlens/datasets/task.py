@@ -6,7 +6,6 @@ task files in the very format that a user writes.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,12 +17,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ivlens.datasets import python_pairs, task_files
 from ivlens.datasets.entries import Pair as Pair
+from ivlens.datasets.entries import check_pair, check_text
 from ivlens.datasets.entries import list_names as list_names
 from ivlens.datasets.huggingface import HUB
 from ivlens.datasets.mistakes import name_folder_mistake, name_mistake
 from ivlens.datasets.records import Columns
 from ivlens.datasets.task_files import Content
-from ivlens.errors import TaskError
+from ivlens.errors import TaskError, suggest
 from ivlens.errors import TaskWarning as TaskWarning
 from ivlens.random_streams import Stream, open_stream
 from ivlens.tables import html_table
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 BUILT_IN = Path(__file__).parents[1] / "lab" / "tasks"
+_LONGEST_NAME = 500
+_SHOWN = 50
 
 
 class Split(NamedTuple):
@@ -68,6 +70,7 @@ class Task:
     """The fact without an instruction, up to the output: "The opposite of {input} is"."""
 
     def __post_init__(self) -> None:
+        check_text(self.name, "the name of a task", _LONGEST_NAME)
         if not self.name.strip():
             raise TaskError("a task needs a name; give it one")
         object.__setattr__(self, "pairs", tuple(self.pairs))
@@ -77,19 +80,18 @@ class Task:
             raise TaskError(f"the instructions of task {self.name!r} are one text; give a list of wordings")
         object.__setattr__(self, "instructions", tuple(self.instructions))
         for pair in self.pairs:
-            if not isinstance(pair, Pair):
+            check_pair(pair, f"task {self.name!r}")
+        for wording in self.instructions:
+            check_text(wording, f"an instruction of task {self.name!r}")
+            if not wording.strip():
+                raise TaskError(f"task {self.name!r} has an empty instruction; fill it in or drop it")
+        if self.statement is not None:
+            check_text(self.statement, f"the statement of task {self.name!r}")
+            if "{input}" not in self.statement:
                 raise TaskError(
-                    f"task {self.name!r} has {str(pair)[:60]} for a pair; give ivlens.Task.from_pairs(pairs, name=...)"
+                    f"the statement of task {self.name!r} is {self.statement!r}, without {{input}}; "
+                    "write {input} where the query goes"
                 )
-            if not all(text.strip() for text in (pair.input, *pair.outputs)):
-                raise TaskError(f"task {self.name!r} has the pair {pair} with an empty side; fill it in or drop it")
-        if any(not wording.strip() for wording in self.instructions):
-            raise TaskError(f"task {self.name!r} has an empty instruction; fill it in or drop it")
-        if self.statement is not None and "{input}" not in self.statement:
-            raise TaskError(
-                f"the statement of task {self.name!r} is {self.statement!r}, without {{input}}; "
-                "write {input} where the query goes"
-            )
 
     @classmethod
     def from_pairs(
@@ -173,9 +175,11 @@ class Task:
         >>> task.lines()[0], task.lines()[-1]
         (('pairs', '80: enough for up to 70 shots'), ('example', 'hot → cold'))
         """
+        more = len(self.instructions) - _SHOWN
         return [
             ("pairs", f"{len(self.pairs)}: enough for up to {max(0, len(self.pairs) - 10)} shots"),
-            *(("instruction", wording) for wording in self.instructions or ["none: not measured"]),
+            *(("instruction", wording) for wording in self.instructions[:_SHOWN] or ["none: not measured"]),
+            *([("instructions", f"and {more:,} more")] if more > 0 else []),
             ("statement", self.statement or "none: not measured"),
             *(("example", f"{pair.input} → {' or '.join(pair.outputs)}") for pair in self.pairs[:3]),
         ]
@@ -261,8 +265,7 @@ def task(name: str | Path | Task, *, columns: Columns | None = None) -> Task:
     path = Path(name)
     if exists(path):
         return read_task(path, columns=columns)
-    close = difflib.get_close_matches(str(name), tasks(), n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(close)}?" if close else "`ivlens tasks` lists the built-in ones."
+    hint = suggest(name, tasks()) or "`ivlens tasks` lists the built-in ones."
     raise TaskError(f"there is no built-in task and no file {str(name)!r}; {hint}")
 
 

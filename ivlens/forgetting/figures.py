@@ -20,7 +20,7 @@ from ivlens.forgetting.plan import Plan
 from ivlens.plots.methods import Form, method_dots, trade_off
 from ivlens.plots.stage_heatmaps import accuracy_heatmaps, aie_heatmaps
 from ivlens.plots.stages import stage_panels
-from ivlens.plots.style import LOOKS, Look, hollow, method_looks, without_weight
+from ivlens.plots.style import LOOKS, Look, Width, hollow, method_looks, without_weight
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -69,22 +69,22 @@ class Findings(Protocol):
     def plan(self) -> Plan: ...
 
 
-def figures(found: Findings, summary: Frame) -> dict[str, go.Figure]:
+def figures(found: Findings, summary: Frame, *, width: Width = "page") -> dict[str, go.Figure]:
     """Every figure of a study and its summary by file name, those whose numbers were measured."""
     drawn = {
-        "accuracy": _accuracy(found),
-        "r-matrix": _r_matrix(found),
-        "instruction-knowledge": _instruction_knowledge(found),
-        "dependence": _dependence(found),
-        "drift": _drift(found),
-        "aie": _aie(found),
-        "methods": _methods(found, summary),
-        "trade-off": _trade_off(found, summary),
+        "accuracy": _accuracy(found, width),
+        "r-matrix": _r_matrix(found, width),
+        "instruction-knowledge": _instruction_knowledge(found, width),
+        "dependence": _dependence(found, width),
+        "drift": _drift(found, width),
+        "aie": _aie(found, width),
+        "methods": _methods(found, summary, width),
+        "trade-off": _trade_off(found, summary, width),
     }
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
-def _accuracy(found: Findings) -> go.Figure | None:
+def _accuracy(found: Findings, width: Width) -> go.Figure | None:
     learned = metrics.with_stages(found.evaluations).query("kind == 'sequence' and measure == 'accuracy'")
     lines = {"tasks learned so far": learned[learned["stage"] >= learned["learned"]]}
     general = found.evaluations[found.evaluations["kind"] == "general"]
@@ -93,10 +93,10 @@ def _accuracy(found: Findings) -> go.Figure | None:
         for name, label in (("GP", "instruction"), ("IP", "few-shot"))
     }
     title = figure_title(found, "Accuracy by stage, mean over tasks")
-    return _by_stage({name: _cells(own) for name, own in lines.items()}, title, "accuracy", bounds=_SHARE)
+    return _by_stage({name: _cells(own) for name, own in lines.items()}, title, "accuracy", bounds=_SHARE, width=width)
 
 
-def _instruction_knowledge(found: Findings) -> go.Figure | None:
+def _instruction_knowledge(found: Findings, width: Width) -> go.Figure | None:
     """Of the same tasks: those that have a statement, where any has."""
     general = found.evaluations[found.evaluations["kind"] == "general"]
     stated = general[(general["measure"] == "knowledge probability") & general["value"].notna()]["task"].unique()
@@ -106,10 +106,10 @@ def _instruction_knowledge(found: Findings) -> go.Figure | None:
     what = f"Instruction and knowledge, {count} general {'task' if count == 1 else 'tasks'}"
     if len(stated):
         what += " with a statement"
-    return _by_stage(lines, figure_title(found, what), "P(answer), accuracy", bounds=_SHARE, pale=_PALE)
+    return _by_stage(lines, figure_title(found, what), "P(answer), accuracy", bounds=_SHARE, pale=_PALE, width=width)
 
 
-def _drift(found: Findings) -> go.Figure | None:
+def _drift(found: Findings, width: Width) -> go.Figure | None:
     cosine = found.evaluations.query("kind == 'probe' and measure == 'cosine' and heads == 'chosen'")
     own = _cells(cosine)
     methods = list(dict.fromkeys(own["method"]))
@@ -121,7 +121,7 @@ def _drift(found: Findings) -> go.Figure | None:
     # Never so narrow that a vector which hardly moves seems to have moved far.
     bounds = min(0.9, own["value"].min() - 0.05), 1.02
     pale = {beside: methods[0]} if methods else {}
-    return _by_stage(lines, title, "cosine", bounds=bounds, looks=looks, pale=pale, within=(-1.0, 1.0))
+    return _by_stage(lines, title, "cosine", bounds=bounds, looks=looks, pale=pale, within=(-1.0, 1.0), width=width)
 
 
 def _by_stage(
@@ -133,6 +133,7 @@ def _by_stage(
     looks: Mapping[str, Look] = _LINES,
     pale: Mapping[str, str] | None = None,
     within: tuple[float, float] = (0.0, 1.0),
+    width: Width,
 ) -> go.Figure | None:
     """Lines that were measured, from a number for each cell and stage; no interval leaves what a number can be."""
     measured = [own.assign(line=name) for name, own in lines.items() if own["value"].notna().any()]
@@ -140,7 +141,7 @@ def _by_stage(
         return None
     table = metrics.over_seeds(pd.concat(measured, ignore_index=True), ["method", "line", "stage"])
     table = clip_intervals(table.rename(columns={"method": "panel"}), within)
-    return stage_panels(table, unit=unit, bounds=bounds, looks=looks, pale=pale, title=title)
+    return stage_panels(table, unit=unit, bounds=bounds, looks=looks, pale=pale, title=title, width=width)
 
 
 def clip_intervals(table: Frame, within: tuple[Any, float]) -> Frame:
@@ -153,7 +154,7 @@ def _shares(summary: Frame) -> Frame:
     return clip_intervals(summary, (np.where(summary["measure"] == "F", -1.0, 0.0), 1.0))
 
 
-def _r_matrix(found: Findings) -> go.Figure:
+def _r_matrix(found: Findings, width: Width) -> go.Figure:
     chosen = metrics.with_stages(found.evaluations).query("kind == 'sequence' and measure == 'accuracy'")
     places = set(zip(chosen["task"], chosen["learned"], strict=True))
     if len(places) > len(set(chosen["task"])):  # Each seed has an order of its own.
@@ -162,10 +163,10 @@ def _r_matrix(found: Findings) -> go.Figure:
     by_seed = chosen.groupby(["method", "stage", "task"], sort=False)["value"]
     table = by_seed.agg(value="mean", low="min", high="max").reset_index().rename(columns={"method": "panel"})
     title = figure_title(found, "Accuracy on every task after every stage, mean over seeds", interval=False)
-    return accuracy_heatmaps(table, title=title)
+    return accuracy_heatmaps(table, title=title, width=width)
 
 
-def _dependence(found: Findings) -> go.Figure | None:
+def _dependence(found: Findings, width: Width) -> go.Figure | None:
     probes = found.evaluations[found.evaluations["kind"] == "probe"]
     sides = []
     for side, stage in (("before", 0), ("after", last_stage(found))):
@@ -173,7 +174,7 @@ def _dependence(found: Findings) -> go.Figure | None:
             own = probes[(probes["stage"] == stage) & (probes["heads"] == heads)]
             sides.append(own[own["measure"].isin(_DEPENDENCE)].assign(line=f"{heads} heads, {side}"))
     title = figure_title(found, "Dependence on the base model's vector", probes)
-    return dots(pd.concat(sides), _DEPENDENCE, _SIDES, title, zero=True)
+    return dots(pd.concat(sides), _DEPENDENCE, _SIDES, title, zero=True, width=width)
 
 
 def dots(
@@ -184,6 +185,7 @@ def dots(
     *,
     zero: bool = False,
     within: tuple[float, float] = (-math.inf, math.inf),
+    width: Width,
 ) -> go.Figure | None:
     """Measures that were measured, from a number for each probe, cell and line."""
     by = ["method", "measure", "line"]
@@ -195,20 +197,20 @@ def dots(
         return None
     order = [panel for panel in units if panel in set(table["panel"])]
     table = table.sort_values("panel", key=lambda names: names.map(order.index), kind="stable")
-    return method_dots(table, units=units, looks=looks, zero=zero, title=title)
+    return method_dots(table, units=units, looks=looks, zero=zero, title=title, width=width)
 
 
-def _methods(found: Findings, summary: Frame) -> go.Figure:
+def _methods(found: Findings, summary: Frame, width: Width) -> go.Figure:
     chosen = _shares(summary)[summary["measure"].isin(_SUMMARY)].rename(columns={"measure": "panel"})
     chosen = chosen[chosen.groupby("panel")["value"].transform(lambda values: values.notna().any())].assign(kind="")
     order = list(_SUMMARY)
     chosen = chosen.sort_values("panel", key=lambda names: names.map(order.index), kind="stable")
     baselines = {name: _base(found, measure) for name, measure in _GENERAL.items()}
     title = figure_title(found, "After the last stage (dashed: base model)")
-    return method_dots(chosen, units=_SUMMARY, baselines=baselines, title=title)
+    return method_dots(chosen, units=_SUMMARY, baselines=baselines, title=title, width=width)
 
 
-def _trade_off(found: Findings, summary: Frame) -> go.Figure:
+def _trade_off(found: Findings, summary: Frame, width: Width) -> go.Figure:
     parts = []
     for name, measure in (("learned", "learned"), ("kept", "GP")):
         own = _shares(summary)[summary["measure"] == measure].set_index("method")[["value", "low", "high"]]
@@ -217,7 +219,7 @@ def _trade_off(found: Findings, summary: Frame) -> go.Figure:
     axes = ("accuracy on new tasks, each right after its stage", "accuracy on general tasks after the last stage (GP)")
     title = figure_title(found, "Learned against kept (numbers: weight of the guidance)")
     forms = _forms(found.plan, list(table["method"]))
-    return trade_off(table, forms, axes=axes, base=_base(found, _GENERAL["GP"]), title=title)
+    return trade_off(table, forms, axes=axes, base=_base(found, _GENERAL["GP"]), title=title, width=width)
 
 
 def _forms(plan: Plan, methods: Sequence[str]) -> list[Form]:
@@ -238,7 +240,7 @@ def _common(own: Sequence[tuple[str, float]]) -> str:
     return min(map(without_weight, names), key=len) if len(own) > 1 else names[0]
 
 
-def _aie(found: Findings) -> go.Figure | None:
+def _aie(found: Findings, width: Width) -> go.Figure | None:
     methods = list(dict.fromkeys(found.grids["method"]))
     shown, left_out = some_methods(methods)
     by = ["method", "seed", "layer", "head"]
@@ -251,7 +253,7 @@ def _aie(found: Findings) -> go.Figure | None:
     table = metrics.over_seeds(table, ["method", "side", "layer", "head"]).rename(columns={"method": "panel"})
     table = table.sort_values("panel", key=lambda names: names.map(shown.index), kind="stable")
     title = figure_title(found, f"AIE before the first and after the last stage{left_out}", chosen)
-    return aie_heatmaps(table, title=title)
+    return aie_heatmaps(table, title=title, width=width)
 
 
 def some_methods(methods: Sequence[str]) -> tuple[list[str], str]:

@@ -22,10 +22,11 @@ from ivlens.analysis import dependence
 from ivlens.analysis.dependence import Dependence
 from ivlens.analysis.probes import Probe
 from ivlens.datasets.task import Task
-from ivlens.errors import TrainingError
+from ivlens.errors import RunError, TrainingError
+from ivlens.forgetting import cell
+from ivlens.forgetting.cell import MethodRun
 from ivlens.forgetting.evaluation import COLUMNS, StageEvaluation, measure_grid
-from ivlens.forgetting.plan import Plan
-from ivlens.models import lora, peft, peft_layout
+from ivlens.models import lora, peft, peft_config, peft_layout
 from ivlens.models.adapter import load_adapter, save_adapter
 from ivlens.patching import effects
 from ivlens.patching.activations import mean_z
@@ -53,27 +54,6 @@ GRIDS = ("method", "seed", "stage", "task", "layer", "head", "aie")
 
 
 @dataclass(frozen=True, kw_only=True)
-class MethodRun:
-    """What is run, and where it is kept."""
-
-    plan: Plan
-    method: str
-    seed: int
-    folder: Path
-
-    @property
-    def where(self) -> dict[str, Any]:
-        return {"method": self.method, "seed": self.seed}
-
-    def path(self, stage: int, suffix: str) -> Path:
-        return self.folder / f"stage-{stage}{suffix}"
-
-    def is_done(self, stage: int) -> bool:
-        """The table of measures is written last."""
-        return self.path(stage, ".parquet").is_file()
-
-
-@dataclass(frozen=True, kw_only=True)
 class PreparedBase:
     """What all cells of a seed share: the base model and everything that was prepared of it."""
 
@@ -98,21 +78,18 @@ def run_method(
     """
     with torch.random.fork_rng():
         if not run.is_done(0):
-            _measure(run, 0, stages, base, evaluation, grids=True)
+            _measure(run, 0, stages, base, evaluation)
         yield 0
         method, past = run.plan.method(run.plan.parts(run.method)[0]), list[lora.Adapter]()
         for number in range(1, len(stages) + 1):
-            if run.is_done(number):
-                past.append(load_adapter(run.path(number, ".safetensors"), base.model))
-            else:
-                adapter = _learn(run, number, stages, base, method, past)
-                past.append(adapter)
-                total, is_last = lora.stack(past), number == len(stages)
-                if is_last and peft_layout.is_known(base.model):
-                    peft.write_adapter(total, run.folder / "adapter", base.model, base=run.plan.model)
+            if not run.is_learned(number):
+                _learn(run, number, stages, base, method, past)
+            past.append(load_adapter(run.path(number, cell.ADAPTER), base.model))
+            if not run.is_done(number):
+                total = lora.stack(past)
+                more = _write_all(run, total, base.model) if number == len(stages) else []
                 with lora.merged(base.model, total):
-                    _measure(run, number, stages, base, evaluation, grids=is_last)
-                run.path(number, ".checkpoint").unlink(missing_ok=True)
+                    _measure(run, number, stages, base, evaluation, more)
             yield number
 
 
@@ -123,7 +100,7 @@ def _learn(
     base: PreparedBase,
     method: Method,
     past: Sequence[lora.Adapter],
-) -> lora.Adapter:
+) -> None:
     """Train a new adapter on top of the earlier ones, and keep it with its steps."""
     model, plan, stage = base.model, run.plan, stages[number - 1]
     earlier = stages[: number - 1]
@@ -142,7 +119,8 @@ def _learn(
     own = examples.prompts[: examples.new]
     if guidance and guidance.source == "demonstrations":
         own = tokenize(model, stage.with_demonstrations(plan.evaluation.shots, seed=run.seed))
-    guide = guidance and _make_guide(guidance, base, old, adapter, own, seed=loop.mix_seeds(run.seed, number))
+    with run.keeping(number, "guide"):
+        guide = guidance and _make_guide(guidance, base, old, adapter, own, seed=loop.mix_seeds(run.seed, number))
     with lora.attached(model, *old, adapter):
         steps = loop.finetune(
             model,
@@ -162,14 +140,24 @@ def _learn(
             f"the last step of stage {number} ({stage.name}), step {plan.training.steps - 1}, made the adapter NaN or "
             "infinite; lower the rate"
         )
-    save_adapter(adapter, run.path(number, ".safetensors"))
+    save_adapter(adapter, run.path(number, cell.ADAPTER))
     taken = taken.assign(**run.where, stage=number, task=stage.name)
-    _write(run.path(number, "-steps.parquet"), taken[list(STEPS)])
-    return adapter
+    _write(run.path(number, cell.STEPS), taken[list(STEPS)])
+    run.keep_learned(number)
+
+
+def _write_all(run: MethodRun, total: lora.Adapter, model: HookedTransformer) -> list[Path]:
+    """All adapters together as PEFT's folder `adapter`, where PEFT knows the model; its files."""
+    if not peft_layout.is_known(model):
+        return []
+    peft.write_adapter(total, run.folder / "adapter", model, base=run.plan.model)
+    return [run.folder / "adapter" / name for name in (peft_config.CONFIG, peft.WEIGHTS)]
 
 
 def _take_steps(path: Path, steps: Iterator[loop.Step]) -> pd.DataFrame:
     """Take all steps; a line each is kept at once, so that those before a checkpoint are not lost with the process."""
+    if path.is_symlink():
+        raise RunError(f"{path} is a link, which may lead out of the run folder; remove it")
     with atomic_files.as_run_error(path), path.open("a", encoding="utf-8") as file:
         file.write("\n")  # A killed process may have left half a line.
         for step in steps:
@@ -251,10 +239,18 @@ def _measure(
     stages: Sequence[Stage],
     base: PreparedBase,
     evaluation: StageEvaluation,
-    *,
-    grids: bool,
+    more: Sequence[Path] = (),
 ) -> None:
-    """Measure the model as it is now; the table of measures is written last."""
+    """Measure the model as it is now, and keep it, with `more` files of the stage."""
+    with run.keeping(number, "measured") if number else run.keeping_base():
+        _write_measures(run, number, stages, base, evaluation)
+    run.keep_measured(number, more)
+
+
+def _write_measures(
+    run: MethodRun, number: int, stages: Sequence[Stage], base: PreparedBase, evaluation: StageEvaluation
+) -> None:
+    """The table of measures is written last."""
     lines, effects_found, put = [], [], []
     for name, (task, probe) in base.probes.items():
         found, cosine = _measure_probe(base, task, probe)
@@ -262,16 +258,16 @@ def _measure(
         values = {key: float(values.double().mean()) for key, values in found.values.items()}
         lines += [(name, "probe", *key, value, len(found.values[key])) for key, value in values.items()]
         lines.append((name, "probe", "cosine", "chosen", cosine, base.universal.settings.clean_prompts))
-        if grids:
+        if run.has(number, cell.GRIDS):
             effects_found.append(measure_grid(base.model, base.universal.settings, name, task))
     lines += _probe_bounds(put)
     if effects_found:
         found = pd.concat(effects_found, ignore_index=True).assign(**run.where, stage=number)
-        _write(run.path(number, "-aie.parquet"), found[list(GRIDS)])
+        _write(run.path(number, cell.GRIDS), found[list(GRIDS)])
     frame = pd.concat([evaluation(base.model), pd.DataFrame(lines, columns=list(COLUMNS))], ignore_index=True)
     learned = {stage.name: place for place, stage in enumerate(stages, 1)}
     frame = frame.assign(**run.where, stage=number, learned=[learned.get(name, 0) for name in frame["task"]])
-    _write(run.path(number, ".parquet"), frame[[*EVALUATIONS, LEARNED]])
+    _write(run.path(number, cell.MEASURES), frame[[*EVALUATIONS, LEARNED]])
 
 
 def _measure_probe(base: PreparedBase, task: Task, probe: Probe) -> tuple[Dependence, float]:

@@ -30,6 +30,12 @@ _GENERAL = {
     "instruction probability": "instruction probability",
     "knowledge probability": "knowledge probability",
 }
+ALWAYS = (
+    ("sequence", "accuracy"),
+    ("sequence", "trained accuracy"),
+    *(("general", name) for name in _GENERAL.values()),
+)
+"""Kinds and measures that a study has of every cell, stage and task; NaN where a task has no such prompts."""
 
 
 def with_stages(evaluations: pd.DataFrame) -> pd.DataFrame:

@@ -20,13 +20,14 @@ from typing import Any, Literal, get_args, get_type_hints
 import pydantic
 
 from ivlens.datasets.task import tasks
-from ivlens.errors import IvlensError, StudyError
+from ivlens.errors import IvlensError, StudyError, list_choices
 from ivlens.forgetting.evaluation import Evaluation as Evaluation
 from ivlens.lab import FAMILIES
 from ivlens.lab.sequences import SEQUENCES
 from ivlens.models.lora import LoraConfig
 from ivlens.random_streams import Stream, open_stream
 from ivlens.storage.atomic_files import LARGEST_TEXT, refuse_unusual
+from ivlens.storage.user_cache import expand_user
 from ivlens.training.guidance import GUIDANCE, Guidance
 from ivlens.training.methods import METHODS
 from ivlens.training.settings import Training
@@ -148,9 +149,9 @@ class Plan:
         name, plus, guidance = cell.partition("+")
         known = {**GUIDANCE, **self.guidance}
         if name not in METHODS:
-            raise StudyError(f"there is no method {name!r} (of {cell!r}); there are {', '.join(METHODS)}")
+            raise StudyError(f"there is no method {name!r} (of {cell!r}); {list_choices(name, METHODS)}")
         if plus and guidance not in known:
-            raise StudyError(f"there is no guidance {guidance!r} (of {cell!r}); there are {', '.join(known)}")
+            raise StudyError(f"there is no guidance {guidance!r} (of {cell!r}); {list_choices(guidance, known)}")
         return name, known[guidance] if plus else None
 
     def method(self, name: str) -> Any:
@@ -163,7 +164,7 @@ class Plan:
         Replay(share=0.5, memory=20)
         """
         if name not in METHODS:
-            raise StudyError(f"there is no method {name!r} (of settings); there are {', '.join(METHODS)}")
+            raise StudyError(f"there is no method {name!r} (of settings); {list_choices(name, METHODS)}")
         given, kind = self.settings.get(name, {}), METHODS[name]
         _refuse_unknown(kind, given, f"settings.{name}.")
         types = get_type_hints(kind)
@@ -202,10 +203,8 @@ def read_plan(name: str | Path) -> Plan:
         refuse_unusual(path, LARGEST_TEXT)
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        known = ", ".join(studies())
-        raise StudyError(
-            f"there is no built-in study and no file {str(name)!r} ({error.strerror}); built-in are {known}"
-        ) from error
+        known = list_choices(name, studies(), lead="built-in are")
+        raise StudyError(f"there is no built-in study and no file {str(name)!r} ({error.strerror}); {known}") from error
     except (ValueError, RecursionError) as error:
         raise StudyError(f"{path} is no TOML file ({error}); mend that place") from error
     try:
@@ -236,7 +235,7 @@ def _beside(path: Path, name: str) -> str:
     """A path in a file is meant from the file's folder; what is built in, and a hub id, is no path."""
     if path.parent == BUILT_IN or name in {"lab", *tasks(), *(one for names in SEQUENCES.values() for one in names)}:
         return name
-    found = path.parent / Path(name).expanduser()
+    found = path.parent / expand_user(name)
     with suppress(OSError, ValueError):  # A name too long for the file system, or with a null in it, is no path.
         # Nothing of that name in another folder, from which the command happens to be run, may take its place.
         return str(found) if found.exists() or Path(name).exists() else name

@@ -10,6 +10,7 @@ from ivlens.analysis import probes
 from ivlens.datasets.task import Task, tasks
 from ivlens.datasets.task import task as find_task
 from ivlens.errors import StudyError, TaskError
+from ivlens.forgetting.cell import BASE
 from ivlens.forgetting.evaluation import Evaluation
 from ivlens.forgetting.method_run import PreparedBase
 from ivlens.forgetting.plan import Plan
@@ -17,6 +18,8 @@ from ivlens.patching.effects import mean_prompts
 from ivlens.patching.settings import Settings
 from ivlens.steering.universal_heads import Universal, universal_heads
 from ivlens.steering.vector_building import instruction_vector
+from ivlens.storage.run_folder import Run
+from ivlens.storage.run_tables import Tables
 from ivlens.training import benchmark_stages, stages
 from ivlens.training.stages import Stage
 
@@ -114,12 +117,14 @@ def universal_files(asked: Plan, folder: Path) -> dict[int, Path]:
     return {seed: folder / f"universal{'' if once else f'-{seed}'}.safetensors" for seed in asked.seeds}
 
 
-def keep_universal(asked: Plan, base: HookedTransformer, general: Sequence[Task], folder: Path) -> None:
+def keep_universal(asked: Plan, base: HookedTransformer, general: Sequence[Task], run: Run) -> None:
     """Universal heads of the base model, written into the run folder where they are missing."""
-    for seed, path in universal_files(asked, folder).items():
-        if not path.exists():
+    for seed, path in universal_files(asked, run.folder).items():
+        if not run.has(path.name):
             chosen, guides = asked.evaluation.of(seed), guiding_tasks(asked, general)
-            universal_heads(base, guides, _settings(chosen), top=chosen.top, scale=chosen.scale).save(path)
+            with Tables(run).keeping(BASE):
+                found = universal_heads(base, guides, _settings(chosen), top=chosen.top, scale=chosen.scale)
+            run.write_with(path.name, found.save)
 
 
 def prepare_base(

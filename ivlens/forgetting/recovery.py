@@ -24,7 +24,7 @@ from ivlens.forgetting.figures import (
 )
 from ivlens.forgetting.method_run import PROBE_BOUNDS
 from ivlens.plots.stages import stage_panels
-from ivlens.plots.style import LOOKS, hollow
+from ivlens.plots.style import LOOKS, Width, hollow
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -95,13 +95,13 @@ def _one(evaluations: Frame, measure: str, heads: str, prompts: str, vector: str
     return table.assign(prompts=prompts, vector=vector)[list(RECOVERY)]
 
 
-def figures(found: Findings) -> dict[str, go.Figure]:
+def figures(found: Findings, *, width: Width = "page") -> dict[str, go.Figure]:
     """By file name, what comes back stage by stage and after the last stage, where there are probes."""
-    drawn = {"recovery-by-stage": _stage_by_stage(found), "recovery": _after_last(found)}
+    drawn = {"recovery-by-stage": _stage_by_stage(found, width), "recovery": _after_last(found, width)}
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
-def _stage_by_stage(found: Findings) -> go.Figure | None:
+def _stage_by_stage(found: Findings, width: Width) -> go.Figure | None:
     """A row of panels a method: each form of prompts, and the cosine; None where there are no probes.
 
     What the instruction gives stands beside what vectors give to queries alone.
@@ -119,10 +119,12 @@ def _stage_by_stage(found: Findings) -> go.Figure | None:
     probes = found.evaluations[found.evaluations["kind"] == "probe"]
     title = figure_title(found, f"Recovery by stage: accuracy on probes with a vector added{left_out}", probes)
     pale = {_INSTRUCTED: "no vector"}
-    return stage_panels(table, unit="accuracy, cosine", bounds=(-0.03, 1.03), looks=_LOOKS, pale=pale, title=title)
+    return stage_panels(
+        table, unit="accuracy, cosine", bounds=(-0.03, 1.03), looks=_LOOKS, pale=pale, title=title, width=width
+    )
 
 
-def _after_last(found: Findings) -> go.Figure | None:
+def _after_last(found: Findings, width: Width) -> go.Figure | None:
     probes, last = found.evaluations[found.evaluations["kind"] == "probe"], last_stage(found)
     panels, parts = {"with the instruction": "instruction", "query alone": "zero-shot"}, []
     for panel, kind in panels.items():
@@ -137,4 +139,4 @@ def _after_last(found: Findings) -> go.Figure | None:
             own = probes[(probes["measure"] == measure) & (probes["heads"] == heads) & (probes["stage"] == stage)]
             parts.append(own.assign(line=line, measure=panel))
     title = figure_title(found, "Accuracy with the base model's vector added", probes)
-    return dots(pd.concat(parts), dict.fromkeys(panels, "accuracy"), _AFTER, title, within=(0.0, 1.0))
+    return dots(pd.concat(parts), dict.fromkeys(panels, "accuracy"), _AFTER, title, within=(0.0, 1.0), width=width)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from ivlens.datasets.task import Task
-from ivlens.errors import StudyError
-from ivlens.forgetting import plan, worker_pool
+from ivlens.errors import RunError, StudyError, as_ivlens_error
+from ivlens.forgetting import cell, plan, worker_pool
 from ivlens.forgetting.method_run import EVALUATIONS, GRIDS, STEPS
 from ivlens.forgetting.plan import Plan
 from ivlens.forgetting.preparation import general_tasks, refuse_unfit_guidance, sequence
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
 
+@as_ivlens_error()
 def study(
     name: Plan | str | Path,
     *,
@@ -77,12 +78,11 @@ def study(
             at_once = 1 if model else workers or worker_pool.count_cores(base)
             with worker_pool.freeze_base(base), worker_pool.use_threads(asked.threads):
                 done = worker_pool.train(asked, base, general, sequences, run, at_once, device=device, dtype=dtype)
-                n_stages = worker_pool.n_stages(worker_pool.list_unfinished(asked, run.folder))
+                n_stages = worker_pool.n_stages(worker_pool.list_unfinished(asked, run))
                 with closing(done):
                     for _ in track(done, f"study {asked.name}: stages", total=n_stages):
                         pass
-            _collect(run, asked)
-            run.complete()
+            _finish(run, asked)
     return Study.read(out)
 
 
@@ -98,15 +98,21 @@ def _sources(
     return found
 
 
-def _collect(run: run_folder.Run, asked: Plan) -> None:
-    """One table of each kind for the whole study."""
-    cells = worker_pool.all_cells(asked, run.folder)
-    numbers = range(len(asked.tasks) + 1)
-    for name, suffix, columns, which in (
-        ("evaluations", ".parquet", EVALUATIONS, numbers),
-        ("steps", "-steps.parquet", STEPS, numbers[1:]),
-        ("aie", "-aie.parquet", GRIDS, [0, numbers[-1]]),
+def _finish(run: run_folder.Run, asked: Plan) -> None:
+    """See that everything that the plan asks for is there, make one table of each kind of it, and say so."""
+    left = worker_pool.list_unfinished(asked, run)
+    if left:
+        raise RunError(
+            f"files of {', '.join(one.name for one in left)} in {run.folder} were changed or removed while the study "
+            "was at work; run the same command again, and what is missing is computed again"
+        )
+    cells = worker_pool.all_cells(asked, run)
+    for name, suffix, columns in (
+        ("evaluations", cell.MEASURES, EVALUATIONS),
+        ("steps", cell.STEPS, STEPS),
+        ("aie", cell.GRIDS, GRIDS),
     ):
-        paths = [path for one in cells for stage in which if (path := one.path(stage, suffix)).is_file()]
-        found = [parquet.read_table(path, columns=columns, remedy="delete it and run again") for path in paths]
+        paths = [path for one in cells for path in one.tables(suffix)]
+        found = [parquet.read_table(path, columns=columns, remedy="run the same command again") for path in paths]
         run.write_table(name, pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=list(columns)))
+    run.complete({name: file for one in cells for name, file in one.files().items()})

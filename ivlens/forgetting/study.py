@@ -10,14 +10,17 @@ import pandas as pd
 
 from ivlens.errors import RunError
 from ivlens.forgetting import metrics, plan
-from ivlens.forgetting.method_run import EVALUATIONS, GRIDS, STEPS
+from ivlens.forgetting.method_run import EVALUATIONS, GRIDS, PROBE_BOUNDS, STEPS
 from ivlens.forgetting.plan import Plan
 from ivlens.forgetting.preparation import universal_files
 from ivlens.steering.universal_heads import Universal
 from ivlens.storage import run_folder
+from ivlens.storage.table_schema import check_below
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+
+    from ivlens.plots.style import Width
 
 
 KEY = ("AP", "F", "GP", "IP")
@@ -63,7 +66,7 @@ class Study:
         asked = plan.from_record({**settings, "model": run.source("model").name})
         kept = universal_files(asked, run.folder).values()
         guided = [task for path in dict.fromkeys(kept) for task in Universal.load(path).tasks]
-        return cls(
+        found = cls(
             evaluations=metrics.with_stages(run.read_table("evaluations", columns=EVALUATIONS)),
             steps=run.read_table("steps", columns=STEPS),
             grids=run.read_table("aie", columns=GRIDS),
@@ -71,6 +74,28 @@ class Study:
             guided=tuple(dict.fromkeys(guided)),
             folder=Path(folder),
         )
+        found._refuse_gaps()
+        return found
+
+    def _refuse_gaps(self) -> None:
+        """Raises RunError where a table lacks a cell, a stage or a task of the plan, or has one that is not in it."""
+        remedy, stages = "run again into a new --out", range(len(self.plan.tasks) + 1)
+        path, lines = self.folder / "evaluations.parquet", self.evaluations
+        cells = {(method, seed) for method in self.plan.methods for seed in self.plan.seeds}
+        if set(zip(lines["method"], lines["seed"], strict=True)) != cells or set(lines["stage"]) != set(stages):
+            raise RunError(f"{path} is of other methods, seeds or stages than the plan; {remedy}")
+        check_below(lines, {"learned": len(stages)}, str(path), remedy)
+        for kind, measure in metrics.ALWAYS:
+            own = lines[(lines["kind"] == kind) & (lines["measure"] == measure)]
+            n_tasks = own["task"].nunique()
+            needed = len(cells) * len(stages) * max(n_tasks, len(self.plan.tasks) if kind == "sequence" else 1)
+            if len(own) != needed:
+                raise RunError(f"{path} has {len(own):,} lines of {kind} {measure!r}; needed are {needed:,}; {remedy}")
+        bounds = lines[lines["kind"].isin(PROBE_BOUNDS)]
+        if bounds.duplicated(["method", "seed", "stage", "kind", "measure", "heads"]).any():
+            raise RunError(f"{path} has two intervals over all probes of one measure; {remedy}")
+        if len(self.grids) and set(self.grids["stage"]) != {stages[0], stages[-1]}:
+            raise RunError(f"{self.folder}/aie.parquet is not of the first and the last stage; {remedy}")
 
     @property
     def summary(self) -> pd.DataFrame:
@@ -143,8 +168,11 @@ class Study:
         chosen = own if reference is None else reference
         return metrics.comparisons(self.evaluations, chosen, guided=self.guided, families=self.families)
 
-    def figures(self) -> dict[str, go.Figure]:
+    def figures(self, *, width: Width = "page") -> dict[str, go.Figure]:
         """Every figure of the study by file name; those of which nothing was measured are left out.
+
+        Args:
+            width: See `ivlens.plots.WIDTHS`; `single` and `double` are a paper's columns of 3.25 and 6.75 inches.
 
         >>> list(study.figures())
         ['accuracy', 'r-matrix', 'instruction-knowledge', 'methods', 'trade-off']
@@ -152,7 +180,7 @@ class Study:
         from ivlens.forgetting import figures as study_figures
         from ivlens.forgetting import recovery
 
-        return study_figures.figures(self, self.summary) | recovery.figures(self)
+        return study_figures.figures(self, self.summary, width=width) | recovery.figures(self, width=width)
 
     def __repr__(self) -> str:
         lines = self.summary.set_index(["method", "measure"])["value"]

@@ -6,7 +6,6 @@ Names come from files. Whatever is in them, markup and terminal escapes among it
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -15,7 +14,7 @@ from ivlens.forgetting.metrics import DIFFERENCES
 from ivlens.forgetting.recovery import COSINE, PROMPTS, VECTORS
 from ivlens.measures import holm
 from ivlens.prompts.choices import GREEDY_MATCH
-from ivlens.tables import UNMEASURED, Line, Table, interval_text, plain, print_table, safe, table_html
+from ivlens.tables import UNMEASURED, Line, Table, folded, interval_text, plain, print_table, safe, table_html
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,11 +31,12 @@ GENERAL = {
 OVER = ("AP", "GP", "IP")
 MOST_METHODS = 8
 """That the sentence names."""
-_NOTE = """learned: accuracy on each new task right after its stage; AP: on all of them after
-the last stage; F: how far those before the last have fallen from their best;
-GP, IP: accuracy on general tasks, which are never trained on, with their
-instruction and with demonstrations; unguided: those of families of which the
-guidance has seen no task."""
+_NOTE = (
+    "learned: accuracy on each new task right after its stage; AP: on all of them after the last stage; F: how far "
+    "those before the last have fallen from their best; GP, IP: accuracy on general tasks, which are never trained "
+    "on, with their instruction and with demonstrations; unguided: those of families of which the guidance has seen "
+    "no task."
+)
 LEVEL = 0.05
 """A difference is told to be clear of 0 where its adjusted p is below it."""
 
@@ -67,8 +67,8 @@ def print_study(found: Findings) -> None:
     for table in all_tables(found):
         print(f"{plain(table.heading)}:\n")
         print_table(table)
-        print(f"\n{textwrap.fill(table.note, 80)}\n" if table.note else "")
-    print(f"{note(found)}\n")
+        print(f"\n{folded(table.note)}\n" if table.note else "")
+    print(f"{folded(note(found))}\n")
 
 
 def study_html(found: Findings) -> str:

@@ -14,7 +14,6 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,12 +21,14 @@ import torch
 from ivlens.datasets.task import Task
 from ivlens.errors import StudyError
 from ivlens.forgetting import method_run
+from ivlens.forgetting.cell import MethodRun
 from ivlens.forgetting.evaluation import prepare_evaluation
-from ivlens.forgetting.method_run import MethodRun, PreparedBase
+from ivlens.forgetting.method_run import PreparedBase
 from ivlens.forgetting.plan import Plan
-from ivlens.forgetting.preparation import general_tasks, keep_universal, prepare_base, sequence
+from ivlens.forgetting.preparation import general_tasks, keep_universal, prepare_base, sequence, universal_files
 from ivlens.models import loader
 from ivlens.storage import run_folder
+from ivlens.storage.atomic_files import writing_inside
 from ivlens.training.stages import Stage
 
 if TYPE_CHECKING:
@@ -46,20 +47,21 @@ def train(
     dtype: str,
 ) -> Generator[int]:
     """Yields once for every stage of the cells that are left."""
-    keep_universal(asked, base, general, run.folder)
-    waiting = list_unfinished(asked, run.folder)
+    keep_universal(asked, base, general, run)
+    waiting = list_unfinished(asked, run)
     if min(workers, len(waiting)) > 1:
         yield from _side_by_side(waiting, asked, workers, device=device, dtype=dtype)
     else:
         yield from _one_by_one(waiting, base, sequences, general, {})
 
 
-def list_unfinished(asked: Plan, folder: Path) -> list[MethodRun]:
-    return [one for one in all_cells(asked, folder) if not one.is_done(len(asked.tasks))]
+def list_unfinished(asked: Plan, run: run_folder.Run) -> list[MethodRun]:
+    """Cells of which anything that the plan asks for is missing, or not as it was written."""
+    return [one for one in all_cells(asked, run) if not all(map(one.is_done, one.stages))]
 
 
 def n_stages(cells: Sequence[MethodRun]) -> int:
-    return sum(len(one.plan.tasks) + 1 for one in cells)
+    return sum(len(one.stages) for one in cells)
 
 
 def _one_by_one(
@@ -71,11 +73,13 @@ def _one_by_one(
 ) -> Iterator[int]:
     """`prepared` keeps what was prepared of the base model, by the seed that drew it."""
     for one in cells:
-        chosen = one.plan.evaluation.of(one.seed)
-        if chosen.seed not in prepared:
-            prepared[chosen.seed] = prepare_base(one.plan, one.seed, base, general, one.folder.parents[1])
-        evaluation = prepare_evaluation(base, sequences[one.seed], general, chosen)
-        yield from method_run.run_method(one, prepared[chosen.seed], sequences[one.seed], evaluation)
+        chosen, folder = one.plan.evaluation.of(one.seed), one.home.folder
+        with writing_inside(folder, one.home.check):
+            if chosen.seed not in prepared:
+                with one.keeping_base():
+                    prepared[chosen.seed] = prepare_base(one.plan, one.seed, base, general, folder)
+            evaluation = prepare_evaluation(base, sequences[one.seed], general, chosen)
+            yield from method_run.run_method(one, prepared[chosen.seed], sequences[one.seed], evaluation)
 
 
 @contextmanager
@@ -108,7 +112,8 @@ def _side_by_side(cells: Sequence[MethodRun], asked: Plan, workers: int, *, devi
     yield from range(before)
     arguments = (asked, device, dtype)
     with ProcessPoolExecutor(min(workers, len(cells)), context, _start_worker, arguments) as pool:
-        futures = [pool.submit(_work, one) for one in cells]
+        with _without_interrupts():  # Which workers inherit: Ctrl-C reaches the study itself, which ends them.
+            futures = [pool.submit(_work, one) for one in cells]
         try:
             yield from _watch(futures, cells, before)
         except BrokenProcessPool as error:
@@ -126,6 +131,19 @@ def _side_by_side(cells: Sequence[MethodRun], asked: Plan, workers: int, *, devi
             raise
 
 
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Ctrl-C waits until the `with` block is left; processes that are started inside never see it."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows.
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _watch(futures: Sequence[Future[None]], cells: Sequence[MethodRun], seen: int) -> Iterator[int]:
     while True:
         waiting = wait(futures, timeout=1, return_when="FIRST_EXCEPTION").not_done
@@ -140,7 +158,7 @@ def _watch(futures: Sequence[Future[None]], cells: Sequence[MethodRun], seen: in
 
 
 def _n_done(cells: Sequence[MethodRun]) -> int:
-    return sum(one.is_done(stage) for one in cells for stage in range(len(one.plan.tasks) + 1))
+    return sum(one.is_begun(stage) for one in cells for stage in one.stages)
 
 
 _WORKER: dict[str, Any] = {}
@@ -148,7 +166,7 @@ _WORKER: dict[str, Any] = {}
 
 
 def _start_worker(asked: Plan, device: str, dtype: str) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the study itself, which ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Where they did not inherit it.
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(asked.threads)
     base, general = loader.load(asked.model, device=device, dtype=dtype), general_tasks(asked)
@@ -174,10 +192,11 @@ def count_cores(base: HookedTransformer) -> int:
     return 1 if torch.device(base.cfg.device or "cpu").type != "cpu" else os.cpu_count() or 1
 
 
-def all_cells(asked: Plan, folder: Path) -> list[MethodRun]:
+def all_cells(asked: Plan, run: run_folder.Run) -> list[MethodRun]:
     """Seed by seed, so that a study that is stopped early has all methods of the seeds that it has."""
+    kept, about = universal_files(asked, run.folder), {"home": run.home, "configuration": run.configuration}
     return [
-        MethodRun(plan=asked, method=method, seed=seed, folder=folder / "cells" / f"{method}-{seed}")
+        MethodRun(plan=asked, method=method, seed=seed, universal=kept[seed].name, **about)
         for seed in asked.seeds
         for method in asked.methods
     ]

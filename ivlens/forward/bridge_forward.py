@@ -15,23 +15,30 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ivlens.errors import ModelError
 from ivlens.forward.block_inputs import BlockInputs, named_inputs
+from ivlens.forward.output_path import OutputPath, output_path
 from ivlens.forward.rows import Logits, OneOrAll, Replaced, Rows, Tail, check_finite, compare_with_model
 from ivlens.forward.token_batches import with_answers
+from ivlens.forward.unembedding import is_rounding, product_in_float32
 from ivlens.models import bridge as bridges
 from ivlens.prompts.tokens import Tokens
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
+    from transformers import DynamicCache
 
 # Of rows that pass a block together: each computes scores with all of them.
 TOKENS_TOGETHER = 128
+
+# Columns and tail that rows passed in one sequence, by bridge; None where they have to be sequences of their own.
+_TRIED: WeakKeyDictionary[nn.Module, tuple[int, int] | None] = WeakKeyDictionary()
 
 
 class _WasRead(Exception):
@@ -55,11 +62,15 @@ class BridgeReading:
         if replaced is not None:
             rows = rows.expand(-1, len(replaced.where), -1, -1)
         size = max(1, TOKENS_TOGETHER // rows.shape[2])
-        out = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
+        out: Tensor | None = None
         for first in range(0, rows.shape[1], size):
             part = slice(first, first + size)
             own = None if replaced is None else Replaced(replaced.where[part], replaced.z)
-            out[:, part] = self._carry(layer, rows[:, part], own)
+            found = self._carry(layer, rows[:, part], own)
+            # On the device of the layer, which may be another one than that before.
+            out = found.new_empty(rows.shape) if out is None else out
+            out[:, part] = found
+        assert out is not None
         return out
 
     def _carry(self, layer: int, rows: Rows, replaced: Replaced | None) -> Rows:
@@ -68,7 +79,7 @@ class BridgeReading:
         behind = rows.flatten(1, 2) if self.in_one_sequence else rows.flatten(0, 1)
         skipped = 0 if form.replayed is None else form.replayed.shape[1]
         if form.replayed is not None:
-            behind = torch.cat([form.replayed, behind], dim=1)
+            behind = torch.cat([form.replayed, behind.to(form.replayed.device)], dim=1)
 
         def of_tails(tokens: Tensor) -> Tensor:
             own = tokens[:, skipped:]
@@ -93,7 +104,7 @@ def replacing(
     def replace(module: nn.Module, args: Any, z: Tensor) -> Tensor:
         heads = z.reshape(*z.shape[:2], *value.shape).clone()
         first = of_tails(heads)[:, :, 0]
-        first.copy_(torch.where(where, value.to(heads), first))
+        first.copy_(torch.where(where.to(heads.device), value.to(heads), first))
         fired.append(True)
         return heads.reshape(z.shape)
 
@@ -123,14 +134,17 @@ class BridgeForward:
         # Norms and softmax are float32 in most of transformers' models, whatever their weights are.
         self.precision: torch.dtype = torch.float32 if bridge.cfg.dtype == torch.float64 else bridge.cfg.dtype
         self.entrance: nn.Module = bridge.original_model
-        self._in_one_sequence: bool | None = None
 
     def read(self, tokens: Tokens) -> BridgeReading:
         """See `rows.Forward`."""
-        if self._in_one_sequence is None:
-            bridges.check_bridge(self._bridge)
-            self._in_one_sequence = self._try_rows(_longest(tokens))
-        return self._read(tokens, in_one_sequence=self._in_one_sequence)
+        bridges.check_bridge(self._bridge)
+        tail = tokens.answers.shape[1]
+        width, tried = tokens.prompts.shape[1] + tail - 1, _TRIED.get(self._bridge, (0, 0))
+        # What counts columns by itself may do so from some width on.
+        if tried is not None and (width > tried[0] or tail > tried[1]):
+            passed = self._try_rows(_longest(tokens))
+            tried = _TRIED[self._bridge] = (max(width, tried[0]), max(tail, tried[1])) if passed else None
+        return self._read(tokens, in_one_sequence=tried is not None)
 
     @torch.no_grad()
     def _try_rows(self, tokens: Tokens) -> bool:
@@ -170,18 +184,11 @@ class BridgeForward:
             hidden.append(resid)
             inputs.append(BlockInputs(named=named, cache=cache, layer=len(inputs), tail=tail, width=ids.shape[1]))
 
-        def leave(block: nn.Module, args: Any, out: Any) -> None:
-            hidden.append(out[0] if isinstance(out, tuple) else out)
-            raise _WasRead
-
-        with bridges.finite_masks(self._bridge), ExitStack() as stack:
+        with ExitStack() as stack:
             for block in self._bridge.blocks:
                 stack.callback(block.register_forward_pre_hook(keep, with_kwargs=True).remove)
-            stack.callback(self._bridge.blocks[-1].register_forward_hook(leave).remove)
-            with suppress(_WasRead):
-                self._bridge(ids, attention_mask=mask.long(), past_key_values=cache, use_cache=True)
-        *before, final = hidden
-        for resid, own in zip(before, inputs, strict=True):
+            final = self._final(ids, mask, cache)
+        for resid, own in zip(hidden, inputs, strict=True):
             own.keep_prefix(resid)
         return BridgeReading(
             bridge=self._bridge,
@@ -193,22 +200,46 @@ class BridgeForward:
         )
 
     def unembed(self, resid: Float[Tensor, "*batch d_model"]) -> Logits:
-        flat = resid.reshape(1, -1, resid.shape[-1])
-        return bridges.unembed(self._bridge, flat).reshape(*resid.shape[:-1], -1)
+        bridge, flat = self._bridge, resid.reshape(1, -1, resid.shape[-1])
+        head = bridge.unembed.original_component
+        if type(head) is nn.Linear and is_rounding(head.weight):
+            normed = bridge.unembed.hook_in(bridges.final_norm(bridge, flat))
+            logits = bridge.unembed.hook_out(product_in_float32(normed, head.weight.T, head.bias))
+            return bridges.scaled_logits(bridge, logits).reshape(*resid.shape[:-1], -1)
+        return bridges.unembed(bridge, flat).reshape(*resid.shape[:-1], -1)
 
     def last_logits(self, ids: Tensor, mask: Tensor, n: int) -> Float[Tensor, "prompt n vocab"]:
-        def cut(unembedding: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            # Logits of all tokens are most of the work where there are many words; and of a view that is not
-            # contiguous, PyTorch multiplies each prompt for itself.
-            return (args[0][:, -n:].contiguous(), *args[1:])
+        return self.unembed(self._final(ids, mask)[:, -n:]).to(ids.device)
 
-        with bridges.finite_masks(self._bridge), ExitStack() as stack:
-            stack.callback(self._bridge.unembed.register_forward_pre_hook(cut).remove)
-            return self._bridge(ids, attention_mask=mask.long())[:, -n:]
+    def read_on(self, ids: Tensor, mask: Tensor, cache: Any) -> tuple[Float[Tensor, "row vocab"], Any]:
+        from transformers import DynamicCache
+
+        cache = DynamicCache() if cache is None else cache
+        return self.unembed(self._final(ids, mask, cache)[:, -1]).to(ids.device), cache
+
+    def keep_rows(self, cache: Any, rows: Int[Tensor, " row"]) -> None:
+        cache.batch_select_indices(rows.cpu())  # Layers may lie on several devices.
+
+    def _final(self, ids: Tensor, mask: Tensor, cache: DynamicCache | None = None) -> Float[Tensor, "prompt pos d"]:
+        """The residual stream after the last block: of most tokens no logits are wanted."""
+        found: list[Tensor] = []
+
+        def leave(block: nn.Module, args: Any, out: Any) -> None:
+            found.append(out[0] if isinstance(out, tuple) else out)
+            raise _WasRead
+
+        options: dict[str, Any] = {} if cache is None else {"past_key_values": cache, "use_cache": True}
+        handle = self._bridge.blocks[-1].register_forward_hook(leave)
+        try:
+            with bridges.finite_masks(self._bridge), suppress(_WasRead):
+                self._bridge(ids, attention_mask=mask.long(), **options)
+        finally:
+            handle.remove()
+        return found[0]
 
     def run(self, ids: Tensor, mask: Tensor, hooks: Sequence[tuple[str, Any]]) -> None:
         with bridges.finite_masks(self._bridge), self._bridge.hooks(fwd_hooks=list(hooks)):
             self._bridge(ids, attention_mask=mask.long())
 
-    def output_path(self, layer: int) -> bridges.OutputPath:
-        return bridges.output_path(self._bridge, layer)
+    def output_path(self, layer: int) -> OutputPath:
+        return output_path(self._bridge, layer)

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ivlens.errors import ModelError
 from ivlens.forward.block_forward import Prefix, attend, output_norm, write
+from ivlens.forward.output_path import OutputPath
 from ivlens.forward.rows import Logits, OneOrAll, Replaced, Rows, RowsZ, Tail
 from ivlens.forward.token_batches import with_answers
-from ivlens.models.bridge import OutputPath
+from ivlens.forward.unembedding import is_rounding, product_in_float32
 from ivlens.prompts.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -109,7 +110,8 @@ class HookedForward:
         model = self._model
         flat = resid.reshape(1, -1, resid.shape[-1])
         normed = flat if model.cfg.normalization_type is None else model.ln_final(flat)
-        logits = model.unembed(normed)
+        head = model.unembed
+        logits = product_in_float32(normed, head.W_U, head.b_U) if is_rounding(head.W_U) else head(normed)
         cap = model.cfg.output_logits_soft_cap
         if cap > 0:
             logits = cap * torch.tanh(logits / cap)
@@ -118,6 +120,21 @@ class HookedForward:
     def last_logits(self, ids: Tensor, mask: Tensor, n: int) -> Float[Tensor, "prompt n vocab"]:
         resid = self._model(ids, attention_mask=mask.long(), stop_at_layer=self._model.cfg.n_layers)
         return self.unembed(resid[:, -n:])
+
+    def read_on(self, ids: Tensor, mask: Tensor, cache: Any) -> tuple[Float[Tensor, "row vocab"], Any]:
+        from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
+
+        cfg = self._model.cfg
+        if cache is None:
+            cache = TransformerLensKeyValueCache.init_cache(cfg, cfg.device, len(ids))
+        new = mask[:, -ids.shape[1] :].long()
+        resid = self._model(ids, attention_mask=new, past_kv_cache=cache, stop_at_layer=cfg.n_layers)
+        return self.unembed(resid[:, -1]), cache
+
+    def keep_rows(self, cache: Any, rows: Int[Tensor, " row"]) -> None:
+        cache.previous_attention_mask = cache.previous_attention_mask[rows]
+        for entry in cache.entries:
+            entry.past_keys, entry.past_values = entry.past_keys[rows], entry.past_values[rows]
 
     def run(self, ids: Tensor, mask: Tensor, hooks: Sequence[tuple[str, Any]]) -> None:
         last = self._model.cfg.n_layers

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ivlens.errors import ModelError
-from ivlens.models.bridge import OutputPath
+from ivlens.forward.output_path import OutputPath
 from ivlens.prompts.tokens import Tokens
 
 Rows = Float[Tensor, "prompt row tail d_model"]
@@ -56,7 +56,10 @@ class Reading(Protocol):
         ...
 
     def carry(self, layer: int, rows: OneOrAll, replaced: Replaced | None = None) -> Rows:
-        """The residual stream after a block, of every row; where heads are replaced, one row may stand for all."""
+        """The residual stream after a block, of every row; where heads are replaced, one row may stand for all.
+
+        It lies on the device of the block.
+        """
         ...
 
 
@@ -76,11 +79,24 @@ class Forward(Protocol):
         ...
 
     def unembed(self, resid: Float[Tensor, "*batch d_model"]) -> Logits:
-        """Logits of a final residual stream, soft caps and scales included."""
+        """Logits of a final residual stream, soft caps and scales included; in float32 at least without gradients."""
         ...
 
     def last_logits(self, ids: Tensor, mask: Tensor, n: int) -> Float[Tensor, "prompt n vocab"]:
         """Logits of the last `n` columns, by the model's own pass, under whatever hooks it has."""
+        ...
+
+    def read_on(self, ids: Tensor, mask: Tensor, cache: Any) -> tuple[Float[Tensor, "row vocab"], Any]:
+        """Logits behind the last of some new tokens, and the cache that has them, too.
+
+        Args:
+            mask: Of all tokens, those in the cache included.
+            cache: Of what was read before; None at first.
+        """
+        ...
+
+    def keep_rows(self, cache: Any, rows: Int[Tensor, " row"]) -> None:
+        """Keep some of the rows of a cache."""
         ...
 
     def run(self, ids: Tensor, mask: Tensor, hooks: Sequence[tuple[str, Any]]) -> None:
@@ -109,7 +125,8 @@ def compare_with_model(forward: Forward, reading: Reading, unpatched: Tail) -> N
     """
     scale = float(reading.final.abs().max())
     tail = unpatched.shape[1]
-    gap = float(((unpatched - reading.final).abs() * reading.mask[:, -tail:, None]).max())
+    mask = reading.mask[:, -tail:, None].to(unpatched.device)
+    gap = float(((unpatched - reading.final).abs() * mask).max())
     # Rounding of a few hundred operations, relative to the largest number in the stream.
     tolerance = 1e3 * torch.finfo(forward.precision).eps * max(scale, 1.0)
     if forward.precision in (torch.bfloat16, torch.float16):

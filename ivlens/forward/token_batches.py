@@ -23,6 +23,11 @@ def batches(tokens: Tokens, *, size: int | None = None, most: int | None = None)
         yield tokens[start : start + size]
 
 
+def shortest_first(tokens: Tokens) -> Int[Tensor, " prompt"]:
+    """Numbers of the prompts by length, answers included: batches of them hold few pads."""
+    return (tokens.mask.sum(1) + tokens.answer_mask.sum(1)).argsort(stable=True)
+
+
 def with_answers(tokens: Tokens) -> tuple[Int[Tensor, "prompt pos"], Bool[Tensor, "prompt pos"]]:
     """Prompts followed by all answer tokens but the last, and their mask: what teacher forcing reads."""
     ids = torch.cat([tokens.prompts, tokens.answers[:, :-1]], dim=1)

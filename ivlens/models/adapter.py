@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import safetensors.torch
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -215,9 +214,8 @@ def save_adapter(adapter: Adapter, path: Path) -> None:
         for name, factors in adapter.factors.items()
         for part in Factors._fields
     }
-    atomic_files.write_whole(
-        path, safetensors.torch.save(held, metadata={"format": FORMAT, "scale": repr(adapter.scale)})
-    )
+    content = tensor_files.to_bytes(held, {"format": FORMAT, "scale": repr(adapter.scale)})
+    atomic_files.write_whole(path, content)
 
 
 def load_adapter(path: Path, model: HookedTransformer) -> Adapter:

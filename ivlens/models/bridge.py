@@ -11,16 +11,17 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
-from weakref import WeakKeyDictionary, WeakSet
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ivlens.checkpoints.checkpoint import Checkpoint
+from ivlens.checkpoints.placement import place
+from ivlens.checkpoints.quantised import is_quantised
 from ivlens.errors import ModelError
-from ivlens.models.attachment import with_updates
 from ivlens.models.hooked import bos_fields
 from ivlens.models.origin import ORIGINS, Origin, held_by
 from ivlens.models.origin import backend_of as backend_of
@@ -35,21 +36,15 @@ CLOSE, CLOSE_IN_16_BITS = 1e-3, 0.1
 
 # What was tried depends on how a bridge is built, not on its weights.
 _CHECKED: WeakSet[nn.Module] = WeakSet()
-_PATHS: WeakKeyDictionary[nn.Module, list[float]] = WeakKeyDictionary()
 
 
-class OutputPath(NamedTuple):
-    """What heads' outputs pass on their way to the residual stream."""
-
-    weight: Float[Tensor, "head d_head d_model"]
-    norm: nn.Module | None
-    """Of the sum of all heads (Gemma 2, OLMo 2)."""
-    scale: float = 1.0
-    """Of what is added (Granite)."""
-
-
-def build_bridge(checkpoint: Checkpoint, *, device: str, dtype: torch.dtype) -> TransformerBridge:
+def build_bridge(
+    checkpoint: Checkpoint, *, device: str, dtype: torch.dtype, device_map: str | dict[str, Any] | None = None
+) -> TransformerBridge:
     """Wrap a checkpoint's model, and prove on a short prompt that it computes what it did before.
+
+    Args:
+        device: Of the whole model, unless its parts are given devices, or have them already (quantised ones).
 
     Raises:
         ModelError: TransformerLens has no bridge to it, or it comes out different.
@@ -58,23 +53,27 @@ def build_bridge(checkpoint: Checkpoint, *, device: str, dtype: torch.dtype) -> 
 
     name, hf = checkpoint.name, checkpoint.model
     tokens = torch.randint(hf.config.get_text_config().vocab_size, (1, 32), generator=torch.Generator().manual_seed(0))
-    for weight in hf.parameters():  # Not buffers: rotations stay in float32.
-        weight.data = weight.data.to(dtype)
-    theirs = _log_probs(hf, tokens)
+    if not is_quantised(hf):
+        for weight in hf.parameters():  # Not buffers: rotations stay in float32.
+            weight.data = weight.data.to(dtype)
+    theirs = _log_probs(hf, tokens.to(hf.device)).cpu()
+    if device_map is not None:
+        place(hf, device_map)
+    is_placed = hasattr(hf, "hf_device_map")
     with warnings.catch_warnings():
         # Of weights that TransformerLens would know how to fold, which stay as they are here.
         warnings.simplefilter("ignore")
         try:
             bridge = TransformerBridge.boot_transformers(
-                name, hf_model=hf, tokenizer=checkpoint.tokenizer, dtype=dtype, device=device
+                name, hf_model=hf, tokenizer=checkpoint.tokenizer, dtype=dtype, device=None if is_placed else device
             )
         except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
             raise ModelError(f"TransformerLens has no bridge to {name} ({checkpoint.architecture}): {error}") from error
     bridge.requires_grad_(False)
     bridge.cfg.model_name = name
     bridge.cfg.default_prepend_bos = bos_fields(checkpoint)["default_prepend_bos"]
-    ours = _log_probs(bridge, tokens.to(device)).cpu()
-    difference, accepted = float((ours - theirs).abs().max()), _close(bridge) * max(1.0, float(theirs.std()))
+    ours = _log_probs(bridge, tokens.to(bridge.cfg.device)).cpu()
+    difference, accepted = float((ours - theirs).abs().max()), closeness(bridge) * max(1.0, float(theirs.std()))
     if not difference <= accepted:
         raise ModelError(
             f"{name} as a TransformerBridge does not come out right: its log-probabilities differ by {difference:.2g} "
@@ -93,9 +92,21 @@ def _log_probs(model: nn.Module, tokens: Int[Tensor, "1 pos"]) -> Float[Tensor, 
 
 def unembed(bridge: TransformerBridge, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos vocab"]:
     """Logits of a final residual stream."""
+    return scaled_logits(bridge, bridge.unembed(final_norm(bridge, resid)))
+
+
+def final_norm(bridge: TransformerBridge, resid: Float[Tensor, "batch pos d_model"]) -> Tensor:
+    """What the unembedding is given, on its device; the norm may lie on another one than the last block."""
+    for part in (bridge.ln_final, bridge.unembed):
+        where = next(part.parameters(), resid).device
+        resid = part(resid.to(where)) if part is bridge.ln_final else resid.to(where)
+    return resid
+
+
+def scaled_logits(bridge: TransformerBridge, logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
+    """What a model makes of the products of its unembedding: Cohere multiplies, Granite divides, Gemma caps."""
     config = bridge.original_model.config.get_text_config()  # pyright: ignore
-    # Cohere multiplies, Granite divides, Gemma caps.
-    logits = bridge.unembed(bridge.ln_final(resid)) * (getattr(config, "logit_scale", None) or 1.0)
+    logits = logits * (getattr(config, "logit_scale", None) or 1.0)
     logits = logits / (getattr(config, "logits_scaling", None) or 1.0)
     cap = getattr(config, "final_logit_softcapping", None)
     return cap * torch.tanh(logits / cap) if cap else logits
@@ -151,7 +162,8 @@ def check_bridge(model: HookedTransformer | TransformerBridge) -> None:
 
 
 def _refuse_without_heads(bridge: TransformerBridge) -> None:
-    name, config = bridge.cfg.model_name, bridge.original_model.config  # pyright: ignore
+    name = f"{bridge.cfg.model_name} ({bridge.cfg.architecture})"
+    config: Any = bridge.original_model.config
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{name} has an encoder and a decoder; ivlens needs a causal language model")
     for layer in range(bridge.cfg.n_layers):
@@ -199,7 +211,7 @@ def _check(bridge: TransformerBridge) -> None:
                 f"{at} of {name} gives {shape}, or changes nothing when it is set; ivlens needs {wanted} as "
                 "(batch, pos, head, d_head), read and written, in every layer"
             )
-    accepted = _close(bridge) * float(logits[0].abs().max())
+    accepted = closeness(bridge) * float(logits[0].abs().max())
     if not float((logits[1] - logits[0])[:-1].abs().max()) <= accepted:
         raise ModelError(f"{name} reads in both directions; ivlens needs a causal model")
     if not float((logits[2, -1] - logits[0, -2]).abs().max()) <= accepted:
@@ -207,66 +219,14 @@ def _check(bridge: TransformerBridge) -> None:
             f"{name} comes out different on a padded prompt, and ivlens pads prompts; in float64 some of transformers' "
             "own models do (NaN): take float32 then"
         )
-    if not float((unembed(bridge, seen["final"][:1])[0].float() - logits[0]).abs().max()) <= accepted:
+    own = unembed(bridge, seen["final"][:1])[0].float().to(logits.device)
+    if not float((own - logits[0]).abs().max()) <= accepted:
         raise ModelError(
             f"{name} makes logits of its last residual stream in a way that ivlens does not know: not by a norm, an "
             "unembedding, a scale and a soft cap"
         )
 
 
-def _close(bridge: TransformerBridge) -> float:
+def closeness(bridge: TransformerBridge) -> float:
+    """How far two ways to the same numbers may be apart, of the largest of them."""
     return CLOSE_IN_16_BITS if bridge.cfg.dtype in (torch.bfloat16, torch.float16) else CLOSE
-
-
-def output_path(bridge: TransformerBridge, layer: int) -> OutputPath:
-    """The way of what a layer's heads compute into the residual stream, by the bridge's own names; tried once.
-
-    Raises:
-        ModelError: what attention adds to the stream does not come out of that way.
-    """
-    path = _output_path(bridge, layer)
-    if bridge not in _PATHS:
-        _PATHS[bridge] = _path_errors(bridge)
-    error = _PATHS[bridge][layer]
-    if not error <= _close(bridge):
-        raise ModelError(
-            f"what the heads of layer {layer} of {bridge.cfg.model_name} ({bridge.cfg.architecture}) write does not "
-            f"reach the residual stream by W_O, a norm and a scale alone (off by {error:.2g} of it): it has no "
-            "vectors; effects can be measured"
-        )
-    return path
-
-
-def _output_path(bridge: TransformerBridge, layer: int) -> OutputPath:
-    block = bridge.blocks[layer]
-    # The name of what is added to the residual stream tells where it comes from.
-    origin = block.hook_aliases.get("hook_attn_out", "attn.hook_out").split(".")[0]
-    scale = getattr(block, "residual_contribution_scale", 1.0)
-    weight = with_updates(block.attn.W_O.detach(), block.attn.o._original_component)
-    return OutputPath(weight, None if origin == "attn" else getattr(block, origin), scale)
-
-
-@torch.no_grad()
-def _path_errors(bridge: TransformerBridge) -> list[float]:
-    """By layer, how far what heads write is from what attention adds to the stream, of the largest number there."""
-    cfg, seen = bridge.cfg, {}
-
-    def keep(activation: Tensor, hook: object, *, at: tuple[str, int]) -> None:
-        seen[at] = activation.detach()
-
-    layers = range(cfg.n_layers)
-    hooks: list[Any] = [(f"blocks.{layer}.attn.hook_z", partial(keep, at=("z", layer))) for layer in layers]
-    hooks += [(f"blocks.{layer}.hook_attn_out", partial(keep, at=("out", layer))) for layer in layers]
-    tokens = torch.randint(cfg.d_vocab, (1, min(6, cfg.n_ctx)), generator=torch.Generator().manual_seed(0))
-    with bridge.hooks(fwd_hooks=hooks):
-        bridge(tokens.to(cfg.device))
-    errors = []
-    for layer in layers:
-        weight, norm, scale = _output_path(bridge, layer)
-        found = torch.einsum("bphd,hdm->bpm", seen["z", layer], weight)
-        bias = bridge.blocks[layer].attn.b_O
-        found = found if bias is None else found + bias
-        found = scale * (found if norm is None else norm(found))
-        added = seen.get(("out", layer), found * torch.nan)
-        errors.append(float((found - added).abs().max() / added.abs().max()))
-    return errors

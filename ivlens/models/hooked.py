@@ -7,6 +7,7 @@ centring), so that an adapter means here what it means in PEFT.
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,13 @@ DTYPES = {
 }
 
 
+# Axes of weights as they follow each other in memory. TransformerLens turns a copy of each whenever a block runs (and
+# keeps it for the backward pass), unless memory has the copy's order already: no number depends on it.
+_Orders = dict[str, tuple[int, ...]]
+_TURNED: _Orders = {**dict.fromkeys(("W_Q", "W_K", "W_V"), (0, 2, 1)), "W_O": (2, 0, 1), "W_U": (1, 0)}
+_TURNED_IF_GATED: _Orders = dict.fromkeys(("W_gate", "W_in", "W_out"), (1, 0))
+
+
 def has_hooked() -> bool:
     """Whether this version of TransformerLens has a HookedTransformer; 4 has none."""
     return int(metadata.version("transformer-lens").split(".")[0]) < 4
@@ -57,8 +65,8 @@ def build_hooked(checkpoint: Checkpoint, *, device: str, dtype: torch.dtype) -> 
     # From here on only `weights` keeps the checkpoint's memory, and gives it back tensor by tensor.
     torch.nn.Module.to(checkpoint.model, "meta")
     model = _build(fields, device=device, dtype=dtype)
-    _fill(model, {name: _copy(weights.pop(name), device=device, dtype=dtype) for name in list(weights)})
-    lay_out(model)
+    copy = partial(_copy, device=device, dtype=dtype, turned=_turned(model))
+    _fill(model, {name: copy(name, weights.pop(name)) for name in list(weights)})
     model.tokenizer = checkpoint.tokenizer
     # With "left", TransformerLens guesses a mask from pad ids when none is given; pads may be real tokens.
     model.tokenizer.padding_side = "right"
@@ -86,26 +94,32 @@ def _fill(model: HookedTransformer, weights: dict[str, Tensor]) -> None:
     model.requires_grad_(False)
 
 
-def _copy(weight: Tensor, *, device: str, dtype: torch.dtype) -> Tensor:
-    """A contiguous copy: tensors of a checkpoint are views of one another (q, k and v; tied embeddings)."""
-    return torch.empty(weight.shape, dtype=dtype, device=device).copy_(weight)
+def _copy(name: str, weight: Tensor, *, device: str, dtype: torch.dtype, turned: _Orders) -> Tensor:
+    """A dense copy, in the order that it is to have: tensors of a checkpoint are views of one another."""
+    order = _order(name, weight, turned)
+    dense = torch.empty([weight.shape[axis] for axis in order], dtype=dtype, device=device)
+    return dense.permute(_back(order)).copy_(weight)
 
 
 def lay_out(model: HookedTransformer) -> None:
-    """Have weights lie in memory outputs first, as in transformers, whatever their shape here; their values stay.
-
-    TransformerLens multiplies by contiguous matrices of that order. Of weights that lie in another one it makes a copy
-    in every pass, and keeps it for the backward pass: a second model.
-    """
-    orders = {"W_Q": (0, 2, 1), "W_K": (0, 2, 1), "W_V": (0, 2, 1), "W_O": (2, 0, 1), "W_U": (1, 0)}
-    if model.cfg.gated_mlp:
-        orders |= dict.fromkeys(("W_in", "W_gate", "W_out"), (1, 0))
+    """Have the weights of any HookedTransformer lie as those that are loaded do; their values stay."""
+    turned = _turned(model)
     for name, weight in model.named_parameters():
-        order = orders.get(name.rpartition(".")[2].removeprefix("_"))
-        if order is None or len(order) != weight.dim() or weight.permute(order).is_contiguous():
-            continue
-        back = [order.index(axis) for axis in range(len(order))]
-        weight.data = weight.data.permute(order).contiguous().permute(back)
+        order = _order(name, weight, turned)
+        if not weight.permute(order).is_contiguous():
+            weight.data = weight.data.permute(order).contiguous().permute(_back(order))
+
+
+def _turned(model: HookedTransformer) -> _Orders:
+    return _TURNED | (_TURNED_IF_GATED if model.cfg.gated_mlp else {})
+
+
+def _order(name: str, weight: Tensor, turned: _Orders) -> tuple[int, ...]:
+    return turned.get(name.rsplit(".", 1)[-1].removeprefix("_"), tuple(range(weight.dim())))
+
+
+def _back(order: tuple[int, ...]) -> list[int]:
+    return [order.index(axis) for axis in range(len(order))]
 
 
 def bos_fields(checkpoint: Checkpoint) -> dict[str, Any]:

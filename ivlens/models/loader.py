@@ -12,19 +12,29 @@ from torch import Tensor
 from ivlens.checkpoints.checkpoint import read_checkpoint, refuse_non_finite
 from ivlens.checkpoints.finder import find_checkpoint
 from ivlens.checkpoints.gguf_checkpoint import read_gguf
-from ivlens.errors import IvlensError, ModelError
+from ivlens.checkpoints.placement import DeviceMap, read_device_map
+from ivlens.checkpoints.quantised import quantisation, read_quantised
+from ivlens.errors import IvlensError, ModelError, as_ivlens_error, list_choices
 from ivlens.models import bridge, hooked, lora
 from ivlens.models.bridge import build_bridge
 from ivlens.models.hooked import DTYPES, build_hooked, has_hooked, model_name
 from ivlens.models.peft import read_adapter
 from ivlens.models.peft_config import read_config
+from ivlens.storage.user_cache import expand_user
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
+# Other models of TransformerLens, and what keeps them out.
+_OF_TRANSFORMERLENS = {
+    "HookedEncoder": "reads in both directions",
+    "HookedEncoderDecoder": "has an encoder and a decoder",
+    "HookedAudioEncoder": "reads sounds",
+}
 BACKENDS = ("auto", "hooked", "bridge")
 
 
+@as_ivlens_error()
 def load_without_adapters(
     model: str | Path | HookedTransformer,
     *,
@@ -32,6 +42,7 @@ def load_without_adapters(
     dtype: str = "auto",
     revision: str | None = None,
     backend: str = "auto",
+    device_map: DeviceMap | None = None,
 ) -> HookedTransformer:
     """Load a model and prove on a short prompt that it computes what transformers computes.
 
@@ -50,6 +61,8 @@ def load_without_adapters(
         revision: Branch, tag or commit of a hub id.
         backend: What it is loaded into: `hooked`, a HookedTransformer (TransformerLens 3); `bridge`, a
             TransformerBridge, which knows more architectures; `auto`, hooked where there is it.
+        device_map: Has the parts of a large model lie on several devices, as transformers has it: `auto`, `balanced`,
+            `balanced_low_0`, `sequential`, or a device by name of module, also as a JSON file. In a bridge alone.
 
     Returns:
         A model in eval mode with no gradients and with its tokenizer. Text gets a BOS token where the
@@ -61,10 +74,22 @@ def load_without_adapters(
             out different from transformers by more than `TOLERANCE`.
     """
     if not isinstance(model, str | Path):
+        if device_map is not None:
+            raise ModelError(f"a {type(model).__name__} is taken as it is, where it is; leave device_map out")
         return _as_it_is(model, device=device, dtype=dtype, revision=revision, backend=backend)
+    if device_map is not None:
+        device_map, backend = read_device_map(device_map), _backend_of_map(backend, device)
     where, asked, build = _device(device), _dtype(dtype), _backend(backend)
     found = find_checkpoint(model, revision=revision)
-    name = _name(model, found)
+    name, way = _name(model, found), None if found.is_file() else quantisation(found)
+    if way is not None:
+        if backend == "hooked":
+            raise ModelError(
+                f"{found} holds quantised weights ({way}), which no HookedTransformer computes with; take "
+                "backend='bridge', or give the checkpoint in float32, bfloat16 or float16"
+            )
+        checkpoint = read_quantised(found, name=name, device_map=device_map or {"": where}, dtype=asked)
+        return build_bridge(checkpoint, device=where, dtype=checkpoint.dtype)
     if found.suffix == ".gguf" and found.is_file():
         checkpoint = read_gguf(found, name=name)
     else:
@@ -72,12 +97,22 @@ def load_without_adapters(
     if asked is None:
         half = checkpoint.dtype in (torch.bfloat16, torch.float16)
         asked = torch.bfloat16 if half and where.startswith("cuda") else torch.float32
+    if device_map is not None:
+        return build_bridge(checkpoint, device=where, dtype=asked, device_map=device_map)
     return build(checkpoint, device=where, dtype=asked)
+
+
+def _backend_of_map(backend: str, device: str) -> str:
+    if backend == "hooked" or device != "auto":
+        raise ModelError(
+            "device_map places the parts of a TransformerBridge; leave device out, and take backend='bridge' or 'auto'"
+        )
+    return "bridge"
 
 
 def _name(model: str | Path, found: Path) -> str:
     """What the user calls it: `lab`, a known name, a hub id, or the last part of a path."""
-    if model == "lab" or not Path(model).expanduser().exists():
+    if model == "lab" or not expand_user(model).exists():
         return str(model)
     return found.stem if found.is_file() else found.resolve().name
 
@@ -89,8 +124,6 @@ def _as_it_is(
     refuse_other_kinds(model)
     if (device, dtype, revision, backend) != ("auto", "auto", None, "auto"):
         raise ModelError(f"a {kind} is taken as it is; leave device, dtype, revision and backend out, or use model.to")
-    if model.cfg.attention_dir != "causal":
-        raise ModelError(f"{model_name(model)} has {model.cfg.attention_dir} attention; ivlens needs a causal model")
     refuse_non_finite(model, model_name(model))
     bridge.check_bridge(model)
     return model
@@ -113,7 +146,7 @@ def _device(device: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         wanted = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise ModelError(f"{device!r} is not a device; give auto, cpu, cuda, cuda:1 or mps") from error
     available = {
         "cpu": True,
@@ -127,10 +160,13 @@ def _device(device: str) -> str:
 
 def _dtype(dtype: str) -> torch.dtype | None:
     if dtype != "auto" and dtype not in DTYPES:
-        raise ModelError(f"{dtype!r} is not a dtype ivlens computes in; give auto, {', '.join(DTYPES)}")
+        raise ModelError(
+            f"{dtype!r} is not a dtype ivlens computes in; {list_choices(dtype, ['auto', *DTYPES], lead='give')}"
+        )
     return DTYPES.get(dtype)
 
 
+@as_ivlens_error()
 def load(
     model: str | Path | HookedTransformer,
     *,
@@ -139,6 +175,7 @@ def load(
     dtype: str = "auto",
     revision: str | None = None,
     backend: str = "auto",
+    device_map: DeviceMap | None = None,
 ) -> HookedTransformer:
     """Load a model, prove that it computes what transformers computes, and merge adapters into its weights.
 
@@ -157,6 +194,8 @@ def load(
         revision: Branch, tag or commit of a hub id.
         backend: What it is loaded into: `hooked`, a HookedTransformer (TransformerLens 3); `bridge`, a
             TransformerBridge, which knows more architectures; `auto`, hooked where there is it.
+        device_map: Has the parts of a large model lie on several devices, as transformers has it: `auto`, `balanced`,
+            `balanced_low_0`, `sequential`, or a device by name of module, also as a JSON file. In a bridge alone.
 
     Returns:
         A model in eval mode with no gradients and with its tokenizer. Text gets a BOS token where the checkpoint's
@@ -172,8 +211,9 @@ def load(
     (6, 8, 16, torch.float64)
     """
     folders = [adapter] if isinstance(adapter, str | Path) else list(adapter or ())
+    where: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision, "backend": backend}
     if not folders:
-        return load_without_adapters(model, device=device, dtype=dtype, revision=revision, backend=backend)
+        return load_without_adapters(model, **where, device_map=device_map)
     if not isinstance(model, str | Path):
         raise IvlensError(
             f"adapter was given with a {type(model).__name__}, which is taken as it is; give the model's folder or hub "
@@ -181,10 +221,18 @@ def load(
         )
     for folder in folders:  # Before a large model is read.
         read_config(Path(folder))
-    loaded = load_without_adapters(model, device=device, dtype=dtype, revision=revision, backend=backend)
+    loaded = load_without_adapters(model, **where, device_map=device_map)
     for folder in folders:
         _merge(loaded, folder)
     return loaded
+
+
+def placed_as(model: HookedTransformer) -> dict[str, Any]:
+    """Options of `load_without_adapters` that put another model where this one is, in its precision and backend."""
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    parts = getattr(getattr(model, "original_model", None), "hf_device_map", None)
+    where: dict[str, Any] = {"device_map": parts} if parts else {"device": str(model.cfg.device)}
+    return {**where, "dtype": names.get(model.cfg.dtype, "auto"), "backend": bridge.backend_of(model)}
 
 
 def _merge(model: HookedTransformer, folder: str | Path) -> None:
@@ -228,7 +276,15 @@ def refuse_other_kinds(model: object) -> None:
     """Raises a ModelError for what is no model that ivlens runs."""
     kinds = {base.__name__ for base in type(model).__mro__}
     if "HookedTransformer" in kinds or bridge.is_bridge(model):
+        found: Any = model
+        if found.cfg.attention_dir != "causal":
+            raise ModelError(
+                f"{model_name(found)} has {found.cfg.attention_dir} attention; ivlens needs a causal model"
+            )
         return
+    for kind, reason in _OF_TRANSFORMERLENS.items():
+        if kind in kinds:
+            raise ModelError(f"{_describe(model)} {reason}; ivlens needs a causal language model")
     wanted = "give 'lab', a folder, a hub id, a HookedTransformer or a TransformerBridge"
     if "PreTrainedModel" in kinds:
         wanted = "a model of transformers is loaded from the folder of its save_pretrained, or by its hub id"

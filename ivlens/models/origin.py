@@ -123,6 +123,8 @@ def _sums(model: HookedTransformer) -> str:
     digest = hashlib.sha256()
     for name, weight in _weights(model):
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
+        # As they lie in memory, so that nothing is copied.
+        weight = weight.permute(sorted(range(weight.dim()), key=weight.stride, reverse=True))
         content = _bytes(weight)
         if len(content) > _HASHED_WHOLE and len(content) % (8 * len(weight)) == 0:
             table = content.view(torch.int64).view(len(weight), -1)

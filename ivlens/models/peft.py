@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,23 +51,26 @@ def read_adapter(folder: str | Path, model: HookedTransformer) -> Adapter:
     config = read_config(folder)
     shapes = _shapes(folder)
     _refuse_outside(shapes, folder)
-    adapted = [linear for linear in peft_layout.linears(model) if config.adapts(linear)]
+    try:
+        adapted = config.updates(peft_layout.linears(model))
+    except ValueError as error:
+        raise IvlensError(f"{folder / CONFIG}: {error}") from error
     if not adapted:
         raise IvlensError(
             f"{folder / CONFIG} targets {config.target_modules}, none of which {hooked.model_name(model)} has; "
             "give an adapter of this model"
         )
     # Before gaps: of an adapter of another model, shapes say most. Before any tensor is read: it may be of any size.
-    for linear in adapted:
+    for linear, update in adapted.items():
         if shapes.keys() >= set(_tensor_names(linear)):
-            _refuse_misfit(shapes, model, linear, config.rank(linear), folder)
+            _refuse_misfit(shapes, model, linear, update.rank, folder)
     _refuse_gaps(shapes, adapted, folder)
     held, _ = tensor_files.read_tensors(folder / WEIGHTS, remedy="copy it again", most=None)
-    scale = config.scale(adapted[0])
+    scale = next(iter(adapted.values())).scale
     factors = {}
-    for linear in adapted:
+    for linear, update in adapted.items():
         both = Factors(*(_floating(held[name], linear, folder) for name in _tensor_names(linear)))
-        factors |= _split(_working(both, model, share=config.scale(linear) / scale), model, linear)
+        factors |= _split(_working(both, model, share=update.scale / scale), model, linear)
     adapter = Adapter(factors=factors, scale=scale)
     lora.check_adapter(model, adapter)
     if adapter.is_nothing():
@@ -154,7 +157,7 @@ def _refuse_outside(shapes: Mapping[str, object], folder: Path) -> None:
         )
 
 
-def _refuse_gaps(shapes: Mapping[str, object], adapted: list[Linear], folder: Path) -> None:
+def _refuse_gaps(shapes: Mapping[str, object], adapted: Iterable[Linear], folder: Path) -> None:
     wanted = {name for linear in adapted for name in _tensor_names(linear)}
     missing = sorted(wanted - shapes.keys())
     if missing:

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import pydantic
 
 from ivlens.errors import IvlensError
 from ivlens.models.peft_layout import Linear
+from ivlens.patterns import find_matches
 from ivlens.storage.atomic_files import reason
 from ivlens.storage.json_files import read_json
 
@@ -47,6 +47,15 @@ _Rank = Annotated[int, pydantic.Field(ge=1)]
 _Alpha = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
 
 
+class Update(NamedTuple):
+    """What an adapter does to one linear layer."""
+
+    rank: int
+    """Inner width of `B A`."""
+    scale: float
+    """What `B A` is multiplied by."""
+
+
 class AdapterConfig(pydantic.BaseModel):
     """What of `adapter_config.json` decides the update; other keys are in `model_extra`."""
 
@@ -65,24 +74,23 @@ class AdapterConfig(pydantic.BaseModel):
     bias: Literal["none"] = "none"
     init_lora_weights: bool | str = True
 
-    def adapts(self, linear: Linear) -> bool:
-        """Does PEFT put an adapter on this linear layer?"""
+    def updates(self, linears: Sequence[Linear]) -> dict[Linear, Update]:
+        """Which linear layers PEFT puts an adapter on, and what their updates are.
+
+        Raises:
+            ValueError: a regular expression is none, or takes more time or memory than it may.
+        """
+        paths = [linear.path for linear in linears]
+        wanted = _named(self.target_modules, paths) - _named(self.exclude_modules or [], paths)
         layers = self.layers_to_transform
-        layers = [layers] if isinstance(layers, int) else layers
-        return (
-            _names(self.target_modules, linear.path)
-            and not _names(self.exclude_modules or [], linear.path)
-            and (not layers or linear.layer in layers)
-        )
-
-    def rank(self, linear: Linear) -> int:
-        """The inner width of its update."""
-        return _by_pattern(self.rank_pattern, linear.path, self.r)
-
-    def scale(self, linear: Linear) -> float:
-        """What `B A` is multiplied by."""
-        alpha, rank = _by_pattern(self.alpha_pattern, linear.path, self.lora_alpha), self.rank(linear)
-        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+        layers = {layers} if isinstance(layers, int) else set(layers or ())
+        ranks = _by_pattern(self.rank_pattern, paths, self.r)
+        alphas = _by_pattern(self.alpha_pattern, paths, self.lora_alpha)
+        return {
+            linear: Update(rank, alpha / (math.sqrt(rank) if self.use_rslora else rank))
+            for number, (linear, rank, alpha) in enumerate(zip(linears, ranks, alphas, strict=True))
+            if number in wanted and (not layers or linear.layer in layers)
+        }
 
 
 def read_config(folder: Path) -> AdapterConfig:
@@ -96,14 +104,14 @@ def read_config(folder: Path) -> AdapterConfig:
         raise IvlensError(f"there is no {CONFIG} in {folder}; give a local folder that PEFT saved an adapter to")
     try:
         config = AdapterConfig.model_validate(read_json(path))
-        for pattern in _patterns(config):
-            re.compile(pattern)
     except pydantic.ValidationError as error:
         raise IvlensError(f"{path}: {_first_complaint(error)}; {MERGE}") from error
-    except re.error as error:
-        raise IvlensError(f"{path}: {error.pattern!r} is not a regular expression ({error}); mend it") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise IvlensError(f"{path} is not readable JSON ({reason(error)}); copy it again") from error
+    try:
+        config.updates(())  # Are its expressions such?
+    except ValueError as error:
+        raise IvlensError(f"{path}: {error}") from error
     for key, value in (config.model_extra or {}).items():
         # Every option of PEFT is null, false or empty when it is not used.
         if value and key not in _WITHOUT_EFFECT:
@@ -129,25 +137,30 @@ def _first_complaint(error: pydantic.ValidationError) -> str:
     return f"{key} = {came} is not supported ({why})"
 
 
-def _patterns(config: AdapterConfig) -> list[str]:
-    """Regular expressions in a configuration, as PEFT uses them."""
-    whole = [names for names in (config.target_modules, config.exclude_modules) if isinstance(names, str)]
-    return whole + [rf"(.*\.)?({key})$" for key in {**(config.rank_pattern or {}), **(config.alpha_pattern or {})}]
-
-
-def _names(names: _Names, path: str) -> bool:
+def _named(names: _Names, paths: Sequence[str]) -> set[int]:
     """PEFT's rule: a text is a regular expression for the whole path, a list holds ends of paths."""
-    if isinstance(names, str):
-        return names.lower() == "all-linear" or re.fullmatch(names, path) is not None
-    return any(path == name or path.endswith(f".{name}") for name in names)
+    if isinstance(names, list):
+        ends = set(names)
+        return {number for number, path in enumerate(paths) if not ends.isdisjoint(_ends(path))}
+    if names.lower() == "all-linear":
+        return set(range(len(paths)))
+    return set(find_matches([names], paths, whole=True)[0])
 
 
-def _by_pattern(patterns: Mapping[str, _T] | None, path: str, otherwise: _T) -> _T:
-    """PEFT's rule: the first key that matches the end of the path."""
-    for key, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({key})$", path):
-            return value
-    return otherwise
+def _ends(path: str) -> Iterator[str]:
+    """`a.b.c`, `b.c` and `c`."""
+    parts = path.split(".")
+    return (".".join(parts[start:]) for start in range(len(parts)))
+
+
+def _by_pattern(patterns: Mapping[str, _T] | None, paths: Sequence[str], otherwise: _T) -> list[_T]:
+    """PEFT's rule: for each path the first key that matches its end."""
+    found = [otherwise] * len(paths)
+    matches = find_matches([rf"(.*\.)?({key})$" for key in patterns or ()], paths)
+    for value, numbers in reversed(list(zip((patterns or {}).values(), matches, strict=True))):
+        for number in numbers:
+            found[number] = value
+    return found
 
 
 def written_config(ranks: Mapping[Linear, int], scale: float, linears: list[Linear]) -> dict[str, Any]:
@@ -162,7 +175,7 @@ def written_config(ranks: Mapping[Linear, int], scale: float, linears: list[Line
     rank = Counter(ranks.values()).most_common(1)[0][0]
     others = {linear.path: other for linear, other in ranks.items() if other != rank}
     ends = list(dict.fromkeys(_end(linear) for linear in ranks))
-    everywhere = all(linear in ranks for linear in linears if _names(ends, linear.path))
+    everywhere = all(linears[number] in ranks for number in _named(ends, [linear.path for linear in linears]))
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

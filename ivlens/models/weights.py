@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ivlens.checkpoints.quantised import is_quantised
 from ivlens.errors import IvlensError, ModelError
 from ivlens.models.origin import is_bridge, model_name
 
@@ -89,7 +90,7 @@ def component(bridge: TransformerBridge, name: str) -> nn.Module:
     sizes = [size for size in ("in_features", "nx") if hasattr(linear, size)]
     if not isinstance(weight, Tensor) or not sizes:
         raise _missing(bridge, name)
-    if not weight.is_floating_point() or type(weight) not in (nn.Parameter, Tensor) or weight.itemsize < 2:
+    if is_quantised(linear):
         raise IvlensError(
             f"{name} of {bridge.cfg.model_name} is quantised ({type(weight).__name__}, {weight.dtype}), so that a "
             "merge would not be exact; load the checkpoint in 16 or 32 bits to train, attach or merge an adapter"

@@ -17,7 +17,7 @@ from ivlens.errors import ModelError, ShapeMismatch
 from ivlens.forward.makers import forward_of
 from ivlens.forward.memory import count_at_once
 from ivlens.forward.prompt_end import answers_behind
-from ivlens.forward.token_batches import batches, with_answers
+from ivlens.forward.token_batches import batches, shortest_first, with_answers
 from ivlens.kept_batches import keep_batch
 from ivlens.measures import first_token_probability, greedy_match
 from ivlens.models import bridge
@@ -82,15 +82,16 @@ def reply_in_batches(model: HookedTransformer, tokens: Tokens) -> Iterator[Repli
 
 def score_answers(model: HookedTransformer, tokens: Tokens) -> tuple[Bool[Tensor, " prompt"], Float[Tensor, " prompt"]]:
     """Is each answer what greedy decoding writes, and how probable is its first token? On the CPU."""
-    found = []
-    for batch in track(list(batches(tokens, most=count_at_once(model, tokens))), "asking"):
+    found, order = [], shortest_first(tokens)
+    for batch in track(list(batches(tokens[order], most=count_at_once(model, tokens))), "asking"):
 
         def compute(batch: Tokens = batch) -> dict[str, Tensor]:
             (part,) = reply_in_batches(model, batch)
             return {"right": part.right, "first": part.first}
 
         found.append(keep_batch("answers", list(vars(batch).values()), compute, device="cpu"))
-    return torch.cat([part["right"] for part in found]), torch.cat([part["first"] for part in found])
+    own = order.argsort().cpu()
+    return torch.cat([part["right"] for part in found])[own], torch.cat([part["first"] for part in found])[own]
 
 
 @torch.no_grad()
@@ -99,7 +100,7 @@ def last_z(model: HookedTransformer, tokens: Tokens) -> Float[Tensor, "prompt la
     kept: list[Tensor] = []
 
     def keep(z: Float[Tensor, "prompt pos head d_head"], hook: object) -> None:
-        kept.append(z[:, -1].clone())
+        kept.append(z[:, -1].to(model.cfg.device, copy=True))
 
     hooks: list[Any] = [(f"blocks.{layer}.attn.hook_z", keep) for layer in range(model.cfg.n_layers)]
     forward_of(model).run(tokens.prompts, tokens.mask, hooks)
@@ -132,7 +133,8 @@ def mean_z(model: HookedTransformer, tokens: Tokens) -> MeanZ:
     """
     bridge.check_bridge(model)
     total = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_head, dtype=torch.float64)
-    for batch in track(list(batches(tokens, most=count_at_once(model, tokens))), "mean head outputs"):
+    ordered = tokens[shortest_first(tokens)]
+    for batch in track(list(batches(ordered, most=count_at_once(model, tokens))), "mean head outputs"):
 
         def compute(batch: Tokens = batch) -> dict[str, Tensor]:
             return {"z": last_z(model, batch).double().sum(0)}
@@ -170,11 +172,11 @@ def path_to_residual(model: HookedTransformer, head: Head, mean: MeanZ) -> Float
     prompt differs from that of the mean, and on average is larger.
     """
     weight, norm, scale = forward_of(model).output_path(head.layer)
-    path = weight[head.head].to(mean.dtype)
+    path = weight[head.head].to(mean)
     if norm is None:
         return path if scale == 1.0 else scale * path
     # The norms of Hugging Face and of TransformerLens keep their gain in different ways: it is read off numbers of one.
-    ones = torch.ones(1, 1, model.cfg.d_model, dtype=model.cfg.dtype, device=model.cfg.device)
-    gain = norm(ones)[0, 0].detach().to(mean.dtype) * (1 + model.cfg.eps) ** 0.5
-    out = torch.einsum("hd,hdm->m", mean[head.layer], weight.to(mean.dtype))
+    ones = torch.ones(1, 1, model.cfg.d_model, dtype=model.cfg.dtype, device=weight.device)
+    gain = norm(ones)[0, 0].detach().to(mean) * (1 + model.cfg.eps) ** 0.5
+    out = torch.einsum("hd,hdm->m", mean[head.layer], weight.to(mean))
     return scale * path * gain / (out.square().mean() + model.cfg.eps).sqrt()

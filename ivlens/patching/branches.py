@@ -130,6 +130,7 @@ def climb(
     for layer, more in enumerate(counts):
         before = stack[:, :1].clone()
         junction = Junction(layer=layer, reading=reading, before=before, after=reading.carry(layer, before))
+        stack = stack.to(junction.after.device)  # Layers may lie on several devices.
         stack[:, :1] = junction.after
         for rows in _chunks(1, grown, chunk):
             stack[:, rows.start : rows.stop] = reading.carry(layer, stack[:, rows.start : rows.stop])
@@ -154,11 +155,12 @@ def _unembed_rows(forward: Forward, tokens: Tokens, stack: Rows, chunk: int) -> 
 
 def read_answers(logits: Float[Tensor, "prompt row answer vocab"], tokens: Tokens) -> Answers:
     """What the logits that predict the answer's tokens make of it."""
-    wanted = tokens.answers[:, None].expand(logits.shape[:-1])
-    mask = tokens.answer_mask[:, None]
+    home, there = tokens.answers.device, logits.device
+    wanted = tokens.answers.to(there)[:, None].expand(logits.shape[:-1])
+    mask = tokens.answer_mask.to(there)[:, None]
     log_probs = token_log_probs(logits, wanted)
     return Answers(
-        first=log_probs[..., 0].exp(),
-        log_prob=(log_probs * mask).sum(-1),
-        match=greedy_match(logits, wanted, mask),
+        first=log_probs[..., 0].exp().to(home),
+        log_prob=(log_probs * mask).sum(-1).to(home),
+        match=greedy_match(logits, wanted, mask).to(home),
     )

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ivlens.datasets.task import Pair, Split, Task
 from ivlens.datasets.task import task as find_task
-from ivlens.errors import TaskError, TaskWarning
+from ivlens.errors import TaskError, TaskWarning, as_ivlens_error
 from ivlens.models import hooked, loader
 from ivlens.patching import sweep
 from ivlens.patching.activations import mean_z, score_answers
@@ -40,6 +40,7 @@ FEWEST_ANSWERED = 2
 """Queries of either part that `answered_only` needs; fewer have no interval."""
 
 
+@as_ivlens_error()
 def indirect_effects(
     model: HookedTransformer | str | Path,
     task: Task | str | Path,
@@ -215,14 +216,19 @@ def ranking_prompts(
     (zero-shot) the same prompt twice would only pretend to be evidence, and there are fewer prompts.
     """
     asked = (queries or find_queries(model, task, settings)).rank
-    n = settings.prompts
-    if settings.corruption == "zero-shot":
-        n = min(n, len(asked))
-    split = task.split(shots=settings.shots, seed=settings.seed)
-    prompts = _corrupted(cycled(asked, n), split, settings)
+    prompts = rank_prompts(task, settings, asked)
     tokens = tokenize(model, prompts)
     answer_check.check_answers(model, task, prompts, tokens, first_token=settings.effect == "prob")
-    return torch.arange(n, device=tokens.prompts.device) % len(asked), tokens
+    return torch.arange(len(prompts), device=tokens.prompts.device) % len(asked), tokens
+
+
+def rank_prompts(task: Task, settings: Settings, asked: Sequence[Pair] = ()) -> list[Prompt]:
+    """The corrupted prompts that heads are patched on: of all pairs of the ranking part, or of `asked`."""
+    split = task.split(shots=settings.shots, seed=settings.seed)
+    asked, n = asked or split.rank, settings.prompts
+    if settings.corruption == "zero-shot":
+        n = min(n, len(asked))
+    return _corrupted(cycled(asked, n), split, settings)
 
 
 def _corrupted(pairs: Sequence[Pair], split: Split, settings: Settings) -> list[Prompt]:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
+    from ivlens.plots.style import Width
+
 
 # Columns of a table of effects.
 EFFECTS = ("prompt", "query", "layer", "head", "cie", "baseline")
@@ -178,7 +180,7 @@ class HeadEffects:
         clear, heads = len(self.clear()), math.prod(self.cie.shape[1:])
         return f"{clear} of {heads} heads {'is' if clear == 1 else 'are'} clear of 0 (p ≤ 0.05 after Holm)"
 
-    def figure(self, *, marked: Sequence[Head] = (), note: str = "") -> go.Figure:
+    def figure(self, *, marked: Sequence[Head] = (), note: str = "", width: Width = "page") -> go.Figure:
         """Heatmap of the AIE, layers down and heads across; `marked` heads are outlined.
 
         Args:
@@ -201,6 +203,7 @@ class HeadEffects:
             title=". ".join(
                 filter(None, (f"AIE of every head of {self.model}, {self.task}", self.how_many_clear(), note))
             ),
+            width=width,
         )
 
     def __repr__(self) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float
 from torch import Tensor
 
-from ivlens.forward.token_batches import TOKENS_PER_PASS, batches
+from ivlens.forward.token_batches import batches
 from ivlens.patching.activations import AnswerLogits, answer_logits
 from ivlens.patching.branches import Answers, read_answers
 from ivlens.progress import track
@@ -26,19 +26,12 @@ if TYPE_CHECKING:
 NamedHook = tuple[str, Callable[..., Any]]
 Hooks = Sequence[NamedHook]
 
-# A bridge computes the logits of all tokens, of which only the answer's are used.
-_LOGITS = 2**28
-
 
 def run_hooked(model: HookedTransformer, tokens: Tokens, rows: Sequence[Hooks], *, description: str) -> Answers:
     """Read the answers off one forward pass per row; row 0 is unchanged, row 1 + i is under the i-th hooks."""
-    width = tokens.prompts.shape[1] + tokens.answers.shape[1]
-    size = max(1, min(TOKENS_PER_PASS // width, _LOGITS // (model.cfg.d_vocab * width)))
     parts = []
     for hooks in track([[], *rows], description):
-        found = [
-            read_answers(logits_under(model, batch, hooks)[:, None], batch) for batch in batches(tokens, size=size)
-        ]
+        found = [read_answers(logits_under(model, batch, hooks)[:, None], batch) for batch in batches(tokens)]
         parts.append(Answers.joined(found, dim=0))
     return Answers.joined(parts, dim=1)
 

@@ -132,10 +132,10 @@ def _carry(forward: Forward, tokens: Tokens, planned: _Planned) -> Float[Tensor,
     for layer, z in enumerate(planned.z):
         stack = reading.carry(layer, stack, Replaced(planned.ablated[:, layer], z))
         if layer == planned.layer:
-            stack[:, :, 0] += planned.added
+            stack[:, :, 0] += planned.added.to(stack.device)
         check_finite(stack, layer)
     compare_with_model(forward, reading, stack[:, 0])
-    return forward.unembed(stack)
+    return forward.unembed(stack).to(tokens.answers.device)
 
 
 def _outcomes(tokens: Tokens, logits: Float[Tensor, "prompt row answer vocab"]) -> Outcomes:

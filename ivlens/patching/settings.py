@@ -32,7 +32,7 @@ def parse_bytes(size: str | int) -> int:
     Raises:
         IvlensError: not a size, or not above 0.
     """
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", size) if isinstance(size, str) else None
+    match = re.fullmatch(r"\s*(\d{1,30}(?:\.\d{1,30})?)\s*([A-Za-z]*)\s*", size) if isinstance(size, str) else None
     if isinstance(size, Integral) and not isinstance(size, bool):
         found = int(size)
     else:

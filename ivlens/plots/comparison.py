@@ -16,7 +16,7 @@ from ivlens.plots.layout import legend_height, raise_panels
 from ivlens.plots.marks import read_points
 from ivlens.plots.notebook import Figure
 from ivlens.plots.stage_heatmaps import aie_heatmaps
-from ivlens.plots.style import BLACK, GREY, LEFT, LOOKS, Look, Width, lay_out, pixels, safe, text_width
+from ivlens.plots.style import BLACK, GREY, LEFT, LOOKS, Look, Width, is_narrow, lay_out, pixels, safe, text_width
 
 MODELS = ("base", "tuned", "difference")
 _SHOWN = {"base": "before", "tuned": "after"}
@@ -106,9 +106,9 @@ def aie_scatter(
     low, high = float(np.nanmin(values, initial=0)), float(np.nanmax(values, initial=0))
     room = 0.06 * (high - low or 1.0)
     ends = [low - room, high + room]
-    down = 220 if width == "column" else 300
+    down = 220 if is_narrow(width) else 300
     size = np.array([pixels(width) - LEFT - 12, down]) / (ends[1] - ends[0])
-    names = _place_names(_heads(both), values * size, most=_NAMED // (1 + (width == "column")))
+    names = _place_names(_heads(both), values * size, most=_NAMED // (1 + (is_narrow(width))))
     figure = Figure()
     groups = {name: lines for name, lines in _by_rank(both, marked or {}).items() if lines}
     for name, lines in groups.items():
@@ -134,7 +134,7 @@ def dependence_bars(frame: pd.DataFrame, *, title: str | None = None, width: Wid
     >>> [note.text for note in figure.layout.annotations][:3], list(figure.data[0].x)
     (['sufficiency', 'necessity', 'shift'], ['before', 'after'])
     """
-    names, between = [name for name, _ in _DEPENDENCE.values()], 0.17 if width == "column" else 0.1
+    names, between = [name for name, _ in _DEPENDENCE.values()], 0.17 if is_narrow(width) else 0.1
     figure = make_subplots(1, 3, subplot_titles=names, horizontal_spacing=between, figure=Figure())
     for column, (measure, (_, unit)) in enumerate(_DEPENDENCE.items(), start=1):
         chosen = frame.query(f"measure == {measure!r} and model in ['base', 'tuned'] and vector == 'base'")
@@ -145,7 +145,7 @@ def dependence_bars(frame: pd.DataFrame, *, title: str | None = None, width: Wid
         if all(math.isnan(point.value) for point in points):
             _note_gap(figure, column)
     figure.update_layout(barmode="group", bargap=0.3)
-    figure.update_xaxes(showgrid=False, ticks="", tickangle=0, tickfont_size=9.5 if width == "column" else None)
+    figure.update_xaxes(showgrid=False, ticks="", tickangle=0, tickfont_size=9.5 if is_narrow(width) else None)
     _lay_out_panels(figure, title, width, height=200, below=19)
     return figure
 

@@ -25,7 +25,7 @@ from choreographer.errors import (
 from kaleido.errors import JavascriptError, KaleidoError
 from plotly.offline import get_plotlyjs
 
-from ivlens.errors import FigureError
+from ivlens.errors import FigureError, list_choices
 from ivlens.storage.atomic_files import write_whole
 
 FORMATS = ("html", "png", "svg", "pdf")
@@ -99,7 +99,9 @@ def export(
 def _check(figures: Mapping[str, go.Figure], formats: tuple[str, ...]) -> None:
     for suffix in formats:
         if suffix not in FORMATS:
-            raise FigureError(f"{suffix!r} is not a format of figures; use any of {', '.join(FORMATS)}")
+            raise FigureError(
+                f"{suffix!r} is not a format of figures; {list_choices(suffix, FORMATS, lead='use any of')}"
+            )
     for name in figures:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
             raise FigureError(f"{name!r} cannot name a figure; use letters, digits, - and _")

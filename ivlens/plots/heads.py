@@ -27,6 +27,7 @@ from ivlens.plots.style import (
     NOT_MEASURED,
     Look,
     Width,
+    is_narrow,
     lay_out,
     pixels,
     safe,
@@ -140,7 +141,7 @@ def necessity_by_head(
             hovertemplate="%{text}<extra></extra>",
         )
         figure.add_trace(dots, row=1, col=1 if measure == "AIE" else 2)
-    shown = [safe(name, 18 if width == "column" else 36) for name in names]
+    shown = [safe(name, 18 if is_narrow(width) else 36) for name in names]
     figure.update_yaxes(range=[len(names) - 0.4, -0.6], tickvals=list(range(len(names))), ticktext=shown)
     figure.update_xaxes(zeroline=True, zerolinecolor=BLACK, zerolinewidth=1)
     figure.update_xaxes(title_text=f"AIE ({safe(unit, 24)})", row=1, col=1)
@@ -176,9 +177,11 @@ def _lay_out_grid(
 
 
 def _cell(shape: tuple[int, ...], width: Width) -> tuple[float, float]:
-    """Pixels across and down. Cells of a large grid are square; those of a small one are wider than high."""
+    """Pixels across and down. Cells of a large grid are square; those of few heads are wider than high, and lower the
+    more layers there are."""
     across = (pixels(width) - LEFT - _BESIDE_GRID) / shape[1]
-    return across, max(min(across, 28.0), 120 / shape[0])
+    down = min(across, 28.0, max(12.0, 420 / shape[0])) if across > 28 else across
+    return across, max(down, 120 / shape[0])
 
 
 def outlines(

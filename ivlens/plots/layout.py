@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 
 from ivlens.errors import FigureError
 from ivlens.plots.notebook import Figure
-from ivlens.plots.style import FONT, LEFT, Width, fit, lay_out, pixels, text_width
+from ivlens.plots.style import FONT, LEFT, Width, fit, is_narrow, lay_out, pixels, text_width
 
 RIGHT = 12
 _TITLE = 18
@@ -114,7 +114,7 @@ def step(last: int, across: float) -> int:
 
 def _across(count: int, width: Width) -> int:
     """In a row; 3 or 4 on a page, whichever leaves fewer places empty."""
-    if width == "column":
+    if is_narrow(width):
         return min(2, count)
     return min(count, 4 if count < 4 or -count % 4 <= -count % 3 else 3)
 

@@ -17,12 +17,12 @@ from ivlens.plots import marks
 from ivlens.plots.layout import arrange, finish, legend_height
 from ivlens.plots.marks import Point, read_points
 from ivlens.plots.notebook import Figure
-from ivlens.plots.style import GREY, Look, Width, break_text, lay_out, method_looks, safe, text_width
+from ivlens.plots.style import GREY, Look, Width, break_text, is_narrow, lay_out, method_looks, safe, text_width
 from ivlens.plots.style import looks as find_looks
 from ivlens.tables import interval_text
 
-_LONGEST: dict[Width, int] = {"column": 26, "page": 34}
-"""Letters of a method's name."""
+_LONGEST, _LONGEST_NARROW = 34, 26
+"""Letters of a method's name, on a page and in a column."""
 
 
 _SHORTEST = 1e-5
@@ -72,10 +72,10 @@ def method_dots(
         raise FigureError(f"the table has no column {', '.join(sorted(missing))}; it has {', '.join(frame.columns)}")
     methods, names = list(dict.fromkeys(frame["method"])), list(dict.fromkeys(frame["panel"]))
     kinds = _kinds(frame, looks or {})
-    shown = [safe(method, _LONGEST[width]) for method in methods]
+    shown = [safe(method, _LONGEST_NARROW if is_narrow(width) else _LONGEST) for method in methods]
     left = round(max(map(text_width, shown), default=0)) + 16
     high = max(22, 8 * len(kinds) + 8) * len(methods)
-    across = len(names) if width == "page" else 2
+    across = 2 if is_narrow(width) else len(names)
     panels = arrange(
         names, width=width, height=max(high, 70), across=across, gap=(18, 56 if across < len(names) else 0), left=left
     )
@@ -143,7 +143,7 @@ def trade_off(
         figure.add_hline(base, line={"color": GREY, "width": 1, "dash": "dash"}, **text)
     figure.update_xaxes(title_text=safe(axes[0]), range=axis_range(across))
     figure.update_yaxes(title_text=safe(axes[1]), range=axis_range([*up, Point("", "", base, base, base)]))
-    lay_out(figure, title, width, height=330 if width == "page" else 220, below=legend_height(kinds, width))
+    lay_out(figure, title, width, height=220 if is_narrow(width) else 330, below=legend_height(kinds, width))
     return figure
 
 
@@ -223,7 +223,7 @@ def _curve(kind: str, own: Sequence[Form], at: Mapping[str, tuple[Point, Point]]
         marker={"color": look.colour, "symbol": look.symbol, "size": 7},
         error_x=_bars(across, look.colour),
         error_y=_bars(up, look.colour),
-        name=safe(kind, _LONGEST["page"]),
+        name=safe(kind, _LONGEST),
         showlegend=True,
         customdata=[
             f"{safe(x.at)}: {interval_text(*x[2:])} learned, {interval_text(*y[2:])} kept"

@@ -17,7 +17,19 @@ from ivlens.errors import FigureError
 from ivlens.plots import marks
 from ivlens.plots.heads import bar_title, cell_gap, head_heatmap, least_bound, outlines
 from ivlens.plots.layout import Panels, arrange, finish, step
-from ivlens.plots.style import BLACK, EFFECTS, GREY, LEFT, NOT_MEASURED, SEQUENTIAL, Width, pixels, safe, text_width
+from ivlens.plots.style import (
+    BLACK,
+    EFFECTS,
+    GREY,
+    LEFT,
+    NOT_MEASURED,
+    SEQUENTIAL,
+    Width,
+    is_narrow,
+    pixels,
+    safe,
+    text_width,
+)
 
 _BESIDE = 76
 """Pixels for the colour bar, its numbers and its title."""
@@ -106,7 +118,7 @@ def aie_heatmaps(
             panels.figure.add_shape(box, row=row, col=column)
     panels.figure.update_layout(coloraxis=_bar(EFFECTS, -bound, bound))
     _axes(panels, ("head", 0, shape[1] - 1), ("layer", 0, shape[0] - 1))
-    if width == "column" and len(names) > 1:
+    if is_narrow(width) and len(names) > 1:
         for row, name in enumerate(names, start=1):
             panels.figure.update_yaxes(title_text=f"{safe(name, 16)}, layer", row=row, col=1)
     _beside(panels.figure, bar_title(unit, chance))
@@ -115,13 +127,13 @@ def aie_heatmaps(
 
 def _triples(names: list[str], shape: tuple[int, int], width: Width) -> Panels:
     """Three sides beside each other; below each other where a column is too narrow for so many heads."""
-    stacked = width == "column" and len(names) == 1 and shape[1] > 12
+    stacked = is_narrow(width) and len(names) == 1 and shape[1] > 12
     across = pixels(width) - LEFT - _BESIDE if stacked else (pixels(width) - LEFT - _BESIDE - 28) / 3
     height = max(90, round(shape[0] * min(across / shape[1], 28)))
-    if len(names) == 1 or width == "column":  # The panel is named elsewhere: there is no room, or no need.
-        titles = [*SIDES[:2], "difference" if width == "page" or stacked else "change"] * len(names)
+    if len(names) == 1 or is_narrow(width):  # The panel is named elsewhere: there is no room, or no need.
+        titles = [*SIDES[:2], "change" if is_narrow(width) and not stacked else "difference"] * len(names)
     else:
-        titles = [f"{name}: {side}" if side != "before" else f"{name}: base" for name in names for side in SIDES]
+        titles = [f"{name}: {side}" for name in names for side in SIDES]
     height = min(height, 220) if stacked else height
     return arrange(titles, width=width, height=height, across=1 if stacked else 3, right=_BESIDE)
 

@@ -18,7 +18,19 @@ from ivlens.plots import marks
 from ivlens.plots.heads import cell_gap, outlines
 from ivlens.plots.marks import Point, read_accuracies, read_points
 from ivlens.plots.notebook import Figure
-from ivlens.plots.style import GREY, LEFT, NOT_MEASURED, SEQUENTIAL, SKY, Width, lay_out, pixels, safe, tick_step
+from ivlens.plots.style import (
+    GREY,
+    LEFT,
+    NOT_MEASURED,
+    SEQUENTIAL,
+    SKY,
+    Width,
+    is_narrow,
+    lay_out,
+    pixels,
+    safe,
+    tick_step,
+)
 
 KINDS = {
     "chosen": "chosen heads",
@@ -234,7 +246,7 @@ def measures_bars(
         end = 0 if missing else np.nanmax([0, point.value, point.high])
         text = {"text": "not measured" if missing else f"{point.value:.2f}", "font_color": GREY}
         figure.add_annotation(x=end, y=place, showarrow=False, xanchor="left", xshift=4, **text)
-    names = [safe(point.at, limit=20 if width == "column" else 36) for point in points]
+    names = [safe(point.at, limit=20 if is_narrow(width) else 36) for point in points]
     figure.update_yaxes(tickvals=places, ticktext=names, showgrid=False, ticks="")
     figure.update_yaxes(range=[len(points) - 0.4, -0.6])
     figure.update_xaxes(title_text=safe(unit), range=_bar_range(points, unit))
@@ -245,8 +257,8 @@ def measures_bars(
 def _lay_out_accuracy(figure: go.Figure, title: str | None, width: Width) -> None:
     figure.update_yaxes(title_text="accuracy (share of prompts)", range=[-0.02, 1.02], dtick=0.2)
     entries = len(list(figure.select_traces(lambda trace: trace.showlegend is not False)))
-    rows = math.ceil(entries / (2 if width == "column" else 5))
-    lay_out(figure, title, width, height=180 if width == "column" else 260, below=19 * rows)
+    rows = math.ceil(entries / (2 if is_narrow(width) else 5))
+    lay_out(figure, title, width, height=180 if is_narrow(width) else 260, below=19 * rows)
 
 
 def _bar_range(points: list[Point], unit: str) -> list[float]:

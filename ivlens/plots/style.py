@@ -48,10 +48,10 @@ _LETTERS = {
 }
 
 T = TypeVar("T")
-Width = Literal["column", "page"]
-"""Of a two-column paper: 3.5 or 7 inches at 96 pixels an inch, with text of 8 points in both."""
+Width = Literal["column", "page", "single", "double"]
+"""Of a two-column paper: 3.5 or 7 inches at 96 pixels an inch, or 3.25 and 6.75; with text of 8 points in all."""
 
-WIDTHS: dict[Width, int] = {"column": 336, "page": 672}
+WIDTHS: dict[Width, int] = {"column": 336, "page": 672, "single": 312, "double": 648}
 FONT = 10.67  # 8 points.
 LEFT, TOP, BOTTOM = 48, 12, 44
 """Margins in pixels."""
@@ -182,6 +182,11 @@ def pixels(width: Width) -> int:
     return WIDTHS[width]
 
 
+def is_narrow(width: Width) -> bool:
+    """Whether a figure is for one column."""
+    return width in ("column", "single")
+
+
 def lay_out(figure: go.Figure, title: str | None, width: Width, *, height: int, below: int = 0) -> None:
     """Size the figure for a plot of `height` pixels with `below` pixels of legend; break the title into lines."""
     lines = break_text(title or "", pixels(width) - 20.0, FONT + 1.33)
@@ -268,7 +273,7 @@ def break_text(text: str, pixels: float, size: float = FONT) -> list[str]:
 
 def tick_step(count: int, width: Width) -> int:
     """Between ticks, so that numbers stand apart: at most 16 on a page, 10 in a column."""
-    most = 10 if width == "column" else 16
+    most = 10 if is_narrow(width) else 16
     return next(step for step in itertools.chain((1, 2, 4, 5), itertools.count(8, 8)) if count <= most * step)
 
 

@@ -15,10 +15,21 @@ import plotly.graph_objects as go
 from ivlens.errors import FigureError
 from ivlens.plots import marks
 from ivlens.plots.notebook import Figure
-from ivlens.plots.style import BOTTOM, DIVERGING, NOT_MEASURED, SEQUENTIAL, Width, lay_out, pixels, safe, text_width
+from ivlens.plots.style import (
+    BOTTOM,
+    DIVERGING,
+    NOT_MEASURED,
+    SEQUENTIAL,
+    Width,
+    is_narrow,
+    lay_out,
+    pixels,
+    safe,
+    text_width,
+)
 
-_LONGEST: dict[Width, int] = {"column": 17, "page": 24}
-"""Letters of a name."""
+_LONGEST, _LONGEST_NARROW = 24, 17
+"""Letters of a name, on a page and in a column."""
 _BESIDE = 72
 """Pixels for the colour bar, its numbers and its title."""
 _NUMBER = 22
@@ -63,7 +74,7 @@ def _square(
     frame: pd.DataFrame, unit: str, ends: tuple[float, float], scale: Any, title: str | None, width: Width
 ) -> go.Figure:
     names, grid = [str(name) for name in frame.index], _check(frame, ends)
-    n, longest = len(names), _LONGEST[width]
+    n, longest = len(names), _LONGEST_NARROW if is_narrow(width) else _LONGEST
     shown = [safe(name, longest) for name in names]
     beside = round(max(map(text_width, shown))) + 14
     across = (pixels(width) - beside - _BESIDE) / n

@@ -100,6 +100,10 @@ class ChatTemplate:
             raise PromptError(
                 f"the tokenizer of {name} has no chat template; choose another template, such as qa"
             ) from error
+        if not isinstance(jinja, str):
+            raise PromptError(
+                f"the chat template of {name} is a {type(jinja).__name__}, no text; choose another template, such as qa"
+            )
         special = {key: token for key, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
         jinja = UNDATED + jinja if "strftime_now" in jinja else jinja
         found = cls(jinja=jinja, special_tokens=special, system=True, options=dict(options or {}), bos=bos)

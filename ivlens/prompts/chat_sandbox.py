@@ -1,31 +1,23 @@
 """What does a chat template, a program out of somebody's checkpoint, write?
 
 transformers' sandbox keeps it from files and from Python's own objects, but not from taking time or memory without
-end, and no part of it can be interrupted while it multiplies. So it runs in a process of its own, which ends when its
-time is over and is refused memory. The process is started when it is first needed and serves all later conversations.
+end, and no part of it can be interrupted while it multiplies. So it runs in a bounded process (`bounded_process`).
 """
 
 from __future__ import annotations
 
-import atexit
-import faulthandler
-import json
-import os
-import subprocess
-import sys
-import threading
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from ivlens.bounded_process import Answer, BoundedProcess, serve
 from ivlens.errors import PromptError
 
 SECONDS = 10
 """For one conversation; usual templates take milliseconds."""
-MEMORY = 2**29
-"""Bytes above what the process has when it begins, where the system can bound them (Linux)."""
 LONGEST = 2**20
 """Characters of a conversation."""
+_MEMORY = 2**29
+_PROCESS = BoundedProcess("ivlens.prompts.chat_sandbox")
 
 
 def render_chat(
@@ -48,80 +40,25 @@ def render_chat(
     """
     given = {**special, **(options or {})}
     asked = {"jinja": jinja, "messages": list(messages), "given": given, "opened": opened}
-    reply = _PROCESS.ask({**asked, "seconds": SECONDS})
+    found = _PROCESS.ask(asked, seconds=float(SECONDS), memory=_MEMORY)
+    ended = {"reason": f"it takes more than {SECONDS} s, or more memory than it may have"}
+    reply = ended if found is None else found[0]
     if "text" not in reply:
         raise PromptError(f"the chat template fails ({reply['reason']}); choose another template")
     return reply["text"]
 
 
-class _Process:
-    """The process that runs templates; another one after it has ended."""
-
-    def __init__(self) -> None:
-        self._running: subprocess.Popen[bytes] | None = None
-        self._lock = threading.Lock()
-
-    def ask(self, asked: Mapping[str, Any]) -> dict[str, str]:
-        with self._lock:
-            process = self._running or self._start()
-            assert process.stdin is not None and process.stdout is not None
-            try:
-                process.stdin.write(json.dumps(asked).encode() + b"\n")
-                process.stdin.flush()
-                line = process.stdout.readline()
-            except BrokenPipeError:
-                line = b""
-            except BaseException:  # Stopped in between: its answer must not be taken for the next one's.
-                self.end()
-                raise
-            if not line.endswith(b"\n"):
-                self.end()
-                return {"reason": f"it takes more than {SECONDS} s, or more memory than it may have"}
-            return json.loads(line)
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        self._running = subprocess.Popen(
-            [sys.executable, "-P", "-m", "ivlens.prompts.chat_sandbox"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        )
-        return self._running
-
-    def end(self) -> None:
-        process, self._running = self._running, None
-        if process is not None:
-            process.kill()
-            process.communicate()
-
-
-_PROCESS = _Process()
-atexit.register(_PROCESS.end)
-
-
-def _serve() -> None:
-    """A line of JSON in, a line out."""
+def _render(asked: dict[str, Any]) -> Answer:
+    """In the bounded process."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    _bound_memory()
-    for line in sys.stdin.buffer:
-        asked = json.loads(line)
-        # A watch outside of Python ends the process, whatever it is at.
-        faulthandler.dump_traceback_later(asked["seconds"], exit=True)
-        try:
-            (text,), _ = render_jinja_template(
-                conversations=[asked["messages"]],
-                chat_template=asked["jinja"],
-                add_generation_prompt=asked["opened"],
-                **asked["given"],
-            )
-            reply = _check(text)
-        except Exception as error:  # Somebody else's program may fail in any way.
-            reply = {"reason": (str(error).splitlines() or [type(error).__name__])[0][:200]}
-        faulthandler.cancel_dump_traceback_later()
-        sys.stdout.write(f"{json.dumps(reply)}\n")
-        sys.stdout.flush()
+    (text,), _ = render_jinja_template(
+        conversations=[asked["messages"]],
+        chat_template=asked["jinja"],
+        add_generation_prompt=asked["opened"],
+        **asked["given"],
+    )
+    return _check(text), b""
 
 
 def _check(text: str) -> dict[str, str]:
@@ -131,15 +68,7 @@ def _check(text: str) -> dict[str, str]:
     return {"text": text}
 
 
-def _bound_memory() -> None:
-    if sys.platform == "linux":
-        import resource
-
-        now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        most = resource.getrlimit(resource.RLIMIT_AS)[1]
-        wanted = now + MEMORY if most == resource.RLIM_INFINITY else min(now + MEMORY, most)
-        resource.setrlimit(resource.RLIMIT_AS, (wanted, most))
-
-
 if __name__ == "__main__":
-    _serve()
+    import transformers.utils.chat_template_utils  # noqa: F401  Before memory is bounded.
+
+    serve(_render)

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ivlens.datasets.entries import LONGEST
 from ivlens.datasets.task import Pair, Task, TaskWarning
-from ivlens.errors import PromptError
+from ivlens.errors import PromptError, as_ivlens_error
 from ivlens.prompts.chat import Layout
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class _Room(NamedTuple):
         return max(shown, longest[0] + self.instruction) <= self.total
 
 
+@as_ivlens_error()
 def leave_out_long(model: HookedTransformer, task: Task, *, shots: int, template: Layout) -> Task:
     """The task without its longest pairs, where a prompt of those would not fit the model's context.
 
@@ -99,8 +101,17 @@ def _find_room(model: HookedTransformer, task: Task, template: Layout) -> _Room:
 
 
 def _sizes(tokenizer: Any, pairs: Sequence[Pair]) -> list[int]:
-    sides = [_ids(tokenizer, [f" {pair[side]}" for pair in pairs]) for side in (0, 1)]
-    return [len(given) + len(output) for given, output in zip(*sides, strict=True)]
+    # Some at a time: while it works, the library keeps hundreds of bytes for every token.
+    groups: list[list[str]] = [[]]
+    size = 0
+    for text in (f" {side}" for pair in pairs for side in pair):
+        if size + len(text) > LONGEST:
+            groups.append([])
+            size = 0
+        groups[-1].append(text)
+        size += len(text)
+    lengths = [len(ids) for texts in groups for ids in _ids(tokenizer, texts)]
+    return [given + output for given, output in zip(lengths[::2], lengths[1::2], strict=True)]
 
 
 def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:

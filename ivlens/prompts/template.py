@@ -6,7 +6,6 @@ any such layout as `prefixes` and `separators` (`src/utils/prompt_utils.py`).
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import get_args
 from pydantic import BaseModel, ConfigDict
 
 from ivlens.datasets.task import Pair, exists
-from ivlens.errors import IvlensError, PromptError
+from ivlens.errors import IvlensError, PromptError, list_choices
 from ivlens.prompts.choices import Bos
 from ivlens.storage.json_files import check_object, read_given_json
 
@@ -174,9 +173,7 @@ def find_template(name: str | Path) -> Template:
         return NAMED[str(name)]
     path = Path(name)
     if not exists(path):
-        close = difflib.get_close_matches(str(name), NAMED, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]}? There are" if close else "there are"
-        raise PromptError(f"there is no template and no file {str(name)!r}; {hint} {', '.join(NAMED)} and chat")
+        raise PromptError(f"there is no template and no file {str(name)!r}; {list_choices(name, [*NAMED, 'chat'])}")
     try:
         return _read_file(path)
     except IvlensError as error:

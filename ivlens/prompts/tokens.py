@@ -15,7 +15,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ivlens.errors import PromptError
+from ivlens.datasets.entries import LONGEST
+from ivlens.errors import PromptError, as_ivlens_error
 from ivlens.prompts.chat import Conversation
 from ivlens.prompts.template import DEFAULT as DEFAULT
 from ivlens.prompts.template import Prompt as Prompt
@@ -23,6 +24,10 @@ from ivlens.prompts.template import Template as Template
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
+
+
+LONGEST_TOKEN = 16
+"""Characters that are read for each token of a long context; texts have about four."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +93,13 @@ class Tokens:
         return Tokens(prompts=prompts, mask=mask, answers=answers, answer_mask=answer_mask)
 
 
-def tokenize(model: HookedTransformer, prompts: Sequence[Prompt]) -> Tokens:
+@as_ivlens_error()
+def tokenize(model: HookedTransformer, prompts: Sequence[Prompt], *, answered: bool = True) -> Tokens:
     """Token ids of prompts and answers; the answer's tokens are those of the joined text.
+
+    Args:
+        answered: Refuse a prompt with no answer. Without one there is nothing to read a probability at, but a model
+            may be asked to write on.
 
     Raises:
         PromptError: no prompts, no tokenizer, an answer of no token, or a prompt longer than the context.
@@ -102,33 +112,43 @@ def tokenize(model: HookedTransformer, prompts: Sequence[Prompt]) -> Tokens:
         raise PromptError("there are no prompts to tokenize; give at least one")
     if model.tokenizer is None:
         raise PromptError("the model has no tokenizer; give it one with model.set_tokenizer(...)")
-    split = [_token_ids(model, prompt) for prompt in prompts]
+    split, n_ctx = [], model.cfg.n_ctx
+    for ids, answer in (_token_ids(model, prompt, answered) for prompt in prompts):
+        if len(ids) + len(answer) > n_ctx:
+            raise PromptError(
+                f"a prompt has {len(ids)} tokens and its answer {len(answer)}, but the model's context is "
+                f"{n_ctx}; use fewer shots"
+            )
+        split.append((ids, answer))
     width = max(len(ids) for ids, _ in split)
-    longest, n_ctx = max(split, key=lambda ids: len(ids[0]) + len(ids[1])), model.cfg.n_ctx
-    if len(longest[0]) + len(longest[1]) > n_ctx:
-        raise PromptError(
-            f"a prompt has {len(longest[0])} tokens and its answer {len(longest[1])}, but the model's context is "
-            f"{n_ctx}; use fewer shots"
-        )
     answer_width = max(len(answer) for _, answer in split)
     device = model.cfg.device
     return Tokens(
         prompts=torch.tensor([[0] * (width - len(ids)) + ids for ids, _ in split], device=device),
         mask=torch.tensor([[False] * (width - len(ids)) + [True] * len(ids) for ids, _ in split], device=device),
-        answers=torch.tensor([answer + [0] * (answer_width - len(answer)) for _, answer in split], device=device),
+        answers=torch.tensor(
+            [answer + [0] * (answer_width - len(answer)) for _, answer in split], dtype=torch.long, device=device
+        ),
         answer_mask=torch.tensor(
-            [[True] * len(answer) + [False] * (answer_width - len(answer)) for _, answer in split], device=device
+            [[True] * len(answer) + [False] * (answer_width - len(answer)) for _, answer in split],
+            dtype=torch.bool,
+            device=device,
         ),
     )
 
 
-def _token_ids(model: HookedTransformer, prompt: Prompt) -> tuple[list[int], list[int]]:
+def _token_ids(model: HookedTransformer, prompt: Prompt, answered: bool) -> tuple[list[int], list[int]]:
     tokenizer: Any = model.tokenizer
+    length, most = len(prompt.text) + len(prompt.answer), max(LONGEST, LONGEST_TOKEN * model.cfg.n_ctx)
+    if length > most:  # Tokens take a hundred times the memory of their text.
+        raise PromptError(
+            f"a prompt has {length:,} characters, and may have {most:,}; use fewer shots, or leave long pairs out"
+        )
     encode = partial(tokenizer.encode, add_special_tokens=False)
     joined = encode(prompt.text + prompt.answer)
     cut = _seam(tokenizer, prompt, encode(prompt.text), joined)
     prompt_ids, answer = _begin(model, prompt, joined[:cut]), joined[cut:]
-    if not answer:
+    if not answer and (answered or prompt.answer):
         raise PromptError(f"the answer {prompt.answer!r} has no token of its own after {prompt.text[-30:]!r}")
     if not prompt_ids:
         raise PromptError(f"the prompt {prompt.text!r} has no tokens; the model needs at least one to read")

@@ -7,18 +7,19 @@ hooks, adapters, `with steered(model, vector)`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
 from ivlens.errors import IvlensError
+from ivlens.forward.makers import forward_of
+from ivlens.forward.memory import count_at_once
 from ivlens.forward.token_batches import batches
-from ivlens.models import bridge
-from ivlens.patching.activations import unembed
+from ivlens.kept_batches import keep_batch
 from ivlens.patching.hooks import Hooks, at_position
 from ivlens.progress import track
 from ivlens.prompts.tokens import Tokens
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 
 NEW_TOKENS = 32
 """Of a reply, at most."""
-# A bridge computes the logits of all tokens of a prompt, of which only the last one's are used.
-_LOGITS = 2**28
+_AT_ONCE = 4
+"""Times the prompts that a processor reads in about a second: new tokens cost least for many prompts at once."""
 
 
 @torch.no_grad()
@@ -42,6 +43,7 @@ def write_replies(
     new_tokens: int = NEW_TOKENS,
     changes: Hooks = (),
     every_token: bool = False,
+    known: Sequence[Tensor] = (),
 ) -> list[str]:
     """The reply to every prompt, up to its end.
 
@@ -50,19 +52,31 @@ def write_replies(
         new_tokens: Of a reply at most; fewer where the model's context is full.
         changes: Hooks that say where by `at`, as `patching.hooks` makes them: in force at the last prompt token.
         every_token: Have `changes` in force at every new token, too.
+        known: What the changes are made from, by which replies that were kept are known again; without it they are not
+            kept.
 
     Raises:
         IvlensError: fewer than one new token.
     """
     if new_tokens < 1:
         raise IvlensError(f"new_tokens is {new_tokens}; a reply has at least one")
-    width = tokens.prompts.shape[1]
-    size = max(1, _LOGITS // (model.cfg.d_vocab * width)) if bridge.is_bridge(model) else None
-    replies: list[str] = []
-    for batch in track(list(batches(tokens, size=size)), "replies"):
+    most, replies = _AT_ONCE * count_at_once(model, tokens, new_tokens), list[str]()
+    hooks = [at_position(hook, -1) for hook in changes]
+    for batch in track(list(batches(tokens, most=most)), "replies"):
         own = endings[len(replies) : len(replies) + len(batch)]
-        replies += _write_batch(model, batch, own, new_tokens, [at_position(hook, -1) for hook in changes], every_token)
+        what = f"replies of {new_tokens} tokens, {every_token}: {[(sorted(one.tokens), *one[1:]) for one in own]}"
+
+        def compute(batch: Tokens = batch, own: Sequence[Ending] = own) -> dict[str, Tensor]:
+            return {"json": _as_tensor(_write_batch(model, batch, own, new_tokens, hooks, every_token))}
+
+        inputs = [*vars(batch).values(), *known]
+        found = compute() if changes and not known else keep_batch(what, inputs, compute, device="cpu")
+        replies += json.loads(bytes(found["json"].tolist()))
     return replies
+
+
+def _as_tensor(replies: list[str]) -> Tensor:
+    return torch.tensor(list(json.dumps(replies).encode()), dtype=torch.uint8)
 
 
 def _write_batch(
@@ -70,12 +84,12 @@ def _write_batch(
 ) -> list[str]:
     ids, mask, written, replies = tokens.prompts, tokens.mask.long(), [[] for _ in endings], [""] * len(endings)
     room = (model.cfg.n_ctx - mask.sum(1)).clamp(1, most).tolist()
-    cache = None if bridge.is_bridge(model) else _empty_cache(model, len(tokens))
+    forward, cache = forward_of(model), None
     # Prompts whose reply goes on: these are the rows of the cache.
     open_rows = list(range(len(endings)))
     while open_rows:
         with model.hooks(fwd_hooks=list(hooks)):
-            logits, cache = _read(model, ids, mask, cache)
+            logits, cache = forward.read_on(ids, mask, cache)
         best, stay = logits.argmax(-1), []
         for at, (row, token) in enumerate(zip(open_rows, best.tolist(), strict=True)):
             written[row].append(token)
@@ -85,36 +99,7 @@ def _write_batch(
         if len(stay) < len(open_rows):
             open_rows, kept = [open_rows[at] for at in stay], torch.tensor(stay, dtype=torch.long, device=best.device)
             best, mask = best[kept], mask[kept]
-            _select(cache, kept)
+            forward.keep_rows(cache, kept)
         ids, mask = best[:, None], pad(mask, (0, 1), value=1)
         hooks = hooks if every_token else []
     return replies
-
-
-def _read(
-    model: HookedTransformer, ids: Int[Tensor, "row new"], mask: Int[Tensor, "row pos"], cache: Any
-) -> tuple[Float[Tensor, "row vocab"], Any]:
-    """Logits behind the last of the new tokens, and the cache that has them."""
-    if bridge.is_bridge(model):
-        options: Any = {"past_key_values": cache, "use_cache": True, "return_type": "logits_and_cache"}
-        logits, cache = model(ids, attention_mask=mask, **options)
-        return logits[:, -1], cache
-    new = mask[:, -ids.shape[1] :]
-    resid = model(ids, attention_mask=new, past_kv_cache=cache, stop_at_layer=model.cfg.n_layers)
-    return unembed(model, resid[:, -1]), cache
-
-
-def _empty_cache(model: HookedTransformer, n_rows: int) -> Any:
-    from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
-
-    return TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, n_rows)
-
-
-def _select(cache: Any, rows: Int[Tensor, " row"]) -> None:
-    """Keep some of the rows of a cache: TransformerLens' own, or transformers'."""
-    if hasattr(cache, "batch_select_indices"):
-        cache.batch_select_indices(rows)
-        return
-    cache.previous_attention_mask = cache.previous_attention_mask[rows]
-    for entry in cache.entries:
-        entry.past_keys, entry.past_values = entry.past_keys[rows], entry.past_values[rows]

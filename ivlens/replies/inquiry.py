@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ivlens.errors import as_ivlens_error
 from ivlens.measures import Interval, interval
 from ivlens.patching.activations import reply_in_batches, score_answers
 from ivlens.patching.hooks import Hooks
@@ -151,6 +152,7 @@ class Replies:
         return f"<p>{safe(repr(self))}</p>{html_table((*shown.columns[:4], 'P(answer)', 'reply'), lines)}"
 
 
+@as_ivlens_error()
 def ask(model: HookedTransformer, prompts: Sequence[Prompt], *, new_tokens: int = NEW_TOKENS) -> Replies:
     """Put prompts to a model, such as those of `ivlens.prompts.zero_shot(pairs)`.
 
@@ -191,15 +193,21 @@ def measure_prompts(
 
 
 def score_replies(
-    model: HookedTransformer, prompts: Sequence[Prompt], score: Score, *, changes: Hooks = ()
+    model: HookedTransformer,
+    prompts: Sequence[Prompt],
+    score: Score,
+    *,
+    changes: Hooks = (),
+    known: Sequence[Tensor] = (),
 ) -> Float[Tensor, " prompt"]:
     """How right the replies that the model generates are, in float64.
 
     Args:
         score: Any but greedy match, for which nothing need be generated.
-        changes: In force at the last prompt token, as `write_replies` has them.
+        changes, known: In force at the last prompt token, as `write_replies` has them, and what they are made from.
     """
-    replies = write_replies(model, tokenize(model, prompts), find_endings(model, prompts), changes=changes)
+    tokens, endings = tokenize(model, prompts), find_endings(model, prompts)
+    replies = write_replies(model, tokens, endings, changes=changes, known=known)
     return _score_all(replies, prompts, score)
 
 

@@ -23,7 +23,6 @@ import plotly.graph_objects as go
 from ivlens import plots
 from ivlens.analysis.audit import Audit
 from ivlens.analysis.comparison import Comparison
-from ivlens.analysis.drift import chance_jaccard
 from ivlens.errors import RunError
 from ivlens.forgetting.study import Study
 from ivlens.plots import export
@@ -32,6 +31,7 @@ from ivlens.reports import findings
 from ivlens.storage import run_folder
 from ivlens.storage.atomic_files import write_whole
 from ivlens.storage.run_record import RECORD
+from ivlens.vectors.drift import chance_jaccard
 from ivlens.vectors.instruction_vector import InstructionVector
 from ivlens.vectors.similarity import overlap, similarity
 

@@ -20,7 +20,7 @@ import tomli_w
 from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs, get_plotlyjs_version
 
-from ivlens.errors import RunError
+from ivlens.errors import RunError, as_ivlens_error
 from ivlens.plots.notebook import figure_json
 from ivlens.reports import findings
 from ivlens.reports import page as pages
@@ -33,6 +33,7 @@ from ivlens.tables import plain
 NAME = "report.html"
 
 
+@as_ivlens_error()
 def report(folder: str | Path) -> Path:
     """Write `report.html` into a complete run folder, from saved numbers; whole or not at all.
 

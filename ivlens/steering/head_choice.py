@@ -14,7 +14,7 @@ import pandas as pd
 
 from ivlens.datasets.task import Task, exists, tasks
 from ivlens.datasets.task import task as find_task
-from ivlens.errors import IvlensError
+from ivlens.errors import IvlensError, suggest
 from ivlens.patching.settings import Settings
 from ivlens.prompts.choices import ScoreChoice
 from ivlens.shapes import GIB, Head
@@ -22,7 +22,7 @@ from ivlens.steering.universal_heads import Considered, Universal, universal_hea
 from ivlens.storage import tensor_files
 from ivlens.storage.atomic_files import parse_json
 from ivlens.storage.json_files import read_given_json
-from ivlens.storage.run_folder import Tables
+from ivlens.storage.run_tables import Tables
 from ivlens.vectors.head_writing import check_head
 
 if TYPE_CHECKING:
@@ -126,8 +126,10 @@ def _parse_text(text: str | Path) -> tuple[Head, ...]:
         return _read_file(path)
     parts = [part for part in re.split(r"[,\s]+", str(text)) if part]
     if parts and not any(re.fullmatch(r"L\d+H\d+", part) for part in parts):
+        meant = suggest(text, [UNIVERSAL])
         raise IvlensError(
             f"there is no file {str(text)!r}; give the path of one, heads such as L9H6,L3H2, or universal"
+            + (f"; {meant}" if meant else "")
         )
     return tuple(Head.parse(part) for part in parts)
 

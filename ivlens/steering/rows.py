@@ -64,7 +64,7 @@ def steer_rows(
     def branch(junction: Junction, rows: range) -> Rows:
         own = [order[first[junction.layer] + row] for row in rows]
         steered_rows = junction.after.repeat(1, len(rows), 1, 1)
-        steered_rows[:, :, 0] += added[own]
+        steered_rows[:, :, 0] += added[own].to(steered_rows.device)
         return steered_rows
 
     found = branches.run_branches(

@@ -68,4 +68,5 @@ def _score(
 ) -> Float[Tensor, " prompt"]:
     place = tried.places[number]
     added = place.scale * tried.candidates[number].vector
-    return score_replies(model, prompts, score, changes=[add_to_residual(place.layer, added)])
+    changes, known = [add_to_residual(place.layer, added)], [torch.tensor(place.layer), added]
+    return score_replies(model, prompts, score, changes=changes, known=known)

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import save
 from torch import Tensor
 
 from ivlens.datasets.task import Task, TaskWarning, task
@@ -102,7 +101,7 @@ class Universal:
             atomic_files.write_whole(path, content.encode())
         else:
             metadata = {"format": FORMAT, "record": json.dumps(self._record())}
-            atomic_files.write_whole(path, save(held, metadata=metadata))
+            atomic_files.write_whole(path, tensor_files.to_bytes(held, metadata))
 
     def _record(self) -> dict[str, Any]:
         return {

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from ivlens.datasets.task import Task
 from ivlens.datasets.task import task as find_task
-from ivlens.errors import IvlensError, ModelError
+from ivlens.errors import IvlensError, ModelError, as_ivlens_error
 from ivlens.models import hooked, loader
 from ivlens.patching.effects import indirect_effects, task_mean_z
 from ivlens.patching.head_effects import HeadEffects
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
 
+@as_ivlens_error()
 def instruction_vector(
     model: HookedTransformer | str | Path,
     task: Task | str | Path,

@@ -13,7 +13,8 @@ import os
 import secrets
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +41,45 @@ def refuse_unusual(path: Path, most: int | None) -> None:
         raise OSError(errno.EFBIG, f"it has {status.st_size:,} bytes, and may have {most:,}", str(path))
 
 
+def inside(folder: Path, name: str) -> Path:
+    """The path `name` in `folder`.
+
+    Raises:
+        RunError: it is, or lies behind, a link out of the folder, where nothing may be written.
+    """
+    path = folder / name
+    if not is_inside(path, folder):
+        raise RunError(f"{path} is a link out of the run folder {folder}; remove the link")
+    return path
+
+
 def parse_json(text: str) -> Any:
     """What a JSON text says; raises ValueError where it is none, or nested without end."""
     try:
         return json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+_INSIDE: ContextVar[tuple[Path, Callable[[], object]] | None] = ContextVar("where is written", default=None)
+
+
+@contextlib.contextmanager
+def writing_inside(folder: Path, check: Callable[[], object]) -> Iterator[None]:
+    """Inside the `with` block, before a file is written into `folder`, `check` sees that it is still the same folder.
+
+    That one is never made: where it is gone, only its name is left.
+    """
+    before = _INSIDE.set((folder, check))
+    try:
+        yield
+    finally:
+        _INSIDE.reset(before)
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path, links followed, is in a folder. Unlike `Path.resolve`, it takes links that go in a circle."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -68,7 +102,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(4)}-{path.name}")
     with as_run_error(path):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            _make_parents(path)
             yield temporary
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -77,6 +111,20 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
             raise
     _flush_names(path.parent)
+
+
+def _make_parents(path: Path) -> None:
+    inside = _INSIDE.get()
+    if inside is None or inside[0] not in path.parents:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return
+    folder, check = inside
+    check()
+    parents = list(path.parents)
+    for parent in reversed(parents[: parents.index(folder)]):
+        parent.mkdir(exist_ok=True)
+    if not is_inside(path.parent, folder):
+        raise RunError(f"{path.parent} is a link out of the run folder {folder}; remove the link")
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -101,6 +149,8 @@ class Lock:
             RunError: another process holds it, or `folder` cannot be written.
         """
         # One that exists by its file alone, as filelock would make where the disk has no locks, could outlive a kill.
+        if (folder / LOCK).is_symlink():
+            raise RunError(f"{folder / LOCK} is a link, which would have a file made elsewhere; remove the link")
         file = FileLock(folder / LOCK, blocking=False, thread_local=False, fallback_to_soft=False)
         with as_run_error(folder):
             folder.mkdir(parents=True, exist_ok=True)

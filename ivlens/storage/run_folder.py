@@ -8,28 +8,37 @@ lie tables (parquet), tensors and figures. Every file is written whole or not at
 from __future__ import annotations
 
 import json
+import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pandas as pd
-from safetensors.torch import save_file
 
 from ivlens.errors import RunError
-from ivlens.kept_batches import Tensors, keeping
-from ivlens.storage import command_line, parquet, tensor_files
-from ivlens.storage.atomic_files import OURS, Lock, as_run_error, remove_leftovers, replacing
-from ivlens.storage.run_record import RECORD, RunRecord, plain, read_record, refuse_another, write_record
+from ivlens.storage import command_line, parquet, table_schema
+from ivlens.storage.atomic_files import OURS, Lock, as_run_error, inside, remove_leftovers, replacing, writing_inside
+from ivlens.storage.run_files import MISSING, MOST_READ, Home, describe_file, find_changed, name_faults, refuse_foreign
+from ivlens.storage.run_record import (
+    RECORD,
+    KeptFile,
+    RunRecord,
+    configuration_digest,
+    plain,
+    read_record,
+    refuse_another,
+    write_record,
+)
 from ivlens.storage.run_record import Source as Source
 from ivlens.storage.run_record import versions as versions
 
 PARTS = "parts"
 """Folder of what an unfinished run has computed of its tables."""
+_AGAIN = "run the same command with the same --out again and it is computed again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +47,8 @@ class Run:
 
     folder: Path
     record: RunRecord
+    files: dict[str, KeptFile] = field(default_factory=dict, repr=False)
+    """Those that it has written; they are believed as long as they are as they were written."""
     _lock: Lock | None = field(default=None, repr=False)
 
     def __enter__(self) -> Run:
@@ -51,8 +62,17 @@ class Run:
     def is_complete(self) -> bool:
         return self.record.status == "complete"
 
+    @property
+    def configuration(self) -> str:
+        """Digest of everything that decides the numbers."""
+        return configuration_digest(self.record)
+
+    @property
+    def home(self) -> Home:
+        return Home(self.folder, self.record.started.isoformat())
+
     def source(self, role: str) -> Source:
-        """What the run was computed from, by its role, such as `model`; raises RunError where it has none."""
+        """What it was computed from, by its role, such as `model`; raises RunError where it has none."""
         if role not in self.record.sources:
             raise RunError(f"{self.folder} does not say of which {role} it is; run again into a new --out")
         return self.record.sources[role]
@@ -68,20 +88,19 @@ class Run:
         reserved = any(part == ".." or part.startswith(OURS) or "\\" in part or "\0" in part for part in parts)
         if not parts or relative.is_absolute() or reserved or str(relative).casefold() == RECORD:
             raise RunError(f"{name!r} cannot name a file of a run; use a plain relative name such as 'effects.parquet'")
-        path = self.folder.joinpath(*parts)
-        if not path.resolve().is_relative_to(self.folder.resolve()):
-            raise RunError(f"{path} is a link out of the run folder {self.folder}; remove the link")
-        return path
+        return inside(self.folder, str(relative))
 
     def has(self, name: str) -> bool:
-        """Whether the file `name` has been written (files are whole or absent)."""
-        return self.path(name).is_file()
+        """Whether the file `name` has been written by this run (files are whole or absent)."""
+        return self._lists(name) and self.path(name).is_file()
+
+    def _lists(self, name: str) -> bool:
+        return name in self.files or (self.is_complete and not self.files)  # Runs of before list none.
 
     def table(self, name: str, compute: Callable[[], pd.DataFrame], *, columns: Sequence[str] = ()) -> pd.DataFrame:
         """The table `name.parquet`: read where it exists, else computed and written. The unit of resuming.
 
-        What comes back is always what was read from the disk, so that a resumed run goes on with the same
-        numbers and dtypes as an uninterrupted one. Row labels are not kept.
+        What comes back was read from the disk, as it is in a resumed run. Row labels are not kept.
 
         Raises:
             RunError: the file is damaged or lacks one of `columns`, or it cannot be written.
@@ -94,11 +113,15 @@ class Run:
         """Read `name.parquet`; its checksums are verified.
 
         Raises:
-            RunError: there is no such table, it is damaged, or it lacks one of `columns`.
+            RunError: there is none, it is damaged, lacks one of `columns`, or is not as `table_schema` has it.
         """
         path = self.path(f"{name}.parquet")
         remedy = "delete it and run the same command again" if not self.is_complete else "run again into a new --out"
-        return parquet.read_table(path, columns=columns, remedy=remedy)
+        if not self._lists(f"{name}.parquet"):
+            raise RunError(f"{path.parent} has no {path.name} of its own; {remedy}")
+        frame = parquet.read_table(path, columns=columns, remedy=remedy)
+        table_schema.check_table(self.record.command, name, frame, path, remedy)
+        return frame
 
     def write_table(self, name: str, frame: pd.DataFrame, *, columns: Sequence[str] = ()) -> Path:
         """Write `name.parquet`, without row labels."""
@@ -124,71 +147,55 @@ class Run:
         if self._lock is None or not self._lock.is_held:
             raise RunError(f"{self.folder} is complete or closed: {name} would change it; choose another --out")
         path = self.path(name)
-        with replacing(path) as temporary:
-            save(temporary)
+        with self.writing():
+            with replacing(path) as temporary:
+                save(temporary)
+            self.files[PurePosixPath(name).as_posix()] = describe_file(path)
+            self._write_record()
         return path
+
+    def writing(self) -> AbstractContextManager[None]:
+        """Inside the `with` block, nothing is written once the folder was renamed, and none is made in its place."""
+        return writing_inside(self.folder, self.home.check)
+
+    def _write_record(self, **changes: Any) -> RunRecord:
+        record = self.record.model_copy(update={"files": dict(self.files), **changes})
+        write_record(self.folder, record)
+        return record
 
     def stop_behind_heads(self) -> None:
         """Say in `run.json` that no more was asked for than the effects of heads; a command may go on from there."""
-        write_record(self.folder, self.record.model_copy(update={"status": "heads"}))
+        with self.writing():
+            self._write_record(status="heads")
 
-    def complete(self) -> Run:
-        """Say in `run.json` that everything has been written, and give the lock back. Parts of tables are removed."""
+    def complete(self, others: Mapping[str, KeptFile] | None = None, *, precision: str = "") -> Run:
+        """Say in `run.json` that everything has been written, and give the lock back. Parts of tables are removed.
+
+        Args:
+            others: Files of the run that were not written by it, such as those of processes of its own.
+            precision: How far numbers in 16 bits are from float32's; recorded with the model.
+
+        Raises:
+            RunError: a file is not there any more as it was written, or the disk refuses.
+        """
         if self._lock is None or not self._lock.is_held:
             return self
-        with as_run_error(self.folder / PARTS):
+        with self.writing(), as_run_error(self.folder / PARTS):
+            self.home.check()
             if (self.folder / PARTS).is_dir():
                 shutil.rmtree(self.folder / PARTS)
-        changes = {"status": "complete", "finished": datetime.now(UTC)}
-        record = self.record.model_copy(update=changes)
-        write_record(self.folder, record)
+            for name in [name for name in self.files if name.startswith(f"{PARTS}/")]:
+                del self.files[name]
+            self.files.update(others or {})
+            faults = find_changed(self.path, self.files)
+            if faults:
+                raise RunError(f"in {self.folder}, {name_faults(faults)}; {_AGAIN}")
+            sources = self.record.sources
+            if precision:
+                sources = sources | {"model": sources["model"].model_copy(update={"precision": precision})}
+            record = self._write_record(status="complete", finished=datetime.now(UTC), sources=sources)
         self._lock.release()
         return replace(self, record=record, _lock=None)
-
-
-@dataclass(frozen=True)
-class Tables:
-    """The tables of one piece of work: of a run folder, or, where there is none, of this process alone."""
-
-    run: Run | None = None
-    kept: dict[str, pd.DataFrame] = field(default_factory=dict)
-    """Those that were asked for so far, by name."""
-
-    def has(self, name: str) -> bool:
-        """Whether a run has the table already."""
-        return self.run is not None and self.run.has(f"{name}.parquet")
-
-    def table(self, name: str, compute: Callable[[], pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:
-        """The table `name`: read where the run has it, else computed, and written where there is a run."""
-        self.kept[name] = compute() if self.run is None else self.run.table(name, compute, columns=columns)
-        return self.kept[name]
-
-    def part(self, name: str, compute: Callable[[], pd.DataFrame], columns: Sequence[str] = ()) -> pd.DataFrame:
-        """A table that others are made of, which is kept until the run is complete; see `table`."""
-        if self.run is None:
-            key = f"{PARTS}/{name}"
-            if key not in self.kept:
-                self.kept[key] = compute()
-            return self.kept[key]
-        return self.run.table(f"{PARTS}/{name}", compute, columns=columns)
-
-    @contextmanager
-    def keeping(self, scope: str) -> Iterator[None]:
-        """Inside the `with` block, batches are kept in a folder of that name until the run is complete."""
-        if self.run is None:
-            yield
-        else:
-            with keeping(partial(_keep, self.run, scope)):
-                yield
-
-
-def _keep(run: Run, scope: str, name: str, compute: Callable[[], Tensors]) -> Tensors:
-    file = f"{PARTS}/{scope}/{name}.safetensors"
-    if not run.has(file):
-        found = {key: value.contiguous() for key, value in compute().items()}
-        run.write_with(file, lambda path: save_file(found, path))
-        return found
-    return tensor_files.read_tensors(run.path(file), remedy="delete it and run the same command again")[0]
 
 
 def open_run(
@@ -212,7 +219,7 @@ def open_run(
     folder = Path(folder)
     found = read_record(folder)
     if found is None:
-        _refuse_foreign(folder)
+        refuse_foreign(folder)
     asked = RunRecord(
         command=command,
         typed=command_line.arguments(),
@@ -224,11 +231,13 @@ def open_run(
     )
     if found is not None:
         refuse_another(folder, asked, found)
-        if found.status == "complete":  # No lock: it may lie where only others may write.
-            return Run(folder=folder, record=found)
+        run = _opened(folder, found)
+        if run.is_complete and not find_changed(run.path, run.files):  # It may lie where only others may write.
+            return run
     lock = Lock.take(folder)
     try:
-        return _begin(folder, asked, lock)
+        with writing_inside(folder, folder.stat):
+            return _begin(folder, asked, lock)
     except BaseException:
         lock.release()
         raise
@@ -255,35 +264,37 @@ def read_run(folder: Path | str) -> Run:
             f"{folder} is unfinished (ivlens {record.command}, started {started}); run the same command with "
             "the same --out again and it goes on from there"
         )
-    return Run(folder=folder, record=record)
+    run = _opened(folder, record)
+    faults = find_changed(run.path, run.files, most=MOST_READ)
+    if faults:
+        raise RunError(f"in {folder}, {name_faults(faults)}; {_AGAIN}")
+    return run
 
 
 def _begin(folder: Path, asked: RunRecord, lock: Lock) -> Run:
     """Under the lock: look again, as another process may have come first, and create or resume."""
     found = read_record(folder)
     if found is None:
-        _refuse_foreign(folder)
+        refuse_foreign(folder)
         write_record(folder, asked)
         return Run(folder=folder, record=asked, _lock=lock)
     refuse_another(folder, asked, found)
-    if found.status == "complete":
+    run = _opened(folder, found, lock)
+    faults = find_changed(run.path, run.files)
+    if run.is_complete and not faults:
         lock.release()
-        return Run(folder=folder, record=found)
+        return replace(run, _lock=None)
+    if run.is_complete or not all(fault == MISSING for fault in faults.values()):  # Taking some away is allowed.
+        logging.getLogger(__name__).warning("ivlens: in %s, %s: to be computed again", folder, name_faults(faults))
+    typed = asked.typed if found.status == "heads" else found.typed  # What began it stopped there.
+    files = {name: file for name, file in found.files.items() if name not in faults}
+    changes = {"status": "running", "finished": None, "typed": typed, "files": files}
+    found = found.model_copy(update=changes)
+    refuse_another(folder, asked, found)  # Of a complete one that has lost something, versions count again.
     remove_leftovers(folder)
-    if found.status == "heads":  # What began it stopped there.
-        found = found.model_copy(update={"status": "running", "typed": asked.typed})
-        write_record(folder, found)
-    return Run(folder=folder, record=found, _lock=lock)
+    write_record(folder, found)
+    return _opened(folder, found, lock)
 
 
-def _refuse_foreign(folder: Path) -> None:
-    try:
-        foreign = [entry.name for entry in folder.iterdir() if not entry.name.startswith(OURS)]
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise RunError(f"{folder} cannot be read ({error.strerror}); choose another --out") from error
-    if foreign:
-        raise RunError(
-            f"{folder} holds other files ({min(foreign)}, ...) and no {RECORD}; choose an empty or new folder for --out"
-        )
+def _opened(folder: Path, record: RunRecord, lock: Lock | None = None) -> Run:
+    return Run(folder=folder, record=record, files=dict(record.files), _lock=lock)

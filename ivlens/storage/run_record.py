@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -38,10 +39,20 @@ class Source(_Strict):
     backend: str = ""
     """What a model was loaded into, `hooked` or `bridge`. Not compared: the digest is another one."""
 
+    precision: str = ""
+    """Of a model that computed in 16 bits, how far its effects are from float32's. Never compared."""
+
     @pydantic.model_serializer
     def _without_empty(self) -> dict[str, str]:
         """A task is loaded into nothing, and most weights are stored as they are."""
         return {name: value for name, value in vars(self).items() if value}
+
+
+class KeptFile(_Strict):
+    """A file as it was written."""
+
+    size: pydantic.NonNegativeInt
+    sha256: str
 
 
 class RunRecord(_Strict):
@@ -61,6 +72,8 @@ class RunRecord(_Strict):
     finished: pydantic.AwareDatetime | None = None
     status: Literal["running", "heads", "complete"] = "running"
     """`heads`: no more was asked for than the effects of heads, and they are there."""
+    files: dict[str, KeptFile] = {}
+    """Those that belong to the run, by their names in its folder; runs of before have none. Never compared."""
 
 
 def versions() -> dict[str, str]:
@@ -150,6 +163,13 @@ def _configuration(record: RunRecord, found: RunRecord) -> dict[tuple[str, str],
     for role, source in record.sources.items():
         shown["source", f"the {role}"] = (source.digest, f"{source.name} (digest {source.digest[:12]})")
     return shown
+
+
+def configuration_digest(record: RunRecord) -> str:
+    """Of everything that decides the numbers, by which files of one run are told from those of another."""
+    digests = {role: source.digest for role, source in record.sources.items()}
+    decisive = [record.command, record.settings, digests, record.seed, record.versions]
+    return sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

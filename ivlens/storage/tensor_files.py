@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from ivlens.errors import IvlensError
@@ -133,6 +134,17 @@ def _open(path: Path, device: str, remedy: str, error: type[IvlensError], most: 
             yield file
     except (OSError, RuntimeError, SafetensorError) as fault:  # torch's, where a file is too large to be mapped.
         raise error(f"{path} is no readable safetensors file ({reason(fault)}); {remedy}") from fault
+
+
+def to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """The content of a safetensors file, the same for the same tensors: `save` puts metadata into any order."""
+    content = save(dict(tensors), metadata=dict(metadata))
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # Tensors are to lie at multiples of 8.
+    return struct.pack("<Q", len(text)) + text + content[8 + length :]
 
 
 def read_torch(path: Path, stand_ins: Mapping[str, type] | None = None) -> Any:

@@ -6,7 +6,6 @@ Super-NaturalInstructions (Wang et al. 2022, arXiv:2204.07705); beside them our 
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -19,7 +18,7 @@ from ivlens.datasets import benchmark_files
 from ivlens.datasets.benchmark_files import FORMATS, Question
 from ivlens.datasets.huggingface import HUB, is_saved
 from ivlens.datasets.task import Pair, TaskWarning, exists, read_task, task, tasks
-from ivlens.errors import TaskError
+from ivlens.errors import TaskError, suggest
 from ivlens.lab.sequences import SEQUENCES, TASKS
 from ivlens.prompts.template import Prompt
 from ivlens.random_streams import Stream, open_stream
@@ -59,8 +58,7 @@ def _whole(name: str | Path, seed: int) -> Stage:
         return Stage.of_task(task(name), seed=seed)
     if exists(path):
         return _folder(path, seed)
-    close = difflib.get_close_matches(str(name), [*known, *tasks()], n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"give a task's name or a path: {FORMATS}"
+    hint = suggest(name, [*known, *tasks()]) or f"give a task's name or a path: {FORMATS}"
     raise TaskError(f"there is no task, file or folder {str(name)!r}; {hint}")
 
 

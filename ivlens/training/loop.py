@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -34,6 +35,10 @@ from ivlens.training.settings import Training as Training
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
+
+
+SECONDS = 5.0
+"""Of training, about, are lost at most when it is killed."""
 
 
 class Step(NamedTuple):
@@ -146,7 +151,7 @@ def finetune(
         guide: What the training is guided by; None: nothing.
         name: Of the task, for messages and the checkpoint.
         checkpoint: File that keeps factors and optimiser, and that is gone on from if it exists.
-        every: So many steps it is written.
+        every: So many steps it is written, and where these take longer, every few seconds.
 
     Raises:
         TrainingError: the loss or its gradient is NaN or infinite; step and task are named, and the last good
@@ -168,6 +173,7 @@ def finetune(
     start = 0
     if checkpoint is not None and checkpoint.exists():
         start = checkpoints.resume(checkpoint, factors, optimizer, record)
+    written = time.monotonic()
     for number in range(start, training.steps):
         for group in optimizer.param_groups:
             group["lr"] = training.rate_at(number)
@@ -181,8 +187,10 @@ def finetune(
             )
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if checkpoint is not None and (number + 1) % every == 0:
+        is_due = (number + 1) % every == 0 or time.monotonic() - written > SECONDS
+        if checkpoint is not None and is_due:
             checkpoints.write_checkpoint(checkpoint, factors, optimizer, record, steps=number + 1)
+            written = time.monotonic()
         yield Step(number, loss, penalty, training.rate_at(number), norm)
 
 

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ivlens.errors import IvlensError
+from ivlens.errors import IvlensError, as_ivlens_error
 from ivlens.measures import group_means
 from ivlens.models import loader
 from ivlens.models.hooked import model_name, weight_digest
 from ivlens.patching.head_effects import EFFECTS, cie_of, of_prompts, rank_heads, table_of
 from ivlens.shapes import Head
 from ivlens.storage import atomic_files, parquet
+from ivlens.storage.table_schema import check_table
 from ivlens.vectors import function_vectors, vector_formats
 from ivlens.vectors.head_writing import write_vector
 from ivlens.vectors.instruction_vector import InstructionVector
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _EFFECTS = ("effects", "indirect-effect")
 
 
+@as_ivlens_error()
 def convert(
     source: str | Path,
     target: str | Path,
@@ -142,7 +144,10 @@ def read_effects(path: str | Path, *, form: Form | None = None) -> tuple[pd.Data
     """
     path = Path(path)
     if (form or vector_formats.form_of(path, is_source=True)) == "effects":
-        return parquet.read_table(path, columns=EFFECTS, remedy="give a run's effects.parquet"), ()
+        remedy = "give a run's effects.parquet"
+        table = parquet.read_table(path, columns=EFFECTS, remedy=remedy)
+        check_table("audit", "effects", table, path, remedy)
+        return table, ()
     cie, left_out = function_vectors.read_indirect_effects(path)
     return table_of(cie, torch.arange(len(cie)), torch.full((len(cie),), torch.nan)), left_out
 

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import save
 
 from ivlens.errors import IvlensError, ShapeMismatch
 from ivlens.patching.activations import unembed
 from ivlens.patching.settings import Settings
 from ivlens.shapes import Head, HeadGrid, MeanZ, Residual
-from ivlens.storage import atomic_files, run_folder
+from ivlens.storage import atomic_files, run_folder, tensor_files
 from ivlens.tables import html_table, safe
 from ivlens.vectors import vector_file
 from ivlens.vectors.head_writing import check_place, check_scale, check_width
@@ -213,7 +212,7 @@ class InstructionVector:
         held = {"vector": self.vector, "mean_z": self.mean_z, "aie": self.aie}
         # Copies, since safetensors refuses tensors that share memory.
         known = {name: one.detach().cpu().clone().contiguous() for name, one in held.items() if one is not None}
-        atomic_files.write_whole(path, save(known, metadata=self._metadata()))
+        atomic_files.write_whole(path, tensor_files.to_bytes(known, self._metadata()))
         return path
 
     def _metadata(self) -> dict[str, str]:

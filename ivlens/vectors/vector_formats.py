@@ -230,7 +230,7 @@ def _chosen(directions: Mapping[int, Any], path: Path, facts: Facts) -> Found:
 def _flat(content: Any, path: Path) -> Residual:
     """A vector, also one with leading axes of size 1, as function_vectors has it."""
     vector = tensor_files.as_floats(content, path, "a vector")
-    if not vector.numel() or vector.numel() != vector.shape[-1]:
+    if not vector.dim() or not vector.numel() or vector.numel() != vector.shape[-1]:
         raise IvlensError(f"{path} holds {tuple(vector.shape)}, not one vector [d_model]; give another file")
     return vector.reshape(-1)
 

@@ -461,8 +461,11 @@ def test_an_audit_whose_model_reads_no_other_task_goes_on_without_necessity(
 def test_a_folder_of_version_0_1_is_read_and_drawn_in_the_words_of_now(
     found: Audit, folder: Path, tmp_path: Path
 ) -> None:
-    """It has no ablations and no draws by layer, and calls a control otherwise."""
+    """It has no ablations, no draws by layer and no list of its files, and calls a control otherwise."""
     old = shutil.copytree(folder, tmp_path / "old")
+    record = json.loads((old / "run.json").read_text())
+    del record["files"]
+    (old / "run.json").write_text(json.dumps(record))
     for name in ("necessity", "layer_draws", "by_query"):
         (old / f"{name}.parquet").unlink()
     for name, column in {"measures": "measure", "steering": "heads", "heads": "heads", "draws": "heads"}.items():

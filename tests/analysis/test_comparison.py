@@ -23,10 +23,9 @@ from scipy import stats
 from transformer_lens import HookedTransformer
 
 import ivlens
-from ivlens.analysis import comparison_tables, drift
+from ivlens.analysis import comparison_tables
 from ivlens.analysis.comparison import CHANGES, Comparison
 from ivlens.analysis.dependence import DEPENDENCE, per_prompt, summarise
-from ivlens.analysis.drift import AIE, DRIFT, aie_table, chance_jaccard, vector_drift
 from ivlens.analysis.probes import prepare
 from ivlens.analysis.run_comparison import compare
 from ivlens.datasets.task import Pair, Task
@@ -40,6 +39,8 @@ from ivlens.patching.settings import Settings
 from ivlens.plots import comparison
 from ivlens.plots.style import NOT_MEASURED
 from ivlens.shapes import Head
+from ivlens.vectors import drift
+from ivlens.vectors.drift import AIE, DRIFT, aie_table, chance_jaccard, vector_drift
 from ivlens.vectors.head_writing import write_vector
 
 SMALL: dict[str, Any] = {

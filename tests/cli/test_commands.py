@@ -176,10 +176,44 @@ def test_the_version_is_that_of_the_package(ivlens: Ivlens) -> None:
     assert ivlens("--version") == (0, f"ivlens {metadata.version('ivlens')}\n", "")
 
 
-@pytest.mark.parametrize("command", ["audit", "compare", "figures", "tasks", "universal"])
+COMMANDS = ["audit", "compare", "universal", "study", "show", "figures", "report", "ask", "convert", "tasks", "prompts"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(ivlens: Ivlens, command: str) -> None:
-    found = ivlens(command, "--help")
+    found = ivlens(command, "-h")
     assert found.status == 0 and f"Usage: ivlens {command}" in found.out
+    assert ivlens(command, "--help") == found
+
+
+def test_the_list_of_commands_is_whole_and_cuts_no_sentence(ivlens: Ivlens, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    listed = ivlens("-h").out.partition("Commands:\n")[2]
+    summaries = re.split(r"\n(?=  \w)", listed.strip("\n"))
+    assert [summary.split()[0] for summary in summaries] == COMMANDS
+    assert all(summary.endswith(".") and "..." not in summary for summary in summaries)
+    assert max(map(len, listed.splitlines())) <= 80
+
+
+@pytest.mark.command
+@pytest.mark.parametrize(
+    ("line", "completed"),
+    [
+        ("ivlens uni", "universal"),
+        ("ivlens audit la", "lab"),
+        ("ivlens audit lab --task anto", "antonym"),
+        ("ivlens study lab-func-m", "lab-func-methods"),
+        ("ivlens audit lab --corruption z", "zero-shot"),
+    ],
+)
+def test_the_shell_completes_commands_models_tasks_studies_and_choices(
+    line: str, completed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_IVLENS_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", line)
+    monkeypatch.setenv("COMP_CWORD", str(len(line.split()) - 1))
+    out, err = shell(code="sys.argv = ['ivlens']").communicate(timeout=60)
+    assert (out.split(), err) == ([completed], "")
 
 
 # What was typed
@@ -208,7 +242,22 @@ def test_every_command_explains_itself(ivlens: Ivlens, command: str) -> None:
         ("universal lab", "Missing option '--out'; see ivlens universal --help"),
         ("universal lab --out heads.txt", "out is 'heads.txt'; give a name that ends in .json or .safetensors"),
         ("universal lab --out h.json --tasks antonym,nothing", "no built-in task and no file 'nothing'"),
-        ("audits lab", "No such command 'audits'"),
+        ("audits lab", "No such command 'audits'; did you mean 'audit'?; see ivlens --help"),
+        ("audit lab --task antonym --shot 3", "No such option: --shot; did you mean --shots?; see ivlens audit --help"),
+        ("audit lab --task antonym --effect probe", "not one of 'prob', 'nll'; did you mean prob?; see ivlens audit"),
+        ("audit lab --task antonym --heads univeral", "or universal; did you mean universal?"),
+        ("audit lab --task antonym --dtype flot32", "did you mean float32? Give auto, float32"),
+        ("study lab-fnc --out x", "did you mean lab-func? Built-in are lab-func, "),
+        ("study lab-func --methods loar --out x", "no method 'loar' (of 'loar'); did you mean lora? There are lora, "),
+        ("convert a.npy b.gguf --to gguv", "--to is 'gguv'; did you mean gguf? It must be one of vector, gguf"),
+        ("prompts --task antonym --answered-only", "asks the model which queries it answers; give --model"),
+        ("prompts --task antonmy", "no built-in task and no file 'antonmy'; did you mean antonym"),
+        ("ask lab", "there is no prompt; give one, such as"),
+        ("ask lab x --layer 2", "say how a vector is added; give --vector, too"),
+        ("ask lab x --answer a --answer b", "there are 2 answers to 1 prompts; give one for each, or none"),
+        ("ask lab x --vector nowhere.safetensors", "nowhere.safetensors is no readable safetensors file"),
+        ("ask lab x --score exact", "1 of 1 prompts have no answer to score; give --answer, or --score none"),
+        ("show nowhere", "nowhere is not a run of ivlens: it has no run.json"),
         ("audit lab --task antonym extra", "unexpected extra argument"),
         ("figures", "Missing argument 'run'; see ivlens figures --help"),
         ("audit lab --task antonym --memory 0", "memory is '0'; write a size above 0 such as 2GiB, 500MB or 1048576"),
@@ -334,6 +383,7 @@ def test_an_unknown_name_without_the_net_is_one_line(ivlens: Ivlens, monkeypatch
     started = time.perf_counter()
     found = ivlens("audit", "nobody/no-such-model", "--task", "antonym").complaint()
     assert "no folder 'nobody/no-such-model' here and it cannot be had" in found and "go online" in found
+    assert ivlens("audit", "smolm2", "--task", "antonym").complaint().endswith("go online; did you mean smollm2?")
     assert time.perf_counter() - started < 10
 
 
@@ -449,6 +499,13 @@ def test_a_complete_run_is_printed_again_and_nothing_is_touched(
     assert third.out == first.out and (copy / "figures" / "aie.html").is_file()
 
 
+def test_a_run_is_shown_again_as_the_command_printed_it(ivlens: Ivlens, checkpoint: Path, copy: Path) -> None:
+    printed = audit_again(ivlens, checkpoint, copy).out
+    assert ivlens("show", copy) == (0, printed[: printed.rindex("In ")], "")
+    unfinish(copy)
+    assert "is unfinished" in ivlens("show", copy).complaint()
+
+
 def test_the_printed_audit_is_plain_fits_eighty_columns_and_says_the_numbers(
     ivlens: Ivlens, checkpoint: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -521,16 +578,23 @@ def test_a_torn_record_is_refused(ivlens: Ivlens, checkpoint: Path, copy: Path) 
     assert "run.json cannot be read" in audit_again(ivlens, checkpoint, copy).complaint()
 
 
-def test_a_damaged_table_is_refused(ivlens: Ivlens, checkpoint: Path, copy: Path) -> None:
-    content = (copy / "measures.parquet").read_bytes()
-    (copy / "measures.parquet").write_bytes(content[: len(content) // 2])
-    assert "measures.parquet cannot be read" in audit_again(ivlens, checkpoint, copy).complaint()
-    assert "measures.parquet cannot be read" in ivlens("figures", copy).complaint()
-
-
-def test_a_damaged_vector_is_refused(ivlens: Ivlens, copy: Path) -> None:
-    (copy / "vector.safetensors").write_bytes(b"\x00" * 20)
-    assert "vector.safetensors is no readable safetensors file" in ivlens("figures", copy).complaint()
+@pytest.mark.parametrize("damage", ["cut", "empty", "another's", "away"])
+def test_a_damaged_or_missing_file_is_refused_by_readers_and_made_again_by_the_command(
+    ivlens: Ivlens, checkpoint: Path, copy: Path, finished: Path, damage: str
+) -> None:
+    path = copy / ("vector.safetensors" if damage == "empty" else "measures.parquet")
+    content = path.read_bytes()
+    if damage == "away":
+        path.unlink()
+    else:
+        other = (copy / "heads.parquet").read_bytes()
+        path.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "another's": other}[damage])
+    for command in ("figures", "report"):
+        sentence = "is missing" if damage == "away" else "cannot be read: it "
+        assert f"{path.name} {sentence}" in ivlens(command, copy).complaint()
+    assert audit_again(ivlens, checkpoint, copy).status == 0
+    assert_same_numbers(copy, finished)
+    assert ivlens("figures", copy, "--format", "html").status == 0
 
 
 def test_out_under_a_file_is_one_line(ivlens: Ivlens, checkpoint: Path, tmp_path: Path) -> None:
@@ -718,6 +782,7 @@ def test_universal_heads_are_printed_written_and_taken(ivlens: Ivlens, tmp_path:
     heads = [row.split()[0] for row in found.out.splitlines() if re.match(r"L\d+H\d+ ", row)]
     assert heads == content["heads"] and len(heads) == 3
     assert found.out.endswith(f"In {path}; give it to --heads.\n")
+    assert ivlens("show", path).out == found.out[: found.out.rindex("In ")]
     audited = ivlens("audit", "lab", "--task", "synonym", "--heads", path, "--out", tmp_path / "run", *SMALL)
     assert audited.status == 0
     assert [row.split()[0] for row in audited.out.splitlines() if re.match(r"L\d+H\d+ ", row)][:3] == heads
@@ -786,7 +851,7 @@ def test_images_without_a_browser_are_a_notice(ivlens: Ivlens, copy: Path) -> No
 @pytest.mark.parametrize("format", ["gif", "", "png,", "png;svg"])
 def test_an_unknown_format_is_one_line(ivlens: Ivlens, copy: Path, format: str) -> None:
     found = ivlens("figures", copy, "--format", format).complaint()
-    assert "is not a format of figures; use any of html, png, svg, pdf" in found
+    assert re.search("is not a format of figures; .*[Uu]se any of html, png, svg, pdf", found)
 
 
 def test_figures_of_what_is_no_run_are_one_line(ivlens: Ivlens, tmp_path: Path) -> None:

@@ -24,8 +24,8 @@ from ivlens.forward import bridge_forward
 from ivlens.forward.block_inputs import BlockInputs
 from ivlens.forward.bridge_forward import BridgeReading
 from ivlens.forward.makers import forward_of
+from ivlens.forward.output_path import output_path
 from ivlens.forward.rows import Replaced
-from ivlens.models import bridge as bridges
 from ivlens.patching import interventions, sweep
 from ivlens.patching.effects import ranking_prompts
 from ivlens.patching.hooks import add_to_residual, at_position, logits_under, run_hooked, set_head
@@ -92,7 +92,7 @@ def test_the_sweep_equals_one_run_per_head_and_each_prompt_alone(name: str) -> N
 @pytest.mark.parametrize("name", EVERYWHERE)
 def test_what_heads_write_is_what_attention_adds_to_the_stream(name: str) -> None:
     bridge = random_bridge(name)
-    paths = [bridges.output_path(bridge, layer) for layer in range(3)]
+    paths = [output_path(bridge, layer) for layer in range(3)]
     assert [path.norm is not None for path in paths] == [name in ("gemma2", "gemma3", "olmo2", "olmo3", "glm4")] * 3
     assert [path.scale for path in paths] == [0.5 if name == "granite" else 1.0] * 3
 

@@ -52,9 +52,9 @@ def test_the_table_says_what_the_code_gives_on_a_bridge(family: str) -> None:
     assert found["rows"] == written["rows"]
 
 
-def test_the_readme_has_the_table_of_all_architectures() -> None:
-    readme = architectures.README.read_text(encoding="utf-8")
-    shown = readme.partition(architectures.START)[2].partition(architectures.END)[0]
+def test_the_page_of_models_has_the_table_of_all_architectures() -> None:
+    page = architectures.PAGE.read_text(encoding="utf-8")
+    shown = page.partition(architectures.START)[2].partition(architectures.END)[0]
     assert list(RECORD) == list(ARCHITECTURES) == list(architectures.NAMES)
     assert shown == architectures.table(RECORD)
 
@@ -138,7 +138,8 @@ HEADS = {"num_attention_heads": 4}
 OTHERS: dict[str, tuple[dict[str, object], str]] = {
     "MixtralForCausalLM": ({**HEADS, "num_local_experts": 8}, "its MLPs are mixtures of experts"),
     "Qwen3MoeForCausalLM": ({**HEADS, "num_experts": 128}, "its MLPs are mixtures of experts"),
-    "MambaForCausalLM": ({"state_size": 16}, "it has no attention heads"),
+    "MambaForCausalLM": ({"state_size": 16}, "its blocks are state spaces, .* without attention heads"),
+    "HeadlessForCausalLM": ({}, "it has no attention heads"),
     "T5ForConditionalGeneration": ({"num_heads": 4, "is_encoder_decoder": True}, "it has an encoder and a decoder"),
     "BartForConditionalGeneration": ({"is_encoder_decoder": True}, "it has an encoder and a decoder"),
     "BertForMaskedLM": (HEADS, "it is no causal language model"),

@@ -41,7 +41,7 @@ from ivlens.analysis import dependence, probes
 from ivlens.checkpoints.checkpoint import quiet_transformers
 from ivlens.datasets.task import Task
 from ivlens.errors import IvlensError, ModelError
-from ivlens.models import bridge as models_bridge
+from ivlens.forward import output_path
 from ivlens.models import hooked as models
 from ivlens.patching import interventions, sweep
 from ivlens.patching.activations import answer_logits, last_z, path_to_residual
@@ -325,8 +325,8 @@ def test_a_bridge_whose_heads_reach_the_stream_another_way_has_no_vectors(
     folders: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bridge = ivlens.load(bridge_of(folders("llama")))
-    way = models_bridge._output_path
-    monkeypatch.setattr(models_bridge, "_output_path", lambda *at: way(*at)._replace(scale=1.0 + at[1]))
+    way = output_path._output_path
+    monkeypatch.setattr(output_path, "_output_path", lambda *at: way(*at)._replace(scale=1.0 + at[1]))
     sentence = r"the heads of layer 1 of tiny \(LlamaForCausalLM\) write does not reach .*: it has no vectors; effects"
     with pytest.raises(ModelError, match=sentence):
         path_to_residual(bridge, Head(1, 0), random_z(bridge.cfg))
@@ -372,15 +372,15 @@ SIZES = {"vocab_size": 120, "hidden_size": 32, "num_hidden_layers": 2}
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "no heads": (
         lambda: MambaForCausalLM(MambaConfig(**SIZES, state_size=4)),
-        r"tiny has no blocks\.0\.attn\.hook_z, where ivlens reads",
+        r"tiny \(MambaForCausalLM\) has no blocks\.0\.attn\.hook_z, where ivlens reads",
     ),
     "convolutions and attention": (
         lambda: Lfm2ForCausalLM(Lfm2Config(**SIZES, **HEADS, layer_types=["conv", "full_attention"])),
-        r"tiny has no blocks\.0\.attn\.hook_z, .* \(state-space or hybrid models are not\)",
+        r"tiny \(Lfm2ForCausalLM\) has no blocks\.0\.attn\.hook_z, .* \(state-space or hybrid models are not\)",
     ),
     "encoder and decoder": (
         lambda: BartForConditionalGeneration(BartConfig(vocab_size=120, d_model=32, **BART)),
-        "tiny has an encoder and a decoder; ivlens needs a causal language model",
+        r"tiny \(BartForConditionalGeneration\) has an encoder and a decoder; ivlens needs a causal language model",
     ),
     "both directions": (
         lambda: BertLMHeadModel(BertConfig(**SIZES, num_attention_heads=4, intermediate_size=48)),

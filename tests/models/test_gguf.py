@@ -41,6 +41,13 @@ def test_a_file_computes_what_the_folder_that_it_was_made_of_computes(family: st
     torch.testing.assert_close(found, log_probs(folder), rtol=0, atol=2e-4)
 
 
+def test_the_table_of_tensors_names_is_made_once(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    make, made = gguf.get_tensor_name_map, []
+    monkeypatch.setattr(gguf, "get_tensor_name_map", lambda *about: made.append(about) or make(*about))
+    ivlens.load(pair[1])
+    assert len(made) == 1
+
+
 def test_a_quantised_file_computes_nearly_that_and_says_how_it_is_stored(
     pair: tuple[Path, Path], tmp_path: Path
 ) -> None:

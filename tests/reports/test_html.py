@@ -221,6 +221,10 @@ def test_the_command_line_says_where_the_page_is(folders: dict[str, Path], capsy
 def test_prompts_that_cannot_be_read_are_named(folders: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(folders["audit"], tmp_path / "run")
     (tmp_path / "run" / "prompts.json").write_text('["clean"]')
+    with pytest.raises(RunError, match=r"prompts.json cannot be read: it was cut to 9 of"):
+        ivlens.report(tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record | {"files": {}}))  # As runs of before have it.
     with pytest.raises(RunError, match=r"prompts.json cannot be read .* delete it"):
         ivlens.report(tmp_path / "run")
     (tmp_path / "run" / "prompts.json").unlink()

@@ -12,11 +12,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from ivlens.errors import RunError
+from ivlens.kept_batches import keep_batch, keeping
 from ivlens.storage import atomic_files
 from ivlens.storage.run_folder import open_run, read_run
 from ivlens.storage.run_record import Source
+from ivlens.storage.run_tables import Tables, batch_keeper, keeping_beside
 
 MODEL = Source(name="lab", digest="ab12cd34ef567890")
 TASK = Source(name="antonym", digest="77")
@@ -349,6 +352,128 @@ def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "mkdir", denied)
     with pytest.raises(RunError, match=r"cannot write .*run \(Permission denied\)"):
         start(tmp_path / "run")
+
+
+def finish(folder: Path, scale: float = 1.0, **asked) -> None:
+    """Two tables, the second of which is made of the first."""
+    with start(folder, **asked) as run:
+        first = run.table("first", lambda: effects() * scale)
+        run.table("second", lambda: first * 2)
+        run.complete()
+
+
+@pytest.mark.parametrize("status", ["complete", "running"])
+@pytest.mark.parametrize("damage", ["away", "another run's", "empty", "a link", "a folder"])
+def test_a_file_that_is_not_as_the_run_wrote_it_is_named_and_made_again(tmp_path, status, damage):
+    finish(tmp_path / "run")
+    finish(tmp_path / "other", scale=3.0, seed=1)
+    wanted = {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.parquet")}
+    path = tmp_path / "run" / "first.parquet"
+    path.unlink()
+    if damage == "another run's":
+        path.write_bytes((tmp_path / "other" / "first.parquet").read_bytes())
+    elif damage == "empty":
+        path.touch()
+    elif damage == "a link":
+        path.symlink_to("first.parquet")
+    elif damage == "a folder":
+        path.mkdir()
+    if status == "running":
+        edit_record(tmp_path / "run", status="running", finished=None)
+    else:
+        with pytest.raises(RunError, match=r"first\.parquet .*run the same command with the same --out again"):
+            read_run(tmp_path / "run")
+    if damage == "a folder":
+        path.rmdir()
+    finish(tmp_path / "run")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.parquet")} == wanted
+    assert read_run(tmp_path / "run").has("first.parquet")
+
+
+def test_a_file_that_the_run_did_not_write_is_no_result(tmp_path):
+    with start(tmp_path) as run:
+        run.write_table("first", effects())
+        (tmp_path / "second.parquet").write_bytes((tmp_path / "first.parquet").read_bytes())
+        assert run.has("first.parquet") and not run.has("second.parquet")
+        assert run.table("second", lambda: effects() * 2)["layer"].tolist() == [0, 2]
+
+
+def test_what_a_complete_run_has_lost_is_not_made_by_another_version(tmp_path):
+    finish(tmp_path)
+    edit_record(tmp_path, versions={"ivlens": "0.0.1"})
+    assert start(tmp_path).is_complete
+    (tmp_path / "first.parquet").unlink()
+    with pytest.raises(RunError, match=r'ivlens is .* here but "0.0.1" in that run'):
+        start(tmp_path)
+
+
+def test_a_file_that_goes_while_the_run_is_open_keeps_it_from_being_complete(tmp_path):
+    with start(tmp_path) as run:
+        run.table("first", effects)
+        (tmp_path / "first.parquet").unlink()
+        with pytest.raises(RunError, match=r"first\.parquet is missing; run the same command"):
+            run.complete()
+    assert json.loads((tmp_path / "run.json").read_text())["status"] == "running"
+    finish(tmp_path)
+    assert read_run(tmp_path).is_complete
+
+
+@pytest.mark.parametrize("successor", [False, True])
+def test_a_folder_that_is_renamed_midway_is_complete_nowhere(tmp_path, successor):
+    old, new = tmp_path / "old", tmp_path / "new"
+    with start(old) as run:
+        run.table("first", effects)
+        old.rename(new)
+        if successor:  # Another run has the name now.
+            start(old, seed=1).complete()
+        before = sorted(tmp_path.rglob("*"))
+        tables = Tables(run)
+        for write in (lambda: run.table("second", effects), lambda: tables.part("third", effects), run.complete):
+            with pytest.raises(RunError, match="was renamed or removed while ivlens was at work in it"):
+                write()
+        with tables.keeping("base"), pytest.raises(RunError, match="was renamed or removed"):
+            keep_batch("x", [], lambda: {"x": torch.ones(2)}, device="cpu")
+        assert sorted(tmp_path.rglob("*")) == before and old.exists() == successor
+    assert json.loads((new / "run.json").read_text())["status"] == "running"
+    finish(new)
+    assert read_run(new).has("second.parquet")
+
+
+def test_a_batch_is_given_back_for_the_same_question_to_the_same_model_alone(tmp_path):
+    def ask(value: float, question: float = 0.0, model: str = "a") -> float:
+        with keeping(batch_keeper(tmp_path, model)):
+            asked, found = [torch.tensor(question)], {"x": torch.tensor(value)}
+            return float(keep_batch("x", asked, lambda: found, device="cpu")["x"])
+
+    assert [ask(1.0), ask(2.0), ask(3.0, question=1.0), ask(4.0, question=1.0)] == [1.0, 1.0, 3.0, 3.0]
+    assert ask(5.0, model="b") == 5.0, "of another model"
+    first, second = sorted(tmp_path.glob("*.safetensors"))
+    content = bytearray(first.read_bytes())
+    content[-1] ^= 1
+    first.write_bytes(content)
+    second.write_bytes(b"")
+    assert [ask(6.0, question=one, model="b") for one in (0.0, 1.0)] == [6.0, 6.0], "damaged"
+
+
+def test_batches_beside_a_file_go_when_it_is_written_and_nothing_of_others_does(tmp_path):
+    file, beside = tmp_path / "heads.json", tmp_path / "heads.json.parts"
+
+    def ask() -> None:
+        keep_batch("x", [], lambda: {"x": torch.ones(1)}, device="cpu")
+
+    with pytest.raises(KeyboardInterrupt), keeping_beside(file, "a"):
+        ask()
+        raise KeyboardInterrupt
+    assert len(list(beside.iterdir())) == 1
+    (beside / ".ivlens-tmp-12ab34cd-0123456789abcdef0123456789abcdef.safetensors").touch()  # Of one that was killed.
+    with keeping_beside(file, "a"):
+        ask()
+    assert not beside.exists()
+    beside.mkdir()
+    (beside / "mine.safetensors").touch()
+    with keeping_beside(file, "a"):
+        ask()
+    assert [path.name for path in beside.iterdir()] == ["mine.safetensors"]
 
 
 def test_two_at_once_are_refused_and_one_after_the_other_is_not(tmp_path):

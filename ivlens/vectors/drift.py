@@ -18,12 +18,15 @@ from torch import Tensor
 
 from ivlens.datasets.task import Task
 from ivlens.errors import IvlensError
+from ivlens.forward.memory import count_at_once
 from ivlens.forward.token_batches import batches
+from ivlens.kept_batches import keep_batch
 from ivlens.measures import group_means, interval, mean_bounds
 from ivlens.patching.activations import last_z, path_to_residual
 from ivlens.patching.effects import Queries, clean_prompts
 from ivlens.patching.head_effects import HeadEffects
 from ivlens.patching.settings import Settings
+from ivlens.prompts.tokens import Tokens
 from ivlens.random_streams import Stream, open_stream
 from ivlens.shapes import Head
 
@@ -105,7 +108,8 @@ def write_by_query(
 ) -> Written:
     """The vector of each set of heads, by query of the clean prompts; in any direction the sum is the whole vector."""
     numbers, tokens = clean_prompts(model, task, settings, queries=queries)
-    z = torch.cat([last_z(model, batch) for batch in batches(tokens)]).double()
+    parts = batches(tokens, most=count_at_once(model, tokens))
+    z = torch.cat([_keep_z(model, batch) for batch in parts]).double()
     # One mean for all: a norm on the heads' way has its scale there, so that the prompts' sum is the vector.
     mean = z.mean(0)
     total = torch.zeros(len(sets), int(numbers.max()) + 1, model.cfg.d_model, dtype=torch.float64)
@@ -113,6 +117,13 @@ def write_by_query(
         parts = [z[:, head.layer, head.head] @ path_to_residual(model, head, mean) for head in heads]
         total[number].index_add_(0, numbers.cpu(), torch.stack(parts).sum(0).cpu())
     return total
+
+
+def _keep_z(model: HookedTransformer, batch: Tokens) -> Float[Tensor, "prompt layer head d_head"]:
+    def compute() -> dict[str, Tensor]:
+        return {"z": last_z(model, batch)}
+
+    return keep_batch("outputs", [batch.prompts, batch.mask], compute, device=model.cfg.device)["z"]
 
 
 def vector_drift(base: Written, tuned: Written) -> list[Line]:

@@ -1,0 +1,97 @@
+"""By which way does what a bridge's heads compute reach the residual stream? Found by the bridge's names, and tried."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ivlens.checkpoints.quantised import is_quantised
+from ivlens.errors import ModelError
+from ivlens.models.attachment import with_updates
+from ivlens.models.bridge import closeness
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+_PATHS: WeakKeyDictionary[nn.Module, list[float]] = WeakKeyDictionary()
+
+
+class OutputPath(NamedTuple):
+    """What heads' outputs pass on their way to the residual stream."""
+
+    weight: Float[Tensor, "head d_head d_model"]
+    norm: nn.Module | None
+    """Of the sum of all heads (Gemma 2, OLMo 2)."""
+    scale: float = 1.0
+    """Of what is added (Granite)."""
+
+
+def output_path(bridge: TransformerBridge, layer: int) -> OutputPath:
+    """The way of what a layer's heads compute into the residual stream, by the bridge's own names; tried once.
+
+    Raises:
+        ModelError: what attention adds to the stream does not come out of that way.
+    """
+    path = _output_path(bridge, layer)
+    if bridge not in _PATHS:
+        _PATHS[bridge] = _path_errors(bridge)
+    error = _PATHS[bridge][layer]
+    if not error <= closeness(bridge):
+        raise ModelError(
+            f"what the heads of layer {layer} of {bridge.cfg.model_name} ({bridge.cfg.architecture}) write does not "
+            f"reach the residual stream by W_O, a norm and a scale alone (off by {error:.2g} of it): it has no "
+            "vectors; effects can be measured"
+        )
+    return path
+
+
+def _output_path(bridge: TransformerBridge, layer: int) -> OutputPath:
+    block = bridge.blocks[layer]
+    # The name of what is added to the residual stream tells where it comes from.
+    origin = block.hook_aliases.get("hook_attn_out", "attn.hook_out").split(".")[0]
+    scale = getattr(block, "residual_contribution_scale", 1.0)
+    weight = with_updates(_output_weight(bridge, layer), block.attn.o.original_component)
+    return OutputPath(weight, None if origin == "attn" else getattr(block, origin), scale)
+
+
+@torch.no_grad()
+def _output_weight(bridge: TransformerBridge, layer: int) -> Float[Tensor, "head d_head d_model"]:
+    """`W_O`; of quantised weights, what their module multiplies with, read off unit vectors."""
+    attn, cfg = bridge.blocks[layer].attn, bridge.cfg
+    module = attn.o.original_component
+    if not is_quantised(module):
+        return attn.W_O.detach()
+    units = torch.eye(cfg.n_heads * cfg.d_head, dtype=cfg.dtype, device=next(module.parameters()).device)
+    found = module(units) - module(torch.zeros_like(units[:1]))
+    return found.unflatten(0, (cfg.n_heads, cfg.d_head))
+
+
+@torch.no_grad()
+def _path_errors(bridge: TransformerBridge) -> list[float]:
+    """By layer, how far what heads write is from what attention adds to the stream, of the largest number there."""
+    cfg, seen = bridge.cfg, {}
+
+    def keep(activation: Tensor, hook: object, *, at: tuple[str, int]) -> None:
+        seen[at] = activation.detach()
+
+    layers = range(cfg.n_layers)
+    hooks: list[Any] = [(f"blocks.{layer}.attn.hook_z", partial(keep, at=("z", layer))) for layer in layers]
+    hooks += [(f"blocks.{layer}.hook_attn_out", partial(keep, at=("out", layer))) for layer in layers]
+    tokens = torch.randint(cfg.d_vocab, (1, min(6, cfg.n_ctx)), generator=torch.Generator().manual_seed(0))
+    with bridge.hooks(fwd_hooks=hooks):
+        bridge(tokens.to(cfg.device))
+    errors = []
+    for layer in layers:
+        weight, norm, scale = _output_path(bridge, layer)
+        found = torch.einsum("bphd,hdm->bpm", seen["z", layer], weight)
+        bias = bridge.blocks[layer].attn.b_O
+        found = found if bias is None else found + bias
+        found = scale * (found if norm is None else norm(found))
+        added = seen.get(("out", layer), found * torch.nan)
+        errors.append(float((found - added).abs().max() / added.abs().max()))
+    return errors
