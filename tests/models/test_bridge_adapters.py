@@ -17,8 +17,9 @@ from transformers import AutoModelForCausalLM
 import ivlens
 from ivlens.checkpoints.checkpoint import quiet_transformers
 from ivlens.errors import IvlensError, ModelError, ShapeMismatch
+from ivlens.forward.output_path import output_path
 from ivlens.models import lora
-from ivlens.models.bridge import check_bridge, output_path
+from ivlens.models.bridge import check_bridge
 from ivlens.models.hooked import weight_digest
 from ivlens.models.lora import Adapter, Factors, LoraConfig
 from ivlens.models.peft import read_adapter, write_adapter
