@@ -35,7 +35,7 @@ test-numerics: .venv/installed-test
 
 # TransformerLens 4 has no HookedTransformer: the tests of bridges alone, in an environment of their own.
 test-tl4: .venv-tl4/installed
-	.venv-tl4/bin/python -m pytest tests/models/test_bridge.py tests/forward
+	.venv-tl4/bin/python -m pytest tests/models/test_bridge.py tests/models/test_bridge_adapters.py tests/forward
 
 # 1,000 mutations of every kind of file, other ones each time; of runs 1,000 values and 8,000 bits, with their counts; 50
 # signals to every long command.
@@ -50,7 +50,7 @@ check: .venv/installed-check
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-bench: .venv/installed
+bench: .venv/installed-bench
 	$(BIN)/python benchmarks/speed.py
 
 # All of them into figures/drawn; those that documents show, and the records, also into figures.
@@ -88,6 +88,10 @@ lab: .venv/installed
 
 .venv/installed-notebook: .venv/installed
 	$(INSTALL) -e ".[notebook]"
+	touch $@
+
+.venv/installed-bench: .venv/installed
+	$(INSTALL) -e ".[peft]"
 	touch $@
 
 .venv/installed-check: .venv/installed

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import measurements
 import torch
+import training as adapter_training
 from rich.console import Console
 from rich.table import Table
 
@@ -136,6 +137,7 @@ def main() -> None:
     if device == "cpu":
         print_commands(console)
         print_steps(console)
+        adapter_training.print_trainings(console)
         print_peers(console)
 
 

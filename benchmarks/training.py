@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
+from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -45,10 +47,14 @@ LLAMA_7B = Shape(layers=32, heads=32, kv_heads=32, width=4096, d_mlp=11008, voca
 
 
 class Measured(NamedTuple):
-    """Of one step: seconds of the CPU, or of a GPU's clock, and bytes at the peak, over those at rest (GPU only)."""
+    """What a step took."""
 
     seconds: list[float]
+    """Of all cores together on a CPU, whoever else uses the machine; of the clock on a GPU."""
+    kept: int
+    """Bytes that the forward pass keeps for the backward pass, beside the model's own weights."""
     peak: int
+    """Bytes at the peak over those at rest, on a GPU; else 0."""
 
 
 def build_hooked(shape: Shape, *, device: str, dtype: torch.dtype) -> HookedTransformer:
@@ -111,8 +117,9 @@ def build_bridge(shape: Shape, *, device: str, dtype: torch.dtype) -> Any:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedTokenizerFast
 
-    one_word = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
-    words = PreTrainedTokenizerFast(tokenizer_object=one_word, pad_token="a")
+    words = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a")), pad_token="a"
+    )
     model = build_transformers(shape, device=device, dtype=dtype)
     model.config.architectures = [type(model).__name__]
     with warnings.catch_warnings():
@@ -136,19 +143,17 @@ def random_examples(shape: Shape, *, device: str) -> Examples:
     return Examples(prompts=tokens, bare=tokens, new=shape.prompts)
 
 
-def our_steps(model: HookedTransformer, shape: Shape, form: str | None, stack: ExitStack) -> Iterator[object]:
-    """Steps of `finetune`, plain or guided, with an adapter of default size."""
-    adapter = lora.fresh(model, lora.LoraConfig())
+def our_steps(model: HookedTransformer, adapter: lora.Adapter, shape: Shape, form: str | None) -> Iterator[object]:
+    """Steps of `finetune`, plain or guided, of an adapter that is attached."""
     device = str(model.cfg.device)
     vectors = torch.randn(1, shape.width, generator=torch.Generator().manual_seed(0)).to(device)
     guide = None
     if form is not None:
-        guide = Guide(
-            guidance=GUIDANCE[form], vectors=vectors, layer=shape.layers // 2, teacher=lambda: lora.silenced(model)
-        )
-    stack.enter_context(lora.attached(model, adapter))
+        teacher = partial(lora.silenced, model)
+        guide = Guide(guidance=GUIDANCE[form], vectors=vectors, layer=shape.layers // 2, teacher=teacher)
+    examples = random_examples(shape, device=device)
     training = Training(steps=10**6, batch=shape.prompts)
-    return finetune(model, adapter, random_examples(shape, device=device), training, method=Lora(), guide=guide)
+    return finetune(model, adapter, examples, training, method=Lora(), guide=guide)
 
 
 def peft_steps(model: Any, shape: Shape, *, device: str) -> Iterator[object]:
@@ -191,28 +196,123 @@ def product_steps(shape: Shape, *, device: str, dtype: torch.dtype) -> Iterator[
 
 
 def seconds(step: Callable[[], object], device: str) -> float:
-    """Of all cores together on a CPU, whoever else uses the machine; of the clock on a GPU."""
-    if device == "cpu":
-        start = time.process_time()
-        step()
-        return time.process_time() - start
-    torch.cuda.synchronize()
-    start = time.perf_counter()
+    """See `Measured.seconds`."""
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    if device != "cpu":
+        torch.cuda.synchronize()
+    start = clock()
     step()
-    torch.cuda.synchronize()
-    return time.perf_counter() - start
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return clock() - start
 
 
-def measure(trainings: dict[str, Iterator[object]], *, device: str, repeats: int) -> dict[str, Measured]:
-    """Take turns; the first two steps of each do not count."""
-    found: dict[str, list[float]] = {name: [] for name in trainings}
-    peaks = dict.fromkeys(trainings, 0)
-    for _ in range(repeats + 2):
+def bytes_kept(step: Callable[[], object], weights: Iterable[Tensor]) -> int:
+    """See `Measured.kept`. Memory that several tensors are views of counts once."""
+    own = {weight.untyped_storage().data_ptr() for weight in weights}
+    found: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            found[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        step()
+    return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
+
+
+def measure(
+    trainings: Mapping[str, Iterator[object]], models: Mapping[str, nn.Module], *, device: str, repeats: int
+) -> dict[str, Measured]:
+    """Steps of all take turns; the first two of each do not count."""
+    taken: dict[str, list[float]] = {name: [] for name in trainings}
+    kept, peaks = dict.fromkeys(trainings, 0), dict.fromkeys(trainings, 0)
+    for turn in range(repeats + 2):
         for name, steps in trainings.items():
+            step = partial(next, steps)
+            if turn == 0:
+                kept[name] = bytes_kept(step, models[name].parameters()) if name in models else 0
+                taken[name].append(0.0)
+                continue
             if device != "cpu":
                 torch.cuda.reset_peak_memory_stats()
                 at_rest = torch.cuda.memory_allocated()
-            found[name].append(seconds(lambda steps=steps: next(steps), device))
-            if device != "cpu":
+                taken[name].append(seconds(step, device))
                 peaks[name] = torch.cuda.max_memory_allocated() - at_rest
-    return {name: Measured(taken[2:], peaks[name]) for name, taken in found.items()}
+            else:
+                taken[name].append(seconds(step, device))
+    return {name: Measured(taken[name][2:], kept[name], peaks[name]) for name in trainings}
+
+
+def print_trainings(
+    console: Console,
+    *,
+    shape: Shape = SMOLLM2,
+    name: str = "SmolLM2's",
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    repeats: int = 7,
+) -> None:
+    """A step of each maker, plain and guided, against PEFT's and against the products alone."""
+    makers = {"HookedTransformer": build_hooked, "TransformerBridge": build_bridge}
+    with ExitStack() as stack:
+        models = {"PEFT": build_transformers(shape, device=device, dtype=dtype)}
+        trainings = {
+            "products alone": product_steps(shape, device=device, dtype=dtype),
+            "PEFT": peft_steps(models["PEFT"], shape, device=device),
+        }
+        for maker, build in makers.items():
+            model = build(shape, device=device, dtype=dtype)
+            adapter = lora.fresh(model, lora.LoraConfig())
+            stack.enter_context(lora.attached(model, adapter))
+            # Speed does not depend on values: plain and guided steps train one adapter in turn.
+            for own, form in ((maker, None), (f"{maker} +iv", "iv")):
+                models[own], trainings[own] = model, our_steps(model, adapter, shape, form)
+        found = measure(trainings, models, device=device, repeats=repeats)
+    clock = "CPU seconds" if device == "cpu" else "Seconds"
+    title = f"{clock} of a training step, {name} shape, {shape.prompts} prompts of {shape.pos} tokens, {dtype}"
+    table = Table(title=title)
+    # Memory: the weights, and what the forward pass keeps of a step for the backward pass.
+    held = {own: found[own].kept + _bytes_of(model) for own, model in models.items()}
+    for column in (
+        "step",
+        "seconds",
+        "of the products",
+        "of PEFT's",
+        "of plain",
+        "MiB kept",
+        "with weights, of PEFT's",
+    ):
+        table.add_column(column, justify="left" if column == "step" else "right")
+    if device != "cpu":
+        table.add_column("MiB at the peak", justify="right")
+    for own, (taken, kept, peak) in found.items():
+        of = partial(_ratio, taken)
+        table.add_row(
+            own,
+            f"{median(taken):.3f}",
+            of(found["products alone"].seconds),
+            of(found["PEFT"].seconds),
+            of(found[own.removesuffix(" +iv")].seconds) if own.endswith("+iv") else "",
+            f"{kept / 2**20:.0f}" if kept else "",
+            f"{held[own] / held['PEFT']:.2f}" if kept else "",
+            *([f"{peak / 2**20:.0f}"] if device != "cpu" else []),
+        )
+    console.print(table)
+
+
+def _bytes_of(model: nn.Module) -> int:
+    """Of its weights, each once, whoever shares them."""
+    return sum({weight.untyped_storage().data_ptr(): weight.nbytes for weight in model.parameters()}.values())
+
+
+def _ratio(one: Sequence[float], other: Sequence[float]) -> str:
+    """Median over turns."""
+    return f"{median(a / b for a, b in zip(one, other, strict=True)):.2f}"
+
+
+if __name__ == "__main__":
+    if torch.cuda.is_available():
+        print_trainings(Console(width=160), shape=LLAMA_7B, name="a 7B", device="cuda", dtype=torch.bfloat16)
+    print_trainings(Console(width=160))

@@ -12,11 +12,11 @@ in them.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
@@ -28,11 +28,10 @@ from ivlens.errors import ModelError
 from ivlens.models.adapter import Adapter, Factors, update_matrix
 from ivlens.models.hooked import lay_out
 from ivlens.models.origin import HELD, held_by, is_bridge, model_name
-from ivlens.models.weights import as_weight, component, is_adapted, locate
+from ivlens.models.weights import as_weight, component, is_adapted, locate, refuse_unreached
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
-    from transformer_lens.model_bridge import TransformerBridge
 
 
 class Update(nn.Module):
@@ -50,6 +49,8 @@ class Update(nn.Module):
         self.active = True
         self.beside = False
         """Is it being added to the layer's output, so that the weight is to stay as it is?"""
+        self.layers: tuple[Any, ...] = ()
+        """The layer of PEFT that computes it; in a tuple, since it is no part of the update."""
 
     @property
     def trained(self) -> bool:
@@ -82,9 +83,14 @@ class Update(nn.Module):
 
 def check_attachable(model: HookedTransformer, adapter: Adapter) -> None:
     """Raises ModelError where a bridge runs without an adapted layer, or PEFT, which attaches to it, is missing."""
-    if is_bridge(model):
-        _import_peft(model)
-        _refuse_unreached(model, adapter)
+    if not is_bridge(model):
+        return
+    if find_spec("peft") is None:
+        raise ModelError(
+            f"an adapter is attached to {model_name(model)}, a TransformerBridge, by PEFT, which is not installed; "
+            "install it with pip install 'ivlens[peft]'"
+        )
+    refuse_unreached(model, adapter.factors)
 
 
 def add(model: HookedTransformer, adapter: Adapter) -> None:
@@ -96,7 +102,8 @@ def add(model: HookedTransformer, adapter: Adapter) -> None:
     lay_out(model)
     for name, factors in adapter.factors.items():
         module, weight = locate(model, name)
-        parametrize.register_parametrization(module, weight, Update(adapter, factors), unsafe=True)
+        with _unchanged(module, weight):
+            parametrize.register_parametrization(module, weight, Update(adapter, factors), unsafe=True)
         module.forward = partial(_run, module)
     _wrap_blocks(model)
 
@@ -113,13 +120,20 @@ def remove(model: HookedTransformer, adapter: Adapter) -> None:
         if len(kept) == len(chain):
             continue
         # PyTorch can only remove a whole chain.
-        parametrize.remove_parametrizations(module, weight, leave_parametrized=False)
-        for update in kept:
-            parametrize.register_parametrization(module, weight, update, unsafe=True)
+        with _unchanged(module, weight):
+            parametrize.remove_parametrizations(module, weight, leave_parametrized=False)
+            for update in kept:
+                parametrize.register_parametrization(module, weight, update, unsafe=True)
         if not parametrize.is_parametrized(module):
             del module.forward
     if not is_bridge(model):
         _wrap_blocks(model)
+
+
+def _unchanged(module: Any, weight: str) -> AbstractContextManager[None]:
+    """PyTorch sets a weight to itself where it adds or removes a parametrization: a backward pass is to go on."""
+    parameter = module.parametrizations[weight].original if is_adapted(module, weight) else getattr(module, weight)
+    return torch.autograd.grad_mode._unsafe_preserve_version_counter(parameter)
 
 
 def updates_of(model: HookedTransformer) -> list[Update]:
@@ -143,14 +157,12 @@ def with_updates(weight: Tensor, layer: nn.Module) -> Tensor:
     return weight
 
 
-def set_active(model: HookedTransformer, states: Iterable[tuple[Update, bool]]) -> None:
+def set_active(states: Sequence[tuple[Update, bool]]) -> None:
     """Have updates be computed, or not."""
     for update, active in states:
         update.active = active
-    if is_bridge(model):
-        for module in model.modules():
-            if held_by(module):
-                _follow(module)
+    for layer in {layer for update, _ in states for layer in update.layers}:
+        _follow(layer)
 
 
 def _wrap_blocks(model: HookedTransformer) -> None:
@@ -225,7 +237,8 @@ def _run_beside(
 def _places(module: Any) -> dict[str, tuple[str, str]]:
     """By weight: the hook point that has its output, and the argument that has its input."""
     if hasattr(module, "hook_z"):
-        return {f"W_{part.upper()}": (f"hook_{part}", f"{name}_input") for part, name in _INPUTS.items()}
+        inputs = {"q": "query", "k": "key", "v": "value"}
+        return {f"W_{part.upper()}": (f"hook_{part}", f"{name}_input") for part, name in inputs.items()}
     if hasattr(module, "W_gate"):
         return {"W_gate": ("hook_pre", "x"), "W_in": ("hook_pre_linear", "x")}
     return {"W_in": ("hook_pre", "x")}
@@ -238,20 +251,6 @@ def _add_before_hooks(updates: Sequence[Update], x: Tensor, point: nn.Module, ar
     return (out,)
 
 
-_INPUTS = {"q": "query", "k": "key", "v": "value"}
-
-
-def _import_peft(bridge: TransformerBridge) -> Any:
-    try:
-        import peft
-    except ImportError as error:
-        raise ModelError(
-            f"an adapter is attached to {model_name(bridge)}, a TransformerBridge, by PEFT, which is not installed; "
-            "install it with pip install 'ivlens[peft]'"
-        ) from error
-    return peft
-
-
 def _add_to_layer(wrapper: Any, update: Update) -> None:
     """Have a layer of PEFT, a new one where there is none, compute an update with the adapter's own factors."""
     import peft
@@ -259,13 +258,12 @@ def _add_to_layer(wrapper: Any, update: Update) -> None:
     layer, (a, b) = wrapper._original_component, update.factors
     held = held_by(layer)
     key = f"update_{1 + max((int(name.rpartition('_')[2]) for name in held), default=0)}"
-    inner = getattr(layer, "base_layer", layer)
     config = peft.LoraConfig(
         r=len(a),
         lora_alpha=len(a),
         target_modules=["layer"],
         init_lora_weights=False,
-        fan_in_fan_out=not isinstance(inner, nn.Linear),
+        fan_in_fan_out=not isinstance(getattr(layer, "base_layer", layer), nn.Linear),
     )
     holder = nn.Module()
     holder.layer = layer
@@ -278,6 +276,7 @@ def _add_to_layer(wrapper: Any, update: Update) -> None:
         del own.weight
         own.weight = factor
     layer.scaling[key] = update.adapter.scale
+    update.layers = (layer,)
     vars(layer)[HELD] = {**held, key: update}
     _follow(layer)
     wrapper._modules["_original_component"] = layer
@@ -299,25 +298,3 @@ def _remove_from_layer(wrapper: Any, adapter: Adapter) -> None:
 def _follow(layer: Any) -> None:
     """Have a layer of PEFT compute the active ones of its updates."""
     layer.set_adapter([key for key, update in held_by(layer).items() if update.active], inference_mode=True)
-
-
-# By bridge: names of weights whose layer is run by a forward pass.
-_REACHED: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
-
-
-@torch.no_grad()
-def _refuse_unreached(bridge: TransformerBridge, adapter: Adapter) -> None:
-    """Raises ModelError where the bridge computes without a linear layer: an update there would be nothing."""
-    if bridge not in _REACHED or not _REACHED[bridge].issuperset(adapter.factors):
-        reached = _REACHED.setdefault(bridge, set())
-        with ExitStack() as stack:
-            for name in adapter.factors:
-                layer: Any = component(bridge, name)._original_component
-                stack.callback(layer.register_forward_hook(lambda *_, name=name: reached.add(name)).remove)
-            bridge(torch.zeros(1, 2, dtype=torch.long, device=bridge.cfg.device))
-    missed = [name for name in adapter.factors if name not in _REACHED[bridge]]
-    if missed:
-        raise ModelError(
-            f"{model_name(bridge)} ({bridge.cfg.architecture}) runs without the layer of {missed[0]}, so that an "
-            "adapter there would do nothing; choose other targets, or load the checkpoint with backend='hooked'"
-        )

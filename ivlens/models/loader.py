@@ -60,7 +60,7 @@ def load_without_adapters(
             that is stored in 16 bits.
         revision: Branch, tag or commit of a hub id.
         backend: What it is loaded into: `hooked`, a HookedTransformer (TransformerLens 3); `bridge`, a
-            TransformerBridge, which knows more architectures and takes no adapters; `auto`, hooked where there is it.
+            TransformerBridge, which knows more architectures; `auto`, hooked where there is it.
         device_map: Has the parts of a large model lie on several devices, as transformers has it: `auto`, `balanced`,
             `balanced_low_0`, `sequential`, or a device by name of module, also as a JSON file. In a bridge alone.
 
@@ -193,7 +193,7 @@ def load(
             that is stored in 16 bits.
         revision: Branch, tag or commit of a hub id.
         backend: What it is loaded into: `hooked`, a HookedTransformer (TransformerLens 3); `bridge`, a
-            TransformerBridge, which knows more architectures and takes no adapters; `auto`, hooked where there is it.
+            TransformerBridge, which knows more architectures; `auto`, hooked where there is it.
         device_map: Has the parts of a large model lie on several devices, as transformers has it: `auto`, `balanced`,
             `balanced_low_0`, `sequential`, or a device by name of module, also as a JSON file. In a bridge alone.
 

@@ -117,10 +117,10 @@ def silenced(model: HookedTransformer, *adapters: Adapter) -> Iterator[HookedTra
     ]
     before = [(update, update.active) for update in chosen]
     try:
-        attachment.set_active(model, [(update, False) for update in chosen])
+        attachment.set_active([(update, False) for update in chosen])
         yield model
     finally:
-        attachment.set_active(model, before)
+        attachment.set_active(before)
 
 
 def merge(model: HookedTransformer, adapter: Adapter) -> None:

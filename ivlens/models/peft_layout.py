@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -127,7 +127,8 @@ def is_known(model: HookedTransformer) -> bool:
 
 
 def _architecture(model: HookedTransformer) -> str:
-    return str(model.cfg.architecture if is_bridge(model) else model.cfg.original_architecture)
+    cfg: Any = model.cfg
+    return str(cfg.architecture if is_bridge(model) else cfg.original_architecture)
 
 
 def _is_folded(model: HookedTransformer) -> bool:

@@ -6,15 +6,19 @@ TransformerBridge a weight is that of a linear layer of transformers, or of the 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, get_args
+from collections.abc import Collection
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Literal, get_args
+from weakref import WeakKeyDictionary
 
+import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ivlens.checkpoints.quantised import is_quantised
-from ivlens.errors import IvlensError
+from ivlens.errors import IvlensError, ModelError
 from ivlens.models.origin import is_bridge, model_name
 
 if TYPE_CHECKING:
@@ -50,7 +54,7 @@ def locate(model: HookedTransformer, name: str) -> tuple[nn.Module, str]:
         IvlensError: the model has no such weight, or has it in fewer bits than can be added to.
     """
     if is_bridge(model):
-        layer = component(model, name)._original_component
+        layer: Any = component(model, name)._original_component
         return getattr(layer, "base_layer", layer), "weight"
     if model.cfg.load_in_4bit:
         raise IvlensError(
@@ -88,13 +92,35 @@ def component(bridge: TransformerBridge, name: str) -> nn.Module:
         raise _missing(bridge, name)
     if is_quantised(linear):
         raise IvlensError(
-            f"{name} of {model_name(bridge)} is quantised ({type(weight).__name__}, {weight.dtype}), so that a merge "
-            "would not be exact; load the checkpoint in 16 or 32 bits to train, attach or merge an adapter"
+            f"{name} of {bridge.cfg.model_name} is quantised ({type(weight).__name__}, {weight.dtype}), so that a "
+            "merge would not be exact; load the checkpoint in 16 or 32 bits to train, attach or merge an adapter"
         )
     return found
 
 
-def _missing(model: HookedTransformer, name: str) -> IvlensError:
+# By bridge: names of weights whose layer is run by a forward pass.
+_REACHED: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
+
+
+@torch.no_grad()
+def refuse_unreached(bridge: TransformerBridge, names: Collection[str]) -> None:
+    """Raises ModelError where a bridge computes without one of these weights: an update there would be nothing."""
+    if bridge not in _REACHED or not _REACHED[bridge].issuperset(names):
+        reached = _REACHED.setdefault(bridge, set())
+        with ExitStack() as stack:
+            for name in names:
+                layer: Any = component(bridge, name)._original_component
+                stack.callback(layer.register_forward_hook(lambda *_, name=name: reached.add(name)).remove)
+            bridge(torch.zeros(1, 2, dtype=torch.long, device=bridge.cfg.device))
+    missed = [name for name in names if name not in _REACHED[bridge]]
+    if missed:
+        raise ModelError(
+            f"{bridge.cfg.model_name} ({bridge.cfg.architecture}) runs without the layer of {missed[0]}, so that an "
+            "adapter there would do nothing; choose other targets, or load the checkpoint with backend='hooked'"
+        )
+
+
+def _missing(model: Any, name: str) -> IvlensError:
     return IvlensError(
         f"{model_name(model)} has no weight {name!r}; choose targets that it has (W_gate is in gated models only)"
     )

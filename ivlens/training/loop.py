@@ -10,15 +10,16 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ivlens.errors import IvlensError, ShapeMismatch, TrainingError
@@ -61,6 +62,9 @@ class Step(NamedTuple):
 class Examples:
     """What is trained on.
 
+    Which prompts a step reads follows from the seed alone (`rows`). They are padded to the longest of them, and where a
+    step is taken in parts, sorted by length first, so that a part is padded to its own.
+
     Raises:
         ShapeMismatch: not as many prompts with an instruction as without.
         IvlensError: `new` or `replayed` is out of range.
@@ -86,6 +90,15 @@ class Examples:
             raise IvlensError(f"{self.new} of {len(self.prompts)} prompts are said to be new; name 1 or more of them")
         if not 0 <= self.replayed < 1:
             raise IvlensError(f"the share of replayed prompts is {self.replayed}; it must be 0 or more and below 1")
+
+    @cached_property
+    def lengths(self) -> Int[Tensor, " prompt"]:
+        """Tokens of each prompt and its answer.
+
+        >>> examples.lengths.shape, bool((examples.lengths > 1).all())
+        (torch.Size([16]), True)
+        """
+        return self.prompts.mask.sum(1) + self.prompts.answer_mask.sum(1)
 
     def rows(self, step: int, batch: int, seed: int) -> np.ndarray:
         """Which prompts a step reads: the new ones in random order, epoch by epoch, and a draw of the others.
@@ -155,6 +168,7 @@ def finetune(
     """
     factors = adapter.requires_grad_().parameters()
     optimizer = torch.optim.AdamW(factors, lr=training.rate, weight_decay=training.weight_decay)
+    own = [weight for weight in model.parameters() if weight.requires_grad]
     record = _record(examples, training, method, guide, seed=seed, name=name)
     start = 0
     if checkpoint is not None and checkpoint.exists():
@@ -163,7 +177,8 @@ def finetune(
     for number in range(start, training.steps):
         for group in optimizer.param_groups:
             group["lr"] = training.rate_at(number)
-        loss, penalty = _backward(model, adapter, examples, training, method, guide, seed=seed, step=number)
+        with _frozen(own):
+            loss, penalty = _backward(model, adapter, examples, training, method, guide, seed=seed, step=number)
         norm = float(torch.nn.utils.clip_grad_norm_(factors, training.clip))
         if not math.isfinite(loss + penalty + norm):
             raise TrainingError(
@@ -177,6 +192,18 @@ def finetune(
             checkpoints.write_checkpoint(checkpoint, factors, optimizer, record, steps=number + 1)
             written = time.monotonic()
         yield Step(number, loss, penalty, training.rate_at(number), norm)
+
+
+@contextmanager
+def _frozen(weights: Sequence[Tensor]) -> Iterator[None]:
+    """A model that somebody else built may keep gradients for its own weights, as large as they are."""
+    for weight in weights:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_(True)
 
 
 def _backward(
@@ -193,6 +220,9 @@ def _backward(
     """Add the gradients of one step's batch; its loss and its penalty."""
     device = examples.prompts.prompts.device
     rows = torch.from_numpy(examples.rows(step, training.batch, seed)).to(device)
+    if training.accumulate > 1 and (guide is None or len(guide.vectors) == 1):
+        # Parts of like lengths have fewer pads. Where each prompt draws a vector, that stays the one it drew.
+        rows = rows[examples.lengths[rows].argsort(stable=True)]
     generator = torch.Generator().manual_seed(mix_seeds(seed, step))
     n_answer_tokens = int(examples.prompts.answer_mask[rows].sum())
     loss = penalty = 0.0

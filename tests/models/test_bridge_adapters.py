@@ -17,8 +17,9 @@ from transformers import AutoModelForCausalLM
 import ivlens
 from ivlens.checkpoints.checkpoint import quiet_transformers
 from ivlens.errors import IvlensError, ModelError, ShapeMismatch
+from ivlens.forward.output_path import output_path
 from ivlens.models import lora
-from ivlens.models.bridge import check_bridge, output_path
+from ivlens.models.bridge import check_bridge
 from ivlens.models.hooked import weight_digest
 from ivlens.models.lora import Adapter, Factors, LoraConfig
 from ivlens.models.peft import read_adapter, write_adapter
@@ -105,7 +106,7 @@ def test_attaching_is_merging_on_every_architecture_and_leaves_no_trace(name: st
 
 @pytest.mark.parametrize("name", ["gpt2", "neox", "llama-gqa", "phi3", "gpt-bigcode"])
 def test_gradients_are_those_of_the_merged_weights(name: str) -> None:
-    bridge = random_bridge(name, torch.float64)
+    bridge = random_bridge(name, torch.float64).requires_grad_(False)
     adapter = random_adapter(bridge).requires_grad_()
     with lora.attached(bridge, adapter):
         log_probs(bridge)[:, -1, 5].sum().backward()
@@ -126,7 +127,7 @@ def test_gradients_are_those_of_the_merged_weights(name: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama-gqa", "neox", "qwen2", "phi3"])
-def test_a_bridge_with_an_adapter_is_petfs_own_model(
+def test_a_bridge_with_an_adapter_is_pefts_own_model(
     family: str, folders: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """What PEFT saved of its own model, attached to a bridge, merged into one on the way in, and written again."""
@@ -184,11 +185,11 @@ def test_what_cannot_be_adapted_is_refused_with_the_reason(monkeypatch: pytest.M
     assert not any(type(module).__module__.startswith("peft.") for module in bridge.modules())
 
 
-def test_a_layer_that_a_bridge_runs_without_takes_no_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_that_a_bridge_runs_without_takes_no_adapter() -> None:
     bridge = random_bridge("llama-gqa")
     adapter = random_adapter(bridge)
     attn = bridge.blocks[1].attn
-    monkeypatch.setattr(attn.v, "forward", lambda x, *_: attn.v.hook_out(x @ attn.v._original_component.weight.T))
+    vars(attn.v)["forward"] = lambda x, *_: attn.v.hook_out(x @ attn.v._original_component.weight.T)
     with pytest.raises(ModelError, match=r"runs without the layer of blocks\.1\.attn\.W_V, .* choose other targets"):
         lora.attach(bridge, adapter)
 

@@ -174,6 +174,23 @@ def test_a_step_in_parts_is_the_step_in_one(model: HookedTransformer, parts: int
         torch.testing.assert_close(other, factor, rtol=0, atol=1e-9)
 
 
+def test_the_parts_of_a_step_are_of_like_lengths_and_of_the_same_prompts(model: HookedTransformer) -> None:
+    @dataclass(kw_only=True)
+    class Seen(Lora):
+        parts: list[Tokens] = field(default_factory=list)
+
+        def penalty(self, model: HookedTransformer, adapter: Adapter, batch: Tokens, logits: Tensor) -> Tensor:
+            self.parts.append(batch)
+            return torch.zeros(())
+
+    seen, examples = Seen(), small_examples(12)
+    train(model, replace(TRAINING, steps=1, batch=6, accumulate=3), examples=examples, method=seen)
+    lengths = [(part.mask.sum(1) + part.answer_mask.sum(1)).tolist() for part in seen.parts]
+    drawn = examples.lengths[examples.rows(0, 6, 3)].tolist()
+    assert list(itertools.chain(*lengths)) == sorted(drawn) != drawn and len(lengths) == 3
+    assert seen.parts[0].prompts.shape[1] < seen.parts[-1].prompts.shape[1]
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "alibi"])
 def test_the_loss_is_the_mean_over_answer_tokens_of_prompts_run_alone(kind: str) -> None:
     model, tokens = small_model(kind), small_tokens()
