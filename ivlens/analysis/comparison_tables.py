@@ -161,8 +161,8 @@ def _measured(lines: Iterable[Line]) -> list[Line]:
 
 def _lacking(found: Findings) -> str:
     """What could not be asked of the task, and what to add to it; nothing where all was measured."""
-    values = found.measures.query("model == 'base'").set_index("measure")["value"]
-    lacking = [how for name, how in _NEEDED.items() if values[[f"{name} probability"]].isna().all()]
+    measured = set(found.measures.query("model == 'base' and value == value")["measure"])
+    lacking = [how for name, how in _NEEDED.items() if f"{name} probability" not in measured]
     return f"\nNot measured: what is read off {'; what is read off '.join(lacking)}." if lacking else ""
 
 

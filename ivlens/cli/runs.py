@@ -54,7 +54,7 @@ def show(
     if isinstance(found, Audit):
         print_audit(found)
         plan = read_run(run).record.settings.get("trials")
-        if plan is not None:
+        if isinstance(plan, dict):
             print(describe(plan))
     elif isinstance(found, Comparison):
         print_comparison(found)

@@ -89,7 +89,7 @@ def load_without_adapters(
                 "backend='bridge', or give the checkpoint in float32, bfloat16 or float16"
             )
         checkpoint = read_quantised(found, name=name, device_map=device_map or {"": where}, dtype=asked)
-        return build_bridge(checkpoint, device=where, dtype=checkpoint.dtype)
+        return build_bridge(checkpoint, device=where, dtype=checkpoint.dtype)  # pyright: ignore[reportReturnType]
     if found.suffix == ".gguf" and found.is_file():
         checkpoint = read_gguf(found, name=name)
     else:
@@ -97,9 +97,8 @@ def load_without_adapters(
     if asked is None:
         half = checkpoint.dtype in (torch.bfloat16, torch.float16)
         asked = torch.bfloat16 if half and where.startswith("cuda") else torch.float32
-    if device_map is not None:
-        return build_bridge(checkpoint, device=where, dtype=asked, device_map=device_map)
-    return build(checkpoint, device=where, dtype=asked)
+    placed = {} if device_map is None else {"device_map": device_map}
+    return build(checkpoint, device=where, dtype=asked, **placed)
 
 
 def _backend_of_map(backend: str, device: str) -> str:

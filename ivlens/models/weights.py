@@ -84,7 +84,7 @@ def component(bridge: TransformerBridge, name: str) -> nn.Module:
     except (AttributeError, KeyError):
         found = nn.Module()
     layer = found._modules.get("_original_component")
-    linear = getattr(layer, "base_layer", layer)
+    linear: Any = getattr(layer, "base_layer", layer)
     weight = getattr(linear, "weight", None)
     # As they have them, quantised or not; a router of experts has none of both.
     sizes = [size for size in ("in_features", "nx") if hasattr(linear, size)]

@@ -202,12 +202,12 @@ class Settings:
 def _whole(name: str, value: object, least: int) -> int:
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise IvlensError(f"{name} is {value!r}; it must be a whole number")
-    if value < least:
-        raise IvlensError(f"{name} is {value}; it must be {least} or more")
-    most = 2**63 - 1 if name == "seed" else MOST
-    if value > most:
+    found, most = int(value), 2**63 - 1 if name == "seed" else MOST
+    if found < least:
+        raise IvlensError(f"{name} is {found}; it must be {least} or more")
+    if found > most:
         raise IvlensError(f"{name} is more than {most:,}; give less")
-    return int(value)
+    return found
 
 
 def gather_options(kind: type[Kind], settings: Settings | None, options: Mapping[str, Any]) -> Kind:
