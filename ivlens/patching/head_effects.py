@@ -148,7 +148,8 @@ class HeadEffects:
             frame: In whichever order its lines are.
 
         Raises:
-            IvlensError: not one line for every prompt and head, or `mean_z` is of other heads.
+            IvlensError: not one line for every prompt and head.
+            ShapeMismatch: `mean_z` is of other heads.
 
         >>> names = ("mean_z", "settings", "task", "task_digest", "model", "model_digest")
         >>> others = {name: getattr(effects, name) for name in names}

@@ -75,6 +75,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(ivlens, "load", lambda *_, **given: None)
+    monkeypatch.setattr("ivlens.models.hooked.weight_digest", lambda model: "of none")
     for name in ("compare", "universal_heads", "study"):
         monkeypatch.setattr(ivlens, name, stop)
     monkeypatch.setattr("ivlens.analysis.run_audit.prepare", stop)

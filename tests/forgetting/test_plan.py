@@ -118,11 +118,11 @@ def test_an_unknown_method_or_guidance_is_refused_and_known_ones_are_named() -> 
     with pytest.raises(StudyError) as found:
         plan.from_record(LEAST | {"methods": ["sgd+iv"]})
     assert str(found.value) == f"there is no method 'sgd' (of 'sgd+iv'); there are {', '.join(METHODS)}"
-    for name in ("lora+vi", "lora+"):
+    for name, lead in (("lora+vi", "did you mean iv? There are"), ("lora+", "there are")):
         with pytest.raises(StudyError) as found:
             plan.from_record(LEAST | {"methods": [name], "guidance": {"mine": {}}})
         known = ", ".join([*GUIDANCE, "mine"])
-        assert str(found.value) == f"there is no guidance {name[5:]!r} (of {name!r}); there are {known}"
+        assert str(found.value) == f"there is no guidance {name[5:]!r} (of {name!r}); {lead} {known}"
 
 
 def test_a_file_that_is_not_there_or_no_toml_is_refused(tmp_path: Path) -> None:
