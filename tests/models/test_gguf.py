@@ -178,7 +178,7 @@ REFUSED: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
         r"has no tokenizer \(tokenizer\.ggml\.tokens is missing\); give a file that has one",
     ),
     "scaled": (_with(llama__rope__scaling__type="yarn"), r"scales rotations \(yarn\), which transformers leaves out"),
-    "layers": (_with(llama__block_count=2**30), r"says num_hidden_layers = 1073741824; at most"),
+    "layers": (_with(llama__block_count=2**30), r"says block_count = 1073741824; at most"),
     "width": (_with(llama__embedding_length=2**20), r"describes [\d,]+ parameters but the weights hold|cannot read"),
     "a tensor more": (_another_tensor, r"holds [\d,]+ numbers, of which transformers makes [\d,]+ parameters; it has"),
 }

@@ -120,7 +120,7 @@ def test_a_bad_template_file_is_refused_in_a_sentence(tmp_path: Path, content: A
 def test_an_unknown_name_is_refused_with_those_there_are() -> None:
     with pytest.raises(PromptError, match="no template and no file 'arow'; did you mean arrow"):
         find_template("arow")
-    with pytest.raises(PromptError, match="there are qa, function-vectors, arrow, input-output, plain and chat"):
+    with pytest.raises(PromptError, match="there are qa, function-vectors, arrow, input-output, plain, chat"):
         find_template("/nowhere.json")
     with pytest.raises(PromptError, match="a chat template is the tokenizer's; give the model"):
         ivlens.template("chat")

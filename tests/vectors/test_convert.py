@@ -519,7 +519,7 @@ def test_the_command_converts_says_what_is_lost_and_explains_mistakes_in_one_lin
     assert "ivlens: gguf files have no place for its 2 heads\n" in err and len(err.splitlines()) == 5
     status, out, err = run(str(tmp_path / "a.gguf"), str(tmp_path / "b.npy"), "--to", "numpy")
     assert (status, out, len(err.splitlines())) == (2, "", 1)
-    assert "--to is 'numpy'; it must be one of vector, gguf," in err
+    assert "--to is 'numpy'; did you mean npy? It must be one of vector, gguf," in err
     for number in ("x", "99999999999999999999"):
         status, _, err = run(str(tmp_path / "a.gguf"), str(tmp_path / "b.npy"), "--layer", number)
         assert status == 2 and len(err.splitlines()) == 1
