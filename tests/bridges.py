@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import torch
 from checkpoints import FAMILIES, random_config, randomise, write_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -79,6 +80,11 @@ _FIELDS: dict[str, dict[str, Any]] = {
 }
 MORE = tuple(_FIELDS)
 ARCHITECTURES = (*FAMILIES, *MORE)
+_QUICK = ("llama-gqa", "gpt2", "gemma3", "falcon-alibi", "gpt-neo")
+EACH_ARCHITECTURE = [
+    pytest.param(name, marks=() if name in _QUICK else pytest.mark.slow, id=name) for name in ARCHITECTURES
+]
+"""For tests of every architecture, of which `make quick` runs a few."""
 # Of which no operation is done in float32 when the weights are float64.
 IN_FLOAT64 = ("gpt2", "neox", "gpt-bigcode")
 # Which compute in float32 at most: kernels of experts; masks that float32 cannot hold.

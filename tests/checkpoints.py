@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -36,6 +37,9 @@ FAMILIES = (
     "gemma3",
     "olmo2",
 )
+_QUICK = ("llama-gqa", "gpt2", "gemma2", "phi3")
+EACH_FAMILY = [pytest.param(name, marks=() if name in _QUICK else pytest.mark.slow, id=name) for name in FAMILIES]
+"""For tests of every family, of which `make quick` runs a few."""
 KINDS = ("gpt2", "llama", "neox", "alibi", "local", "softcap", "qknorm")
 STD = 0.3
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")

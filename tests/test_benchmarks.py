@@ -98,6 +98,7 @@ def test_products_are_those_that_are_done(measurements: ModuleType, maker: str, 
         assert needed <= counted.get_total_flops() < 1.6 * needed, kind
 
 
+@pytest.mark.slow
 def test_the_tables_of_measurements(measurements: ModuleType, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(measurements, "SHAPES", {"tiny": measurements.Shape(**TINY)})
     monkeypatch.setattr(measurements, "SMALL", measurements.Shape(**TINY))

@@ -39,6 +39,8 @@ from ivlens.steering import trial_plan
 from ivlens.storage.atomic_files import Lock
 from ivlens.tables import plain
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["--shots", "2", "--clean-prompts", "4", "--prompts", "3", "--top", "3"]
 FIGURES = ["aie", "heads", "measures", "necessity", "places", "steering"]
 TABLES = ["effects", "places", "steering", "heads", "measures", "layer_draws", "necessity"]

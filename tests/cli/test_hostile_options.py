@@ -21,6 +21,8 @@ import ivlens
 from ivlens.cli.app import app, main
 from ivlens.errors import LONGEST, IvlensError, as_ivlens_error, shorten
 
+pytestmark = pytest.mark.slow
+
 HALF = "\ud800"
 HOSTILE = (
     *(

@@ -152,6 +152,7 @@ def test_labels_that_exclude_each_other_or_are_not_listed_are_left_out_aloud(tmp
 # Parquet
 
 
+@pytest.mark.slow
 def test_a_parquet_file_that_would_unfold_without_end_is_refused(tmp_path: Path) -> None:
     rows, text = 50_000, "x" * 10_000
     for name, column in (("flat", pa.array([text] * rows)), ("nested", pa.array([[text]] * rows))):
@@ -179,6 +180,7 @@ def test_a_category_of_pandas_is_text(tmp_path: Path) -> None:
     assert task(tmp_path / "mine.parquet").pairs == (Pair("a", "good"), Pair("b", "bad"))
 
 
+@pytest.mark.slow
 def test_reading_takes_time_in_proportion_to_the_file(tmp_path: Path) -> None:
     def seconds(n: int) -> float:
         records = [{"input": f"word {i}", "output": [f"v{i}", "x"], "id": i} for i in range(n)]
@@ -206,6 +208,7 @@ def quietly(path: Path) -> tuple[Task, list[str]]:
         return task(path), [str(one.message) for one in caught]
 
 
+@pytest.mark.slow
 def test_function_vectors_files_are_read() -> None:
     for path in sorted(shared("data/function_vectors").glob("*.json")):
         found, said = quietly(path)
@@ -218,6 +221,7 @@ def test_function_vectors_files_are_read() -> None:
         assert right == {(pair.input, output) for pair in found.pairs for output in pair.outputs}
 
 
+@pytest.mark.slow
 def test_o_loras_folders_are_read() -> None:
     folders = sorted(path.parent for path in shared("data/olora").rglob("labels.json"))
     assert folders

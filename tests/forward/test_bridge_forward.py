@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from bridges import ARCHITECTURES, IN_FLOAT64, NOT_IN_FLOAT64, SIDE_BY_SIDE, random_bridge
+from bridges import EACH_ARCHITECTURE, IN_FLOAT64, NOT_IN_FLOAT64, SIDE_BY_SIDE, random_bridge
 from checkpoints import build
 from conftest import WORD_TEMPLATE, random_tokens
 from torch import Tensor, nn
@@ -37,11 +37,6 @@ from ivlens.steering.rows import steer_rows
 
 pytestmark = pytest.mark.numeric
 
-QUICK = ("llama-gqa", "gpt2", "gemma3", "falcon-alibi", "gpt-neo")
-EVERYWHERE = [
-    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow, id=name)
-    for name in dict.fromkeys(ARCHITECTURES)
-]
 # Answers of one to four tokens; prompts of 14 tokens, of which up to six are pads, longer than the windows of 8.
 TOKENS = random_tokens(n=4, answer=4, vocab=100)
 
@@ -75,7 +70,7 @@ def in_one_sequence(bridge: Any) -> bool:
     return forward_of(bridge).read(TOKENS).in_one_sequence  # pyright: ignore
 
 
-@pytest.mark.parametrize("name", EVERYWHERE)
+@pytest.mark.parametrize("name", EACH_ARCHITECTURE)
 def test_the_sweep_equals_one_run_per_head_and_each_prompt_alone(name: str) -> None:
     bridge = random_bridge(name, precise(name))
     z = random_z(bridge)
@@ -89,7 +84,7 @@ def test_the_sweep_equals_one_run_per_head_and_each_prompt_alone(name: str) -> N
     assert in_one_sequence(bridge) == (name not in SIDE_BY_SIDE)
 
 
-@pytest.mark.parametrize("name", EVERYWHERE)
+@pytest.mark.parametrize("name", EACH_ARCHITECTURE)
 def test_what_heads_write_is_what_attention_adds_to_the_stream(name: str) -> None:
     bridge = random_bridge(name)
     paths = [output_path(bridge, layer) for layer in range(3)]
@@ -97,7 +92,7 @@ def test_what_heads_write_is_what_attention_adds_to_the_stream(name: str) -> Non
     assert [path.scale for path in paths] == [0.5 if name == "granite" else 1.0] * 3
 
 
-@pytest.mark.parametrize("name", EVERYWHERE)
+@pytest.mark.parametrize("name", EACH_ARCHITECTURE)
 def test_steering_and_ablating_rows_equal_one_run_for_each(name: str) -> None:
     bridge = random_bridge(name, precise(name))
     z, d_model, last = random_z(bridge), bridge.cfg.d_model, TOKENS.prompts.shape[1] - 1

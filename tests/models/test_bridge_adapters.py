@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import peft
 import pytest
 import torch
-from bridges import ARCHITECTURES, NOT_IN_FLOAT64, random_bridge
+from bridges import EACH_ARCHITECTURE, NOT_IN_FLOAT64, random_bridge
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
@@ -71,7 +71,7 @@ def assert_near(one: Tensor, other: Tensor, tolerance: float) -> None:
     torch.testing.assert_close(one.detach(), other.detach(), rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", EACH_ARCHITECTURE)
 def test_attaching_is_merging_on_every_architecture_and_leaves_no_trace(name: str) -> None:
     dtype = torch.float32 if name in NOT_IN_FLOAT64 else torch.float64
     bridge = random_bridge(name, dtype)

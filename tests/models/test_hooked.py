@@ -17,7 +17,7 @@ import httpx
 import pytest
 import rounding
 import torch
-from checkpoints import FAMILIES, KINDS, build, random_hooked
+from checkpoints import EACH_FAMILY, KINDS, build, random_hooked
 from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -80,7 +80,7 @@ class Copied(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_no_weight_is_copied_when_a_loaded_model_runs(family: str, tmp_path: Path) -> None:
     model = load_without_adapters(build(family, tmp_path / "tiny"))
     with Copied(model) as copied, torch.no_grad():
@@ -90,7 +90,7 @@ def test_no_weight_is_copied_when_a_loaded_model_runs(family: str, tmp_path: Pat
 
 @pytest.mark.numeric
 @pytest.mark.parametrize("stored", ["float32", "bfloat16"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_log_probabilities_equal_those_of_transformers(family: str, stored: str, tmp_path: Path) -> None:
     folder = build(family, tmp_path / "tiny", seed=3, dtype=stored)
     hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")

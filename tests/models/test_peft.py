@@ -11,7 +11,7 @@ import peft
 import pytest
 import rounding
 import torch
-from checkpoints import FAMILIES
+from checkpoints import EACH_FAMILY
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformer_lens import HookedTransformer
@@ -106,7 +106,7 @@ def configured(folder: Path, **changes: Any) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_an_adapter_of_all_linear_layers_means_here_what_it_means_in_peft(
     family: str, folders: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -118,7 +118,7 @@ def test_an_adapter_of_all_linear_layers_means_here_what_it_means_in_peft(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_a_written_adapter_means_in_peft_what_it_means_here(
     family: str, folders: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -189,7 +189,7 @@ def test_a_written_fan_in_fan_out_says_nothing_here_as_in_peft(
     assert difference(log_probs(model, adapter), theirs) < near(model, adapter)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_writing_and_reading_gives_the_same_factors_to_the_bit(
     family: str, folders: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -257,6 +257,7 @@ def test_a_recorded_chat_template_writes_the_same(talking: HookedTransformer) ->
     assert Settings.from_record(dataclasses.asdict(Settings())) == Settings()
 
 
+@pytest.mark.slow
 def test_a_model_is_audited_in_its_chat_template(talking: HookedTransformer, word_task: Task, tmp_path: Path) -> None:
     small: dict[str, Any] = {"shots": 2, "clean_prompts": 3, "prompts": 2, "top": 2, "draws": 1, "other_tasks": 0}
     template = with_template(talking, TAGGED)
