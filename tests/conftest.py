@@ -12,6 +12,7 @@ import torch
 from checkpoints import build
 
 import ivlens
+from ivlens.checkpoints import known_models
 from ivlens.datasets.task import Pair, Task
 from ivlens.prompts.template import Template
 from ivlens.prompts.tokens import Tokens
@@ -25,6 +26,18 @@ WORD_TEMPLATE = Template(
     instruction="{instruction} \n ",
 )
 """A template in the words that the tiny random models' tokenizer knows."""
+
+
+NEEDS_SMOLLM2 = "05_your_own_model.ipynb"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A notebook whose model was not fetched is skipped, with the reason."""
+    if known_models.find("smollm2") is None:
+        skip = pytest.mark.skip(reason=f"smollm2 is not there; {known_models.how_to_fetch('smollm2')}")
+        for item in items:
+            if item.path.name == NEEDS_SMOLLM2:
+                item.add_marker(skip)
 
 
 @pytest.fixture(scope="session")
