@@ -58,7 +58,7 @@ def test_the_table_says_of_which_score_an_accuracy_is(found: Comparison) -> None
     table = comparison_tables(found)[0]
     labels = [line[0] for line in table.parts[0]]
     assert "accuracy with the instruction" in labels and "accuracy (f1) with the instruction" in labels
-    assert table.note.endswith("Accuracy without a score in brackets is greedy match.")
+    assert "Accuracy without a score in brackets is greedy match." in table.note.splitlines()
 
 
 def test_greedy_match_adds_no_line(lab: HookedTransformer, adapter: lora.Adapter) -> None:
