@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -37,8 +37,19 @@ if TYPE_CHECKING:
 # Of rows that pass a block together: each computes scores with all of them.
 TOKENS_TOGETHER = 128
 
-# Columns and tail that rows passed in one sequence, by bridge; None where they have to be sequences of their own.
-_TRIED: WeakKeyDictionary[nn.Module, tuple[int, int] | None] = WeakKeyDictionary()
+
+class _Trial(NamedTuple):
+    """What came of carrying unchanged rows of one prompt."""
+
+    hooks: int
+    """Digest of the modules and hooks that were there: others may tell rows of one sequence apart."""
+    width: int
+    tail: int
+    """Columns and tail up to which it was tried."""
+    in_one_sequence: bool
+
+
+_TRIED: WeakKeyDictionary[nn.Module, _Trial] = WeakKeyDictionary()
 
 
 class _WasRead(Exception):
@@ -138,13 +149,21 @@ class BridgeForward:
     def read(self, tokens: Tokens) -> BridgeReading:
         """See `rows.Forward`."""
         bridges.check_bridge(self._bridge)
-        tail = tokens.answers.shape[1]
-        width, tried = tokens.prompts.shape[1] + tail - 1, _TRIED.get(self._bridge, (0, 0))
+        tail, hooks, tried = tokens.answers.shape[1], self._digest_hooks(), _TRIED.get(self._bridge)
+        width = tokens.prompts.shape[1] + tail - 1
+        if tried is None or tried.hooks != hooks:
+            tried = _Trial(hooks, 0, 0, True)
         # What counts columns by itself may do so from some width on.
-        if tried is not None and (width > tried[0] or tail > tried[1]):
+        if tried.in_one_sequence and (width > tried.width or tail > tried.tail):
             passed = self._try_rows(_longest(tokens))
-            tried = _TRIED[self._bridge] = (max(width, tried[0]), max(tail, tried[1])) if passed else None
-        return self._read(tokens, in_one_sequence=tried is not None)
+            tried = _TRIED[self._bridge] = _Trial(hooks, max(width, tried.width), max(tail, tried.tail), passed)
+        return self._read(tokens, in_one_sequence=tried.in_one_sequence)
+
+    def _digest_hooks(self) -> int:
+        # A hook's number is given once in a process.
+        return hash(
+            tuple((id(one), *one._forward_pre_hooks, None, *one._forward_hooks) for one in self._bridge.modules())
+        )
 
     @torch.no_grad()
     def _try_rows(self, tokens: Tokens) -> bool:
