@@ -540,6 +540,7 @@ def test_a_small_table_that_unfolds_without_end_is_refused(tmp_path: Path) -> No
         ({"hidden_size": 2**20, "num_attention_heads": 2**10}, "describes [0-9,]+ parameters but the weights hold"),
         ({"vocab_size": 2**40}, "describes [0-9,]+ parameters but the weights hold"),
         ({"num_hidden_layers": 10**9}, "says num_hidden_layers = 1000000000; at most 65,536 are"),
+        ({"num_hidden_layers": 60_000}, "says num_hidden_layers = 60000; at most 30 is"),
         ({"max_position_embeddings": 10**10}, "says max_position_embeddings = 10000000000; at most 2,097,152 is"),
     ],
 )
