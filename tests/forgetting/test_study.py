@@ -854,7 +854,7 @@ def file(tmp_path: Path) -> Path:
     [
         (["lab-fun"], "there is no built-in study and no file 'lab-fun'"),
         (["{file}", "--methods", "sgd"], "there is no method 'sgd' (of 'sgd'); there are lora, ewc"),
-        (["{file}", "--methods", "lora,lora+vi"], "there is no guidance 'vi' (of 'lora+vi'); did you mean iv? There are iv, kl"),
+        (["{file}", "--methods", "lora,lora+vi"], "no guidance 'vi' (of 'lora+vi'); did you mean iv? There are iv, kl"),
         (["{file}", "--methods", "lora,lora"], "names lora more than once"),
         (["{file}", "--seeds", "0,x"], "'x' is not a whole number"),
         (["{file}", "--seeds", "1,1"], "names 1 more than once"),
