@@ -22,7 +22,7 @@ fetch: .venv/installed-gguf
 	$(BIN)/python -m ivlens.checkpoints.known_models smollm2 --into models
 	$(BIN)/python -m ivlens.checkpoints.known_models gemma3-270m --into models
 
-# Within a minute: what each room does on tiny models, without training, browser, notebooks or other processes.
+# In a few minutes: what each room does on tiny models, without training, browser, notebooks or other processes.
 quick: .venv/installed-test
 	$(PYTEST) tests -m "not (slow or command or browser)"
 

@@ -38,7 +38,10 @@ from ivlens.storage.run_folder import open_run
 from ivlens.storage.run_record import Source
 
 # Its answers are pairs of few words, of which several begin alike.
-pytestmark = pytest.mark.filterwarnings("ignore:.*whose first token begins other answers:ivlens.errors.TaskWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*whose first token begins other answers:ivlens.errors.TaskWarning"),
+]
 
 SMALL: dict[str, Any] = {
     "shots": 3,

@@ -46,6 +46,8 @@ from ivlens.vectors import drift
 from ivlens.vectors.drift import AIE, DRIFT, aie_table, chance_jaccard, vector_drift
 from ivlens.vectors.head_writing import write_vector
 
+pytestmark = pytest.mark.slow
+
 SMALL: dict[str, Any] = {
     "shots": 3,
     "clean_prompts": 20,

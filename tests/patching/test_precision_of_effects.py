@@ -73,6 +73,7 @@ def test_what_does_not_fit_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> 
     assert model.W_O.dtype == torch.float16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["hooked", "bridge"])
 def test_an_audit_in_16_bits_says_how_far_it_is_from_float32(
     backend: str, folders: Callable[[str], Path], word_task: Task, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -110,6 +111,7 @@ def test_where_float32_does_not_fit_the_audit_says_so(
     assert "not measured" in rounding.rounding_table(found).parts[0][0][2]
 
 
+@pytest.mark.slow
 def test_an_audit_in_float32_has_no_such_row(folders: Callable[[str], Path], word_task: Task) -> None:
     model = ivlens.load(folders("llama"))
     found = ivlens.audit(model, word_task, top=2, draws=1, other_tasks=0, **SMALL)

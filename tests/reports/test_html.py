@@ -123,6 +123,7 @@ def data_of(folder: Path) -> dict[str, Any]:
 # What is in the file
 
 
+@pytest.mark.slow
 def test_a_page_can_leave_plotly_to_a_file_that_the_pages_of_a_run_share(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -176,6 +177,7 @@ def test_what_a_task_file_holds_is_on_the_page_as_text(folders: dict[str, Path],
     assert HOSTILE in title and data_of(folders[kind])["title"] == title
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_figures_and_tables_are_those_of_the_run(folders: dict[str, Path], kind: str) -> None:
     run, data = findings.read_findings(folders[kind]), data_of(folders[kind])
@@ -242,6 +244,7 @@ def test_the_command_line_says_where_the_page_is(folders: dict[str, Path], capsy
     assert capsys.readouterr().out == f"Written: {folders['compare'] / 'report.html'}\n"
 
 
+@pytest.mark.slow
 def test_prompts_that_cannot_be_read_are_named(folders: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(folders["audit"], tmp_path / "run")
     (tmp_path / "run" / "prompts.json").write_text('["clean"]')
@@ -258,6 +261,7 @@ def test_prompts_that_cannot_be_read_are_named(folders: dict[str, Path], tmp_pat
 # What a browser makes of it
 
 
+@pytest.mark.slow
 def test_a_record_that_does_not_say_how_the_run_was_made_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     record = json.loads((folders["audit"] / "run.json").read_text())
     for number, change in enumerate(({"settings": {}}, {"settings": {"template": []}}, {"sources": {}})):

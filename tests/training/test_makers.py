@@ -25,6 +25,7 @@ from ivlens.training.methods import METHODS, History
 
 pytestmark = [
     pytest.mark.numeric,
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),
 ]
