@@ -10,16 +10,12 @@ from __future__ import annotations
 import json
 import os
 import random
-import resource
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +25,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from bounds import bounded
 from run_folders import FOLDERS, forget_digests
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -45,7 +42,7 @@ from ivlens.vectors.instruction_vector import InstructionVector
 
 COUNTED = ("read", "refused", "ended")
 """A value came back, or our sentence; `ended`: one that says that the process which read the file ended."""
-SECONDS, MEMORY = 5.0, 2**30
+SECONDS = 5.0
 """Of processor time and of memory, above what the unchanged file takes."""
 BATCH = {"values": 250, "bits": 5000}
 """Of a process: its start takes seconds."""
@@ -70,10 +67,6 @@ NUMBERS = (
 )
 TEXTS = ("", "x", "a" * 5000, "nan", "5", "<script>", "\x1b[31m", "L0H0", "chosen", "random", "tuned", "\0", "é" * 50)
 JSONS = (None, True, [], {}, "", "x", -1, 10**30, 0.5, float("nan"), "\ud800", [[[]]], {"a": 1}, "x" * 10_000)
-
-
-class Stuck(BaseException):
-    """No reader catches it."""
 
 
 def change_table(content: bytes, chance: random.Random) -> bytes:
@@ -241,27 +234,6 @@ def task_folder(folder: Path) -> None:
 
 
 MAKERS: Mapping[str, Callable[[Path], object]] = {**FOLDERS, "task": task_folder}
-
-
-@contextmanager
-def bounded(seconds: float) -> Iterator[None]:
-    """A limit of processor time, and of memory above what the process has."""
-
-    def stop(*_: object) -> None:
-        raise Stuck(f"more than {seconds:g} s")
-
-    usual, before = signal.signal(signal.SIGPROF, stop), resource.getrlimit(resource.RLIMIT_AS)
-    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, before[1]))
-    signal.setitimer(signal.ITIMER_PROF, seconds)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        resource.setrlimit(resource.RLIMIT_AS, before)
-        signal.signal(signal.SIGPROF, usual)
 
 
 def run_batch(what: str, kind: str, number: int, seed: int) -> dict[str, Any]:

@@ -9,13 +9,9 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
-import signal
 import struct
-import warnings
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -26,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from bounds import bounded
 from checkpoints import build
 from datasets import ClassLabel, Dataset, Features, Value
 from hypothesis import HealthCheck, given, settings
@@ -69,8 +66,6 @@ pytestmark = pytest.mark.slow
 
 ASKED = int(os.environ.get("IVLENS_FUZZ", "0"))
 MODEL = small_model()
-MEMORY = 2**30
-CPU_SECONDS = 20
 
 
 @dataclass
@@ -79,31 +74,6 @@ class Reader:
 
     make: Callable[[Path], object]
     read: Callable[[Path], object]
-
-
-class Stuck(BaseException):
-    """No reader catches it."""
-
-
-@contextmanager
-def bounded() -> Iterator[None]:
-    """A limit of processor time, and of memory above what the process has."""
-
-    def stop(*_: object) -> None:
-        raise Stuck(f"more than {CPU_SECONDS} s")
-
-    usual, before = signal.signal(signal.SIGPROF, stop), resource.getrlimit(resource.RLIMIT_AS)
-    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, before[1]))
-    signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        resource.setrlimit(resource.RLIMIT_AS, before)
-        signal.signal(signal.SIGPROF, usual)
 
 
 def outcome(reader: Reader, folder: Path) -> IvlensError | None:
