@@ -50,7 +50,11 @@ class ModelError(IvlensError):
 
 
 class ModelWarning(UserWarning):
-    """A model can be used, but its files leave open, or disagree, what it is."""
+    """A model can be used, but something about it, or about its files, will blur what is measured.
+
+    >>> issubclass(lora.ModelWarning, UserWarning)
+    True
+    """
 
 
 class ShapeMismatch(IvlensError):

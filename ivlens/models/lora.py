@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ivlens.errors import IvlensError
+from ivlens.errors import ModelWarning as ModelWarning
 from ivlens.models import attachment, hooked
 from ivlens.models.adapter import Adapter as Adapter
 from ivlens.models.adapter import Factors as Factors
@@ -38,14 +39,6 @@ if TYPE_CHECKING:
 
 LOSS = 0.05
 """The share of an update that rounding may lose before it is said aloud."""
-
-
-class ModelWarning(UserWarning):
-    """A model can be used, but something about it will blur what is measured.
-
-    >>> issubclass(lora.ModelWarning, UserWarning)
-    True
-    """
 
 
 @contextmanager
