@@ -17,6 +17,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ivlens.checkpoints.checkpoint import quiet_transformers
+from ivlens.models.adapter import Adapter, Factors
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -215,3 +216,13 @@ def random_hooked(kind: str, dtype: torch.dtype = torch.float64, seed: int = 0, 
             centre = float(norm and name.endswith(".w"))
             weight.data.normal_(centre, 0.1 if norm else STD)
     return model.eval().requires_grad_(False)
+
+
+def filled(adapter: Adapter, size: float, *, seed: int) -> Adapter:
+    """A fresh adapter with a random `B` of that size, so that it changes every weight visibly."""
+    generator = torch.Generator().manual_seed(seed)
+    factors = {
+        name: Factors(a, torch.randn(b.shape, generator=generator, dtype=b.dtype) * size)
+        for name, (a, b) in adapter.factors.items()
+    }
+    return Adapter(factors=factors, scale=adapter.scale)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from checkpoints import random_hooked
+from checkpoints import filled, random_hooked
 from conftest import random_tokens
 from torch import Tensor
 from transformer_lens import HookedTransformer
@@ -36,12 +36,7 @@ def fresh_adapter(model: HookedTransformer, *, seed: int = 0) -> Adapter:
 
 def trained_adapter(model: HookedTransformer, *, seed: int = 0) -> Adapter:
     """An adapter that changes every weight visibly."""
-    fresh, generator = fresh_adapter(model, seed=seed), torch.Generator().manual_seed(seed)
-    factors = {
-        name: Factors(a, torch.randn(b.shape, generator=generator, dtype=torch.float64) * 0.2)
-        for name, (a, b) in fresh.factors.items()
-    }
-    return Adapter(factors=factors, scale=fresh.scale)
+    return filled(fresh_adapter(model, seed=seed), 0.2, seed=seed)
 
 
 def small_tokens(n: int = 6, *, answer: int = 3, seed: int = 0) -> Tokens:

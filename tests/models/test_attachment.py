@@ -10,7 +10,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from checkpoints import random_hooked
+from checkpoints import filled, random_hooked
 from torch import Tensor
 from transformer_lens import HookedTransformer
 from transformers import AutoModelForCausalLM
@@ -40,12 +40,7 @@ def random_adapter(model: HookedTransformer, *, seed: int = 0, rank: int = 3) ->
     """On every weight, in float64, `B` too large to be overlooked."""
     targets = tuple(target for target in TARGETS if target != "W_gate" or model.cfg.gated_mlp)
     start = lora.fresh(model, LoraConfig(rank=rank, alpha=4.0, targets=targets), seed=seed)
-    generator = torch.Generator().manual_seed(seed)
-    factors = {
-        name: Factors(a, torch.randn(b.shape, generator=generator, dtype=b.dtype) * 0.3)
-        for name, (a, b) in start.factors.items()
-    }
-    return Adapter(factors=factors, scale=start.scale)
+    return filled(start, 0.3, seed=seed)
 
 
 def logits(model: HookedTransformer) -> Tensor:

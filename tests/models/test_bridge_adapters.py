@@ -11,6 +11,7 @@ import peft
 import pytest
 import torch
 from bridges import EACH_ARCHITECTURE, NOT_IN_FLOAT64, random_bridge
+from checkpoints import filled
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
@@ -21,7 +22,7 @@ from ivlens.forward.output_path import output_path
 from ivlens.models import lora
 from ivlens.models.bridge import check_bridge
 from ivlens.models.hooked import weight_digest
-from ivlens.models.lora import Adapter, Factors, LoraConfig
+from ivlens.models.lora import Adapter, LoraConfig
 from ivlens.models.peft import read_adapter, write_adapter
 from ivlens.models.weights import TARGETS, locate, matrix_shape
 
@@ -51,12 +52,7 @@ def targets_of(bridge: TransformerBridge) -> tuple[Any, ...]:
 def random_adapter(bridge: TransformerBridge, *, seed: int = 0, **config: Any) -> Adapter:
     config = {"rank": 3, "alpha": 4.0, "targets": targets_of(bridge), **config}
     start = lora.fresh(bridge, LoraConfig(**config), seed=seed)
-    generator = torch.Generator().manual_seed(seed)
-    factors = {
-        name: Factors(a, torch.randn(b.shape, generator=generator, dtype=b.dtype) * 0.3)
-        for name, (a, b) in start.factors.items()
-    }
-    return Adapter(factors=factors, scale=start.scale)
+    return filled(start, 0.3, seed=seed)
 
 
 def log_probs(bridge: Any) -> Tensor:
