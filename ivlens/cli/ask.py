@@ -78,6 +78,7 @@ def ask(
     make = choose_template(template, bos, template_option)
     import ivlens
     from ivlens.models.hooked import model_name
+    from ivlens.models.loader import merge_adapter
     from ivlens.vectors.instruction_vector import InstructionVector
 
     added = None if vector is None else InstructionVector.load(_vector_file(vector))
@@ -86,14 +87,12 @@ def ask(
     def put(hooked: HookedTransformer, name: str) -> None:
         found[name] = _put(hooked, _write(asked, make(hooked)), score.value, new_tokens)
 
-    def load(**more: Any) -> HookedTransformer:
-        return ivlens.load(model, device=device, dtype=dtype, backend=backend, **more)
-
-    hooked = load()
+    hooked = ivlens.load(model, device=device, dtype=dtype, backend=backend)
     say_stored(hooked)
     put(hooked, model_name(hooked))
-    if adapter:
-        hooked = load(adapter=adapter)
+    if adapter:  # Into the model that is there: a second one would take as much memory again.
+        for folder in adapter:
+            merge_adapter(hooked, folder)
         put(hooked, f"+ {' + '.join(path.resolve().name for path in adapter)}")
     if added is not None:
         with ivlens.steered(hooked, added, scale=scale, layer=layer, every_token=every_token):

@@ -222,7 +222,7 @@ def load(
         read_config(Path(folder))
     loaded = load_without_adapters(model, **where, device_map=device_map)
     for folder in folders:
-        _merge(loaded, folder)
+        merge_adapter(loaded, folder)
     return loaded
 
 
@@ -234,8 +234,8 @@ def placed_as(model: HookedTransformer) -> dict[str, Any]:
     return {**where, "dtype": names.get(model.cfg.dtype, "auto"), "backend": bridge.backend_of(model)}
 
 
-def _merge(model: HookedTransformer, folder: str | Path) -> None:
-    """Merge one adapter for good; raises IvlensError where that changes nothing, or makes outputs NaN."""
+def merge_adapter(model: HookedTransformer, folder: str | Path) -> None:
+    """Merge an adapter for good; raises IvlensError where that changes nothing, or makes outputs NaN."""
     found = read_adapter(folder, model)
     before = _log_probs(model)
     lost = lora.lost_to_rounding(model, found)
