@@ -9,7 +9,7 @@ stored in, each in memory of its own: what is done with one is given back before
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -72,7 +72,8 @@ def read_checkpoint(folder: Path, *, name: str, for_bridge: bool = False) -> Che
         ModelError: a file is missing or torn, the architecture is not supported, the weights do not fit the
             configuration, or a weight is NaN or infinite.
     """
-    architecture, files = read_architecture(folder, for_bridge=for_bridge), find_weights(folder)
+    stated = read_object(folder / "config.json", folder)
+    architecture, files = architecture_of(stated, folder, for_bridge=for_bridge), find_weights(folder)
     _refuse_unusual(folder)
     with quiet_transformers():
         config = _config(folder)
@@ -83,7 +84,7 @@ def read_checkpoint(folder: Path, *, name: str, for_bridge: bool = False) -> Che
         model = _weights(folder, files, config, architecture)
     refuse_non_finite(model, folder)
     check_vocabulary(tokenizer, config.vocab_size, folder)
-    agreement.say_defaults(read_object(folder / "config.json", folder), config, f"config.json in {folder}")
+    agreement.say_defaults(stated, config, f"config.json in {folder}")
     agreement.say_other_bos(config, tokenizer, folder)
     stored = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
     return Checkpoint(
@@ -118,9 +119,8 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def read_architecture(folder: Path, *, for_bridge: bool) -> str:
-    """The class that config.json names; raises ModelError where ivlens cannot run such models."""
-    config = read_object(folder / "config.json", folder)
+def architecture_of(config: Mapping[str, Any], folder: Path, *, for_bridge: bool) -> str:
+    """The class that a folder's config.json names; raises ModelError where ivlens cannot run such models."""
     names = config.get("architectures")
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
         raise ModelError(f'config.json in {folder} has no "architectures"; add e.g. ["LlamaForCausalLM"]')

@@ -18,9 +18,9 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ivlens.checkpoints.checkpoint import (
     Checkpoint,
+    architecture_of,
     find_weights,
     quiet_transformers,
-    read_architecture,
     read_object,
     whole_model,
 )
@@ -44,9 +44,9 @@ def quantisation(folder: Path) -> str | None:
 
 
 def read_quantised(
-    folder: Path, *, name: str, device_map: str | dict[str, Any], dtype: torch.dtype | None
+    folder: Path, *, way: str, name: str, device_map: str | dict[str, Any], dtype: torch.dtype | None
 ) -> Checkpoint:
-    """Read a folder of quantised weights, onto the devices that they are to be on.
+    """Read a folder of weights that are quantised in some way, onto the devices that they are to be on.
 
     Raises:
         ModelError: a file is missing, the package for this quantisation is, the architecture is not supported, or the
@@ -54,7 +54,8 @@ def read_quantised(
     """
     import transformers
 
-    architecture, files = read_architecture(folder, for_bridge=True), find_weights(folder)
+    stated = read_object(folder / "config.json", folder)
+    architecture, files = architecture_of(stated, folder, for_bridge=True), find_weights(folder)
     with quiet_transformers():
         tokenizer = read_tokenizer(folder)
         read = partial(
@@ -65,9 +66,8 @@ def read_quantised(
             use_safetensors=True,
             local_files_only=True,
         )
-        model: Any = whole_model(read, folder, told=f"the {quantisation(folder)} weights in {folder}")
+        model: Any = whole_model(read, folder, told=f"the {way} weights in {folder}")
     check_vocabulary(tokenizer, model.config.get_text_config().vocab_size, folder)
-    way = quantisation(folder)
     return Checkpoint(
         name=name,
         architecture=architecture,

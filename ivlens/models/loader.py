@@ -88,7 +88,7 @@ def load_without_adapters(
                 f"{found} holds quantised weights ({way}), which no HookedTransformer computes with; take "
                 "backend='bridge', or give the checkpoint in float32, bfloat16 or float16"
             )
-        checkpoint = read_quantised(found, name=name, device_map=device_map or {"": where}, dtype=asked)
+        checkpoint = read_quantised(found, way=way, name=name, device_map=device_map or {"": where}, dtype=asked)
         return build_bridge(checkpoint, device=where, dtype=checkpoint.dtype)  # pyright: ignore[reportReturnType]
     if found.suffix == ".gguf" and found.is_file():
         checkpoint = read_gguf(found, name=name)
