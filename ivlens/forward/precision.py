@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from ivlens.checkpoints.quantised import is_quantised
 from ivlens.errors import ModelError
+from ivlens.models.hooked import IN_16_BITS
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
-IN_16_BITS = (torch.bfloat16, torch.float16)
 _MEMORY = Path("/proc/meminfo")
 
 

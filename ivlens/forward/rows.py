@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ivlens.errors import ModelError
 from ivlens.forward.output_path import OutputPath
+from ivlens.models.hooked import IN_16_BITS
 from ivlens.prompts.tokens import Tokens
 
 Rows = Float[Tensor, "prompt row tail d_model"]
@@ -129,7 +130,7 @@ def compare_with_model(forward: Forward, reading: Reading, unpatched: Tail) -> N
     gap = float(((unpatched - reading.final).abs() * mask).max())
     # Rounding of a few hundred operations, relative to the largest number in the stream.
     tolerance = 1e3 * torch.finfo(forward.precision).eps * max(scale, 1.0)
-    if forward.precision in (torch.bfloat16, torch.float16):
+    if forward.precision in IN_16_BITS:
         tolerance = 0.1 * max(scale, 1.0)
     if not gap <= tolerance:
         raise ModelError(

@@ -10,13 +10,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ivlens.models.hooked import IN_16_BITS
+
 # Weights of 16 bits that are widened at once.
 AT_ONCE = 2**24
 
 
 def is_rounding(weight: Tensor) -> bool:
     """Whether products with this weight are rounded to 16 bits, and nothing asks for their gradients."""
-    return weight.dtype in (torch.bfloat16, torch.float16) and not torch.is_grad_enabled()
+    return weight.dtype in IN_16_BITS and not torch.is_grad_enabled()
 
 
 def product_in_float32(

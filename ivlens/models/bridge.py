@@ -22,7 +22,7 @@ from ivlens.checkpoints.checkpoint import Checkpoint
 from ivlens.checkpoints.placement import place
 from ivlens.checkpoints.quantised import is_quantised
 from ivlens.errors import ModelError
-from ivlens.models.hooked import bos_fields
+from ivlens.models.hooked import IN_16_BITS, bos_fields
 from ivlens.models.origin import ORIGINS, Origin, held_by
 from ivlens.models.origin import backend_of as backend_of
 from ivlens.models.origin import is_bridge as is_bridge
@@ -230,5 +230,5 @@ def _check(bridge: TransformerBridge) -> None:
 def closeness(bridge: TransformerBridge) -> float:
     """How far two ways to the same numbers may be apart, of the largest of them."""
     # Kernels for quantised weights compute in 16 bits, too.
-    in_16_bits = bridge.cfg.dtype in (torch.bfloat16, torch.float16) or is_quantised(bridge)
+    in_16_bits = bridge.cfg.dtype in IN_16_BITS or is_quantised(bridge)
     return CLOSE_IN_16_BITS if in_16_bits else CLOSE

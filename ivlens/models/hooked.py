@@ -35,6 +35,7 @@ DTYPES = {
     "float16": torch.float16,
     "float64": torch.float64,
 }
+IN_16_BITS = (torch.bfloat16, torch.float16)
 
 
 # Axes of weights as they follow each other in memory. TransformerLens turns a copy of each whenever a block runs (and

@@ -17,7 +17,7 @@ from ivlens.checkpoints.quantised import quantisation, read_quantised
 from ivlens.errors import IvlensError, ModelError, as_ivlens_error, list_choices
 from ivlens.models import bridge, hooked, lora
 from ivlens.models.bridge import build_bridge
-from ivlens.models.hooked import DTYPES, build_hooked, has_hooked, model_name
+from ivlens.models.hooked import DTYPES, IN_16_BITS, build_hooked, has_hooked, model_name
 from ivlens.models.peft import read_adapter
 from ivlens.models.peft_config import read_config
 from ivlens.storage.user_cache import expand_user
@@ -95,7 +95,7 @@ def load_without_adapters(
     else:
         checkpoint = read_checkpoint(found, name=name, for_bridge=build is build_bridge)
     if asked is None:
-        half = checkpoint.dtype in (torch.bfloat16, torch.float16)
+        half = checkpoint.dtype in IN_16_BITS
         asked = torch.bfloat16 if half and where.startswith("cuda") else torch.float32
     placed = {} if device_map is None else {"device_map": device_map}
     return build(checkpoint, device=where, dtype=asked, **placed)

@@ -14,7 +14,8 @@ import torch
 
 from ivlens.datasets.task import Task
 from ivlens.errors import ModelError, TaskWarning
-from ivlens.forward.precision import IN_16_BITS, in_float32
+from ivlens.forward.precision import in_float32
+from ivlens.models.hooked import IN_16_BITS
 from ivlens.patching import sweep
 from ivlens.patching.effects import Queries, ranking_prompts
 from ivlens.patching.head_effects import HeadEffects
