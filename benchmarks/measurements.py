@@ -157,13 +157,13 @@ def build(shape: Shape, device: str = "cpu") -> dict[str, Callable[[], Any]]:
         config.architectures = [name]
         with quiet_transformers(), torch.device(device):
             hf = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager").eval()
-        return TransformerBridge.boot_transformers(name, hf_model=hf, tokenizer=_tokenizer(), device=device)
+        return TransformerBridge.boot_transformers(name, hf_model=hf, tokenizer=one_word_tokenizer(), device=device)
 
     makers = {"bridge": bridge} | ({"hooked": hooked} if has_hooked() else {})
     return {maker: _quietly(make) for maker, make in makers.items()}
 
 
-def _tokenizer() -> Any:
+def one_word_tokenizer() -> Any:
     """Random tokens are measured on; TransformerLens would download a tokenizer where there is none."""
     words = Tokenizer(WordLevel({"a": 0}, unk_token="a"))
     return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="a", pad_token="a")

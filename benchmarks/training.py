@@ -6,7 +6,6 @@ them. PEFT's peer is transformers' own model, asked for the logits of the answer
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -15,35 +14,19 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import torch
+from measurements import LARGE, SHAPES, Shape, clock, one_word_tokenizer, random_prompts
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor, nn
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from ivlens.models import lora
-from ivlens.prompts.tokens import Tokens
 from ivlens.training.guidance import GUIDANCE, Guide
 from ivlens.training.loop import Examples, Training, finetune
 from ivlens.training.methods import Lora
 
-
-class Shape(NamedTuple):
-    """A model of Llama's architecture and its batches."""
-
-    layers: int
-    heads: int
-    kv_heads: int
-    width: int
-    d_mlp: int
-    vocab: int
-    prompts: int
-    pos: int
-
-    @property
-    def d_head(self) -> int:
-        return self.width // self.heads
-
-
-SMOLLM2 = Shape(layers=30, heads=9, kv_heads=3, width=576, d_mlp=1536, vocab=49152, prompts=8, pos=14)
-LLAMA_7B = Shape(layers=32, heads=32, kv_heads=32, width=4096, d_mlp=11008, vocab=32000, prompts=16, pos=9)
+SMOLLM2 = SHAPES["SmolLM2-135M"]._replace(prompts=8, pos=14)
+LLAMA_7B = LARGE["7B"]._replace(prompts=16, pos=9)
 
 
 class Measured(NamedTuple):
@@ -64,14 +47,14 @@ def build_hooked(shape: Shape, *, device: str, dtype: torch.dtype) -> HookedTran
         n_heads=shape.heads,
         n_key_value_heads=None if shape.kv_heads == shape.heads else shape.kv_heads,
         d_model=shape.width,
-        d_head=shape.d_head,
-        d_mlp=shape.d_mlp,
+        d_head=shape.width // shape.heads,
+        d_mlp=shape.mlp,
         d_vocab=shape.vocab,
         n_ctx=256,
         act_fn="silu",
         normalization_type="RMS",
         positional_embedding_type="rotary",
-        rotary_dim=shape.d_head,
+        rotary_dim=shape.width // shape.heads,
         rotary_adjacent_pairs=False,
         gated_mlp=True,
         final_rms=True,
@@ -98,7 +81,7 @@ def build_transformers(shape: Shape, *, device: str, dtype: torch.dtype) -> Any:
         num_attention_heads=shape.heads,
         num_key_value_heads=shape.kv_heads,
         hidden_size=shape.width,
-        intermediate_size=shape.d_mlp,
+        intermediate_size=shape.mlp,
         vocab_size=shape.vocab,
         max_position_embeddings=256,
     )
@@ -113,34 +96,16 @@ def build_transformers(shape: Shape, *, device: str, dtype: torch.dtype) -> Any:
 
 def build_bridge(shape: Shape, *, device: str, dtype: torch.dtype) -> Any:
     """A TransformerBridge of it."""
-    from tokenizers import Tokenizer, models
     from transformer_lens.model_bridge import TransformerBridge
-    from transformers import PreTrainedTokenizerFast
 
-    words = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a")), pad_token="a"
-    )
     model = build_transformers(shape, device=device, dtype=dtype)
     model.config.architectures = [type(model).__name__]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         bridge = TransformerBridge.boot_transformers(
-            "random", hf_model=model, tokenizer=words, dtype=dtype, device=device
+            "random", hf_model=model, tokenizer=one_word_tokenizer(), dtype=dtype, device=device
         )
     return bridge.eval().requires_grad_(False)
-
-
-def random_examples(shape: Shape, *, device: str) -> Examples:
-    """One batch: prompts without pads, answers of one token."""
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(shape.vocab, (shape.prompts, shape.pos + 1), generator=generator).to(device)
-    tokens = Tokens(
-        prompts=ids[:, :-1],
-        mask=torch.ones_like(ids[:, :-1], dtype=torch.bool),
-        answers=ids[:, -1:],
-        answer_mask=torch.ones_like(ids[:, -1:], dtype=torch.bool),
-    )
-    return Examples(prompts=tokens, bare=tokens, new=shape.prompts)
 
 
 def our_steps(model: HookedTransformer, adapter: lora.Adapter, shape: Shape, form: str | None) -> Iterator[object]:
@@ -151,7 +116,8 @@ def our_steps(model: HookedTransformer, adapter: lora.Adapter, shape: Shape, for
     if form is not None:
         teacher = partial(lora.silenced, model)
         guide = Guide(guidance=GUIDANCE[form], vectors=vectors, layer=shape.layers // 2, teacher=teacher)
-    examples = random_examples(shape, device=device)
+    tokens = random_prompts(shape, shape.prompts, device)
+    examples = Examples(prompts=tokens, bare=tokens, new=shape.prompts)
     training = Training(steps=10**6, batch=shape.prompts)
     return finetune(model, adapter, examples, training, method=Lora(), guide=guide)
 
@@ -164,7 +130,7 @@ def peft_steps(model: Any, shape: Shape, *, device: str) -> Iterator[object]:
     adapted = peft.get_peft_model(model, config, autocast_adapter_dtype=True).eval()
     factors = [weight for weight in adapted.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(factors, lr=3e-3, weight_decay=0.0)
-    tokens = random_examples(shape, device=device).prompts
+    tokens = random_prompts(shape, shape.prompts, device)
     while True:
         logits = adapted(tokens.prompts, attention_mask=tokens.mask.long(), logits_to_keep=1).logits[:, 0]
         loss = nn.functional.cross_entropy(logits, tokens.answers[:, 0])
@@ -177,8 +143,8 @@ def peft_steps(model: Any, shape: Shape, *, device: str) -> Iterator[object]:
 
 def product_steps(shape: Shape, *, device: str, dtype: torch.dtype) -> Iterator[object]:
     """The products with the model's weights alone, forward and back to their inputs, memory being there already."""
-    tokens, kv_width = shape.prompts * shape.pos, shape.kv_heads * shape.d_head
-    d, mlp = shape.width, shape.d_mlp
+    tokens, kv_width = shape.prompts * shape.pos, (shape.kv_heads or shape.heads) * shape.width // shape.heads
+    d, mlp = shape.width, shape.mlp
     block = [(tokens, d, d)] * 2 + [(tokens, d, kv_width)] * 2 + [(tokens, d, mlp)] * 2 + [(tokens, mlp, d)]
     last = (shape.prompts, d, shape.vocab)
     weights: list[Tensor] = [torch.randn(c, b, device=device, dtype=dtype) for _, b, c in block * shape.layers]
@@ -197,14 +163,9 @@ def product_steps(shape: Shape, *, device: str, dtype: torch.dtype) -> Iterator[
 
 def seconds(step: Callable[[], object], device: str) -> float:
     """See `Measured.seconds`."""
-    clock = time.process_time if device == "cpu" else time.perf_counter
-    if device != "cpu":
-        torch.cuda.synchronize()
-    start = clock()
-    step()
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return clock() - start
+    with clock(device) as found:
+        step()
+    return found[0]
 
 
 def bytes_kept(step: Callable[[], object], weights: Iterable[Tensor]) -> int:
@@ -270,8 +231,8 @@ def print_trainings(
             for own, form in ((maker, None), (f"{maker} +iv", "iv")):
                 models[own], trainings[own] = model, our_steps(model, adapter, shape, form)
         found = measure(trainings, models, device=device, repeats=repeats)
-    clock = "CPU seconds" if device == "cpu" else "Seconds"
-    title = f"{clock} of a training step, {name} shape, {shape.prompts} prompts of {shape.pos} tokens, {dtype}"
+    unit = "CPU seconds" if device == "cpu" else "Seconds"
+    title = f"{unit} of a training step, {name} shape, {shape.prompts} prompts of {shape.pos} tokens, {dtype}"
     table = Table(title=title)
     # Memory: the weights, and what the forward pass keeps of a step for the backward pass.
     held = {own: found[own].kept + _bytes_of(model) for own, model in models.items()}

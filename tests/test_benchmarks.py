@@ -112,6 +112,24 @@ def test_the_tables_of_measurements(measurements: ModuleType, monkeypatch: pytes
         assert re.search(rf"{line} │ +[0-9.]+ │ +-?[0-9.]+ │ +-?[0-9.]+", shown), shown
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_the_table_of_trainings(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    training = read("training")
+    console = Console(width=140, record=True, file=StringIO())
+    training.print_trainings(console, shape=training.Shape(**TINY, kv_heads=2), name="a tiny", repeats=1)
+    shown = console.export_text()
+    for maker in (
+        "PEFT",
+        "HookedTransformer",
+        r"HookedTransformer \+iv",
+        "TransformerBridge",
+        r"TransformerBridge \+iv",
+    ):
+        assert re.search(rf"{maker} +│ +[0-9.]+ │ +[0-9.]+ │ +[0-9.]+ │ +[0-9.]* │ +[0-9]+", shown), shown
+
+
 @pytest.mark.numeric
 def test_scores_of_rows_do_not_grow_with_the_square_of_rows(measurements: ModuleType):
     shape = measurements.Shape(**TINY)
