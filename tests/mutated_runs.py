@@ -46,6 +46,8 @@ SECONDS = 5.0
 """Of processor time and of memory, above what the unchanged file takes."""
 BATCH = {"values": 250, "bits": 5000}
 """Of a process: its start takes seconds."""
+DRAWN = {"study": 8}
+"""One page in so many is drawn, of others one in four: its figures take ten times as long as the rest."""
 NUMBERS = (
     -1,
     0,
@@ -254,8 +256,7 @@ def run_batch(what: str, kind: str, number: int, seed: int) -> dict[str, Any]:
         for turn in range(number):
             name = chance.choice(sorted(contents))
             (folder / name).write_bytes(change(name, contents[name], chance))
-            # The figures of a study take seconds.
-            outcome = _outcome(partial(read, folder, name, drawn=kind != "study" or turn % 8 == 0), allowed)
+            outcome = _outcome(partial(read, folder, name, drawn=turn % DRAWN.get(kind, 4) == 0), allowed)
             if sorted(path.name for path in Path(place).iterdir()) != ["run"]:
                 outcome = "wrote outside of the folder"
             counts[outcome if outcome in COUNTED else "broken"] += 1

@@ -47,7 +47,7 @@ ROOMS = (
         "analysis",
         ("storage", "datasets", "plots", "models", "prompts", "forward", "patching", "replies", "vectors", "steering"),
     ),
-    Room("training", ("storage", "datasets", "models", "prompts", "patching")),
+    Room("training", ("storage", "datasets", "models", "prompts", "forward", "patching")),
     Room(
         "forgetting",
         (

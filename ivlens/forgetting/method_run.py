@@ -111,7 +111,8 @@ def _learn(
         tokens=tuple(tokenize(model, one.train) for one in earlier),
         general=base.general,
     )
-    method.begin(model, history)
+    with run.keeping(number, "method"):
+        method.begin(model, history)
     adapter = lora.fresh(model, plan.lora, seed=loop.mix_seeds(run.seed, number))
     examples = _examples(model, stage, method, history, seed=run.seed)
     guidance = plan.parts(run.method)[1]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
@@ -15,6 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ivlens.errors import IvlensError
+from ivlens.forward.memory import count_at_once
+from ivlens.kept_batches import keep_batch
 from ivlens.measures import kl_divergence, token_log_probs
 from ivlens.models.lora import Adapter, merged, silenced, stack, update_matrix
 from ivlens.models.weights import as_weight, locate
@@ -25,6 +28,9 @@ from ivlens.random_streams import Stream, open_stream
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
+
+MOST_KEPT = 2**28
+"""Bytes of a Fisher information that is kept while it is computed: to write a larger one takes as long as it does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,23 +144,38 @@ class Ewc(Lora):
 def fisher(model: HookedTransformer, adapter: Adapter, tokens: Tokens, *, samples: int) -> dict[str, Tensor]:
     """Diagonal of the empirical Fisher information of the adapted weights, in the weights' shapes.
 
-    The mean over the first `samples` prompts of the squared gradient of the answer's log-probability.
+    The mean over the first `samples` prompts of the squared gradient of the answer's log-probability. What is summed so
+    far is kept every few seconds, where it is no larger than `MOST_KEPT`.
     """
     places = {name: locate(model, name) for name in adapter.factors}
     n = min(samples, len(tokens))
+    asked = [*adapter.parameters(), torch.tensor(adapter.scale), *vars(tokens[:n]).values()]
     with merged(model, adapter):
         weights = {name: getattr(module, weight).requires_grad_() for name, (module, weight) in places.items()}
         total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+        is_kept = sum(4 * weight.numel() for weight in total.values()) <= MOST_KEPT
         try:
-            for row in range(n):
-                one = tokens[row : row + 1]
-                log_probs = token_log_probs(differentiable_answer_logits(model, one), one.answers)
-                answer = (log_probs * one.answer_mask).sum()
-                for name, gradient in zip(total, torch.autograd.grad(answer, list(weights.values())), strict=True):
-                    total[name] += gradient.square() / n
+            for rows in torch.arange(n).split(count_at_once(model, tokens)):
+                compute = partial(_add_squared_gradients, model, weights, tokens[:n], rows.tolist(), total)
+                what = f"fisher to prompt {rows[-1]}"
+                total = keep_batch(what, asked, compute, device=model.cfg.device) if is_kept else compute()
         finally:
             for weight in weights.values():
                 weight.requires_grad_(False)
+    return total
+
+
+def _add_squared_gradients(
+    model: HookedTransformer, weights: dict[str, Tensor], tokens: Tokens, rows: list[int], total: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """`total` and what these prompts add to the mean over all of `tokens`."""
+    total = {name: summed.clone() for name, summed in total.items()}
+    for row in rows:
+        one = tokens[row : row + 1]
+        log_probs = token_log_probs(differentiable_answer_logits(model, one), one.answers)
+        answer = (log_probs * one.answer_mask).sum()
+        for name, gradient in zip(total, torch.autograd.grad(answer, list(weights.values())), strict=True):
+            total[name] += gradient.square() / len(tokens)
     return total
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jaxtyping
@@ -25,6 +25,7 @@ from transformer_lens import HookedTransformer
 
 from ivlens.datasets.task import Pair
 from ivlens.errors import IvlensError
+from ivlens.kept_batches import Tensors, keeping
 from ivlens.models import lora, weights
 from ivlens.models.lora import Adapter, Factors
 from ivlens.patching.activations import differentiable_answer_logits
@@ -144,6 +145,33 @@ def slope(model: HookedTransformer, weight: Tensor, entry: int, tokens: Tokens, 
         values.append(sum(log_probs[i, token].item() for i, token in enumerate(answer)))
         weight.copy_(kept)
     return (values[0] - values[1]) / (2 * by)
+
+
+def test_a_fisher_that_was_stopped_goes_on_from_the_prompts_that_it_has_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokens = small_model("llama"), small_tokens(5)
+    adapter, kept, asked = trained_adapter(model), dict[str, Tensors](), list[str]()
+    whole = fisher(model, adapter, tokens, samples=5)
+    monkeypatch.setattr("ivlens.training.methods.count_at_once", lambda *_: 2)
+
+    def keep(name: str, compute: Callable[[], Tensors]) -> Tensors:
+        asked.append(name)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        if name not in kept:
+            kept[name] = compute()
+        return kept[name]
+
+    with pytest.raises(KeyboardInterrupt), keeping(keep):
+        fisher(model, adapter, tokens, samples=5)
+    first_two = dict(kept)
+    with keeping(keep):
+        found = fisher(model, adapter, tokens, samples=5)
+    assert len(first_two) == 2 and len(kept) == 3 and asked[3:5] == asked[:2]
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
+    # Of another adapter nothing is taken.
+    with keeping(keep):
+        fisher(model, trained_adapter(model, seed=7), tokens, samples=5)
+    assert len(kept) == 6
 
 
 def test_fishers_of_all_stages_are_summed_whether_seen_one_by_one_or_at_once(
