@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from bounds import bounded
+from datasets import Dataset
 from run_folders import FOLDERS, forget_digests
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -215,6 +216,8 @@ def read_one(folder: Path, name: str, *, drawn: bool = True) -> object:
             return html._prompts(read_run(folder))
         case "task.parquet" | "talks.parquet":
             return read_task(path)
+        case "state.json" | "dataset_info.json" | "data-00000-of-00001.arrow":
+            return read_task(folder)
         case _ if path.suffix == ".parquet":  # As a run reads it, whose record need not be read again each time.
             frame = parquet.read_table(path, remedy="")
             return check_table(_command(folder), path.stem, frame, path, "")
@@ -235,7 +238,13 @@ def task_folder(folder: Path) -> None:
     pq.write_table(pa.table({"messages": turns}), folder / "talks.parquet", compression="zstd")
 
 
-MAKERS: Mapping[str, Callable[[Path], object]] = {**FOLDERS, "task": task_folder}
+def saved_folder(folder: Path) -> None:
+    """A data set as `save_to_disk` writes it."""
+    turns = [[{"role": "user", "content": f"in{i}"}, {"role": "assistant", "content": f"out{i}"}] for i in range(24)]
+    Dataset.from_dict({"messages": turns, "beside": list(range(24))}).save_to_disk(folder)
+
+
+MAKERS: Mapping[str, Callable[[Path], object]] = {**FOLDERS, "task": task_folder, "saved": saved_folder}
 
 
 def run_batch(what: str, kind: str, number: int, seed: int) -> dict[str, Any]:

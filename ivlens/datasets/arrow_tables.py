@@ -6,7 +6,7 @@ whole: what is damaged would end the process.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -25,20 +25,24 @@ Classes = Mapping[str, Any]
 
 
 def read_table(
-    table: pa.Table, classes: Classes, columns: Columns | None, where: str
+    table: pa.Table, classes: Classes, columns: Columns | None, where: str, *, names: Sequence[str] | None = None
 ) -> tuple[list[Pair], tuple[str, ...]]:
     """The entries of a table, and their instruction where all have the same.
+
+    Args:
+        names: Of all columns, where the table has only those that are read.
 
     Raises:
         TaskError: it is damaged or too large, or has no such columns.
     """
     check_rows(len(table), where)
-    keys = find_form(table.column_names, columns, where).keys
+    names = table.column_names if names is None else names
+    keys = find_form(names, columns, where).keys
     for name in keys:
         _check(table.column(name), name, where)
     cells = [_cells(table.column(name), classes.get(name)) for name in keys]
     records = [dict(zip(keys, row, strict=True)) for row in zip(*cells, strict=True)]
-    return read_records(records, where, columns, names=table.column_names, unit="row")
+    return read_records(records, where, columns, names=names, unit="row")
 
 
 def check_rows(rows: int, where: str) -> None:

@@ -16,9 +16,9 @@ from typing import Any
 import pyarrow as pa
 
 from ivlens.datasets import arrow_streams
-from ivlens.datasets.arrow_tables import Classes, read_table
+from ivlens.datasets.arrow_tables import Classes, check_rows, read_table
 from ivlens.datasets.entries import Pair
-from ivlens.datasets.records import Columns
+from ivlens.datasets.records import Columns, find_form
 from ivlens.errors import TaskError
 from ivlens.storage.json_files import read_json
 
@@ -50,12 +50,15 @@ def read_saved(folder: Path, columns: Columns | None = None) -> tuple[list[Pair]
         if state.get("_indices_files") or state.get("_indices_data_files"):
             raise ValueError("its rows are in another order than its files have them")
         names = dict.fromkeys(one["filename"] for one in state["_data_files"])
-        table = pa.concat_tables([arrow_streams.read_stream(folder, name) for name in names])
+        known, rows = zip(*(arrow_streams.read_names(folder, name) for name in names), strict=True)
+        check_rows(sum(rows), str(folder))
+        keys = find_form(known[0], columns, str(folder)).keys
+        table = pa.concat_tables([arrow_streams.read_columns(folder, name, keys) for name in names])
         classes = _classes(info["features"] or {})
     # Arrow raises the last one for what is damaged in ways of its own.
     except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
         raise TaskError(f"{folder} is no data set that save_to_disk wrote ({_line(error)}); save it again") from error
-    return read_table(table, classes, columns, str(folder))
+    return read_table(table, classes, columns, str(folder), names=known[0])
 
 
 def read_hub(name: str, columns: Columns | None = None) -> tuple[list[Pair], tuple[str, ...]]:

@@ -33,4 +33,4 @@ def read_parquet(path: Path, columns: Columns | None = None) -> tuple[list[Pair]
         table = parquet.read_columns(path, keys, most=MAX_UNFOLDED, most_text=LARGEST_TEXT)
     except (OSError, ValueError, pa.ArrowException, KeyError, TypeError) as error:
         raise TaskError(f"{path} cannot be read as parquet ({reason(error)}); save it again") from error
-    return arrow_tables.read_table(table, {}, columns, str(path))
+    return arrow_tables.read_table(table, {}, columns, str(path), names=names)

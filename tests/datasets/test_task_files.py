@@ -8,12 +8,15 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from benchmark_folders import FILES, instructions, o_lora, questions, sentences, trace, write
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Sequence, Value
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ivlens.bounded_process import BoundedProcess
+from ivlens.datasets import arrow_streams
 from ivlens.datasets.task import Pair, task
 from ivlens.errors import TaskError, TaskWarning
 from ivlens.prompts.builders import instructed
@@ -197,6 +200,20 @@ def test_a_saved_data_set_is_a_task(tmp_path: Path) -> None:
     assert task(tmp_path / "words", columns=("answer", "id")).pairs == (Pair("cold", "1"), Pair("down", "2"))
     with pytest.raises(TaskError, match="has no column 'nothing'; it has 'id', 'question', 'answer'"):
         task(tmp_path / "words", columns=("nothing", "id"))
+
+
+def test_what_is_not_read_of_a_parquet_file_is_named(tmp_path: Path) -> None:
+    words = {"id": [1, 2], "question": ["hot", "up"], "answer": ["cold", "down"]}
+    pd.DataFrame(words).to_parquet(tmp_path / "words.parquet")
+    with pytest.warns(TaskWarning, match="read are 'question', 'answer'; not read are 'id'"):
+        assert task(tmp_path / "words.parquet").pairs == (Pair("hot", "cold"), Pair("up", "down"))
+
+
+def test_a_stream_that_ends_who_reads_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Dataset.from_dict({"input": ["a", "b"], "output": ["c", "d"]}).save_to_disk(tmp_path / "mine")
+    monkeypatch.setattr(arrow_streams, "_PROCESS", BoundedProcess("ivlens.nothing"))  # It ends whatever it is asked.
+    with pytest.raises(TaskError, match="to read data-00000-of-00001.arrow ends the process that does"):
+        task(tmp_path / "mine")
 
 
 def test_classes_are_answered_by_their_names_and_the_test_split_is_taken(tmp_path: Path) -> None:
