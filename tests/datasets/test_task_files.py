@@ -212,7 +212,7 @@ def test_what_is_not_read_of_a_parquet_file_is_named(tmp_path: Path) -> None:
 def test_a_stream_that_ends_who_reads_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Dataset.from_dict({"input": ["a", "b"], "output": ["c", "d"]}).save_to_disk(tmp_path / "mine")
     monkeypatch.setattr(arrow_streams, "_PROCESS", BoundedProcess("ivlens.nothing"))  # It ends whatever it is asked.
-    with pytest.raises(TaskError, match="to read data-00000-of-00001.arrow ends the process that does"):
+    with pytest.raises(TaskError, match=r"to read data-00000-of-00001.arrow ends the process that does"):
         task(tmp_path / "mine")
 
 
