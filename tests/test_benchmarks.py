@@ -83,6 +83,7 @@ def test_attribution_is_the_slope_of_the_exact_effect_at_the_unpatched_output(
 TINY = {"layers": 3, "heads": 4, "width": 64, "mlp": 96, "vocab": 50, "pos": 9, "prompts": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kv_heads", [None, 2])
 @pytest.mark.parametrize("maker", ["hooked", "bridge"])
 def test_products_are_those_that_are_done(measurements: ModuleType, maker: str, kv_heads: int | None):
@@ -130,6 +131,7 @@ def test_the_table_of_trainings(monkeypatch: pytest.MonkeyPatch):
         assert re.search(rf"{maker} +│ +[0-9.]+ │ +[0-9.]+ │ +[0-9.]+ │ +[0-9.]* │ +[0-9]+", shown), shown
 
 
+@pytest.mark.slow
 @pytest.mark.numeric
 def test_scores_of_rows_do_not_grow_with_the_square_of_rows(measurements: ModuleType):
     shape = measurements.Shape(**TINY)

@@ -44,6 +44,7 @@ def test_an_answer_and_its_bytes_come_from_one_process(process: BoundedProcess) 
     assert first[1] == b"content\n" and first[0]["pid"] != os.getpid()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("what", "seconds"), [("abort", 20.0), ("sleep", 0.5)])
 def test_what_ends_the_process_is_no_answer_and_the_next_question_has_one(
     what: str, seconds: float, process: BoundedProcess
@@ -52,6 +53,7 @@ def test_what_ends_the_process_is_no_answer_and_the_next_question_has_one(
     assert ask(process, "answer") is not None
 
 
+@pytest.mark.slow
 def test_a_failure_is_a_reason_of_one_line(process: BoundedProcess) -> None:
     assert ask(process, "fail") == ({"reason": "no such thing", "bytes": 0}, b"")
 
@@ -62,6 +64,7 @@ def test_more_memory_than_it_may_have_is_a_reason(process: BoundedProcess) -> No
     assert ask(process, "answer") is not None
 
 
+@pytest.mark.slow
 def test_a_process_that_ended_in_between_is_started_again(process: BoundedProcess) -> None:
     first = ask(process, "answer")
     assert process._running is not None

@@ -192,6 +192,7 @@ def python(code: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_package_is_the_house_of_the_table():
     assert not list(faults(PACKAGE))
 
@@ -321,6 +322,7 @@ def test_importing_costs_nothing(module):
     assert not loaded & {"torch", "transformer_lens", "transformers", "pandas", "plotly", "scipy"}
 
 
+@pytest.mark.slow
 def test_only_commands_print():
     printing = [
         f"{path.relative_to(ROOT)}:{node.lineno}"

@@ -114,6 +114,7 @@ def test_familywise_p_values_are_those_of_flipping_signs_head_by_head() -> None:
     assert float(found[0, 0]) == 1 / 64 and float(found[0, 1]) > 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["normal", "uniform", "two points"])
 @pytest.mark.parametrize("n", [6, 9])
 def test_of_many_heads_that_carry_nothing_one_is_clear_in_a_twentieth_of_cases(kind: str, n: int) -> None:

@@ -32,6 +32,7 @@ def outside(tmp_path: Path) -> Path:
     return tmp_path / "outside"
 
 
+@pytest.mark.slow
 def test_figures_are_not_written_through_a_link(outside: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = outside.parent / "run"
     (run / "figures").symlink_to(outside, target_is_directory=True)
@@ -40,6 +41,7 @@ def test_figures_are_not_written_through_a_link(outside: Path, capsys: pytest.Ca
     assert not list(outside.iterdir())
 
 
+@pytest.mark.slow
 def test_a_figure_or_page_takes_the_place_of_a_link_or_is_refused(outside: Path) -> None:
     run, kept = outside.parent / "run", outside / "kept"
     kept.write_text("as it was")

@@ -182,6 +182,7 @@ def test_a_study_takes_a_given_model_as_it_is(
         ivlens.study(small_plan(), out=tmp_path / "run", model=lab, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRIED)
 def test_effects_are_measured_as_asked(tiny: HookedTransformer, word_task: Task, name: str):
     asked = {**SMALL, name: CHANGED[name]}

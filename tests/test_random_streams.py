@@ -53,6 +53,7 @@ def test_a_stream_without_a_name_is_found(source: str):
     assert calls_of_generators(source) == [1]
 
 
+@pytest.mark.slow
 def test_every_stream_has_a_name():
     found = {
         f"{path.relative_to(PACKAGE)}:{line}"

@@ -57,6 +57,7 @@ def test_another_number_is_another_document(findings: ModuleType, runs: dict[str
         findings.written("", {"ways": ""})
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_the_run_folder(findings: ModuleType, runs: dict[str, dict]) -> None:
     found, kept = (dict(leaves(run)) for run in (findings.keep(findings.WHOLE), runs[findings.WHOLE.name]))
     assert found == pytest.approx(kept, abs=2e-5)

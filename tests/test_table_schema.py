@@ -64,6 +64,7 @@ def test_the_schema_of_a_table_has_the_columns_that_are_written(command: str) ->
         assert set(TABLES[command][name].columns) == set(columns), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", WRITTEN)
 def test_every_column_refuses_what_it_cannot_hold(command: str) -> None:
     """In each column of each table: another type, and a number beyond its bounds."""
@@ -87,6 +88,7 @@ def test_effects_of_other_heads_than_the_vector_are_refused(tmp_path: Path) -> N
         ivlens.Audit.read(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "change", "sentence"),
     [
@@ -145,6 +147,7 @@ def test_a_study_that_lacks_what_its_plan_asks_for_is_a_sentence(
         ivlens.Study.read(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FOLDERS)
 def test_a_run_that_does_not_say_its_versions_is_read(kind: str, tmp_path: Path) -> None:
     FOLDERS[kind](tmp_path)

@@ -225,6 +225,7 @@ def test_heads_are_taken_however_they_are_written(
     assert one.heads == (Head(0, 1),) and type(one.layer) is int
 
 
+@pytest.mark.slow
 def test_names_paths_and_sizes_give_what_objects_and_bytes_give(
     tiny: HookedTransformer, word_task: Task, folders: Callable[[str], Path], tmp_path: Path
 ):

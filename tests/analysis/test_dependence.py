@@ -149,6 +149,7 @@ def test_probability_and_accuracy_are_those_of_the_unchanged_model() -> None:
     assert found.values["steered zero-shot probability", "chosen"].tolist() == pytest.approx(steered)
 
 
+@pytest.mark.slow
 def test_a_models_own_vector_and_demonstrations_are_one_hooked_run_per_prompt() -> None:
     model, probe = random_hooked("llama"), replace(random_probe(), few_shot=random_tokens(n=4, seed=7))
     own, plain = -2.0 * probe.vectors[1], per_prompt(model, probe)
@@ -197,6 +198,7 @@ def test_answers_that_the_model_writes_are_right_and_stop_being_so() -> None:
         assert found.values["sufficiency accuracy", "chosen"].tolist() == [sign * change for change in changes]
 
 
+@pytest.mark.slow
 def test_many_prompts_in_small_batches_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     model, probe = random_hooked("neox"), random_probe()
     whole = per_prompt(model, probe)
@@ -303,6 +305,7 @@ def test_every_line_has_its_interval(tiny: HookedTransformer, probe: Probe) -> N
     pd.testing.assert_frame_equal(frame, measure(tiny, probe), check_exact=True)
 
 
+@pytest.mark.slow
 def test_attached_merged_and_taken_off(tiny: HookedTransformer, probe: Probe, adapter: Adapter) -> None:
     before = per_prompt(tiny, probe)
     with lora.attached(tiny, adapter):
@@ -369,6 +372,7 @@ def test_recovery_is_what_comes_back_of_what_was_lost(tiny: HookedTransformer, p
     assert kept[kept["measure"].str.startswith("share")]["value"].isna().all(), "nothing was lost"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_draws", [1, 6])
 def test_the_interval_of_a_regained_share_covers_the_true_one(n_draws: int) -> None:
     generator, covered = torch.Generator().manual_seed(0), []
@@ -440,6 +444,7 @@ def test_nothing_is_left_on_the_model(tiny: HookedTransformer, probe: Probe) -> 
     assert all(not point.fwd_hooks for point in tiny.hook_dict.values())
 
 
+@pytest.mark.slow
 def test_values_of_the_lab_are_finite_and_the_vector_is_sufficient(lab: HookedTransformer) -> None:
     import ivlens
 

@@ -81,6 +81,7 @@ def test_the_best_wording_is_sought_on_no_more_pairs_than_layers_are(
     assert set(tables.kept["instructions"]["prompts"]) == {3} and len(word_task.split(shots=3).validation) > 3
 
 
+@pytest.mark.slow
 def test_all_wordings_in_turn_are_the_default(tiny: HookedTransformer, word_task: Task) -> None:
     ask: dict[str, Any] = {**SMALL, "source": "instruction", "other_tasks": 0, "template": WORD_TEMPLATE}
     usual = ivlens.audit(tiny, word_task, **ask)

@@ -31,6 +31,7 @@ def table(out: str) -> list[list[str]]:
     return [line.split() for line in lines[start + 1 :] if "─" not in line]
 
 
+@pytest.mark.slow
 def test_replies_stand_side_by_side_and_are_those_of_python(capsys: pytest.CaptureFixture[str]) -> None:
     line = ["ask", "lab", "big", "hot", "--template", "qa", "--vector", str(RUN), "--scale", "1", "--layer", "1"]
     assert main(line) == 0
@@ -45,6 +46,7 @@ def test_replies_stand_side_by_side_and_are_those_of_python(capsys: pytest.Captu
     assert table(out) == [["big", bare[0], steered[0]], ["hot", bare[1], steered[1]]]
 
 
+@pytest.mark.slow
 def test_answers_are_scored_and_need_not_be(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "asked.txt").write_text("big\tsmall\n\nhot\tcold\n")
     line = ["ask", "lab", "--file", str(tmp_path / "asked.txt"), "--template", "qa", "--vector", str(RUN)]
@@ -58,6 +60,7 @@ def test_answers_are_scored_and_need_not_be(capsys: pytest.CaptureFixture[str], 
     assert "P(answer)" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_prompts_come_from_standard_input_and_an_adapter_is_a_column(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,6 +89,7 @@ def test_a_prompt_without_an_answer_is_read_as_it_is() -> None:
         tokenize(model, [bare])
 
 
+@pytest.mark.slow
 def test_the_prompts_that_are_shown_are_those_of_an_audit(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prompts", "--task", "antonym", "--shots", "3", "--seed", "1", "--model", "lab"]) == 0
     out = capsys.readouterr().out

@@ -82,6 +82,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "name"), [(command, one.name) for command, settings in MADE_OF.items() for one in fields(settings)]
 )
@@ -93,6 +94,7 @@ def test_what_is_typed_arrives(called: dict[str, Any], tmp_path: Path, command: 
     assert not {one.name for one in fields(MADE_OF[command])} & called.keys() - {name, "template", "top"}
 
 
+@pytest.mark.slow
 def test_universal_heads_are_asked_for_with_a_score(called: dict[str, Any], tmp_path: Path):
     line = TYPED["universal"].replace("OUT", str(tmp_path / "run")).split()
     assert main(line) == 130 and called["score"] == "auto"
@@ -109,6 +111,7 @@ def test_a_study_scores_as_is_asked_for(called: dict[str, Any], tmp_path: Path):
     assert usual.evaluation.score == usual.record()["evaluation"]["score"] == "greedy-match"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", MADE_OF)
 def test_options_of_the_template_arrive(called: dict[str, Any], tmp_path: Path, command: str, monkeypatch: Any):
     line = TYPED[command].replace("OUT", str(tmp_path / "run")).split()

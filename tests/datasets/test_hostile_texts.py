@@ -48,6 +48,7 @@ def test_half_a_character_in_a_file_is_refused(field: str, tmp_path: Path) -> No
         read_task(tmp_path / "a.json")
 
 
+@pytest.mark.slow
 def test_a_table_shows_the_ends_of_long_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Rich takes seconds for a megabyte of text."""
     pairs = [{"input": f"in{i}", "output": "y" * 10**6} for i in range(12)]

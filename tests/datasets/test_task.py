@@ -201,6 +201,7 @@ def test_two_columns_of_a_table_are_a_task() -> None:
     assert several.pairs == (Pair("a", "x", ("y",)), Pair("b", "w")) and several.instructions == ("Do it.",)
 
 
+@pytest.mark.slow
 def test_every_built_in_task_can_be_audited() -> None:
     assert "antonym" in tasks()
     for name in tasks():

@@ -89,6 +89,7 @@ def assert_alone(
         assert n == len(prompts) and mean == pytest.approx(sum(first for _, first in alone) / n, rel=near)
 
 
+@pytest.mark.slow
 def test_general_tasks_are_answered_as_by_generating_on_each_prompt_alone(
     found: pd.DataFrame, lab: HookedTransformer, general: list[Task]
 ) -> None:
@@ -103,6 +104,7 @@ def test_general_tasks_are_answered_as_by_generating_on_each_prompt_alone(
     assert accuracies.min() < 0.5 < accuracies.max(), "right and wrong answers are both needed here"
 
 
+@pytest.mark.slow
 def test_accuracies_are_of_the_score_that_is_asked_for(
     lab: HookedTransformer, general: list[Task], learned: list[Stage]
 ) -> None:
@@ -120,6 +122,7 @@ def test_accuracies_are_of_the_score_that_is_asked_for(
     pd.testing.assert_frame_equal(scored[is_probability], usual[is_probability])
 
 
+@pytest.mark.slow
 def test_tasks_of_the_sequence_are_answered_as_by_generating_on_each_prompt_alone(
     found: pd.DataFrame, lab: HookedTransformer, learned: list[Stage]
 ) -> None:
@@ -128,6 +131,7 @@ def test_tasks_of_the_sequence_are_answered_as_by_generating_on_each_prompt_alon
         assert_alone(lab, found, one.name, "trained ", list(one.train), False)
 
 
+@pytest.mark.slow
 def test_what_a_task_cannot_be_asked_is_not_measured_and_never_zero(
     lab: HookedTransformer, general: list[Task], learned: list[Stage]
 ) -> None:
@@ -153,6 +157,7 @@ def test_one_line_a_task_and_measure(found: pd.DataFrame) -> None:
     assert found["value"].dropna().between(0, 1).all() and set(found["heads"]) == {""}
 
 
+@pytest.mark.slow
 def test_the_same_questions_are_asked_again(
     found: pd.DataFrame, lab: HookedTransformer, general: list[Task], learned: list[Stage]
 ) -> None:

@@ -119,6 +119,7 @@ def cells(frame: pd.DataFrame, method: str, stage: int, **chosen: str) -> pd.Ser
     return own.groupby("seed")["value"].mean()
 
 
+@pytest.mark.slow
 def test_every_figure_is_there_and_says_model_study_and_seeds(drawn):
     assert list(drawn) == [
         "accuracy",
@@ -305,6 +306,7 @@ def test_a_line_of_forms_without_the_bare_name_is_called_by_what_they_share():
     assert figures._common([("lora+2", 0.3), ("lora+10", 1.0)]) == "lora+2"
 
 
+@pytest.mark.slow
 def test_without_probes_their_figures_are_left_out():
     names = list(draw(study(probed=False)))
     assert names == ["accuracy", "r-matrix", "instruction-knowledge", "methods", "trade-off"]
@@ -331,6 +333,7 @@ def test_one_seed_has_values_but_no_intervals():
         assert trace.fill is None or not [x for x in trace.x if x is not None], "no band"
 
 
+@pytest.mark.slow
 def test_a_study_of_one_stage_has_no_forgetting_and_one_method_nothing_beside_it():
     drawn = draw(study(methods=("lora",), learned=LEARNED[:1]))
     assert titles(drawn["methods"]) == ["AP", "GP", "IP"]
@@ -356,6 +359,7 @@ def test_names_are_never_read_as_markup():
     assert any("1 &lt;b&gt;bold" in note.text for note in figure.layout.annotations)
 
 
+@pytest.mark.slow
 def test_over_seeds_agrees_with_the_summary(found):
     per_cell = metrics.cells(found.evaluations, guided=(STATED,))
     again = metrics.over_seeds(per_cell, ["method", "measure"]).set_index(["method", "measure"])
@@ -437,6 +441,7 @@ def test_the_printed_table_has_the_numbers_of_the_summary(capsys, found):
     assert shown("Difference from lora", "lora+iv") == " ".join([*wanted, told("lora+iv", "GP kept")])
 
 
+@pytest.mark.slow
 def test_a_reference_is_told_against_every_other_method_and_marked_where_it_is_clear_of_0(found):
     frame = found.evaluations
     frame = frame.assign(value=frame["value"] + 0.002 * np.random.default_rng(0).normal(size=len(frame)))
@@ -469,6 +474,7 @@ def test_the_order_that_every_seed_drew_is_shown(capsys, found):
     assert "order" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_where_seeds_have_orders_of_their_own_r_is_by_the_stage_in_which_a_task_was_learned():
     frame = evaluations(methods=("lora",), seeds=(0, 1))
     order = {(seed, task): 1 + (number + seed) % 3 for seed in (0, 1) for number, task in enumerate(LEARNED)}
@@ -483,6 +489,7 @@ def test_where_seeds_have_orders_of_their_own_r_is_by_the_stage_in_which_a_task_
     assert np.allclose(line(drawn["accuracy"], 0, "tasks learned so far").y, so_far)
 
 
+@pytest.mark.slow
 def test_what_one_seed_and_one_stage_do_not_tell_is_said(capsys):
     study_tables.print_study(study(seeds=(4,), learned=LEARNED[:1]))
     out = capsys.readouterr().out
@@ -490,6 +497,7 @@ def test_what_one_seed_and_one_stage_do_not_tell_is_said(capsys):
     assert "not measured" in out, "F of one stage"
 
 
+@pytest.mark.slow
 def test_the_table_of_a_notebook_has_the_same_numbers_and_no_markup_of_others(found):
     shown = study_tables.study_html(found)
     line = found.summary.set_index(["method", "measure"]).loc[("lora+iv", "GP")]

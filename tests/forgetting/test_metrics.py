@@ -222,6 +222,7 @@ def test_any_two_methods_differ_by_what_is_computed_seed_by_seed() -> None:
         metrics.difference(study(), "lora", "lora+no")
 
 
+@pytest.mark.slow
 def test_a_reference_is_held_against_every_other_method_and_corrected_for_all_of_that() -> None:
     frame, measures = study(), ("GP", "AP", "IP")
     found = metrics.comparisons(frame, "lora+iv", measures=measures)

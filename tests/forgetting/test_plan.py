@@ -241,6 +241,7 @@ def test_every_built_in_task_is_in_one_family() -> None:
     assert sorted(listed) == ivlens.tasks(), "none twice, none left out, none that there is not"
 
 
+@pytest.mark.slow
 def test_general_tasks_guide_or_are_held_out_by_whole_families() -> None:
     asked = Plan(name="x", tasks=("class-letter",))
     general = general_tasks(asked)

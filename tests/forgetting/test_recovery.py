@@ -72,6 +72,7 @@ def test_a_number_is_the_mean_over_probes_and_its_interval_is_over_seeds():
         assert (told["low"], told["high"]) == pytest.approx((by_seed.mean() - half, by_seed.mean() + half))
 
 
+@pytest.mark.slow
 def test_of_one_seed_the_interval_is_the_one_that_was_kept():
     table = recovery.by_stage(evaluations(seeds=(4,), bounds=True))
     assert line(table, "query alone", "base vector")[["low", "high"]].to_numpy().tolist() == [[0.4, 1.0]] * 3
@@ -84,6 +85,7 @@ def test_of_one_seed_the_interval_is_the_one_that_was_kept():
     assert text[0][2] == "0.86 [0.40, 1.00]"
 
 
+@pytest.mark.slow
 def test_the_table_says_half_of_students_interval_though_it_ends_at_1():
     found = Findings(evaluations(asked=[("zero-shot accuracy", ""), ("steered zero-shot accuracy", "chosen")]))
     row = line(found.recovery, "query alone", "no vector").loc[1]
@@ -94,6 +96,7 @@ def test_the_table_says_half_of_students_interval_though_it_ends_at_1():
     assert table.parts[0][1][1] == f"0.990 ±{row['value'] - row['low']:.3f}"
 
 
+@pytest.mark.slow
 def test_what_was_not_measured_is_a_gap_and_never_0():
     asked = [key for key in ASKED if key[1] != "own"]
     found = Findings(evaluations(asked=asked))
@@ -106,6 +109,7 @@ def test_what_was_not_measured_is_a_gap_and_never_0():
     assert "own vector" not in {trace.name for trace in first}
 
 
+@pytest.mark.slow
 def test_older_tables_have_demonstrations_on_the_same_general_tasks():
     table = recovery.by_stage(evaluations(asked=[key for key in ASKED if key[0] != "few-shot accuracy"]))
     assert line(table, "demonstrations", "no vector")["value"].tolist() == pytest.approx([0.6, 0.5, 0.4])
@@ -113,6 +117,7 @@ def test_older_tables_have_demonstrations_on_the_same_general_tasks():
     assert own[0] == pytest.approx(0.9 - 0.06 - 0.025), "the probe's own where it was asked"
 
 
+@pytest.mark.slow
 def test_the_figure_says_how_many_methods_it_leaves_out_and_draws_the_tables_numbers():
     found = Findings(evaluations())
     figure = recovery.figures(found)["recovery-by-stage"]
@@ -132,6 +137,7 @@ def test_the_figure_says_how_many_methods_it_leaves_out_and_draws_the_tables_num
     assert beside.line.dash == "dot" and beside.line.color == LOOKS["none"].colour
 
 
+@pytest.mark.slow
 def test_no_band_leaves_what_an_accuracy_can_be():
     frame = evaluations(seeds=(0, 1))
     frame.loc[frame["seed"] == 1, "value"] *= 0.1
@@ -143,6 +149,7 @@ def test_no_band_leaves_what_an_accuracy_can_be():
     assert low < min(y for trace in figure.data for y in trace.y if y is not None) and high > 1
 
 
+@pytest.mark.slow
 def test_without_probes_there_is_no_table_and_no_figure():
     found = Findings(evaluations().query("kind == 'general'"))
     assert found.recovery.empty and list(found.recovery.columns) == list(recovery.RECOVERY)

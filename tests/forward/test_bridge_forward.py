@@ -70,6 +70,7 @@ def in_one_sequence(bridge: Any) -> bool:
     return forward_of(bridge).read(TOKENS).in_one_sequence  # pyright: ignore
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EACH_ARCHITECTURE)
 def test_the_sweep_equals_one_run_per_head_and_each_prompt_alone(name: str) -> None:
     bridge = random_bridge(name, precise(name))
@@ -92,6 +93,7 @@ def test_what_heads_write_is_what_attention_adds_to_the_stream(name: str) -> Non
     assert [path.scale for path in paths] == [0.5 if name == "granite" else 1.0] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EACH_ARCHITECTURE)
 def test_steering_and_ablating_rows_equal_one_run_for_each(name: str) -> None:
     bridge = random_bridge(name, precise(name))
@@ -112,6 +114,7 @@ def test_steering_and_ablating_rows_equal_one_run_for_each(name: str) -> None:
     torch.testing.assert_close(changed.probability[:, 1], wanted, rtol=0, atol=near(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "gemma3", "falcon-alibi", "gpt-neo"])
 def test_rows_pass_a_block_a_few_at_a_time_and_nothing_depends_on_how_many(
     name: str, monkeypatch: pytest.MonkeyPatch
@@ -147,6 +150,7 @@ def test_an_attention_that_can_be_told_in_neither_way_is_refused(monkeypatch: py
         sweep.sweep(bridge, TOKENS, random_z(bridge))
 
 
+@pytest.mark.slow
 def test_a_hook_at_the_last_token_is_in_force_for_every_row() -> None:
     bridge = random_bridge("llama-gqa")
     z, tokens = random_z(bridge), TOKENS.first()
@@ -206,6 +210,7 @@ def test_a_checkpoint_in_a_bridge_is_measured_as_one_run_per_head_would(tmp_path
     assert not torch.equal(change.base.aie, change.tuned.aie)
 
 
+@pytest.mark.slow
 def test_rows_are_tried_once_a_bridge_and_again_where_prompts_are_wider(monkeypatch: pytest.MonkeyPatch) -> None:
     tried, bridge = [], random_bridge("llama")
     trial = bridge_forward.BridgeForward._try_rows
@@ -220,6 +225,7 @@ def test_rows_are_tried_once_a_bridge_and_again_where_prompts_are_wider(monkeypa
     assert tried == [12, 16]
 
 
+@pytest.mark.slow
 def test_rows_that_cannot_be_tokens_of_one_sequence_are_sequences_at_every_width() -> None:
     """GPT-Neo's attention counts columns."""
     bridge, z = random_bridge("gpt-neo"), torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0))

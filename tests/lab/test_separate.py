@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from shipped import SHIPPED
 
 import ivlens
 from ivlens.lab import curriculum, roles, separate
@@ -15,7 +16,7 @@ from ivlens.lab.train import TrainingConfig, new_model
 from ivlens.lab.vocabulary import tokenizer
 from ivlens.shapes import Head
 
-ALL = [ivlens.task(name) for name in ivlens.tasks()]
+ALL = list(SHIPPED)
 TOKENIZER = tokenizer(ALL)
 
 
@@ -34,6 +35,7 @@ def test_statements_and_nothing_else_are_kept_apart_and_only_in_that_lesson():
         assert all(one.apart for one in drawn if one.form in apart)
 
 
+@pytest.mark.slow
 def test_apart_the_carriers_alone_say_what_they_say_about_the_document_before():
     batch = batch_with_statements()
     model = new_model(TrainingConfig(), TOKENIZER)

@@ -6,8 +6,9 @@ from collections import Counter
 
 import pytest
 import torch
+from shipped import SHIPPED
 
-from ivlens.datasets.task import Task, read_task, task, tasks
+from ivlens.datasets.task import Task, read_task, tasks
 from ivlens.lab.abilities import answer_all
 from ivlens.lab.sequences import SEQUENCES, TASKS
 from ivlens.lab.sequences.__main__ import made
@@ -18,8 +19,8 @@ from ivlens.training.stages import Stage, check_sequence
 
 ALL = {name: read_task(TASKS / f"{name}.json") for names in SEQUENCES.values() for name in names}
 FEWEST_PAIRS = 60
-OLD = {wording for name in tasks() for wording in task(name).instructions}
-WRITTEN = {word for name in tasks() for pair in task(name).pairs for word in pair.output.split(" ")}
+OLD = {wording for one in SHIPPED for wording in one.instructions}
+WRITTEN = {word for one in SHIPPED for pair in one.pairs for word in pair.output.split(" ")}
 
 
 @pytest.fixture(scope="module")

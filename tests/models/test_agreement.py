@@ -132,6 +132,7 @@ VALUES = (None, True, 0, -1, 3, 10**30, 1.5, "x", "", "\ud800", "x" * 10**5, [],
 MORE = ("num_labels", "id2label", "label2id", "pruned_heads", "layer_types", "quantization_config", "head_dim", "dtype")
 
 
+@pytest.mark.slow
 def test_a_field_of_any_type_and_size_is_read_or_refused_in_a_sentence(folders: Folders, tmp_path: Path) -> None:
     source = folders("llama-gqa")
     fields = (*json.loads((source / "config.json").read_text()), *MORE)

@@ -177,6 +177,7 @@ def test_a_layout_in_memory_changes_no_bit_and_the_backward_pass_keeps_no_copy_o
     assert not copies and any(one.untyped_storage().data_ptr() in own for one in kept)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "llama-gqa", "neox", "phi3", "qwen2", "opt", "gemma2", "olmo2"])
 def test_outputs_and_gradients_are_those_of_peft_on_the_same_checkpoint(
     family: str, folders: Callable[[str], Path], tmp_path: Path, no_sums: None

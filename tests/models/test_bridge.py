@@ -187,6 +187,7 @@ def test_all_that_is_done_on_a_hooked_transformer_is_done_on_a_bridge(
     torch.testing.assert_close(*numbers, rtol=0, atol=near, equal_nan=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every_token", [False, True])
 @pytest.mark.parametrize("family", PROJECTION)
 def test_a_bridge_is_steered_at_each_prompts_own_token(family: str, every_token: bool, folders: Folders) -> None:
@@ -398,6 +399,7 @@ def test_a_bridge_to_another_kind_of_model_is_refused(case: str) -> None:
         ivlens.load(bridge)
 
 
+@pytest.mark.slow
 def test_where_state_spaces_run_beside_heads_effects_can_be_measured_head_by_head() -> None:
     sizes = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_state": 8, "mamba_d_head": 8}
     with quiet_transformers():

@@ -67,6 +67,7 @@ def assert_near(one: Tensor, other: Tensor, tolerance: float) -> None:
     torch.testing.assert_close(one.detach(), other.detach(), rtol=0, atol=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EACH_ARCHITECTURE)
 def test_attaching_is_merging_on_every_architecture_and_leaves_no_trace(name: str) -> None:
     dtype = torch.float32 if name in NOT_IN_FLOAT64 else torch.float64
@@ -122,6 +123,7 @@ def test_gradients_are_those_of_the_merged_weights(name: str) -> None:
             assert wanted.abs().max() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "llama-gqa", "neox", "qwen2", "phi3"])
 def test_a_bridge_with_an_adapter_is_pefts_own_model(
     family: str, folders: Callable[[str], Path], tmp_path: Path

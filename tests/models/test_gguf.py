@@ -32,6 +32,7 @@ def log_probs(folder: Path) -> torch.Tensor:
         return model.eval()(PROMPT).logits.log_softmax(-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ARCHITECTURES)
 def test_a_file_computes_what_the_folder_that_it_was_made_of_computes(family: str, tmp_path: Path) -> None:
     fields = {"query_pre_attn_scalar": 256} if family == "gemma2" else {}
@@ -88,6 +89,7 @@ ROPE = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_facto
 ROPE |= {"original_max_position_embeddings": 8192}
 
 
+@pytest.mark.slow
 def test_scaled_rotations_of_llama_3_are_read_from_their_factors(tmp_path: Path) -> None:
     from transformers import AutoConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS

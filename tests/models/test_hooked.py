@@ -88,6 +88,7 @@ def test_no_weight_is_copied_when_a_loaded_model_runs(family: str, tmp_path: Pat
     assert {name for name in copied.names if ".W_" in name or "._W_" in name} == set()
 
 
+@pytest.mark.slow
 @pytest.mark.numeric
 @pytest.mark.parametrize("stored", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", EACH_FAMILY)
@@ -121,6 +122,7 @@ OVERRIDES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.numeric
 @pytest.mark.parametrize("case", OVERRIDES)
 def test_unusual_configurations_come_out_right(case: str, tmp_path: Path) -> None:

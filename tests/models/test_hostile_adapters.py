@@ -48,6 +48,7 @@ def write(folder: Path, **fields: object) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_field_of_any_type_and_size_is_read_or_refused_in_a_sentence(tmp_path: Path) -> None:
     for field, value in random.Random(0).sample([(field, value) for field in FIELDS for value in VALUES], 150):
         try:

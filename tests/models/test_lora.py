@@ -106,6 +106,7 @@ def test_a_fresh_adapter_follows_its_seed(model: HookedTransformer) -> None:
     assert 0.9 < float(a.abs().max()) * 20**0.5 <= 1, "uniform up to 1 / sqrt(inputs)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("target", TARGETS)
 def test_attaching_equals_merging_bit_for_bit_on_every_weight(kind: str, target: Target) -> None:
@@ -177,6 +178,7 @@ def loss(model: HookedTransformer) -> Tensor:
     return model(TOKENS).log_softmax(-1)[:, -1, 5].sum()
 
 
+@pytest.mark.slow
 def test_gradients_equal_finite_differences(model: HookedTransformer) -> None:
     adapter = random_adapter(model, "W_Q", "W_V", "W_gate").requires_grad_()
     step, generator = 1e-6, torch.Generator().manual_seed(3)
@@ -278,6 +280,7 @@ def test_the_digest_counts_attached_adapters_as_merged_in_their_order(model: Hoo
     assert weight_digest(model) == attached
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_hooks_and_sweeps_see_the_adapted_model(kind: str) -> None:
     model = model_of(kind)

@@ -304,6 +304,7 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CONFIGURATIONS)
 def test_what_is_not_supported_is_refused_by_its_name(case: str, llama: HookedTransformer, tmp_path: Path) -> None:
     changes, sentence = CONFIGURATIONS[case]
@@ -434,6 +435,7 @@ def test_every_architecture_that_is_loaded_has_a_layout() -> None:
     assert peft_layout._LAYOUTS.keys() == ARCHITECTURES.keys()
 
 
+@pytest.mark.slow
 def test_loading_with_an_adapter_merges_it_and_keeps_the_name(folders: Callable[[str], Path], tmp_path: Path) -> None:
     theirs = saved(folders("qwen2"), tmp_path, target_modules="all-linear")
     base, adapted = load(folders("qwen2")), load(folders("qwen2"), adapter=tmp_path)
@@ -467,6 +469,7 @@ def test_what_16_bits_lose_of_an_update_is_said_and_recorded(folders: Callable[[
     assert hooked.source(load(folders("llama"), adapter=tmp_path / "small")).stored == ""
 
 
+@pytest.mark.slow
 def test_several_adapters_are_merged_from_left_to_right_as_peft_merges_them(
     folders: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -497,6 +500,7 @@ def test_of_several_adapters_the_one_that_cannot_be_merged_is_named(
         load(tmp_path / "no-such-model", adapter=[tmp_path / "good", tmp_path / "dora"])
 
 
+@pytest.mark.slow
 def test_an_adapter_is_refused_by_its_header_before_any_tensor_is_read(
     llama: HookedTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

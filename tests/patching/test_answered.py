@@ -61,6 +61,7 @@ def by_hand(model: HookedTransformer, task: Task, settings: Settings) -> Queries
     return Queries(*kept)
 
 
+@pytest.mark.slow
 def test_means_and_effects_are_those_of_the_queries_that_are_answered_right_by_hand(lab: HookedTransformer) -> None:
     task, settings = ivlens.task("antonym"), Settings(**ON)
     split, kept = task.split(shots=1, seed=0), by_hand(lab, task, settings)
@@ -78,6 +79,7 @@ def test_means_and_effects_are_those_of_the_queries_that_are_answered_right_by_h
     assert torch.equal(vector.mean_z, found.mean_z) and vector.settings == found.settings == settings
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_said_with_counts_once(lab: HookedTransformer) -> None:
     task, kept = ivlens.task("antonym"), by_hand(lab, ivlens.task("antonym"), Settings(**ON))
     split = task.split(shots=1, seed=0)
@@ -118,6 +120,7 @@ def _last_logits(model: Any, tokens: Any) -> torch.Tensor:
     return torch.stack(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hooked", "bridge"])
 def test_a_bridge_keeps_what_it_answers_right(kind: str, folders: Callable[[str], Path]) -> None:
     folder = folders("llama-gqa")
@@ -154,6 +157,7 @@ def test_only_true_and_false_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
         Settings(answered_only="yes")  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.slow
 def test_universal_heads_leave_out_a_task_with_too_few_right_answers(
     lab: HookedTransformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,6 +45,7 @@ def state(model: Any) -> dict[str, torch.Tensor]:
     return {name: one.clone() for name, one in (*model.named_parameters(), *model.named_buffers())}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "make"),
     [("llama", random_hooked), ("gpt2", random_hooked), ("llama", random_bridge), ("gemma2", random_bridge)],

@@ -124,6 +124,7 @@ def test_nested_steering_adds_both_at_the_prompts_own_token(tiny: HookedTransfor
     assert_alike(batched, by_hand(tiny, TOKENS, added(2 * vector.vector) | added(-0.5 * vector.vector, layer=2)))
 
 
+@pytest.mark.slow
 def test_asking_a_steered_model_gives_each_query_what_it_gets_alone(
     tiny: HookedTransformer, vector: InstructionVector
 ) -> None:

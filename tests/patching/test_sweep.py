@@ -41,6 +41,7 @@ def assert_sweep_is_exact(model: HookedTransformer, effect: sweep.Effect) -> Non
         torch.testing.assert_close(cie[i : i + 1], alone, rtol=0, atol=exact * max(1.0, float(alone.abs().max())))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("effect", ["prob", "nll"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_sweep_equals_one_run_per_head_and_each_prompt_alone(kind: str, effect: sweep.Effect) -> None:
@@ -67,6 +68,7 @@ def test_rarer_blocks_are_exact_too(kind: str, fields: dict, effect: sweep.Effec
 FLAGS = ("use_attn_in", "use_attn_result", "use_split_qkv_input", "use_hook_mlp_in", "ungroup_grouped_query_attention")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", FLAGS)
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_flags_that_users_set_change_no_number(kind: str, flag: str) -> None:

@@ -90,6 +90,7 @@ def noise_effects(seed: int, added: float = 0.0) -> HeadEffects:
     return HeadEffects(cie=cie, **about, settings=Settings(), **names)
 
 
+@pytest.mark.slow
 def test_a_grid_of_noise_has_no_saturated_cell():
     grids = [noise_effects(seed) for seed in range(20)]
     # Of twenty grids one has a head that is clear of 0 by chance.

@@ -83,6 +83,7 @@ def test_one_long_document_does_not_end_a_measurement(tiny: HookedTransformer, w
     assert found.cie.equal(ivlens.indirect_effects(tiny, word_task, **few).cie)
 
 
+@pytest.mark.slow
 def test_the_labs_tasks_are_asked_whole(lab: HookedTransformer) -> None:
     usual = ivlens.Settings()
     for name in ivlens.tasks():

@@ -84,6 +84,7 @@ def vector_of(width: int, dtype: torch.dtype = torch.float64) -> InstructionVect
     return InstructionVector(vector=made, heads=(), layer=1, scale=3.0, mean_z=None, settings=None, **nothing)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_replies_of_a_padded_batch_are_those_of_each_prompt_alone(
     kind: str, readable: Callable[..., HookedTransformer]
@@ -94,6 +95,7 @@ def test_replies_of_a_padded_batch_are_those_of_each_prompt_alone(
     assert_telling(wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every_token", [False, True])
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "local"])
 def test_a_steered_model_replies_as_each_prompt_alone_steered_at_its_own_token(
@@ -112,6 +114,7 @@ def test_a_steered_model_replies_as_each_prompt_alone_steered_at_its_own_token(
     assert_telling(wanted)
 
 
+@pytest.mark.slow
 def test_replies_are_kept_by_batches_and_by_all_that_they_depend_on(
     tiny: HookedTransformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +165,7 @@ def test_heads_are_ablated_while_a_reply_is_written(tiny: HookedTransformer, eve
     assert all(not point.fwd_hooks for point in tiny.hook_dict.values())
 
 
+@pytest.mark.slow
 def test_an_attached_adapter_replies_as_a_merged_one(tiny: HookedTransformer) -> None:
     made = lora.fresh(tiny, LoraConfig(rank=2))
     generator = torch.Generator().manual_seed(2)
@@ -205,6 +209,7 @@ def bridge_of(folder: Path) -> TransformerBridge:
 
 
 # Gemma 2 has one matrix for both embeddings, and at random writes the prompt's last token again and again.
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "llama-gqa", "mistral", "gemma2", "opt"])
 def test_a_bridge_replies_as_each_prompt_alone(family: str, tmp_path: Path) -> None:
     apart = {"tie_word_embeddings": False} if family == "gemma2" else {}
@@ -214,6 +219,7 @@ def test_a_bridge_replies_as_each_prompt_alone(family: str, tmp_path: Path) -> N
     assert_telling(wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every_token", [False, True])
 @pytest.mark.parametrize("family", ["gpt2", "llama-gqa", "mistral"])
 def test_a_steered_bridge_replies_as_each_prompt_alone(

@@ -21,6 +21,7 @@ from ivlens.replies.inquiry import SHOWN, Replies, measure_prompts
 pytestmark = pytest.mark.numeric
 
 
+@pytest.mark.slow
 def test_a_reply_is_what_greedy_decoding_writes_up_to_the_first_wrong_token(lab: HookedTransformer) -> None:
     task = ivlens.task("next-two")  # Answers of two tokens.
     prompts = zero_shot(task.pairs[:20]) + instructed(task, task.pairs[:20])
@@ -45,6 +46,7 @@ def test_probability_is_of_the_first_answer_token(lab: HookedTransformer) -> Non
         assert first == pytest.approx(float(lab(ids)[0, -1].softmax(0)[answer]), rel=near)
 
 
+@pytest.mark.slow
 def test_inside_steered_the_steered_model_is_asked(lab: HookedTransformer) -> None:
     task = ivlens.task("antonym")
     vector = ivlens.instruction_vector(lab, task, heads=[ivlens.Head(3, 3)], layer=2)
@@ -68,6 +70,7 @@ def test_replies_show_themselves_and_hide_no_markup(tiny: HookedTransformer) -> 
     assert replies.to_frame()["answer"].tolist() == [f"w{i + 50}" for i in range(1, 9)]
 
 
+@pytest.mark.slow
 def test_the_reply_is_what_the_model_writes_to_the_end_of_the_line(lab: HookedTransformer) -> None:
     task = ivlens.task("next-two")
     prompts = zero_shot(task.pairs[:6]) + instructed(task, task.pairs[:6])
@@ -120,6 +123,7 @@ def test_any_of_several_right_answers_is_right(written: Replies) -> None:
     assert replace(written, prompts=prompts).scores("exact").tolist() == [0, 0, 1]
 
 
+@pytest.mark.slow
 def test_prompts_are_scored_as_their_replies_are(lab: HookedTransformer) -> None:
     task = ivlens.task("next-two")
     prompts = zero_shot(task.pairs[:6]) + instructed(task, task.pairs[:6])

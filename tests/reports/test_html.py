@@ -167,6 +167,7 @@ def test_the_policy_of_a_page_allows_its_own_scripts_and_nothing_else(folders: d
     assert policy.split("; ")[:2] == ["default-src 'none'", f"script-src 'sha256-{digests[0]}' 'sha256-{digests[1]}'"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["audit", "compare"])
 def test_what_a_task_file_holds_is_on_the_page_as_text(folders: dict[str, Path], kind: str) -> None:
     found = elements(folders[kind])
@@ -216,11 +217,13 @@ def test_the_plan_that_is_shown_is_read_back_as_the_same_plan(folders: dict[str,
     assert plan.read_plan(tmp_path / "plan.toml").record() == study.plan.record()
 
 
+@pytest.mark.slow
 def test_the_same_run_makes_the_same_page(folders: dict[str, Path]) -> None:
     before = (folders["audit"] / "report.html").read_bytes()
     assert ivlens.report(folders["audit"]).read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_disk_that_refuses_leaves_the_old_page(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     listed, before = sorted(folders["audit"].iterdir()), (folders["audit"] / "report.html").read_bytes()
     monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
@@ -239,6 +242,7 @@ def test_what_is_no_complete_run_is_refused_in_a_sentence(tmp_path: Path, capsys
         assert not (tmp_path / name / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_the_command_line_says_where_the_page_is(folders: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(folders["compare"])]) == 0
     assert capsys.readouterr().out == f"Written: {folders['compare'] / 'report.html'}\n"

@@ -46,6 +46,7 @@ def found(tiny: HookedTransformer, word_task: Task, folder: Path) -> Audit:
     return ivlens.audit(tiny, word_task, heads=GIVEN, other_tasks=0, out=folder, **SMALL)
 
 
+@pytest.mark.slow
 def test_given_heads_write_the_vector_in_their_order(found: Audit, tiny: HookedTransformer) -> None:
     assert found.vector.heads == tuple(GIVEN)
     torch.testing.assert_close(found.vector.vector, write_vector(tiny, found.effects.mean_z, GIVEN))
@@ -63,6 +64,7 @@ def test_given_heads_are_recorded_and_others_refused(
         ivlens.audit(tiny, word_task, top=3, other_tasks=0, out=folder, **SMALL)
 
 
+@pytest.mark.slow
 def test_the_heads_of_largest_aie_given_by_name_are_the_same_audit(
     found: Audit, tiny: HookedTransformer, word_task: Task
 ) -> None:
@@ -166,6 +168,7 @@ def test_universal_heads_are_those_of_the_other_tasks_and_are_kept(
     assert again.vector.heads == found.vector.heads
 
 
+@pytest.mark.slow
 def test_a_comparison_takes_the_same_heads_on_both_sides(tiny: HookedTransformer, word_task: Task) -> None:
     adapter = lora.fresh(tiny, LoraConfig(rank=2))
     for factors in adapter.factors.values():
@@ -174,6 +177,7 @@ def test_a_comparison_takes_the_same_heads_on_both_sides(tiny: HookedTransformer
     assert found.base_vector.heads == found.tuned_vector.heads == tuple(GIVEN)
 
 
+@pytest.mark.slow
 def test_public_universal_heads_say_why_a_task_is_left_out(lab: HookedTransformer, tmp_path: Path) -> None:
     constant = Task(name="constant", pairs=tuple(Pair(pair.input, "one") for pair in task("antonym").pairs))
     with pytest.warns(TaskWarning, match="left out of the universal heads: .*12 pairs"):

@@ -56,6 +56,7 @@ def alone(
     return float(first[answer[0]]), float(right)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_every_line_is_that_of_one_hooked_run_per_prompt_and_ablation(kind: str) -> None:
     model, given = random_hooked(kind), asked()

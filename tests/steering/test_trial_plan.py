@@ -131,6 +131,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("floor", [0, trial_plan.FLOOR])
 def test_the_work_that_is_counted_is_the_work_that_is_done(
     floor: int,

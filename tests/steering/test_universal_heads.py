@@ -39,6 +39,7 @@ def found(lab: HookedTransformer, impossible: Task) -> Universal:
     return universal_heads(lab, [task(GUIDES[0]), impossible, *map(task, GUIDES[1:])], SETTINGS, top=4)
 
 
+@pytest.mark.slow
 def test_heads_are_ranked_by_the_mean_over_the_tasks_that_the_model_can_do(
     found: Universal, lab: HookedTransformer
 ) -> None:
@@ -63,6 +64,7 @@ def test_vectors_are_what_these_heads_write_on_each_task(found: Universal, lab: 
         torch.testing.assert_close(vector, wanted, rtol=0, atol=near)
 
 
+@pytest.mark.slow
 def test_a_task_that_the_model_can_only_guess_is_left_out(lab: HookedTransformer, impossible: Task) -> None:
     constant = Task(name="constant", pairs=tuple(Pair(pair.input, "one") for pair in impossible.pairs))
     mixed = universal_heads(lab, [task("antonym"), impossible, constant], SETTINGS, top=4)
@@ -71,6 +73,7 @@ def test_a_task_that_the_model_can_only_guess_is_left_out(lab: HookedTransformer
     assert torch.equal(mixed.aie, alone.aie) and mixed.heads == alone.heads and mixed.layer == alone.layer
 
 
+@pytest.mark.slow
 def test_a_task_too_small_for_its_split_is_left_out_aloud(lab: HookedTransformer) -> None:
     small = Task(name="small", pairs=task("antonym").pairs[:12])
     with pytest.warns(TaskWarning, match="left out of the universal heads: task 'small' has 12 pairs"):

@@ -139,6 +139,7 @@ def alike(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     return torch.full(shape, 0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "draws", "most"),
     [(two_kinds, 20, 0.05), (rare, 20, 0.05), (skewed, 20, 0.05), (alike, 20, 0.05), (two_kinds, 5, 0.1)],

@@ -418,6 +418,7 @@ def test_a_file_that_goes_while_the_run_is_open_keeps_it_from_being_complete(tmp
     assert read_run(tmp_path).is_complete
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("successor", [False, True])
 def test_a_folder_that_is_renamed_midway_is_complete_nowhere(tmp_path, successor):
     old, new = tmp_path / "old", tmp_path / "new"

@@ -106,6 +106,7 @@ def test_definitions_and_outputs_may_be_plain_texts_and_an_input_may_stand_twice
     assert found.train[0].text.startswith("Answer it.\n")
 
 
+@pytest.mark.slow
 def test_names_and_task_files_are_stages_of_their_tasks(tmp_path: Path):
     assert stage("antonym", seed=4) == Stage.of_task(task("antonym"), seed=4)
     for name in (names[0] for names in SEQUENCES.values()):
@@ -238,6 +239,7 @@ def either(path: Path) -> None:
             assert found.digest and min(map(len, (found.train, found.validation, found.test))) >= 2
 
 
+@pytest.mark.slow
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(FILES)
 def test_any_file_is_a_stage_or_refused(tmp_path: Path, content: bytes):
@@ -246,6 +248,7 @@ def test_any_file_is_a_stage_or_refused(tmp_path: Path, content: bytes):
     either(path)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.sampled_from(["train", "eval", "dev", "test", "labels"]), FILES, st.booleans())
 def test_any_file_in_a_folder_is_a_stage_or_refused(tmp_path: Path, part: str, content: bytes, of_trace: bool):
@@ -254,6 +257,7 @@ def test_any_file_in_a_folder_is_a_stage_or_refused(tmp_path: Path, part: str, c
     either(folder)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.lists(st.fixed_dictionaries({"input": VALUES | ANY_TEXT, "output": VALUES | ANY_TEXT}), max_size=8), VALUES)
 def test_any_instances_are_a_stage_or_refused(tmp_path: Path, instances: list[Any], definition: object):

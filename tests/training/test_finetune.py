@@ -157,6 +157,7 @@ def test_every_epoch_reads_every_prompt_once(batch: int) -> None:
     assert batch == 1 or len({tuple(epoch) for epoch in epochs}) > 1, "every epoch has an order of its own"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [None, "iv", "iv-general"])
 @pytest.mark.parametrize("parts", [2, 6])
 def test_a_step_in_parts_is_the_step_in_one(model: HookedTransformer, parts: int, form: str | None) -> None:
@@ -208,6 +209,7 @@ def mean_loss_alone(model: HookedTransformer, tokens: Tokens, rows: Iterable[int
     return torch.cat(losses).mean()
 
 
+@pytest.mark.slow
 def test_the_loop_takes_the_steps_of_a_loop_written_out_by_hand(model: HookedTransformer) -> None:
     examples, training = small_examples(), replace(TRAINING, clip=CLIP)
     steps, factors = train(model, training)
@@ -249,6 +251,7 @@ def test_the_rate_rises_to_its_peak_and_falls_to_zero() -> None:
     assert replace(cosine, warmup=40).rate_at(19) == 1.0, "a warm-up longer than the training is cut off"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("infinite_slope", [False, True])
 def test_a_loss_that_is_not_finite_stops_the_training_and_keeps_the_last_good_checkpoint(
     model: HookedTransformer, tmp_path: Path, infinite_slope: bool
@@ -265,6 +268,7 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_keeps_the_last_good_ch
     assert_same(at_the_end, factors)
 
 
+@pytest.mark.slow
 def test_the_models_own_weights_stay_as_they_are(model: HookedTransformer) -> None:
     before = {name: weight.clone() for name, weight in model.named_parameters()}
     _, factors = train(model, guide=guide_of(model, Guidance()), method=Lwf())
@@ -335,6 +339,7 @@ def test_a_checkpoint_of_another_training_is_refused(model: HookedTransformer, t
     assert_same(adapter.parameters(), fresh_adapter(model).parameters())
 
 
+@pytest.mark.slow
 def test_training_learns_a_learnable_task(model: HookedTransformer) -> None:
     # The prompt's last word tells which of two answers.
     tokens = small_tokens(8, answer=1)

@@ -242,6 +242,7 @@ def test_away_from_the_teacher_a_steered_student_is_pulled(model: HookedTransfor
         assert max(float(slope.abs().max()) for slope in gradients(penalty, adapter)) > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("teacher", ["base", "previous"])
 @pytest.mark.parametrize(
     "guidance",

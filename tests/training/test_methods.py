@@ -102,6 +102,7 @@ def test_in_a_first_stage_there_is_nothing_to_keep(model: HookedTransformer, nam
     assert method.replayed(History(), seed=0) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [Ewc(weight=0.0), Lwf(weight=0.0), Olora(weight=0.0)])
 def test_with_a_weight_of_nothing_it_is_the_plain_training(
     model: HookedTransformer, history: History, method: Method
@@ -200,6 +201,7 @@ def test_fishers_of_all_stages_are_summed_whether_seen_one_by_one_or_at_once(
     assert found.item() == pytest.approx(expected, rel=1e-10)
 
 
+@pytest.mark.slow
 def test_under_an_enormous_weight_nothing_moves_that_the_old_tasks_need(
     model: HookedTransformer, history: History
 ) -> None:
@@ -271,6 +273,7 @@ def test_olora_sums_absolute_products_of_old_and_new_rows(model: HookedTransform
     assert penalty(model, method, adapter, history).item() == pytest.approx(expected, rel=1e-10)
 
 
+@pytest.mark.slow
 def test_olora_ends_closer_to_orthogonal_than_without(model: HookedTransformer, history: History) -> None:
     training = Training(steps=40, batch=4, rate=0.02, warmup=0)
     cosines = [mean_cosine(train(model, method, history, training)[1].factors, history) for method in (Lora(), Olora())]
@@ -330,6 +333,7 @@ def test_without_old_prompts_or_a_share_nothing_is_replayed() -> None:
         assert max(int(examples.rows(step, 16, 0).max()) for step in range(8)) == examples.new - 1
 
 
+@pytest.mark.slow
 def test_replayed_prompts_are_learned(model: HookedTransformer) -> None:
     prompts = small_tokens(9)
     examples = Examples(prompts=prompts, bare=prompts, new=6, replayed=0.5)

@@ -25,6 +25,7 @@ def queries(prompts: tuple[Prompt, ...]) -> list[Pair]:
     return [prompt.query for prompt in prompts]
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.integers(6, 300), st.integers(0, 2**32 - 1))
 def test_the_parts_share_no_query_lose_none_and_have_two_each(n: int, seed: int):

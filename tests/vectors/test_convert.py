@@ -73,6 +73,7 @@ def same(one: Tensor, other: Tensor) -> bool:
     return one.dtype == other.dtype and one.shape == other.shape and one.numpy().tobytes() == other.numpy().tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", OTHERS)
 def test_a_vector_comes_back_to_the_bit_from_every_form(form: Form, vector: InstructionVector, tmp_path: Path) -> None:
     ours, there, back = tmp_path / "ours.safetensors", tmp_path / NAMES[form], tmp_path / "back.safetensors"
@@ -283,6 +284,7 @@ def test_a_steering_vector_in_python_needs_no_file(vector: InstructionVector) ->
         vector_formats.of_steering_vector(SteeringVector({1: NUMBERS}, "self_attn"), facts=Facts())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["gguf", "steering-vector"])
 def test_a_layer_means_in_other_tools_what_it_means_here(
     form: Form, vector: InstructionVector, checkpoint: Callable[[str], Path], tmp_path: Path

@@ -57,6 +57,7 @@ def test_every_file_is_read_and_audited(bytewise: HookedTransformer, path: Path)
     assert few["prompts"] == len(some.split(shots=2).evaluation) and 0 <= few["probability"] <= 1
 
 
+@pytest.mark.slow
 @needs_files
 def test_words_that_a_model_cannot_read_are_told(tiny: HookedTransformer) -> None:
     found = task(FOLDER / "antonym.json")
