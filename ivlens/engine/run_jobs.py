@@ -55,6 +55,18 @@ def run_jobs(jobs: Sequence[Job], engine: Engine, *, workers: int, threads: int)
         raise _name_failed({job.name: failed[job.name] for job in jobs if job.name in failed}, len(jobs))
 
 
+def check_engine(engine: Engine) -> None:
+    """See that there is what jobs are to run on, before anything is read or computed for them.
+
+    Raises:
+        EngineError: there is not.
+    """
+    if engine.engine == "ray":
+        from ivlens.engine.ray_workers import find_cluster
+
+        find_cluster(engine)
+
+
 def count_workers(engine: Engine, n_jobs: int, usual: int) -> int:
     """How many jobs are run side by side on this machine, where so many are usual."""
     return max(1, min(engine.workers or usual, n_jobs))

@@ -17,6 +17,7 @@ import pandas as pd
 
 from ivlens.datasets.task import Task
 from ivlens.engine.options import Engine, EngineOptions
+from ivlens.engine.run_jobs import check_engine
 from ivlens.engine.worker import use_threads
 from ivlens.errors import RunError, StudyError, as_ivlens_error
 from ivlens.forgetting import cell, cell_jobs, plan
@@ -72,6 +73,7 @@ def study(
     asked = name if isinstance(name, Plan) else plan.read_plan(name)
     general = general_tasks(asked)
     sequences = {seed: sequence(asked, seed, general) for seed in asked.seeds}
+    check_engine(engine)
     base = loader.load(model or asked.model, device=device, dtype=dtype)
     refuse_unfit_guidance(asked, base)
     asked = asked.with_changes(model=model and hooked.model_name(model))

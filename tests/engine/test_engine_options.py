@@ -38,8 +38,11 @@ def test_what_cannot_be_is_refused(options: dict[str, Any], sentence: str, monke
 
 @pytest.mark.parametrize(
     "address",
-    ["", "local", "here", "here:", ":1", "here:0", "here:99999", "http://here:1", "ray://", "ray://here", "a b:1"]
-    + ["here:1/path", "here:1\n", "ray://user@here:1", "\N{ARABIC-INDIC DIGIT ONE}:1", "here:\N{ARABIC-INDIC DIGIT ONE}"],
+    [
+        *("", "local", "here", "here:", ":1", "here:0", "here:99999", "http://here:1", "ray://", "ray://here", "a b:1"),
+        *("here:1/path", "here:1\n", "ray://user@here:1", "\N{ARABIC-INDIC DIGIT ONE}:1"),
+        "here:\N{ARABIC-INDIC DIGIT ONE}",
+    ],
 )
 def test_an_address_that_is_none_is_refused(address: str) -> None:
     with pytest.raises(IvlensError, match="give auto, HOST:PORT or ray://HOST:PORT"):

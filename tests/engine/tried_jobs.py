@@ -81,3 +81,14 @@ def wait_for_ever(folder: Path) -> Iterator[bytes]:
     leave_a_mark(folder, "waiting")
     yield b"begun"
     time.sleep(600)
+
+
+def wait_for_sign(folder: Path, name: str) -> Iterator[bytes]:
+    """Says on which machine of a cluster it is, and goes on when it is told to."""
+    import ray
+
+    leave_a_mark(folder, name)
+    yield ray.get_runtime_context().get_node_id().encode()
+    while not (folder / "go on").exists():
+        time.sleep(0.05)
+    yield name.encode()
