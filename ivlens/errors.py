@@ -77,6 +77,10 @@ class StudyError(IvlensError):
     """A study's plan cannot be carried out as it is written."""
 
 
+class EngineError(IvlensError):
+    """Jobs cannot be run: there is no such cluster, no room in it, or their workers are lost again and again."""
+
+
 def shorten(text: str, most: int = LONGEST) -> str:
     """The beginning and the end of a text that is longer than so many characters."""
     if len(text) <= most:

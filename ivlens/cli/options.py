@@ -17,6 +17,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
+from ivlens.engine.options import Engine
 from ivlens.errors import IvlensError, suggest
 from ivlens.patching.settings import Settings
 from ivlens.patching.settings import parse_bytes as parse_bytes
@@ -118,7 +119,7 @@ DeviceMap = Annotated[
 Memory = Annotated[str, typer.Option(help="What patching may take beside the weights.")]
 
 
-def with_options(settings: type[Settings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_options(*settings: type[Settings | Engine]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command an option for every field of settings, in place of its `**typed`.
 
     They stand before the command's own keyword-only ones. What was typed is to be read by `read_options`.
@@ -128,7 +129,7 @@ def with_options(settings: type[Settings]) -> Callable[[Callable[..., None]], Ca
         own = list(inspect.signature(command, eval_str=True).parameters.values())
         before = [one for one in own if one.kind is one.POSITIONAL_OR_KEYWORD]
         behind = [one for one in own if one.kind is one.KEYWORD_ONLY]
-        shown = [*before, *map(_option_of, fields(settings)), *behind]
+        shown = [*before, *(_option_of(one) for kind in settings for one in fields(kind)), *behind]
 
         @functools.wraps(command)
         def run(**typed: Any) -> None:
@@ -152,7 +153,8 @@ def _option_of(one: Field[Any]) -> inspect.Parameter:
         kind: Any = StrEnum(one.name, {choice: choice for choice in about["choices"]})
         default = kind(one.default)
     elif about["least"] is not None:
-        kind, option, default = int, number(about["words"]), one.default
+        kind: Any = int if one.default is not None else int | None
+        option, default = number(about["words"]), one.default
     elif isinstance(one.default, bool):
         flag = f"--{one.name.replace('_', '-')}"
         kind, option, default = bool, typer.Option(flag, help=about["words"]), one.default
@@ -163,7 +165,7 @@ def _option_of(one: Field[Any]) -> inspect.Parameter:
     )
 
 
-def read_options(settings: type[Settings], typed: Mapping[str, Any]) -> dict[str, Any]:
+def read_options(settings: type[Settings | Engine], typed: Mapping[str, Any]) -> dict[str, Any]:
     """Options of the settings that are not the default, but for `template`, which may be the model's own.
 
     Raises:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ivlens.cli import options
 from ivlens.cli.output import draw_missing
+from ivlens.engine.options import Engine
 from ivlens.tables import plain
 
 
+@options.with_options(Engine)
 def study(
     name: Annotated[
         str,
@@ -25,10 +27,11 @@ def study(
     methods: Annotated[str | None, typer.Option(metavar="LIST", help="In place of the study's: lora,lora+iv")] = None,
     seeds: Annotated[str | None, typer.Option(metavar="LIST", help="In place of the study's: 0,1,2")] = None,
     steps: Annotated[int | None, options.number("Steps of every stage, in place of the study's.")] = None,
-    workers: Annotated[int | None, options.number("Cells side by side; one a core on the CPU, one on a GPU.")] = None,
     score: options.StudyScore = None,
+    *,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    **typed: Any,
 ) -> None:
     """Learn a sequence of tasks with several methods, and measure what each one forgets."""
     import dataclasses
@@ -37,6 +40,8 @@ def study(
     from ivlens.forgetting import plan
     from ivlens.forgetting import tables as study_tables
 
+    engine = options.read_options(Engine, typed)
+    Engine(**engine)  # Refused before anything is read.
     asked = plan.read_plan(name).with_changes(
         methods=None if methods is None else tuple(options.split_list(methods)),
         seeds=None if seeds is None else tuple(map(options.parse_whole, options.split_list(seeds))),
@@ -45,7 +50,7 @@ def study(
         asked = asked.with_changes(evaluation=dataclasses.replace(asked.evaluation, score=score.value))
     if steps is not None:
         asked = asked.with_changes(training=dataclasses.replace(asked.training, steps=steps))
-    found = ivlens.study(asked, out=out, workers=workers, device=device, dtype=dtype)
+    found = ivlens.study(asked, out=out, device=device, dtype=dtype, **engine)
     study_tables.print_study(found)
     draw_missing(found.figures(), out)
     print(f"In {plain(str(out))}: run.json, tables, every stage's adapters and figures/.")

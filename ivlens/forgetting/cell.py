@@ -103,9 +103,11 @@ class MethodRun:
             record is not None and self.is_learned(stage) and self._are_whole(record.measured, stage, (MEASURES, GRIDS))
         )
 
-    def is_begun(self, stage: int) -> bool:
-        """Whether its table of measures, which is written last, has appeared: a look that costs nothing."""
-        return self.path(stage, MEASURES).is_file()
+    def files_of(self, stage: int) -> list[str]:
+        """Names, in the folder of the run, of the files that a stage lists, and last of the list."""
+        record = self._read(stage)
+        listed = {} if record is None else record.learned | record.measured
+        return [f"{self.name}/{name}" for name in [*listed, self.path(stage, ".json").name]]
 
     def files(self) -> Files:
         """All files that its stages list, and their lists, by their names in the folder of the run."""

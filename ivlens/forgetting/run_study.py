@@ -9,19 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import pandas as pd
 
 from ivlens.datasets.task import Task
+from ivlens.engine.options import Engine, EngineOptions
+from ivlens.engine.run_jobs import check_engine
+from ivlens.engine.worker import use_threads
 from ivlens.errors import RunError, StudyError, as_ivlens_error
-from ivlens.forgetting import cell, plan, worker_pool
+from ivlens.forgetting import cell, cell_jobs, plan
 from ivlens.forgetting.method_run import EVALUATIONS, GRIDS, STEPS
 from ivlens.forgetting.plan import Plan
 from ivlens.forgetting.preparation import general_tasks, refuse_unfit_guidance, sequence
 from ivlens.forgetting.study import Study
 from ivlens.models import hooked, loader
+from ivlens.patching.settings import gather_options
 from ivlens.progress import track
 from ivlens.storage import parquet, run_folder
 from ivlens.training.stages import Stage
@@ -36,9 +41,9 @@ def study(
     *,
     out: str | Path,
     model: HookedTransformer | None = None,
-    workers: int | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    **options: Unpack[EngineOptions],
 ) -> Study:
     """Run a study, or go on with it; every cell is kept as soon as it is done.
 
@@ -47,12 +52,13 @@ def study(
         out: Run folder to write to, and to resume from.
         model: In place of the plan's; cells are then run in this process, one after the other, where the model is.
         device, dtype: Of the model, as for `ivlens.load`, unless `model` is given.
-        workers: Processes that run cells side by side; by default one a core on the CPU, one on a GPU. Does not change
-            the numbers. A script that asks for several needs `if __name__ == "__main__":`.
+        options: Fields of `ivlens.engine.options.Engine`: `engine` ("local" or "ray"), `workers`, `address` and so on.
+            They do not change the numbers. A script that asks for several workers needs `if __name__ == "__main__":`.
 
     Raises:
-        StudyError, TaskError: the plan or its tasks cannot serve, or a worker was killed.
-        TrainingError: a loss is not finite; cells that are done stay.
+        StudyError, TaskError: the plan or its tasks cannot serve, or a model was given to others to train.
+        EngineError: there is no such cluster, or workers were lost more often than `retries` allows.
+        TrainingError: a loss is not finite; the other cells are done, and stay.
         RunError: `out` is of another configuration (the differences are named), or cannot be written.
 
     >>> one = plan.with_changes(name="one", methods=("lora",))
@@ -60,13 +66,14 @@ def study(
     >>> found.evaluations["stage"].unique().tolist()  # 0 is the base model.
     [0, 1]
     """
-    if workers is not None and workers < 1:
-        raise StudyError(f"workers is {workers}; it must be 1 or more")
-    if model is not None and workers is not None and workers > 1:
-        raise StudyError(f"workers is {workers}, but a model that is given is trained in this process; leave one out")
+    engine = gather_options(Engine, None, options)
+    if model is not None and (engine.engine == "ray" or (engine.workers or 1) > 1):
+        asks = "engine is 'ray'" if engine.engine == "ray" else f"workers is {engine.workers}"
+        raise StudyError(f"{asks}, but a model that is given is trained in this process; leave one out")
     asked = name if isinstance(name, Plan) else plan.read_plan(name)
     general = general_tasks(asked)
     sequences = {seed: sequence(asked, seed, general) for seed in asked.seeds}
+    check_engine(engine)
     base = loader.load(model or asked.model, device=device, dtype=dtype)
     refuse_unfit_guidance(asked, base)
     asked = asked.with_changes(model=model and hooked.model_name(model))
@@ -75,10 +82,11 @@ def study(
         out, command="study", settings=asked.record(), sources=sources, seed=asked.evaluation.seed
     ) as run:
         if not run.is_complete:
-            at_once = 1 if model else workers or worker_pool.count_cores(base)
-            with worker_pool.freeze_base(base), worker_pool.use_threads(asked.threads):
-                done = worker_pool.train(asked, base, general, sequences, run, at_once, device=device, dtype=dtype)
-                n_stages = worker_pool.n_stages(worker_pool.list_unfinished(asked, run))
+            if model is not None:
+                engine = replace(engine, workers=1)
+            with cell_jobs.freeze_base(base), use_threads(asked.threads):
+                done = cell_jobs.train(asked, base, general, sequences, run, engine, device=device, dtype=dtype)
+                n_stages = cell_jobs.n_stages(cell_jobs.list_unfinished(asked, run))
                 with closing(done):
                     for _ in track(done, f"study {asked.name}: stages", total=n_stages):
                         pass
@@ -100,13 +108,13 @@ def _sources(
 
 def _finish(run: run_folder.Run, asked: Plan) -> None:
     """See that everything that the plan asks for is there, make one table of each kind of it, and say so."""
-    left = worker_pool.list_unfinished(asked, run)
+    left = cell_jobs.list_unfinished(asked, run)
     if left:
         raise RunError(
             f"files of {', '.join(one.name for one in left)} in {run.folder} were changed or removed while the study "
             "was at work; run the same command again, and what is missing is computed again"
         )
-    cells = worker_pool.all_cells(asked, run)
+    cells = cell_jobs.all_cells(asked, run)
     for name, suffix, columns in (
         ("evaluations", cell.MEASURES, EVALUATIONS),
         ("steps", cell.STEPS, STEPS),

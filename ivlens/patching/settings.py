@@ -184,19 +184,28 @@ class Settings:
         from ivlens.prompts.chat import ChatTemplate
         from ivlens.prompts.template import Template
 
-        for one in fields(self):
-            value, about = getattr(self, one.name), one.metadata
-            if about["choices"] and value not in about["choices"]:
-                raise IvlensError(f"{one.name} is {value!r}; it must be {' or '.join(map(repr, about['choices']))}")
-            if about["least"] is not None:
-                # Numbers of NumPy become Python's, as JSON wants them.
-                object.__setattr__(self, one.name, _whole(one.name, value, about["least"]))
+        check_options(self)
         if not isinstance(self.answered_only, bool):
             raise IvlensError(f"answered_only is {self.answered_only!r}; it must be True or False")
         if not isinstance(self.template, Template | ChatTemplate):
             raise IvlensError(
                 f"template is {self.template!r}, no template; give ivlens.template({self.template!r}, model)"
             )
+
+
+def check_options(asked: Any) -> None:
+    """See that the options of a dataclass are of their choices and within their bounds.
+
+    Raises:
+        IvlensError: one is not.
+    """
+    for one in fields(asked):
+        value, about = getattr(asked, one.name), one.metadata
+        if about["choices"] and value not in about["choices"]:
+            raise IvlensError(f"{one.name} is {value!r}; it must be {' or '.join(map(repr, about['choices']))}")
+        if about["least"] is not None and (value, one.default) != (None, None):
+            # Numbers of NumPy become Python's, as JSON wants them.
+            object.__setattr__(asked, one.name, _whole(one.name, value, about["least"]))
 
 
 def _whole(name: str, value: object, least: int) -> int:

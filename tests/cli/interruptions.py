@@ -25,7 +25,7 @@ from transformer_lens import HookedTransformer
 
 import ivlens
 from ivlens.cli.app import main
-from ivlens.forgetting import worker_pool
+from ivlens.engine import processes
 from ivlens.forward import memory
 from ivlens.models import loader, lora, peft
 from ivlens.plots import export
@@ -101,8 +101,8 @@ def begin(arguments: list[str], lab: HookedTransformer, log: Path) -> int:
 def _run_quickly(arguments: list[str], lab: HookedTransformer) -> int:
     """Without loading a model, importing anything anew or drawing; batches are small, and checkpoints many."""
     loader.load = ivlens.load = lambda *_, **__: lab
-    spawn = worker_pool.multiprocessing.get_context
-    worker_pool.multiprocessing.get_context = lambda _: spawn("fork")
+    spawn = processes.multiprocessing.get_context
+    processes.multiprocessing.get_context = lambda _: spawn("fork")
     export.export = lambda *_, **__: export.Exported((), None)
     memory.WORK, loop.SECONDS = 10**8, 0.02
     return main(arguments)

@@ -27,8 +27,9 @@ from transformer_lens import HookedTransformer
 import ivlens
 from ivlens.cli.app import main
 from ivlens.datasets.task import task
-from ivlens.errors import RunError, StudyError, TaskError, TrainingError
-from ivlens.forgetting import method_run, metrics, recovery, worker_pool
+from ivlens.engine.worker import use_threads
+from ivlens.errors import IvlensError, RunError, StudyError, TaskError, TrainingError
+from ivlens.forgetting import cell_jobs, method_run, metrics, recovery
 from ivlens.forgetting.plan import Evaluation, Plan
 from ivlens.forgetting.preparation import general_tasks
 from ivlens.forgetting.study import Study
@@ -143,7 +144,7 @@ def test_plain_lora_in_a_study_is_finetune_called_by_hand(found: Study, lab: Hoo
         train, bare = tokenize(lab, learned.train), tokenize(lab, learned.bare)
         examples = Examples(prompts=train, bare=bare, new=8)
         old = [lora.stack(past)] if past else []
-        with worker_pool.use_threads(PLAN.threads), lora.attached(lab, *old, adapter):
+        with use_threads(PLAN.threads), lora.attached(lab, *old, adapter):
             steps = list(loop.finetune(lab, adapter, examples, PLAN.training, method=Lora(), seed=seed))
         past.append(adapter.requires_grad_(False))
         ours = steps_of(found, "lora", number)[["step", "loss", "penalty", "rate", "gradient"]]
@@ -444,14 +445,14 @@ def test_parts_of_another_study_are_not_believed(
 def test_a_study_that_loses_a_part_while_it_works_is_not_complete(
     lab: HookedTransformer, folder: Path, found: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train, out = worker_pool.train, tmp_path / "run"
+    train, out = cell_jobs.train, tmp_path / "run"
 
     def careless(*args: Any, **others: Any) -> Any:
         yield from train(*args, **others)
         (out / "cells" / "lora-0" / "stage-0.parquet").unlink()
 
     with monkeypatch.context() as patch:
-        patch.setattr(worker_pool, "train", careless)
+        patch.setattr(cell_jobs, "train", careless)
         with pytest.raises(RunError, match=r"files of cells/lora-0 in .* were changed or removed while the study"):
             ivlens.study(PLAN, out=out, model=lab)
     with pytest.raises(RunError, match="unfinished"):
@@ -789,7 +790,7 @@ def test_guides_and_probes_may_be_named_as_the_general_tasks_are(tmp_path: Path,
 
 def test_without_workers_there_is_no_study(tmp_path: Path) -> None:
     for number in (0, -1):
-        with pytest.raises(StudyError, match=rf"workers is {number}; it must be 1 or more"):
+        with pytest.raises(IvlensError, match=rf"workers is {number}; it must be 1 or more"):
             ivlens.study(PLAN, out=tmp_path / "run", workers=number)
 
 
@@ -895,7 +896,7 @@ def test_the_command_runs_what_was_asked_prints_it_and_draws_it(
     assert "lora+kl" in first.out and "GP" in first.out and f"In {out}: run.json" in first.out
     drawn = {path.stem for path in (out / "figures").glob("*.html")}
     assert drawn and drawn == set(found.figures())
-    monkeypatch.setattr(worker_pool, "train", None)
+    monkeypatch.setattr(cell_jobs, "train", None)
     again = command(*asked)
     assert again.status == 0 and again.out == first.out
     assert (
