@@ -47,6 +47,22 @@ ROOMS = (
         "analysis",
         ("storage", "datasets", "plots", "models", "prompts", "forward", "patching", "replies", "vectors", "steering"),
     ),
+    Room(
+        "explorer",
+        (
+            "storage",
+            "datasets",
+            "plots",
+            "models",
+            "prompts",
+            "forward",
+            "patching",
+            "replies",
+            "vectors",
+            "steering",
+            "analysis",
+        ),
+    ),
     Room("training", ("storage", "datasets", "models", "prompts", "patching")),
     Room(
         "forgetting",
@@ -64,7 +80,7 @@ ROOMS = (
             "training",
         ),
     ),
-    Room("reports", ("storage", "plots", "vectors", "analysis", "forgetting")),
+    Room("reports", ("storage", "plots", "vectors", "analysis", "explorer", "forgetting")),
     Room("lab", ("storage", "datasets", "models", "prompts", "patching", "vectors", "steering")),
     # `ivlens`: commands call the public functions.
     Room(
@@ -81,6 +97,7 @@ ROOMS = (
             "vectors",
             "steering",
             "analysis",
+            "explorer",
             "forgetting",
             "reports",
             "ivlens",
