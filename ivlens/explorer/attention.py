@@ -105,10 +105,3 @@ def compact(patterns: Sequence[UInt8[np.ndarray, "head pos key"]]) -> Attention:
         keys=np.concatenate([keys for *_, keys in found]).astype(np.uint16),
         weights=np.concatenate([pattern[:, :-1][at] for pattern, at in zip(patterns, found, strict=True)]),
     )
-
-
-def least_weight(attentions: Sequence[Attention], room: int) -> int:
-    """The smallest weight in hundredths, 1 or more, such that those that are no smaller are at most `room`."""
-    counts = sum(np.bincount(one.weights, minlength=HUNDREDTHS + 2) for one in attentions)
-    at_least = np.cumsum(np.asarray(counts)[::-1])[::-1]
-    return max(1, int(np.argmax(at_least <= room)))

@@ -41,6 +41,8 @@ class ModelHeads:
     """The heads of one model."""
 
     name: str
+    digest: str
+    """Of its weights."""
     aie: Bounded
     """Mean effect of patching a head's mean clean output in, in the unit of the effects."""
     cie: Cie
@@ -102,6 +104,7 @@ class Contents:
     """Everything that an explorer shows; of two models where one was fine-tuned from the other."""
 
     task: str
+    task_digest: str
     unit: str
     """Of effects: `probability` or `nats`."""
     models: tuple[ModelHeads, ...]

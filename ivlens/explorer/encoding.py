@@ -1,30 +1,33 @@
 """How do contents become a small text that a page or a notebook draws, with the very digits that Python prints?
 
-Numbers are whole: 451 is 0.451 where there are three digits. Attention is kept in hundredths, as base64 of bytes. From
-tokens other than the last, the weights below the smallest one that fits are left out, and the page says which.
+Numbers are whole: 451 is 0.451 where there are three digits. Attention is kept in hundredths, as base64 of compressed
+bytes. Where it is too much for a page, small weights from tokens other than the last are left out, and the page says
+below which.
 """
 
 from __future__ import annotations
 
 import base64
+import gzip
 import math
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal
 
 import numpy as np
 import pydantic
-from jaxtyping import UInt8
 from torch import Tensor
 
-from ivlens.explorer.attention import Attention, least_weight
+from ivlens.explorer.attention import Attention
 from ivlens.explorer.contents import Bounded, Contents, ModelHeads, ShownPrompt, SteeredReplies, Writing
 from ivlens.explorer.replies import strengths
 from ivlens.plots.style import EFFECTS
 from ivlens.prompts.template import Prompt
 
 VERSION = 1
-ROOM = 3 * 2**20
-"""Bytes that attention from other tokens than the last may take on a page; a third more as base64."""
+ROOM = 4 * 2**20
+"""Letters that attention may take on a page; from the last token it is kept whatever it takes."""
+LEAST = (1, 2, 3, 5, 10, 20, 50, 101)
+"""Hundredths that a weight from another token has at least, the first of these with which there is room; 101: none."""
 DIGITS = 3
 """Behind the point, of probabilities."""
 LOGIT_DIGITS = 2
@@ -45,15 +48,6 @@ class EncodedGrid(_Strict):
     high: Numbers
 
 
-class EncodedAttention(_Strict):
-    """See `Attention`; keys are single bytes where the prompt has 256 tokens at most."""
-
-    last: str
-    counts: str
-    keys: str
-    weights: str
-
-
 class EncodedWriting(_Strict):
     """Places in `Encoded.texts`, and logits, head by head."""
 
@@ -67,6 +61,7 @@ class EncodedModel(_Strict):
     """See `ModelHeads`; of numbers by prompt, one list of heads a prompt."""
 
     name: str
+    digest: str
     aie: EncodedGrid
     cie: list[Numbers]
     unpatched: Numbers
@@ -74,7 +69,8 @@ class EncodedModel(_Strict):
     lost_by_prompt: list[Numbers]
     whole: Numbers
     writing: EncodedWriting | None
-    attention: list[EncodedAttention]
+    attention: list[str]
+    """By prompt that is shown, see `pack`."""
 
 
 class EncodedQuery(_Strict):
@@ -112,6 +108,7 @@ class Encoded(_Strict):
 
     version: Literal[1] = VERSION
     task: str
+    task_digest: str
     unit: Literal["probability", "nats"]
     layers: Annotated[int, pydantic.Field(ge=1)]
     heads: Annotated[int, pydantic.Field(ge=1)]
@@ -133,30 +130,45 @@ class Encoded(_Strict):
     """The smallest weight, in hundredths, that is kept from tokens other than the last."""
     steering: EncodedSteering
 
+    @pydantic.model_validator(mode="after")
+    def _belongs_together(self) -> Encoded:
+        """What a damaged file has too many or too few of."""
+        total = self.layers * self.heads
+        of_heads = [
+            grid for grid in (self.change, *(grid for one in self.models for grid in (one.aie, one.lost))) if grid
+        ]
+        lists = [values for grid in of_heads for values in (grid.mean, grid.low, grid.high)]
+        lists += [values for one in self.models for values in (*one.cie, *one.lost_by_prompt)]
+        for one in self.models:
+            counts = (len(one.cie), len(one.unpatched), len(one.lost_by_prompt), len(one.whole), len(one.attention))
+            asked = (*[len(self.corrupted)] * 2, *[len(self.clean)] * 2, len(self.shown))
+            if counts != asked:
+                raise ValueError(f"{one.name} has numbers of {counts} prompts, not of {asked}")
+        if any(len(values) != total for values in lists):
+            raise ValueError(f"there are not {total} heads everywhere")
+        return self
+
 
 def encode(contents: Contents, *, steered: SteeredReplies | None = None, room: int = ROOM) -> Encoded:
     """Contents as they are drawn.
 
     Args:
         steered: Replies by layer and strength; without them a kernel is to give them.
-        room: Bytes for attention from tokens other than the last.
+        room: Letters for attention.
     """
-    first = contents.models[0]
-    attentions = [one for model in contents.models for one in model.attention]
-    counts = sum(one.counts.size for one in attentions)
-    widest = max((len(one.tokens) for one in contents.shown), default=0)
-    least = least_weight(attentions, max(0, room - counts) // (2 if widest <= 256 else 3))
+    packed, least = _fit([one.attention for one in contents.models], room)
     texts = sorted({text for model in contents.models if model.writing for text in model.writing.texts.values()})
     digits = find_digits(contents)
-    layers, heads = first.aie.mean.shape
+    layers, heads = contents.models[0].aie.mean.shape
     return Encoded(
         task=contents.task,
+        task_digest=contents.task_digest,
         unit="nats" if contents.unit == "nats" else "probability",
         layers=layers,
         heads=heads,
         digits=digits,
         marked=[(head.layer, head.head) for head in contents.marked],
-        models=[_model(one, digits, texts, least) for one in contents.models],
+        models=[_model(*one, digits, texts) for one in zip(contents.models, packed, strict=True)],
         change=None if contents.change is None else _grid(contents.change, digits),
         corrupted=[_query(one) for one in contents.corrupted],
         clean=[_query(one) for one in contents.clean],
@@ -184,9 +196,10 @@ def encode_replies(replies: Sequence[str], probability: Tensor) -> EncodedReplie
     return EncodedReplies(replies=list(replies), probability=to_whole(probability, DIGITS))
 
 
-def _model(model: ModelHeads, digits: int, texts: list[str], least: int) -> EncodedModel:
+def _model(model: ModelHeads, attention: list[str], digits: int, texts: list[str]) -> EncodedModel:
     return EncodedModel(
         name=model.name,
+        digest=model.digest,
         aie=_grid(model.aie, digits),
         cie=[to_whole(one, digits) for one in model.cie],
         unpatched=to_whole(model.unpatched, digits),
@@ -194,7 +207,7 @@ def _model(model: ModelHeads, digits: int, texts: list[str], least: int) -> Enco
         lost_by_prompt=[to_whole(one, DIGITS) for one in model.lost_by_prompt],
         whole=to_whole(model.whole, DIGITS),
         writing=None if model.writing is None else _writing(model.writing, texts),
-        attention=[_attention(one.thinned(least)) for one in model.attention],
+        attention=attention,
     )
 
 
@@ -213,14 +226,24 @@ def _writing(writing: Writing, texts: list[str]) -> EncodedWriting:
     )
 
 
-def _attention(found: Attention) -> EncodedAttention:
+def _fit(models: Sequence[Sequence[Attention]], room: int) -> tuple[list[list[str]], int]:
+    """The attention of every model on every prompt, packed, and the smallest weight that there was room for."""
+    packed, least = [[""]], LEAST[0]
+    for least in LEAST:
+        packed = [[pack(one.thinned(least)) for one in attention] for attention in models]
+        if sum(len(text) for texts in packed for text in texts) <= room:
+            break
+    return packed, least
+
+
+def pack(found: Attention) -> str:
+    """Base64 of gzip of the bytes of `last`, `counts`, `weights` and `keys`, in the order of their axes.
+
+    Keys are single bytes where the prompt has 256 tokens at most, else two, the lower one first.
+    """
     keys = found.keys.astype(np.uint8) if found.last.shape[2] <= 256 else found.keys.astype("<u2")
-    parts = {"last": found.last, "counts": found.counts, "keys": keys, "weights": found.weights}
-    return EncodedAttention(**{name: _bytes(part) for name, part in parts.items()})
-
-
-def _bytes(numbers: UInt8[np.ndarray, "..."] | np.ndarray) -> str:
-    return base64.b64encode(np.ascontiguousarray(numbers).tobytes()).decode()
+    content = b"".join(part.tobytes() for part in (found.last, found.counts, found.weights, keys))
+    return base64.b64encode(gzip.compress(content, compresslevel=4, mtime=0)).decode()
 
 
 def _query(prompt: Prompt) -> EncodedQuery:

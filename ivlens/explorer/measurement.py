@@ -104,6 +104,7 @@ def measure_heads(
     whole, lost = _ablate(model, asked, memory)
     return ModelHeads(
         name=name,
+        digest=effects.model_digest,
         aie=Bounded(effects.aie.cpu(), *(end.cpu() for end in effects.interval())),
         cie=cie.cpu(),
         unpatched=unpatched.cpu(),

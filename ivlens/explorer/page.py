@@ -35,14 +35,18 @@ def data_text(encoded: Encoded) -> Markup:
     return Markup(text)
 
 
+def script_digest(script: str) -> Markup:
+    """As a page's policy names the scripts that it allows."""
+    return Markup(f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'")
+
+
 def write_page(encoded: Encoded) -> str:
     """The whole page."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=_as_text)
     script = page_script()
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.from_string(asset("page.html")).render(
         title=f"{encoded.task} on {' and '.join(model.name for model in encoded.models)}",
-        digest=Markup(digest),
+        digest=script_digest(script),
         style=Markup(asset("explorer.css")),
         script=Markup(script),
         data=data_text(encoded),

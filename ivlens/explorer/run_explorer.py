@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 SHOWN = 3
 """Prompts of each kind whose attention is shown, and that the vector is added on."""
 LIVE_ROOM = 8 * encoding.ROOM
-"""Bytes for attention from other tokens than the last in a notebook."""
+"""Letters for attention in a notebook."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +184,7 @@ def explore(
             found.append(measure_heads(one, asked, side.effects, visible, name=side.model.name, memory=memory))
     contents = Contents(
         task=first.task,
+        task_digest=first.task_digest,
         unit=first.unit,
         models=tuple(found),
         change=_change(*(side.effects for side in sides)) if len(sides) == 2 else None,

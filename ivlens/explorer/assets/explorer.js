@@ -44,23 +44,23 @@ const visible = (text) => text.replaceAll("\n", "⏎").replaceAll("\t", "⇥").r
 
 // Attention
 
-function bytes(text) {
-  const found = atob(text);
-  const out = new Uint8Array(found.length);
-  for (let at = 0; at < found.length; at++) out[at] = found.charCodeAt(at);
-  return out;
+async function unpack(text) {
+  const packed = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
 class Attention {
-  constructor(encoded, nTokens) {
+  constructor(content, nHeads, nTokens) {
+    const rows = nHeads * nTokens;
     this.nTokens = nTokens;
-    this.last = bytes(encoded.last);
-    this.counts = bytes(encoded.counts);
-    this.weights = bytes(encoded.weights);
-    const keys = bytes(encoded.keys);
-    this.keys = nTokens <= 256 ? keys : new Uint16Array(keys.buffer);
-    this.starts = new Uint32Array(this.counts.length);
-    for (let at = 1; at < this.starts.length; at++) this.starts[at] = this.starts[at - 1] + this.counts[at - 1];
+    this.last = content.subarray(0, rows);
+    this.counts = content.subarray(rows, 2 * rows);
+    this.starts = new Uint32Array(rows + 1);
+    for (let at = 0; at < rows; at++) this.starts[at + 1] = this.starts[at] + this.counts[at];
+    const kept = 2 * rows + this.starts[rows];
+    this.weights = content.subarray(2 * rows, kept);
+    this.keys = nTokens <= 256 ? content.subarray(kept) : new Uint16Array(content.slice(kept).buffer);
   }
 
   // Hundredths, from one token to all.
@@ -68,8 +68,7 @@ class Attention {
     const first = head * this.nTokens;
     if (token === this.nTokens - 1) return this.last.subarray(first, first + this.nTokens);
     const row = new Uint8Array(this.nTokens);
-    const start = this.starts[first + token];
-    for (let at = start; at < start + this.counts[first + token]; at++) row[this.keys[at]] = this.weights[at];
+    for (let at = this.starts[first + token]; at < this.starts[first + token + 1]; at++) row[this.keys[at]] = this.weights[at];
     return row;
   }
 }
@@ -87,7 +86,7 @@ function painter(stops) {
   };
 }
 
-export function mount(root, data, live = null) {
+export async function mount(root, data, live = null) {
   const prefix = `ivx${Math.random().toString(36).slice(2, 8)}`;
   const { heads: nHeads, layers: nLayers, models } = data;
   const isTwo = models.length === 2;
@@ -97,7 +96,11 @@ export function mount(root, data, live = null) {
   const address = (at) => `L${Math.floor(at / nHeads)}H${at % nHeads}`;
   const marked = new Set(data.marked.map(([layer, head]) => layer * nHeads + head));
   const effect = data.unit === "nats" ? "nats" : "P(answer)";
-  const read = new Map(); // Attention by model and prompt, once it is looked at.
+  const patterns = await Promise.all(
+    models.map((model) =>
+      Promise.all(model.attention.map(async (text, at) => new Attention(await unpack(text), total, data.shown[at].tokens.length))),
+    ),
+  );
   const state = { model: 0, head: 0, prompt: 0, token: null, hovered: null };
   root.replaceChildren();
 
@@ -231,20 +234,13 @@ export function mount(root, data, live = null) {
       chip.dataset.token = at;
       return chip;
     });
-    // A line of the prompt is a line here.
-    const lines = chips.flatMap((chip, at) => (/^\n+[^\n]/.test(texts[at]) ? [make("br"), chip] : texts[at].includes("\n") ? [chip, make("br")] : [chip]));
-    tokens.replaceChildren(...lines);
+    tokens.replaceChildren(...chips);
     tokens.scrollTop = tokens.scrollHeight;
-  };
-  const attention = () => {
-    const key = `${state.model} ${state.prompt}`;
-    if (!read.has(key)) read.set(key, new Attention(models[state.model].attention[state.prompt], data.shown[state.prompt].tokens.length));
-    return read.get(key);
   };
   const showAttention = () => {
     const texts = data.shown[state.prompt].tokens;
     const token = state.hovered ?? state.token;
-    const row = attention().row(state.head, token);
+    const row = patterns[state.model][state.prompt].row(state.head, token);
     const isLast = token === texts.length - 1;
     chips.forEach((chip, at) => {
       chip.style.setProperty("--ivx-weight", Math.sqrt(row[at] / 100).toFixed(3));
@@ -377,14 +373,10 @@ export function mount(root, data, live = null) {
   const strength = slider("strength", steering.scales, steering.scale, (value) => `${value} ×`);
   const replies = make("div", { "aria-live": "polite" });
   const drawReplies = (found) => {
-    const rows = steering.prompts.map(({ query, answer }, at) => [
-      `${query} → ${answer}`,
-      make("td", { class: "ivx-text" }, steering.without.replies[at] || "(nothing)"),
-      written(steering.without.probability[at], data.probability_digits),
-      make("td", { class: "ivx-text" }, found ? found.replies[at] || "(nothing)" : "…"),
-      found ? written(found.probability[at], data.probability_digits) : "…",
-    ]);
-    replies.replaceChildren(table("Replies", ["prompt", "without", "P(answer)", "with the vector", "P(answer)"], rows));
+    const reply = (of, at) =>
+      make("td", { class: "ivx-text" }, of ? of.replies[at] || "(nothing)" : "…", make("br"), make("small", {}, of ? written(of.probability[at], data.probability_digits) : "…"));
+    const rows = steering.prompts.map(({ query, answer }, at) => [`${query} → ${answer}`, reply(steering.without, at), reply(found, at)]);
+    replies.replaceChildren(table("Replies, and P(answer)", ["prompt", "without", "with the vector"], rows));
   };
   let asked = 0;
   const steer = () => {
