@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from ivlens.datasets.task import task as task
     from ivlens.datasets.task import tasks as tasks
     from ivlens.errors import IvlensError as IvlensError
-    from ivlens.explorer.run_explorer import Explorer as Explorer
+    from ivlens.explorer.explorer import Explorer as Explorer
     from ivlens.explorer.run_explorer import explore as explore
     from ivlens.forgetting.plan import Plan as Plan
     from ivlens.forgetting.run_study import Study as Study
@@ -93,7 +93,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Audit": "analysis.audit",
     "Comparison": "analysis.comparison",
-    "Explorer": "explorer.run_explorer",
+    "Explorer": "explorer.explorer",
     "Head": "shapes",
     "HeadEffects": "patching.head_effects",
     "InstructionVector": "vectors.instruction_vector",

@@ -1,9 +1,4 @@
-"""How do contents become a small text that a page or a notebook draws, with the very digits that Python prints?
-
-Numbers are whole: 451 is 0.451 where there are three digits. Attention is kept in hundredths, as base64 of compressed
-bytes. Where it is too much for a page, small weights from tokens other than the last are left out, and the page says
-below which.
-"""
+"""How do contents become what is drawn, small, and with the very digits that Python prints? See `page_data`."""
 
 from __future__ import annotations
 
@@ -11,142 +6,32 @@ import base64
 import gzip
 import math
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Literal
 
 import numpy as np
-import pydantic
 from torch import Tensor
 
 from ivlens.explorer.attention import Attention
 from ivlens.explorer.contents import Bounded, Contents, ModelHeads, ShownPrompt, SteeredReplies, Writing
+from ivlens.explorer.page_data import (
+    DIGITS,
+    LOGIT_DIGITS,
+    Encoded,
+    EncodedGrid,
+    EncodedModel,
+    EncodedPrompt,
+    EncodedQuery,
+    EncodedReplies,
+    EncodedSteering,
+    EncodedWriting,
+    Numbers,
+)
 from ivlens.explorer.replies import strengths
-from ivlens.plots.style import EFFECTS
 from ivlens.prompts.template import Prompt
 
-VERSION = 1
-ROOM = 4 * 2**20
+ROOM = 6 * 2**20
 """Letters that attention may take on a page; from the last token it is kept whatever it takes."""
-LEAST = (1, 2, 3, 5, 10, 20, 50, 101)
+LEAST = (1, 2, 3, 5, 8, 12, 20, 30, 50, 101)
 """Hundredths that a weight from another token has at least, the first of these with which there is room; 101: none."""
-DIGITS = 3
-"""Behind the point, of probabilities."""
-LOGIT_DIGITS = 2
-
-Numbers = list[int | None]
-"""Without their point; None is not measured."""
-
-
-class _Strict(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class EncodedGrid(_Strict):
-    """One number a head with its interval, layer by layer."""
-
-    mean: Numbers
-    low: Numbers
-    high: Numbers
-
-
-class EncodedWriting(_Strict):
-    """Places in `Encoded.texts`, and logits, head by head."""
-
-    top: list[int]
-    top_logits: Numbers
-    bottom: list[int]
-    bottom_logits: Numbers
-
-
-class EncodedModel(_Strict):
-    """See `ModelHeads`; of numbers by prompt, one list of heads a prompt."""
-
-    name: str
-    digest: str
-    aie: EncodedGrid
-    cie: list[Numbers]
-    unpatched: Numbers
-    lost: EncodedGrid
-    lost_by_prompt: list[Numbers]
-    whole: Numbers
-    writing: EncodedWriting | None
-    attention: list[str]
-    """By prompt that is shown, see `pack`."""
-
-
-class EncodedQuery(_Strict):
-    query: str
-    answer: str
-
-
-class EncodedPrompt(EncodedQuery):
-    kind: Literal["corrupted", "clean", "given"]
-    number: int
-    tokens: list[str]
-
-
-class EncodedReplies(_Strict):
-    """What comes of the vector at one layer and strength, prompt by prompt."""
-
-    replies: list[str]
-    probability: Numbers
-
-
-class EncodedSteering(_Strict):
-    """Replies without the vector, and with it by layer and strength; none of the latter where a kernel gives them."""
-
-    layers: Annotated[list[int], pydantic.Field(min_length=1)]
-    scales: Annotated[list[float], pydantic.Field(min_length=1)]
-    layer: int
-    scale: float
-    prompts: list[EncodedQuery]
-    without: EncodedReplies
-    cells: list[list[EncodedReplies]]
-
-
-class Encoded(_Strict):
-    """What the script of a page or a notebook draws."""
-
-    version: Literal[1] = VERSION
-    task: str
-    task_digest: str
-    unit: Literal["probability", "nats"]
-    layers: Annotated[int, pydantic.Field(ge=1)]
-    heads: Annotated[int, pydantic.Field(ge=1)]
-    digits: int
-    """Of effects."""
-    probability_digits: int = DIGITS
-    logit_digits: int = LOGIT_DIGITS
-    colours: list[tuple[float, str]] = list(EFFECTS)
-    """Places of the scale from -bound to bound."""
-    marked: list[tuple[int, int]]
-    models: Annotated[list[EncodedModel], pydantic.Field(min_length=1, max_length=2)]
-    change: EncodedGrid | None
-    corrupted: list[EncodedQuery]
-    clean: list[EncodedQuery]
-    shown: list[EncodedPrompt]
-    texts: list[str]
-    """Tokens that heads write."""
-    least: int
-    """The smallest weight, in hundredths, that is kept from tokens other than the last."""
-    steering: EncodedSteering
-
-    @pydantic.model_validator(mode="after")
-    def _belongs_together(self) -> Encoded:
-        """What a damaged file has too many or too few of."""
-        total = self.layers * self.heads
-        of_heads = [
-            grid for grid in (self.change, *(grid for one in self.models for grid in (one.aie, one.lost))) if grid
-        ]
-        lists = [values for grid in of_heads for values in (grid.mean, grid.low, grid.high)]
-        lists += [values for one in self.models for values in (*one.cie, *one.lost_by_prompt)]
-        for one in self.models:
-            counts = (len(one.cie), len(one.unpatched), len(one.lost_by_prompt), len(one.whole), len(one.attention))
-            asked = (*[len(self.corrupted)] * 2, *[len(self.clean)] * 2, len(self.shown))
-            if counts != asked:
-                raise ValueError(f"{one.name} has numbers of {counts} prompts, not of {asked}")
-        if any(len(values) != total for values in lists):
-            raise ValueError(f"there are not {total} heads everywhere")
-        return self
 
 
 def encode(contents: Contents, *, steered: SteeredReplies | None = None, room: int = ROOM) -> Encoded:
@@ -228,12 +113,17 @@ def _writing(writing: Writing, texts: list[str]) -> EncodedWriting:
 
 def _fit(models: Sequence[Sequence[Attention]], room: int) -> tuple[list[list[str]], int]:
     """The attention of every model on every prompt, packed, and the smallest weight that there was room for."""
-    packed, least = [[""]], LEAST[0]
-    for least in LEAST:
-        packed = [[pack(one.thinned(least)) for one in attention] for attention in models]
-        if sum(len(text) for texts in packed for text in texts) <= room:
-            break
-    return packed, least
+    for least in LEAST[:-1]:
+        packed, left = list[list[str]](), room
+        for attention in models:
+            packed.append([])
+            for one in attention:
+                if left >= 0:  # Else there is no need to know how large the others are.
+                    packed[-1].append(pack(one.thinned(least)))
+                    left -= len(packed[-1][-1])
+        if left >= 0:
+            return packed, least
+    return [[pack(one.thinned(LEAST[-1])) for one in attention] for attention in models], LEAST[-1]
 
 
 def pack(found: Attention) -> str:

@@ -9,8 +9,8 @@ import pydantic
 from ivlens.analysis.audit import Audit
 from ivlens.analysis.comparison import Comparison
 from ivlens.errors import RunError
-from ivlens.explorer.encoding import Encoded
 from ivlens.explorer.page import write_page
+from ivlens.explorer.page_data import Encoded
 from ivlens.patching.head_effects import HeadEffects
 from ivlens.storage.atomic_files import LARGEST_TEXT, reason, refuse_unusual, write_whole
 from ivlens.storage.run_folder import Run

@@ -9,7 +9,7 @@ from importlib import resources
 import jinja2
 from markupsafe import Markup
 
-from ivlens.explorer.encoding import Encoded
+from ivlens.explorer.page_data import Encoded
 from ivlens.tables import plain
 
 _TAIL = """

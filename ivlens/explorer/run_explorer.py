@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 from ivlens.analysis.run_comparison import TunedModel, find_tuned_model
 from ivlens.datasets.task import Task
 from ivlens.datasets.task import task as find_task
-from ivlens.errors import IvlensError, as_ivlens_error
-from ivlens.explorer import encoding, page
+from ivlens.errors import IvlensError, PromptError, as_ivlens_error
 from ivlens.explorer.contents import Bounded, Contents
+from ivlens.explorer.explorer import Explorer
 from ivlens.explorer.measurement import (
     AskedPrompts,
     measure_heads,
     prompts_of_ones_own,
     prompts_of_task,
 )
-from ivlens.explorer.replies import kept_layers, reply_steered, reply_unsteered, strengths
+from ivlens.explorer.replies import reply_unsteered
 from ivlens.measures import mean_bounds
 from ivlens.models import hooked, loader
 from ivlens.patching.effects import find_queries, measure_effects, task_mean_z
@@ -28,8 +28,8 @@ from ivlens.patching.settings import Settings, parse_bytes
 from ivlens.prompts.long_pairs import leave_out_long
 from ivlens.prompts.template import Prompt
 from ivlens.shapes import GIB
-from ivlens.storage.atomic_files import write_whole
-from ivlens.vectors.head_writing import check_layer, check_width, write_vector
+from ivlens.steering.steered_model import as_vector
+from ivlens.vectors.head_writing import check_width, write_vector
 from ivlens.vectors.instruction_vector import InstructionVector
 
 if TYPE_CHECKING:
@@ -39,97 +39,6 @@ if TYPE_CHECKING:
 
 SHOWN = 3
 """Prompts of each kind whose attention is shown, and that the vector is added on."""
-LIVE_ROOM = 8 * encoding.ROOM
-"""Letters for attention in a notebook."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Explorer:
-    """Every head of a model, to be clicked on: in the last line of a cell, or as a page.
-
-    >>> explorer = ivlens.explore(model, task, effects)
-    >>> explorer
-    Explorer(antonym on lab: 6x8 heads, attention on 6 prompts)
-    """
-
-    contents: Contents
-    """Everything that is shown, in full precision."""
-    model: HookedTransformer
-    vector: InstructionVector
-
-    def to_html(self) -> str:
-        """The page as text. Replies with the vector are generated now, at eight layers and every strength.
-
-        >>> explorer.to_html().count("<script")
-        2
-        """
-        return page.write_page(self.encoded())
-
-    def save(self, path: str | Path) -> Path:
-        """Write the page, whole or not at all; it needs nothing beside itself, and no network.
-
-        Raises:
-            IvlensError: the name does not end in .html, or the disk refuses.
-
-        >>> explorer.save("heads.html").name
-        'heads.html'
-        """
-        path = Path(path)
-        if path.suffix.lower() != ".html":
-            raise IvlensError(f"the page is to be written to {path}; give a name that ends in .html")
-        write_whole(path, self.to_html().encode(errors="replace"))
-        return path
-
-    @as_ivlens_error()
-    def encoded(self) -> encoding.Encoded:
-        """What the page draws, replies with the vector included; as `Encoded.model_dump_json` writes it.
-
-        >>> explorer.encoded().steering.scales[:3]
-        [-4.0, -1.0, 0.5]
-        """
-        own = self.contents.steering
-        steered = reply_steered(
-            self.model,
-            own.prompts,
-            self.vector.vector,
-            layers=kept_layers(self.model.cfg.n_layers, own.layer),
-            scales=strengths(own.scale),
-        )
-        return encoding.encode(self.contents, steered=steered)
-
-    def reply(self, layer: int, scale: float) -> encoding.EncodedReplies:
-        """What the model replies with the vector added after a block, so many times; as the sliders show it.
-
-        Raises:
-            IvlensError: the model has no such layer.
-
-        >>> explorer.reply(2, 4.0).replies
-        ['...', '...', '...']
-        """
-        check_layer(layer, self.model.cfg.n_layers)
-        found = reply_steered(
-            self.model, self.contents.steering.prompts, self.vector.vector, layers=[layer], scales=[scale]
-        )
-        return encoding.encode_replies(found.replies[0][0], found.probability[0, 0])
-
-    def __repr__(self) -> str:
-        first = self.contents.models[0]
-        layers, heads = first.aie.mean.shape
-        names = " and ".join(model.name for model in self.contents.models)
-        return (
-            f"Explorer({self.contents.task} on {names}: {layers}x{heads} heads, attention on "
-            f"{len(self.contents.shown)} prompts)"
-        )
-
-    def _repr_mimebundle_(self, **options: Any) -> Any:
-        """The widget where anywidget is installed, and one line of text everywhere."""
-        try:
-            from ivlens.explorer.widget import HeadExplorer
-        except ModuleNotFoundError:
-            hint = "pip install 'ivlens[notebook]' shows it here; .save('heads.html') writes it as a page"
-            return {"text/plain": f"{self!r}\n{hint}"}
-        widget = HeadExplorer(encoding.encode(self.contents, room=LIVE_ROOM), self.reply)
-        return widget._repr_mimebundle_(**options)
 
 
 @as_ivlens_error()
@@ -139,7 +48,7 @@ def explore(
     effects: HeadEffects | None = None,
     *,
     tuned: HookedTransformer | Adapter | str | Path | Sequence[str | Path] | None = None,
-    vector: InstructionVector | None = None,
+    vector: InstructionVector | str | Path | None = None,
     shown: int = SHOWN,
     memory: int | str = 2 * GIB,
 ) -> Explorer:
@@ -158,7 +67,8 @@ def explore(
         effects: Of that task on that model; measured first unless given. Prompts of one's own need them: their mean
             head outputs are what is patched in.
         tuned: What the model became by fine-tuning, as `ivlens.compare` takes it, to be shown beside it.
-        vector: What the sliders add; by default what the ten heads of largest AIE write, a third of the way up.
+        vector: What the sliders add, also by the path of its file; by default what the ten heads of largest AIE write,
+            a third of the way up.
         shown: Prompts of each kind whose attention is shown, and that the vector is added on.
         memory: What patching may take beside the weights, in bytes or such as "2GiB".
 
@@ -169,12 +79,14 @@ def explore(
     memory, model = parse_bytes(memory), loader.as_model(model)
     if shown < 1:
         raise IvlensError(f"shown is {shown}; it must be 1 or more")
-    if isinstance(prompts, Task | str | Path):
-        asked, sides = _of_task(model, find_task(prompts), effects, tuned, shown, memory)
-    else:
+    if effects is not None and not isinstance(effects, HeadEffects):
+        raise IvlensError(f"a {type(effects).__name__} is no effects; give what ivlens.indirect_effects returns")
+    if isinstance(prompts, Sequence) and not isinstance(prompts, str):
         asked, sides = _of_prompts(model, prompts, effects, tuned)
+    else:
+        asked, sides = _of_task(model, find_task(prompts), effects, tuned, shown, memory)
     first = sides[0].effects
-    vector = _find_vector(model, first) if vector is None else vector
+    vector = _find_vector(model, first) if vector is None else as_vector(vector)
     check_width(vector.vector, vector.model or vector.task, model, remedy="build the vector on this model")
     layer = model.cfg.n_layers // 3 if vector.layer is None else vector.layer
     visible = asked.shown(model, shown)
@@ -232,6 +144,8 @@ def _of_task(
 def _of_prompts(
     model: HookedTransformer, prompts: Sequence[Prompt], effects: HeadEffects | None, tuned: Any
 ) -> tuple[AskedPrompts, list[_Side]]:
+    if not prompts:
+        raise PromptError("there are no prompts; give at least one, or a task")
     wrong = next((one for one in prompts if not isinstance(one, Prompt)), None)
     if wrong is not None:
         raise IvlensError(

@@ -8,8 +8,8 @@ from typing import Any
 import anywidget
 import traitlets
 
-from ivlens.explorer.encoding import Encoded, EncodedReplies
 from ivlens.explorer.page import asset
+from ivlens.explorer.page_data import Encoded, EncodedReplies
 
 Reply = Callable[[int, float], EncodedReplies]
 """Replies with the vector added after a block, so many times."""
