@@ -65,6 +65,8 @@ if TYPE_CHECKING:
     from ivlens.datasets.task import task as task
     from ivlens.datasets.task import tasks as tasks
     from ivlens.errors import IvlensError as IvlensError
+    from ivlens.explorer.explorer import Explorer as Explorer
+    from ivlens.explorer.run_explorer import explore as explore
     from ivlens.forgetting.plan import Plan as Plan
     from ivlens.forgetting.run_study import Study as Study
     from ivlens.forgetting.run_study import study as study
@@ -91,6 +93,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Audit": "analysis.audit",
     "Comparison": "analysis.comparison",
+    "Explorer": "explorer.explorer",
     "Head": "shapes",
     "HeadEffects": "patching.head_effects",
     "InstructionVector": "vectors.instruction_vector",
@@ -106,6 +109,7 @@ _HOME = {
     "audit": "analysis.run_audit",
     "compare": "analysis.run_comparison",
     "convert": "vectors.convert",
+    "explore": "explorer.run_explorer",
     "indirect_effects": "patching.effects",
     "instruction_vector": "steering.vector_building",
     "load": "models.loader",

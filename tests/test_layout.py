@@ -48,6 +48,22 @@ ROOMS = (
         "analysis",
         ("storage", "datasets", "plots", "models", "prompts", "forward", "patching", "replies", "vectors", "steering"),
     ),
+    Room(
+        "explorer",
+        (
+            "storage",
+            "datasets",
+            "plots",
+            "models",
+            "prompts",
+            "forward",
+            "patching",
+            "replies",
+            "vectors",
+            "steering",
+            "analysis",
+        ),
+    ),
     Room("training", ("storage", "datasets", "models", "prompts", "forward", "patching")),
     Room(
         "forgetting",
@@ -66,7 +82,7 @@ ROOMS = (
             "engine",
         ),
     ),
-    Room("reports", ("storage", "plots", "vectors", "analysis", "forgetting")),
+    Room("reports", ("storage", "plots", "vectors", "analysis", "explorer", "forgetting")),
     Room("lab", ("storage", "datasets", "models", "prompts", "patching", "vectors", "steering")),
     # `ivlens`: commands call the public functions.
     Room(
@@ -84,6 +100,7 @@ ROOMS = (
             "vectors",
             "steering",
             "analysis",
+            "explorer",
             "forgetting",
             "reports",
             "ivlens",

@@ -76,6 +76,16 @@ WRONG: dict[str, tuple[Call, str]] = {
         lambda m, t: ivlens.load("lab", dtype=torch.float32),
         "torch.float32 is not a dtype ivlens computes in; did you mean float32? Give auto, float32",
     ),
+    # What to explore
+    "texts to explore": (
+        lambda m, t: ivlens.explore(m, ["hot is", "up is"], ivlens.indirect_effects(m, t, **FEW)),
+        "a str is no prompt; give what ivlens.prompts.zero_shot(pairs) returns, or a task",
+    ),
+    "a number to explore": (lambda m, t: ivlens.explore(m, 7), "a int is no task; give a name out of ivlens.tasks()"),
+    "a frame for effects": (
+        lambda m, t: ivlens.explore(m, t, FRAME),
+        "a DataFrame is no effects; give what ivlens.indirect_effects returns",
+    ),
     # A task
     "no task": (lambda m, t: ivlens.audit(m, None), "None is no task; give a name out of ivlens.tasks(), the path of"),
     "model and task the wrong way round": (

@@ -7,7 +7,7 @@ one copy of the weights.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -126,6 +126,15 @@ class TunedModel(NamedTuple):
     model: HookedTransformer | Adapter
     name: str
 
+    @contextmanager
+    def active(self, base: HookedTransformer) -> Iterator[HookedTransformer]:
+        """The tuned model, for the `with` block; an adapter is merged into the base model as long."""
+        if isinstance(self.model, Adapter):
+            with lora.merged(base, self.model) as merged:
+                yield merged
+        else:
+            yield self.model
+
 
 def find_tuned_model(
     base: HookedTransformer, tuned: HookedTransformer | Adapter | str | Path | Sequence[str | Path]
@@ -188,14 +197,9 @@ class _Work:
         """What both models are asked; where `answered_only` is asked for, what the base model answers right."""
         return find_queries(self.base, self.task, self.settings)
 
-    @contextmanager
-    def tuned(self) -> Iterator[HookedTransformer]:
-        """The tuned model, for the `with` block."""
-        if isinstance(self.pair.model, Adapter):
-            with lora.merged(self.base, self.pair.model) as merged:
-                yield merged
-        else:
-            yield self.pair.model
+    def tuned(self) -> AbstractContextManager[HookedTransformer]:
+        """The tuned model, for a `with` block."""
+        return self.pair.active(self.base)
 
     @cached_property
     def digests(self) -> tuple[str, str]:

@@ -126,6 +126,7 @@ for name, command in {
     "show": runs.show,
     "figures": runs.redraw,
     "report": runs.report,
+    "explore": runs.explore,
     "ask": ask.ask,
     "convert": convert.convert,
     "tasks": tasks.list_tasks,

@@ -1,16 +1,21 @@
-"""`ivlens show`, `ivlens figures`, `ivlens report`: what a run found, from saved numbers and without the model."""
+"""`ivlens show`, `figures`, `report`: what a run found, without the model; `explore`: its heads, with the model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ivlens.cli import options
+from ivlens.cli.checks import check_early, choose_template
 from ivlens.cli.options import RunFolder
-from ivlens.cli.output import say_notice
+from ivlens.cli.output import file_name, say_notice, say_stored
+from ivlens.errors import IvlensError
+from ivlens.patching.settings import Settings
+from ivlens.storage.run_record import RECORD
 from ivlens.tables import plain
 
 if TYPE_CHECKING:
@@ -108,3 +113,73 @@ def report(
 
     parquet.start()  # While the rest is still imported.
     print(f"Written: {plain(str(ivlens.report(run, single_file=single_file)))}")
+
+
+@options.with_options(Settings)
+def explore(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL|RUN",
+            help=f"{options.MODEL_WORDS} Or the folder of an audit or a comparison.",
+            autocompletion=options.complete_model,
+        ),
+    ],
+    task: Annotated[
+        str | None,
+        typer.Option(help="As in an audit; of a run, its own by its name.", autocompletion=options.complete_task),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The page: .html; heads-MODEL-TASK.html, or explorer.html in the run folder.")
+    ] = None,
+    tuned: Annotated[
+        list[str] | None,
+        typer.Option(help="The model after fine-tuning, shown beside it: a checkpoint, or PEFT adapter folders."),
+    ] = None,
+    adapter: options.Adapter = None,
+    columns: options.Columns = None,
+    *,
+    run_model: Annotated[
+        str | None, typer.Option("--model", help="Of a run, where the name in its record does not load it.")
+    ] = None,
+    bos: options.BosToken = options.BosChoice.auto,
+    template_option: options.TemplateOptions = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    backend: options.Backend = "auto",
+    memory: options.Memory = "2GiB",
+    **typed: Any,
+) -> None:
+    """Write a page to click on heads of: what each attends to, does and writes; and the vector, to be added.
+
+    The page of a run lies in its folder, and its report has it from then on.
+    """
+    budget = options.parse_bytes(memory)
+    import ivlens
+    from ivlens.explorer import kept_page
+    from ivlens.storage.run_folder import read_run
+
+    run = read_run(model) if (Path(model) / RECORD).is_file() else None
+    named = task if run is None else task or run.source("task").name
+    if named is None:
+        raise IvlensError("there is no task; give --task, or the folder of an audit in place of the model")
+    chosen = ivlens.task(named, columns=options.parse_columns(columns))
+    given = check_early(Settings, typed, chosen)
+    if run is not None and (given or typed["template"] != "qa"):
+        raise IvlensError(
+            f"{model} has options of its own; leave the others out, or give the model in place of the run"
+        )
+    template = choose_template(typed["template"], bos, template_option)
+    name = model if run is None else run_model or kept_page.model_name(run)
+    hooked = ivlens.load(name, adapter=adapter, device=device, dtype=dtype, backend=backend)
+    say_stored(hooked)
+    if run is None:
+        given["template"] = template(hooked)
+        effects = ivlens.indirect_effects(hooked, chosen, memory=budget, **given)
+        explorer = ivlens.explore(hooked, chosen, effects, tuned=tuned, memory=budget)
+        path = explorer.save(out or f"heads-{file_name(model)}-{file_name(chosen.name)}.html")
+    else:
+        effects, vector = kept_page.read_found(run)
+        explorer = ivlens.explore(hooked, chosen, effects, vector=vector, tuned=tuned, memory=budget)
+        path = explorer.save(out) if out else kept_page.keep(run, explorer.encoded())
+    print(f"Written: {plain(str(path))}")

@@ -6,8 +6,6 @@ as text, and scripts are allowed by their digest alone, so that nothing else cou
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import shlex
 from collections.abc import Mapping
@@ -21,6 +19,8 @@ from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs, get_plotlyjs_version
 
 from ivlens.errors import RunError, as_ivlens_error
+from ivlens.explorer.kept_page import read_kept
+from ivlens.explorer.page import asset, data_text, page_script, script_digest
 from ivlens.plots.notebook import figure_json
 from ivlens.reports import findings
 from ivlens.reports import page as pages
@@ -80,7 +80,8 @@ def _render(page: pages.Page, run: run_folder.Run, single_file: bool) -> str:
     )
     environment.filters |= {"moment": _moment, "written": _write_lines}
     style, script = (_part(loader, environment, f"report.{suffix}") for suffix in ("css", "js"))
-    plotly = Markup(get_plotlyjs() if single_file else "")
+    plotly, kept = Markup(get_plotlyjs() if single_file else ""), read_kept(run)
+    explorer = Markup(page_script()) if kept else Markup()
     return environment.get_template("report.html").render(
         page=page,
         record=run.record,
@@ -89,12 +90,16 @@ def _render(page: pages.Page, run: run_folder.Run, single_file: bool) -> str:
         again=_again(run.record),
         plan=_plan(run.record),
         data=_data(page),
-        style=style,
+        style=style + Markup(asset("explorer.css")) if kept else style,
+        explorer=explorer,
+        heads=data_text(kept) if kept else "",
         plotly=plotly,
         script=script,
         bundle=BUNDLE,
         # Of a file beside a page browsers compare no digest: what lies in the folder is trusted then.
-        allowed=" ".join([_digest(plotly) if single_file else "'self'", _digest(script)]),
+        allowed=" ".join(
+            [script_digest(plotly) if single_file else "'self'", *map(script_digest, filter(None, (script, explorer)))]
+        ),
         versions={**run.record.versions, "plotly.js (figures)": get_plotlyjs_version()},
     )
 
@@ -115,10 +120,6 @@ def _moment(when: datetime) -> str:
 
 def _part(loader: jinja2.PackageLoader, environment: jinja2.Environment, name: str) -> Markup:
     return Markup(loader.get_source(environment, name)[0])
-
-
-def _digest(script: str) -> Markup:
-    return Markup(f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'")
 
 
 def _data(page: pages.Page) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def steered(
     >>> ivlens.ask(model, bare).accuracy.mean, steered.accuracy.mean
     (0.05, 1.0)
     """
-    model, vector = loader.as_model(model), _as_vector(vector)
+    model, vector = loader.as_model(model), as_vector(vector)
     scale = scale if scale is not None else vector.scale if site == "resid_post" else 1.0
     check_scale(scale)
     if site == "distributed" and layer is not None:
@@ -90,7 +90,8 @@ def steered(
         yield model
 
 
-def _as_vector(vector: InstructionVector | str | Path) -> InstructionVector:
+def as_vector(vector: InstructionVector | str | Path) -> InstructionVector:
+    """A vector that is given as such, or by its file; raises IvlensError for anything else."""
     if isinstance(vector, str | Path):
         return InstructionVector.load(vector)
     if not isinstance(vector, InstructionVector):
