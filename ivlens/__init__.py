@@ -12,6 +12,7 @@
     study   = ivlens.study("lab-func", out="runs/lab-func")  # what each method of fine-tuning forgets
     page    = ivlens.report("runs/antonym")              # one HTML file about a run
 
+    sites   = ivlens.site_effects(model, task, site="mlp_out", positions=["query", "last"])  # MLPs, attention, layers
     shared  = ivlens.universal_heads(model)              # heads that carry many tasks
     layout  = ivlens.template("chat", model)             # how prompts are written: template=layout
     ivlens.convert("vector.gguf", "vector.safetensors")  # other tools' vectors, there and back
@@ -30,6 +31,7 @@ Docstrings go on from here as cells of one notebook do; those of a room, such as
     >>> vector = ivlens.instruction_vector(model, task, effects=effects)
     >>> vector.vector.shape
     torch.Size([128])
+    >>> sites = ivlens.site_effects(model, task, site="mlp_out", positions=["query", "last"])
 
 An audit, an adapter that changes a little, a comparison and a study, all of them as short as they can be:
 
@@ -61,6 +63,8 @@ if TYPE_CHECKING:
     from ivlens.analysis.run_audit import Audit as Audit
     from ivlens.analysis.run_audit import audit as audit
     from ivlens.analysis.run_comparison import compare as compare
+    from ivlens.attribution.site_effects import SiteEffects as SiteEffects
+    from ivlens.attribution.site_patching import site_effects as site_effects
     from ivlens.datasets.task import Task as Task
     from ivlens.datasets.task import task as task
     from ivlens.datasets.task import tasks as tasks
@@ -98,6 +102,7 @@ _HOME = {
     "Plan": "forgetting.plan",
     "Replies": "replies.inquiry",
     "Settings": "patching.settings",
+    "SiteEffects": "attribution.site_effects",
     "Study": "forgetting.study",
     "Task": "datasets.task",
     "Template": "prompts.template",
@@ -113,6 +118,7 @@ _HOME = {
     "plots": "plots",
     "prompts": "prompts",
     "report": "reports.html",
+    "site_effects": "attribution.site_patching",
     "steered": "steering.steered_model",
     "study": "forgetting.run_study",
     "task": "datasets.task",

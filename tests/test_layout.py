@@ -42,6 +42,10 @@ ROOMS = (
     Room("patching", ("datasets", "plots", "models", "prompts", "forward")),
     Room("replies", ("models", "prompts", "forward", "patching")),
     Room("vectors", ("storage", "datasets", "models", "prompts", "forward", "patching")),
+    Room(
+        "attribution",
+        ("datasets", "plots", "models", "prompts", "forward", "patching", "vectors"),
+    ),
     Room("steering", ("storage", "datasets", "models", "prompts", "forward", "patching", "replies", "vectors")),
     Room(
         "analysis",

@@ -15,7 +15,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ivlens.forward.rows import Rows, RowsZ
+from ivlens.forward.rows import Rows, RowsZ, SetPart
 
 if TYPE_CHECKING:
     from transformer_lens.components.abstract_attention import AbstractAttention as Attention
@@ -53,22 +53,30 @@ def attend(block: Block, layer: int, prefix: Prefix, rows: Rows) -> RowsZ:
     return from_prefix + torch.einsum("phrts,prshd->prthd", own, v)
 
 
-def write(block: Block, rows: Rows, z: RowsZ) -> Rows:
+def write(block: Block, rows: Rows, z: RowsZ, change: SetPart | None = None) -> Rows:
     """The residual stream after the block, given what its heads computed."""
     attn, cfg = block.attn, block.cfg
+
+    def changed(part: str, out: Tensor) -> Tensor:
+        if change is None or change.part != part:
+            return out
+        own = out.unflatten(1, rows.shape[1:3])
+        return torch.where(change.where[:, None, :, None], change.value[:, None], own).flatten(1, 2)
+
     weight = attn.W_O.reshape(-1, cfg.d_model)
     attn_out = rearrange(z, "p r t h d -> p (r t) (h d)") @ weight + attn.b_O
     resid = rearrange(rows, "p r t d -> p (r t) d")
     norm = output_norm(block)
     if norm is not None:
         attn_out = norm(attn_out)
+    attn_out = changed("attn_out", attn_out)
     if cfg.attn_only:
         out = resid + attn_out
     elif cfg.parallel_attn_mlp:
-        out = resid + attn_out + block.apply_mlp(block.ln2(resid))
+        out = resid + attn_out + changed("mlp_out", block.apply_mlp(block.ln2(resid)))
     else:
         mid = resid + attn_out
-        out = mid + block.apply_mlp(mid if _norm_after(block) else block.ln2(mid))
+        out = mid + changed("mlp_out", block.apply_mlp(mid if _norm_after(block) else block.ln2(mid)))
     return rearrange(out, "p (r t) d -> p r t d", r=rows.shape[1])
 
 
