@@ -63,6 +63,8 @@ if TYPE_CHECKING:
     from ivlens.analysis.run_audit import Audit as Audit
     from ivlens.analysis.run_audit import audit as audit
     from ivlens.analysis.run_comparison import compare as compare
+    from ivlens.attribution.logit_parts import logit_attribution as logit_attribution
+    from ivlens.attribution.path_patching import path_effects as path_effects
     from ivlens.attribution.site_effects import SiteEffects as SiteEffects
     from ivlens.attribution.site_patching import site_effects as site_effects
     from ivlens.datasets.task import Task as Task
@@ -114,7 +116,9 @@ _HOME = {
     "indirect_effects": "patching.effects",
     "instruction_vector": "steering.vector_building",
     "load": "models.loader",
+    "logit_attribution": "attribution.logit_parts",
     "lora": "models.lora",
+    "path_effects": "attribution.path_patching",
     "plots": "plots",
     "prompts": "prompts",
     "report": "reports.html",

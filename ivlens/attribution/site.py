@@ -6,6 +6,7 @@ the residual stream, attention and MLP together. `attn_out` and `mlp_out` are wh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -70,7 +71,7 @@ def mean_values(
     for batch in batches(tokens, most=count_at_once(model, tokens)):
         own = where[start : start + len(batch), -batch.prompts.shape[1] :]
         start += len(batch)
-        found = read_values(model, batch, own, site).double()
+        found = _read(model, batch, own, site).double()
         means = found.sum(2) / own.sum(1).to(found.device).view(-1, *[1] * (found.dim() - 2))
         total = means.sum(0) if total is None else total + means.sum(0)
     assert total is not None
@@ -84,25 +85,49 @@ def mean_values(
     return mean if model.cfg.dtype == torch.float64 else mean.float()
 
 
-@torch.no_grad()
 def read_values(model: HookedTransformer, tokens: Tokens, where: Bool[Tensor, "prompt pos"], site: Site) -> Values:
-    """A site at some tokens of every prompt, at all layers; one pass, on the model's device."""
+    """A site at some tokens of every prompt, at all layers; on the model's device.
+
+    Raises:
+        ModelError: the model does not compute the site where it is looked for.
+    """
+    parts, start, places = [], 0, int(where.sum(1).max())
+    for batch in batches(tokens, most=count_at_once(model, tokens)):
+        found = _read(model, batch, where[start : start + len(batch), -batch.prompts.shape[1] :], site)
+        start += len(batch)
+        behind = found.new_zeros(*found.shape[:2], places - found.shape[2], *found.shape[3:])
+        parts.append(torch.cat([found, behind], 2))
+    return torch.cat(parts)
+
+
+def _read(model: HookedTransformer, tokens: Tokens, where: Bool[Tensor, "prompt pos"], site: Site) -> Values:
+    return read_sites(model, tokens, where, [site])[site]
+
+
+@torch.no_grad()
+def read_sites(
+    model: HookedTransformer, tokens: Tokens, where: Bool[Tensor, "prompt pos"], sites: Sequence[Site]
+) -> dict[Site, Values]:
+    """Several sites in one pass; see `read_values`."""
     seen: dict[tuple[int, str], Tensor] = {}
 
     def keep(activation: Tensor, hook: object, *, at: tuple[int, str]) -> None:
         activation = activation.to(model.cfg.device)
-        if site == "heads":  # Some kinds of model have heads side by side.
+        if at[1] == "attn.hook_z":  # Some kinds of model have heads side by side.
             activation = activation.reshape(*activation.shape[:2], model.cfg.n_heads, model.cfg.d_head)
         seen[at] = _gather(activation, where)
 
-    layers, points = range(model.cfg.n_layers), HOOKS[site]
+    layers, points = range(model.cfg.n_layers), {at for site in sites for at in HOOKS[site]}
     hooks: list[Any] = [(f"blocks.{n}.{at}", partial(keep, at=(n, at))) for n in layers for at in points]
-    known = getattr(model, "hook_dict", {})
-    forward_of(model).run(tokens.prompts, tokens.mask, [one for one in hooks if one[0] in known])
+    forward_of(model).run(tokens.prompts, tokens.mask, [one for one in hooks if one[0] in model.hook_dict])
     for layer, at in ((layer, at) for layer in layers for at in points if (layer, at) not in seen):
         raise ModelError(f"blocks.{layer}.{at} of {model_name(model)} is not reached when it runs; choose another site")
-    found = [torch.stack([seen[layer, at] for layer in layers], 1) for at in points]
-    return found[0] if len(found) == 1 else found[1] - found[0]
+    by_point = {at: torch.stack([seen[layer, at] for layer in layers], 1) for at in points}
+    found: dict[Site, Values] = {}
+    for site in sites:
+        *before, last = (by_point[at] for at in HOOKS[site])
+        found[site] = last - before[0] if before else last
+    return found
 
 
 def _gather(

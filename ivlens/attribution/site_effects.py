@@ -19,6 +19,7 @@ from ivlens.shapes import Head
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
+    from transformer_lens import HookedTransformer
 
     from ivlens.plots.style import Width
 
@@ -35,6 +36,15 @@ class Place(NamedTuple):
         return f"L{self.layer} {self.column}"
 
     __repr__ = __str__
+
+
+def head_columns(model: HookedTransformer) -> tuple[str, ...]:
+    """Names of a model's heads as columns."""
+    return _head_names(model.cfg.n_heads)
+
+
+def _head_names(n_heads: int) -> tuple[str, ...]:
+    return tuple(f"H{head}" for head in range(n_heads))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +150,7 @@ class SiteEffects:
         >>> sites.of_heads
         False
         """
-        return self.columns == tuple(f"H{head}" for head in range(len(self.columns)))
+        return self.columns == _head_names(len(self.columns))
 
     def to_frame(self) -> pd.DataFrame:
         """One line per prompt, layer and column: `prompt`, `query`, `layer`, `column`, `effect`, `baseline`.

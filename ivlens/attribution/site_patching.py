@@ -18,12 +18,10 @@ from torch import Tensor
 
 from ivlens.attribution import site_sweep
 from ivlens.attribution.site import Given, Site, check_site, mean_values, read_values
-from ivlens.attribution.site_effects import SiteEffects
+from ivlens.attribution.site_effects import SiteEffects, head_columns
 from ivlens.datasets.task import Task
 from ivlens.datasets.task import task as find_task
 from ivlens.errors import IvlensError, TaskError, TaskWarning, as_ivlens_error
-from ivlens.forward.memory import count_at_once
-from ivlens.forward.token_batches import batches
 from ivlens.models import hooked, loader
 from ivlens.patching.effects import Queries, find_queries, mean_prompts, rank_prompts
 from ivlens.patching.settings import Options, Settings, gather_options, parse_bytes
@@ -94,7 +92,7 @@ def site_effects(
     asked = ask(model, task, chosen, wanted, clean=clean)
     baseline, grids = None, []
     for where, source in zip(asked.where, asked.sources, strict=True):
-        values = _values(model, source, site, clean)
+        values = put_in(model, source, site, clean)
         baseline, found = site_sweep.sweep(
             model, asked.tokens, where, values, site, effect=chosen.effect, memory=memory
         )
@@ -105,14 +103,21 @@ def site_effects(
         baseline=baseline,
         queries=asked.queries,
         site=site,
-        columns=tuple(f"H{head}" for head in range(model.cfg.n_heads)) if site == "heads" else tuple(map(str, wanted)),
+        columns=head_columns(model) if site == "heads" else tuple(map(str, wanted)),
         unit=chosen.unit,
         settings=chosen,
-        task=task.name,
-        task_digest=task.digest,
-        model=hooked.model_name(model),
-        model_digest=hooked.weight_digest(model),
+        **origin(model, task),
     )
+
+
+def origin(model: HookedTransformer, task: Task) -> dict[str, str]:
+    """What effects are of, as their fields."""
+    return {
+        "task": task.name,
+        "task_digest": task.digest,
+        "model": hooked.model_name(model),
+        "model_digest": hooked.weight_digest(model),
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,16 +186,9 @@ def own_twins(task: Task, settings: Settings, queries: Queries) -> list[Prompt]:
     )
 
 
-def _values(model: HookedTransformer, source: Source, site: Site, clean: Clean) -> Given:
-    if clean == "mean":
-        return mean_values(model, source.tokens, source.where, site)
-    parts, start, places = [], 0, int(source.where.sum(1).max())
-    for batch in batches(source.tokens, most=count_at_once(model, source.tokens)):
-        found = read_values(model, batch, source.where[start : start + len(batch), -batch.prompts.shape[1] :], site)
-        start += len(batch)
-        behind = found.new_zeros(*found.shape[:2], places - found.shape[2], *found.shape[3:])
-        parts.append(torch.cat([found, behind], 2))
-    return torch.cat(parts)
+def put_in(model: HookedTransformer, source: Source, site: Site, clean: Clean) -> Given:
+    """What a site is given: the mean over clean prompts, or of each prompt what it is on its twin."""
+    return (mean_values if clean == "mean" else read_values)(model, source.tokens, source.where, site)
 
 
 def _check_request(site: str, wanted: Sequence[Position], clean: str) -> None:
@@ -200,6 +198,11 @@ def _check_request(site: str, wanted: Sequence[Position], clean: str) -> None:
         raise IvlensError(f"positions {', '.join(map(str, wanted))} name one of them twice; name each once")
     if site == "heads" and len(wanted) > 1:
         raise IvlensError(f"site is 'heads' at {len(wanted)} positions; heads are patched at one, call it for each")
+    check_clean(clean)
+
+
+def check_clean(clean: str) -> None:
+    """Raises IvlensError where it is none of the choices."""
     if clean not in ("mean", "own"):
         raise IvlensError(f"clean is {clean!r}; it must be 'mean' or 'own'")
 

@@ -179,15 +179,16 @@ def _hooks_of(model: HookedTransformer, one: Tokens, where: Tensor, values: Give
         names = [f"blocks.{layer}.{at}" for at in HOOKS[site]]
         if site == "heads":
             for head in range(model.cfg.n_heads):
-                yield [(names[0], partial(_set, at=(0, columns, head), value=value[:, head]))]
+                yield [(names[0], partial(set_at, at=(0, columns, head), value=value[:, head]))]
         elif site == "layer_out":
             before: list[Tensor] = []
             yield [(names[0], partial(_keep, kept=before)), (names[1], partial(_add_to, before, columns, value))]
         else:
-            yield [(names[0], partial(_set, at=(0, columns), value=value))]
+            yield [(names[0], partial(set_at, at=(0, columns), value=value))]
 
 
-def _set(activation: Tensor, hook: object, *, at: Any, value: Tensor) -> Tensor:
+def set_at(activation: Tensor, hook: object, *, at: Any, value: Tensor) -> Tensor:
+    """A hook that sets an activation, at what is to be said."""
     activation = activation.clone()
     activation[at] = value.to(activation)
     return activation
@@ -198,7 +199,7 @@ def _keep(activation: Tensor, hook: object, *, kept: list[Tensor]) -> None:
 
 
 def _add_to(before: list[Tensor], columns: Tensor, value: Tensor, activation: Tensor, hook: object) -> Tensor:
-    return _set(activation, hook, at=(0, columns), value=before[0][0, columns].to(activation) + value.to(activation))
+    return set_at(activation, hook, at=(0, columns), value=before[0][0, columns].to(activation) + value.to(activation))
 
 
 def _effects(found: Answers, effect: Effect, n_units: int) -> tuple[Float[Tensor, " prompt"], Effects]:

@@ -15,7 +15,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ivlens.forward.rows import Rows, RowsZ, SetPart
+from ivlens.forward.rows import FedHead, Rows, RowsZ, SetPart
 
 if TYPE_CHECKING:
     from transformer_lens.components.abstract_attention import AbstractAttention as Attention
@@ -35,10 +35,13 @@ class Prefix:
     """Position ids of the tail, pads not counted."""
 
 
-def attend(block: Block, layer: int, prefix: Prefix, rows: Rows) -> RowsZ:
-    """Every head's output before `W_O`, for every row of every prompt."""
+def attend(block: Block, layer: int, prefix: Prefix, rows: Rows, fed: FedHead | None = None) -> RowsZ:
+    """Every head's output before `W_O`, for every row of every prompt; queries, say, of all heads from other rows."""
     attn, n_rows = block.attn, rows.shape[1]
     q, k, v = _project(block, rows)
+    if fed is not None:
+        others = dict(zip("qkv", _project(block, fed.rows), strict=True))
+        q, k, v = (others[part] if part == fed.part else own for part, own in zip("qkv", (q, k, v), strict=True))
     if attn.cfg.positional_embedding_type == "rotary":
         positions = prefix.positions[:, None].expand(-1, n_rows, -1).flatten(1)
         q, k = _rotate(attn, q, positions), _rotate(attn, k, positions)

@@ -11,8 +11,8 @@ out in a trial, and rows are sequences of their own then, each behind a copy of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -22,16 +22,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ivlens.errors import ModelError
-from ivlens.forward.block_inputs import BlockInputs, named_inputs
+from ivlens.forward.block_inputs import BlockInputs, changing, named_inputs
 from ivlens.forward.output_path import OutputPath, output_path
 from ivlens.forward.rows import (
     Change,
     Logits,
     OneOrAll,
+    Readout,
     Replaced,
     Rows,
     SetHeads,
-    SetPart,
     Tail,
     check_finite,
     compare_with_model,
@@ -109,48 +109,6 @@ class BridgeReading:
         with changing(self.bridge, layer, change, of_tails), inputs.cached(form):
             out = self.bridge.blocks[layer](behind, **form.named)
         return of_tails(out[0] if isinstance(out, tuple) else out)
-
-
-@contextmanager
-def changing(
-    bridge: TransformerBridge, layer: int, change: Change | None, of_tails: Callable[[Tensor], Tensor]
-) -> Iterator[None]:
-    """Sets what one pass of a block computes for rows; `of_tails` is the view of rows' tokens."""
-    if change is None:
-        yield
-        return
-    fired: list[bool] = []
-    name = f"blocks.{layer}.{f'hook_{change.part}' if isinstance(change, SetPart) else 'attn.hook_z'}"
-
-    def set_output(found: Tensor, hook: object) -> Tensor:
-        # Of heads, some kinds of model have one axis, others two.
-        unit = (-1,) if isinstance(change, SetPart) else change.z.shape[-2:]
-        out = found.reshape(*found.shape[:2], *unit).clone()
-        _set_tails(of_tails(out), change)
-        fired.append(True)
-        return out.reshape(found.shape)
-
-    with ExitStack() as stack:
-        if isinstance(change, SetPart):
-            # Some are reached only where the bridge itself was given the hook (Granite).
-            stack.enter_context(bridge.hooks(fwd_hooks=[(name, set_output)] if name in bridge.hook_dict else []))
-        else:
-            point = bridge.hook_dict[name]
-            stack.callback(point.register_forward_hook(lambda module, args, z: set_output(z, point)).remove)
-        yield
-    if not fired:
-        raise ModelError(f"{name} of {bridge.cfg.model_name} is not reached when its block runs: it cannot be set")
-
-
-def _set_tails(own: Tensor, change: Change) -> None:
-    """Sets activations in place, `[prompt row tail ...]`."""
-    if isinstance(change, Replaced):
-        own, where, value = own[:, :, 0], change.where[:, :, None], change.z
-    elif isinstance(change, SetPart):
-        where, value = change.where[:, None, :, None], change.value[:, None]
-    else:
-        where, value = change.where[..., None], change.z
-    own.copy_(torch.where(where.to(own.device), value.to(own), own))
 
 
 def _longest(tokens: Tokens) -> Tokens:
@@ -286,3 +244,11 @@ class BridgeForward:
 
     def output_path(self, layer: int) -> OutputPath:
         return output_path(self._bridge, layer)
+
+    def readout(self) -> Readout:
+        bridge = self._bridge
+
+        def head(normed: Tensor) -> Tensor:
+            return bridges.scaled_logits(bridge, bridge.unembed(normed), capped=False)
+
+        return Readout(lambda resid: bridges.final_norm(bridge, resid), head)

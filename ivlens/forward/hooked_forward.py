@@ -14,7 +14,19 @@ from torch import Tensor, nn
 from ivlens.errors import ModelError
 from ivlens.forward.block_forward import Prefix, attend, output_norm, write
 from ivlens.forward.output_path import OutputPath
-from ivlens.forward.rows import Change, Logits, OneOrAll, Replaced, Rows, RowsZ, SetHeads, SetPart, Tail
+from ivlens.forward.rows import (
+    Change,
+    FedHead,
+    Logits,
+    OneOrAll,
+    Readout,
+    Replaced,
+    Rows,
+    RowsZ,
+    SetHeads,
+    SetPart,
+    Tail,
+)
 from ivlens.forward.token_batches import with_answers
 from ivlens.forward.unembedding import is_rounding, product_in_float32
 from ivlens.prompts.tokens import Tokens
@@ -38,6 +50,11 @@ class HookedReading:
 
     def carry(self, layer: int, rows: OneOrAll, change: Change | None = None) -> Rows:
         block = self.model.blocks[layer]
+        if isinstance(change, FedHead):
+            rows = rows.expand(-1, change.n_rows, -1, -1)
+            z = attend(block, layer, self.prefix, rows)
+            z[:, :, :, change.head] = attend(block, layer, self.prefix, rows, change)[:, :, :, change.head]
+            return write(block, rows, z)
         z = attend(block, layer, self.prefix, rows)
         if change is None:
             return write(block, rows, z)
@@ -146,3 +163,7 @@ class HookedForward:
     def output_path(self, layer: int) -> OutputPath:
         block = self._model.blocks[layer]
         return OutputPath(block.attn.W_O.detach(), output_norm(block))
+
+    def readout(self) -> Readout:
+        model = self._model
+        return Readout((lambda resid: resid) if model.cfg.normalization_type is None else model.ln_final, model.unembed)

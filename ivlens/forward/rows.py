@@ -7,7 +7,7 @@ a TransformerBridge. What stands on it (sweep, steering, ablation, trials) never
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -69,7 +69,31 @@ class SetPart(NamedTuple):
         return self
 
 
-Change = Replaced | SetHeads | SetPart
+class FedHead(NamedTuple):
+    """A head whose query, key or value is computed from other rows, all else of the block from the rows themselves."""
+
+    head: int
+    part: Literal["q", "k", "v"]
+    rows: Rows
+
+    @property
+    def n_rows(self) -> int:
+        return self.rows.shape[1]
+
+    def of_rows(self, rows: slice) -> FedHead:
+        """Of some of the rows."""
+        return FedHead(self.head, self.part, self.rows[:, rows])
+
+
+Change = Replaced | SetHeads | SetPart | FedHead
+
+
+class Readout(NamedTuple):
+    """The way of a final residual stream, `[1 row d_model]`, to logits, before any soft cap."""
+
+    norm: Callable[[Tensor], Tensor]
+    head: Callable[[Tensor], Tensor]
+    """What is linear in the normed stream, biases and scales included."""
 
 
 @runtime_checkable
@@ -144,6 +168,10 @@ class Forward(Protocol):
 
     def output_path(self, layer: int) -> OutputPath:
         """The way of heads' outputs into the residual stream."""
+        ...
+
+    def readout(self) -> Readout:
+        """Final norm and unembedding, in the model's own precision."""
         ...
 
 
