@@ -32,6 +32,7 @@ Docstrings go on from here as cells of one notebook do; those of a room, such as
     >>> vector.vector.shape
     torch.Size([128])
     >>> sites = ivlens.site_effects(model, task, site="mlp_out", positions=["query", "last"])
+    >>> ranked = ivlens.compare_rankings(model, task, top=3, draws=2, queries=8, shots=5, prompts=6)
 
 An audit, an adapter that changes a little, a comparison and a study, all of them as short as they can be:
 
@@ -63,8 +64,11 @@ if TYPE_CHECKING:
     from ivlens.analysis.run_audit import Audit as Audit
     from ivlens.analysis.run_audit import audit as audit
     from ivlens.analysis.run_comparison import compare as compare
+    from ivlens.attribution.head_scores import head_scores as head_scores
     from ivlens.attribution.logit_parts import logit_attribution as logit_attribution
     from ivlens.attribution.path_patching import path_effects as path_effects
+    from ivlens.attribution.rankings import Rankings as Rankings
+    from ivlens.attribution.rankings import compare_rankings as compare_rankings
     from ivlens.attribution.site_effects import SiteEffects as SiteEffects
     from ivlens.attribution.site_patching import site_effects as site_effects
     from ivlens.datasets.task import Task as Task
@@ -102,6 +106,7 @@ _HOME = {
     "InstructionVector": "vectors.instruction_vector",
     "IvlensError": "errors",
     "Plan": "forgetting.plan",
+    "Rankings": "attribution.rankings",
     "Replies": "replies.inquiry",
     "Settings": "patching.settings",
     "SiteEffects": "attribution.site_effects",
@@ -112,7 +117,9 @@ _HOME = {
     "ask": "replies.inquiry",
     "audit": "analysis.run_audit",
     "compare": "analysis.run_comparison",
+    "compare_rankings": "attribution.rankings",
     "convert": "vectors.convert",
+    "head_scores": "attribution.head_scores",
     "indirect_effects": "patching.effects",
     "instruction_vector": "steering.vector_building",
     "load": "models.loader",

@@ -42,11 +42,11 @@ ROOMS = (
     Room("patching", ("datasets", "plots", "models", "prompts", "forward")),
     Room("replies", ("models", "prompts", "forward", "patching")),
     Room("vectors", ("storage", "datasets", "models", "prompts", "forward", "patching")),
+    Room("steering", ("storage", "datasets", "models", "prompts", "forward", "patching", "replies", "vectors")),
     Room(
         "attribution",
-        ("datasets", "plots", "models", "prompts", "forward", "patching", "vectors"),
+        ("datasets", "plots", "models", "prompts", "forward", "patching", "vectors", "steering"),
     ),
-    Room("steering", ("storage", "datasets", "models", "prompts", "forward", "patching", "replies", "vectors")),
     Room(
         "analysis",
         ("storage", "datasets", "plots", "models", "prompts", "forward", "patching", "replies", "vectors", "steering"),

@@ -1,4 +1,4 @@
-"""What is a block of transformers given beside the residual stream, what of it belongs to rows, and how is it changed?"""
+"""What is a block of transformers given beside the residual stream, what of it is of rows, and how is it changed?"""
 
 from __future__ import annotations
 
