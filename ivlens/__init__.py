@@ -12,6 +12,7 @@
     study   = ivlens.study("lab-func", out="runs/lab-func")  # what each method of fine-tuning forgets
     page    = ivlens.report("runs/antonym")              # one HTML file about a run
 
+    sites   = ivlens.site_effects(model, task, site="mlp_out", positions=["query", "last"])  # MLPs, attention, layers
     shared  = ivlens.universal_heads(model)              # heads that carry many tasks
     layout  = ivlens.template("chat", model)             # how prompts are written: template=layout
     ivlens.convert("vector.gguf", "vector.safetensors")  # other tools' vectors, there and back
@@ -30,6 +31,8 @@ Docstrings go on from here as cells of one notebook do; those of a room, such as
     >>> vector = ivlens.instruction_vector(model, task, effects=effects)
     >>> vector.vector.shape
     torch.Size([128])
+    >>> sites = ivlens.site_effects(model, task, site="mlp_out", positions=["query", "last"])
+    >>> ranked = ivlens.compare_rankings(model, task, top=3, draws=2, queries=8, shots=5, prompts=6)
 
 An audit, an adapter that changes a little, a comparison and a study, all of them as short as they can be:
 
@@ -61,6 +64,13 @@ if TYPE_CHECKING:
     from ivlens.analysis.run_audit import Audit as Audit
     from ivlens.analysis.run_audit import audit as audit
     from ivlens.analysis.run_comparison import compare as compare
+    from ivlens.attribution.head_scores import head_scores as head_scores
+    from ivlens.attribution.logit_parts import logit_attribution as logit_attribution
+    from ivlens.attribution.path_patching import path_effects as path_effects
+    from ivlens.attribution.rankings import Rankings as Rankings
+    from ivlens.attribution.rankings import compare_rankings as compare_rankings
+    from ivlens.attribution.site_effects import SiteEffects as SiteEffects
+    from ivlens.attribution.site_patching import site_effects as site_effects
     from ivlens.datasets.task import Task as Task
     from ivlens.datasets.task import task as task
     from ivlens.datasets.task import tasks as tasks
@@ -99,8 +109,10 @@ _HOME = {
     "InstructionVector": "vectors.instruction_vector",
     "IvlensError": "errors",
     "Plan": "forgetting.plan",
+    "Rankings": "attribution.rankings",
     "Replies": "replies.inquiry",
     "Settings": "patching.settings",
+    "SiteEffects": "attribution.site_effects",
     "Study": "forgetting.study",
     "Task": "datasets.task",
     "Template": "prompts.template",
@@ -108,15 +120,20 @@ _HOME = {
     "ask": "replies.inquiry",
     "audit": "analysis.run_audit",
     "compare": "analysis.run_comparison",
+    "compare_rankings": "attribution.rankings",
     "convert": "vectors.convert",
     "explore": "explorer.run_explorer",
+    "head_scores": "attribution.head_scores",
     "indirect_effects": "patching.effects",
     "instruction_vector": "steering.vector_building",
     "load": "models.loader",
+    "logit_attribution": "attribution.logit_parts",
     "lora": "models.lora",
+    "path_effects": "attribution.path_patching",
     "plots": "plots",
     "prompts": "prompts",
     "report": "reports.html",
+    "site_effects": "attribution.site_patching",
     "steered": "steering.steered_model",
     "study": "forgetting.run_study",
     "task": "datasets.task",

@@ -45,6 +45,10 @@ ROOMS = (
     Room("vectors", ("storage", "datasets", "models", "prompts", "forward", "patching")),
     Room("steering", ("storage", "datasets", "models", "prompts", "forward", "patching", "replies", "vectors")),
     Room(
+        "attribution",
+        ("datasets", "plots", "models", "prompts", "forward", "patching", "vectors", "steering"),
+    ),
+    Room(
         "analysis",
         ("storage", "datasets", "plots", "models", "prompts", "forward", "patching", "replies", "vectors", "steering"),
     ),

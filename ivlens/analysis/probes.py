@@ -6,7 +6,6 @@ same heads and vector, the same random heads beside them, the same means in the 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,27 +15,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ivlens.datasets.task import Pair, Split, Task, TaskWarning, tasks
-from ivlens.datasets.task import task as find_task
-from ivlens.errors import IvlensError, PromptError, TaskError
+from ivlens.datasets.task import Pair, Split, Task
+from ivlens.errors import IvlensError
 from ivlens.patching.activations import mean_z
 from ivlens.patching.settings import Settings
-from ivlens.prompts.builders import cycled, few_shot, instructed, statements, zero_shot
+from ivlens.prompts.builders import few_shot, instructed, statements, zero_shot
 from ivlens.prompts.chat import Layout
 from ivlens.prompts.template import Prompt
 from ivlens.prompts.tokens import Tokens, tokenize
 from ivlens.random_streams import Stream, open_stream
 from ivlens.shapes import Head, MeanZ, Residual
 from ivlens.steering import controls
+from ivlens.steering.necessity import OTHER_PROMPTS as OTHER_PROMPTS
+from ivlens.steering.necessity import other_prompts as other_prompts
 from ivlens.vectors.head_writing import write_vector
 from ivlens.vectors.instruction_vector import InstructionVector
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
-
-OTHER_TASKS = 10
-"""Whose prompts give the means in the place of ablated heads, unless tasks are given."""
-OTHER_PROMPTS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,42 +181,3 @@ def ability_prompts(
         "shuffled": shown(generator=generator, shuffled=True) if shots >= 2 else [],
         "statement": statements(task, pairs, bos=template.bos),
     }
-
-
-def other_prompts(
-    model: HookedTransformer,
-    task: Task,
-    others: Sequence[Task] | None = None,
-    *,
-    template: Layout,
-    seed: int,
-    shots: int = 0,
-) -> list[Prompt]:
-    """Prompts that show other tasks, as many of each; none where no other task can be asked.
-
-    Args:
-        others: Ten built-in ones unless given.
-        shots: Demonstrations, in place of the instruction, which 0 asks for.
-    """
-    built_in = others is None
-    if others is None:
-        others = [find_task(name) for name in controls.draw_other_tasks(task, tasks(), draws=len(tasks()), seed=seed)]
-    usable = [other for other in others if task.name != other.name and task.digest != other.digest]
-    usable = [other for other in usable if shots or other.instructions][: OTHER_TASKS if built_in else None]
-    share = max(1, OTHER_PROMPTS // max(1, len(usable)))
-    generator = open_stream(seed, Stream.ABLATION_PROMPTS)
-    asked: list[Prompt] = []
-    for other in usable:
-        pairs = cycled([other.pairs[i] for i in generator.permutation(len(other.pairs))], share)
-        try:
-            prompts = (
-                few_shot(pairs, other.pairs, shots=shots, generator=generator, template=template)
-                if shots
-                else instructed(other, pairs, template=template)
-            )
-            tokenize(model, prompts)
-        except (TaskError, PromptError) as error:
-            warnings.warn(f"left out of the means for ablation: {error}", TaskWarning, stacklevel=3)
-            continue
-        asked += prompts
-    return asked

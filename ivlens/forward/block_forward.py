@@ -15,7 +15,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ivlens.forward.rows import Rows, RowsZ
+from ivlens.forward.rows import FedHead, Rows, RowsZ, SetPart
 
 if TYPE_CHECKING:
     from transformer_lens.components.abstract_attention import AbstractAttention as Attention
@@ -35,10 +35,13 @@ class Prefix:
     """Position ids of the tail, pads not counted."""
 
 
-def attend(block: Block, layer: int, prefix: Prefix, rows: Rows) -> RowsZ:
-    """Every head's output before `W_O`, for every row of every prompt."""
+def attend(block: Block, layer: int, prefix: Prefix, rows: Rows, fed: FedHead | None = None) -> RowsZ:
+    """Every head's output before `W_O`, for every row of every prompt; queries, say, of all heads from other rows."""
     attn, n_rows = block.attn, rows.shape[1]
     q, k, v = _project(block, rows)
+    if fed is not None:
+        others = dict(zip("qkv", _project(block, fed.rows), strict=True))
+        q, k, v = (others[part] if part == fed.part else own for part, own in zip("qkv", (q, k, v), strict=True))
     if attn.cfg.positional_embedding_type == "rotary":
         positions = prefix.positions[:, None].expand(-1, n_rows, -1).flatten(1)
         q, k = _rotate(attn, q, positions), _rotate(attn, k, positions)
@@ -53,22 +56,30 @@ def attend(block: Block, layer: int, prefix: Prefix, rows: Rows) -> RowsZ:
     return from_prefix + torch.einsum("phrts,prshd->prthd", own, v)
 
 
-def write(block: Block, rows: Rows, z: RowsZ) -> Rows:
+def write(block: Block, rows: Rows, z: RowsZ, change: SetPart | None = None) -> Rows:
     """The residual stream after the block, given what its heads computed."""
     attn, cfg = block.attn, block.cfg
+
+    def changed(part: str, out: Tensor) -> Tensor:
+        if change is None or change.part != part:
+            return out
+        own = out.unflatten(1, rows.shape[1:3])
+        return torch.where(change.where[:, None, :, None], change.value[:, None], own).flatten(1, 2)
+
     weight = attn.W_O.reshape(-1, cfg.d_model)
     attn_out = rearrange(z, "p r t h d -> p (r t) (h d)") @ weight + attn.b_O
     resid = rearrange(rows, "p r t d -> p (r t) d")
     norm = output_norm(block)
     if norm is not None:
         attn_out = norm(attn_out)
+    attn_out = changed("attn_out", attn_out)
     if cfg.attn_only:
         out = resid + attn_out
     elif cfg.parallel_attn_mlp:
-        out = resid + attn_out + block.apply_mlp(block.ln2(resid))
+        out = resid + attn_out + changed("mlp_out", block.apply_mlp(block.ln2(resid)))
     else:
         mid = resid + attn_out
-        out = mid + block.apply_mlp(mid if _norm_after(block) else block.ln2(mid))
+        out = mid + changed("mlp_out", block.apply_mlp(mid if _norm_after(block) else block.ln2(mid)))
     return rearrange(out, "p (r t) d -> p r t d", r=rows.shape[1])
 
 

@@ -1,10 +1,10 @@
-"""What is a block of transformers given beside the residual stream, and what of it belongs to rows?"""
+"""What is a block of transformers given beside the residual stream, what of it is of rows, and how is it changed?"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,8 +13,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ivlens.errors import ModelError
+from ivlens.forward.rows import Change, FedHead, Replaced, SetHeads, SetPart
 
 if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
     from transformers import DynamicCache
 
 # The axis of columns, by the names that transformers gives to what its blocks are given; 1 by other names.
@@ -149,3 +151,50 @@ def _hidden(mask: Tensor) -> float | bool:
     if mask.dtype == torch.bool:
         return False
     return torch.finfo(torch.float32 if mask.dtype == torch.float64 else mask.dtype).min
+
+
+@contextmanager
+def changing(
+    bridge: TransformerBridge, layer: int, change: Change | None, of_tails: Callable[[Tensor], Tensor]
+) -> Iterator[None]:
+    """Sets what one pass of a block computes for rows; `of_tails` is the view of rows' tokens."""
+    if change is None:
+        yield
+        return
+    if isinstance(change, FedHead):
+        raise ModelError(
+            f"{bridge.cfg.model_name} is a TransformerBridge, whose blocks compute queries, keys and values "
+            "of a head from one stream; load it as a HookedTransformer, or ask for paths to the logits"
+        )
+    fired: list[bool] = []
+    name = f"blocks.{layer}.{f'hook_{change.part}' if isinstance(change, SetPart) else 'attn.hook_z'}"
+
+    def set_output(found: Tensor, hook: object) -> Tensor:
+        # Of heads, some kinds of model have one axis, others two.
+        unit = (-1,) if isinstance(change, SetPart) else change.z.shape[-2:]
+        out = found.reshape(*found.shape[:2], *unit).clone()
+        _set_tails(of_tails(out), change)
+        fired.append(True)
+        return out.reshape(found.shape)
+
+    with ExitStack() as stack:
+        if isinstance(change, SetPart):
+            # Some are reached only where the bridge itself was given the hook (Granite).
+            stack.enter_context(bridge.hooks(fwd_hooks=[(name, set_output)] if name in bridge.hook_dict else []))
+        else:
+            point = bridge.hook_dict[name]
+            stack.callback(point.register_forward_hook(lambda module, args, z: set_output(z, point)).remove)
+        yield
+    if not fired:
+        raise ModelError(f"{name} of {bridge.cfg.model_name} is not reached when its block runs: it cannot be set")
+
+
+def _set_tails(own: Tensor, change: Replaced | SetHeads | SetPart) -> None:
+    """Sets activations in place, `[prompt row tail ...]`."""
+    if isinstance(change, Replaced):
+        own, where, value = own[:, :, 0], change.where[:, :, None], change.z
+    elif isinstance(change, SetPart):
+        where, value = change.where[:, None, :, None], change.value[:, None]
+    else:
+        where, value = change.where[..., None], change.z
+    own.copy_(torch.where(where.to(own.device), value.to(own), own))

@@ -11,8 +11,8 @@ out in a trial, and rows are sequences of their own then, each behind a copy of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -22,9 +22,20 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ivlens.errors import ModelError
-from ivlens.forward.block_inputs import BlockInputs, named_inputs
+from ivlens.forward.block_inputs import BlockInputs, changing, named_inputs
 from ivlens.forward.output_path import OutputPath, output_path
-from ivlens.forward.rows import Logits, OneOrAll, Replaced, Rows, Tail, check_finite, compare_with_model
+from ivlens.forward.rows import (
+    Change,
+    Logits,
+    OneOrAll,
+    Readout,
+    Replaced,
+    Rows,
+    SetHeads,
+    Tail,
+    check_finite,
+    compare_with_model,
+)
 from ivlens.forward.token_batches import with_answers
 from ivlens.forward.unembedding import is_rounding, product_in_float32
 from ivlens.models import bridge as bridges
@@ -43,9 +54,9 @@ class _Trial(NamedTuple):
 
     hooks: int
     """Digest of the modules and hooks that were there: others may tell rows of one sequence apart."""
-    width: int
+    prefix: int
     tail: int
-    """Columns and tail up to which it was tried."""
+    """Columns up to which it was tried."""
     in_one_sequence: bool
 
 
@@ -69,22 +80,21 @@ class BridgeReading:
     in_one_sequence: bool
     """Whether rows are tokens of one sequence, or sequences of their own."""
 
-    def carry(self, layer: int, rows: OneOrAll, replaced: Replaced | None = None) -> Rows:
-        if replaced is not None:
-            rows = rows.expand(-1, len(replaced.where), -1, -1)
+    def carry(self, layer: int, rows: OneOrAll, change: Change | None = None) -> Rows:
+        if isinstance(change, Replaced | SetHeads):
+            rows = rows.expand(-1, change.n_rows, -1, -1)
         size = max(1, TOKENS_TOGETHER // rows.shape[2])
         out: Tensor | None = None
         for first in range(0, rows.shape[1], size):
             part = slice(first, first + size)
-            own = None if replaced is None else Replaced(replaced.where[part], replaced.z)
-            found = self._carry(layer, rows[:, part], own)
+            found = self._carry(layer, rows[:, part], None if change is None else change.of_rows(part))
             # On the device of the layer, which may be another one than that before.
             out = found.new_empty(rows.shape) if out is None else out
             out[:, part] = found
         assert out is not None
         return out
 
-    def _carry(self, layer: int, rows: Rows, replaced: Replaced | None) -> Rows:
+    def _carry(self, layer: int, rows: Rows, change: Change | None) -> Rows:
         inputs, (n_prompts, n_rows, tail, _) = self.inputs[layer], rows.shape
         form = inputs.in_one_sequence(n_rows) if self.in_one_sequence else inputs.side_by_side(n_prompts, n_rows)
         behind = rows.flatten(1, 2) if self.in_one_sequence else rows.flatten(0, 1)
@@ -96,42 +106,14 @@ class BridgeReading:
             own = tokens[:, skipped:]
             return own.unflatten(1, (n_rows, tail)) if self.in_one_sequence else own.unflatten(0, (n_prompts, n_rows))
 
-        with replacing(self.bridge, layer, replaced, of_tails), inputs.cached(form):
+        with changing(self.bridge, layer, change, of_tails), inputs.cached(form):
             out = self.bridge.blocks[layer](behind, **form.named)
         return of_tails(out[0] if isinstance(out, tuple) else out)
 
 
-@contextmanager
-def replacing(
-    bridge: TransformerBridge, layer: int, replaced: Replaced | None, of_tails: Callable[[Tensor], Tensor]
-) -> Iterator[None]:
-    """Replaces heads' outputs at the first token of each tail; `of_tails` is the view of rows' tokens."""
-    if replaced is None:
-        yield
-        return
-    fired: list[bool] = []
-    where, value = replaced.where[:, :, None], replaced.z
-
-    def replace(module: nn.Module, args: Any, z: Tensor) -> Tensor:
-        heads = z.reshape(*z.shape[:2], *value.shape).clone()
-        first = of_tails(heads)[:, :, 0]
-        first.copy_(torch.where(where.to(heads.device), value.to(heads), first))
-        fired.append(True)
-        return heads.reshape(z.shape)
-
-    name = f"blocks.{layer}.attn.hook_z"
-    handle = bridge.hook_dict[name].register_forward_hook(replace)
-    try:
-        yield
-    finally:
-        handle.remove()
-    if not fired:
-        raise ModelError(f"{name} of {bridge.cfg.model_name} is not reached when its block runs: heads cannot be set")
-
-
 def _longest(tokens: Tokens) -> Tokens:
-    """One of the longest prompts, with all columns of the others."""
-    row = int((tokens.mask.sum(1) + tokens.answer_mask.sum(1)).argmax())
+    """One of the longest prompts, with all columns of the others: what stands before the tail comes first."""
+    row = int((tokens.mask.sum(1) * tokens.answers.shape[1] + tokens.answer_mask.sum(1)).argmax())
     return Tokens(**{one.name: getattr(tokens, one.name)[row : row + 1] for one in fields(tokens)})
 
 
@@ -150,13 +132,13 @@ class BridgeForward:
         """See `rows.Forward`."""
         bridges.check_bridge(self._bridge)
         tail, hooks, tried = tokens.answers.shape[1], self._digest_hooks(), _TRIED.get(self._bridge)
-        width = tokens.prompts.shape[1] + tail - 1
+        prefix = tokens.prompts.shape[1] - 1
         if tried is None or tried.hooks != hooks:
-            tried = _Trial(hooks, 0, 0, True)
+            tried = _Trial(hooks, -1, 0, True)
         # What counts columns by itself may do so from some width on.
-        if tried.in_one_sequence and (width > tried.width or tail > tried.tail):
+        if tried.in_one_sequence and (prefix > tried.prefix or tail > tried.tail):
             passed = self._try_rows(_longest(tokens))
-            tried = _TRIED[self._bridge] = _Trial(hooks, max(width, tried.width), max(tail, tried.tail), passed)
+            tried = _TRIED[self._bridge] = _Trial(hooks, max(prefix, tried.prefix), max(tail, tried.tail), passed)
         return self._read(tokens, in_one_sequence=tried.in_one_sequence)
 
     def _digest_hooks(self) -> int:
@@ -262,3 +244,11 @@ class BridgeForward:
 
     def output_path(self, layer: int) -> OutputPath:
         return output_path(self._bridge, layer)
+
+    def readout(self) -> Readout:
+        bridge = self._bridge
+
+        def head(normed: Tensor) -> Tensor:
+            return bridges.scaled_logits(bridge, bridge.unembed(normed), capped=False)
+
+        return Readout(lambda resid: bridges.final_norm(bridge, resid), head)

@@ -14,7 +14,19 @@ from torch import Tensor, nn
 from ivlens.errors import ModelError
 from ivlens.forward.block_forward import Prefix, attend, output_norm, write
 from ivlens.forward.output_path import OutputPath
-from ivlens.forward.rows import Logits, OneOrAll, Replaced, Rows, RowsZ, Tail
+from ivlens.forward.rows import (
+    Change,
+    FedHead,
+    Logits,
+    OneOrAll,
+    Readout,
+    Replaced,
+    Rows,
+    RowsZ,
+    SetHeads,
+    SetPart,
+    Tail,
+)
 from ivlens.forward.token_batches import with_answers
 from ivlens.forward.unembedding import is_rounding, product_in_float32
 from ivlens.prompts.tokens import Tokens
@@ -36,12 +48,20 @@ class HookedReading:
     def mask(self) -> Bool[Tensor, "prompt key"]:
         return self.prefix.mask
 
-    def carry(self, layer: int, rows: OneOrAll, replaced: Replaced | None = None) -> Rows:
+    def carry(self, layer: int, rows: OneOrAll, change: Change | None = None) -> Rows:
         block = self.model.blocks[layer]
-        z = attend(block, layer, self.prefix, rows)
-        if replaced is None:
+        if isinstance(change, FedHead):
+            rows = rows.expand(-1, change.n_rows, -1, -1)
+            z = attend(block, layer, self.prefix, rows)
+            z[:, :, :, change.head] = attend(block, layer, self.prefix, rows, change)[:, :, :, change.head]
             return write(block, rows, z)
-        return write(block, rows.expand(-1, len(replaced.where), -1, -1), _replace(z, replaced))
+        z = attend(block, layer, self.prefix, rows)
+        if change is None:
+            return write(block, rows, z)
+        if isinstance(change, SetPart):
+            return write(block, rows, z, change)
+        z = torch.where(change.where[..., None], change.z, z) if isinstance(change, SetHeads) else _replace(z, change)
+        return write(block, rows.expand(-1, change.n_rows, -1, -1), z)
 
 
 def _replace(z: Float[Tensor, "prompt #row tail head d_head"], replaced: Replaced) -> RowsZ:
@@ -143,3 +163,7 @@ class HookedForward:
     def output_path(self, layer: int) -> OutputPath:
         block = self._model.blocks[layer]
         return OutputPath(block.attn.W_O.detach(), output_norm(block))
+
+    def readout(self) -> Readout:
+        model = self._model
+        return Readout((lambda resid: resid) if model.cfg.normalization_type is None else model.ln_final, model.unembed)

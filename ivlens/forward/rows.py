@@ -7,8 +7,8 @@ a TransformerBridge. What stands on it (sweep, steering, ablation, trials) never
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -33,6 +33,68 @@ class Replaced(NamedTuple):
     where: Bool[Tensor, "row head"]
     z: Float[Tensor, "head d_head"]
 
+    @property
+    def n_rows(self) -> int:
+        return len(self.where)
+
+    def of_rows(self, rows: slice) -> Replaced:
+        """Of some of the rows."""
+        return Replaced(self.where[rows], self.z)
+
+
+class SetHeads(NamedTuple):
+    """Which heads of which rows get another output at which tokens of the tail, in one layer."""
+
+    where: Bool[Tensor, "#prompt row tail head"]
+    z: Float[Tensor, "#prompt #row tail head d_head"]
+
+    @property
+    def n_rows(self) -> int:
+        return self.where.shape[1]
+
+    def of_rows(self, rows: slice) -> SetHeads:
+        """Of some of the rows."""
+        return SetHeads(self.where[:, rows], self.z if self.z.shape[1] == 1 else self.z[:, rows])
+
+
+class SetPart(NamedTuple):
+    """Tokens of the tail at which attention or MLP adds something else to the residual stream of all rows."""
+
+    part: Literal["attn_out", "mlp_out"]
+    where: Bool[Tensor, "prompt tail"]
+    value: Float[Tensor, "prompt tail d_model"]
+
+    def of_rows(self, rows: slice) -> SetPart:
+        """The same of any of the rows."""
+        return self
+
+
+class FedHead(NamedTuple):
+    """A head whose query, key or value is computed from other rows, all else of the block from the rows themselves."""
+
+    head: int
+    part: Literal["q", "k", "v"]
+    rows: Rows
+
+    @property
+    def n_rows(self) -> int:
+        return self.rows.shape[1]
+
+    def of_rows(self, rows: slice) -> FedHead:
+        """Of some of the rows."""
+        return FedHead(self.head, self.part, self.rows[:, rows])
+
+
+Change = Replaced | SetHeads | SetPart | FedHead
+
+
+class Readout(NamedTuple):
+    """The way of a final residual stream, `[1 row d_model]`, to logits, before any soft cap."""
+
+    norm: Callable[[Tensor], Tensor]
+    head: Callable[[Tensor], Tensor]
+    """What is linear in the normed stream, biases and scales included."""
+
 
 @runtime_checkable
 class Reading(Protocol):
@@ -56,7 +118,7 @@ class Reading(Protocol):
         """Tokens of prefix and tail that are not pads."""
         ...
 
-    def carry(self, layer: int, rows: OneOrAll, replaced: Replaced | None = None) -> Rows:
+    def carry(self, layer: int, rows: OneOrAll, change: Change | None = None) -> Rows:
         """The residual stream after a block, of every row; where heads are replaced, one row may stand for all.
 
         It lies on the device of the block.
@@ -106,6 +168,10 @@ class Forward(Protocol):
 
     def output_path(self, layer: int) -> OutputPath:
         """The way of heads' outputs into the residual stream."""
+        ...
+
+    def readout(self) -> Readout:
+        """Final norm and unembedding, in the model's own precision."""
         ...
 
 

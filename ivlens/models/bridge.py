@@ -103,13 +103,15 @@ def final_norm(bridge: TransformerBridge, resid: Float[Tensor, "batch pos d_mode
     return resid
 
 
-def scaled_logits(bridge: TransformerBridge, logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
+def scaled_logits(
+    bridge: TransformerBridge, logits: Float[Tensor, "*batch vocab"], *, capped: bool = True
+) -> Float[Tensor, "*batch vocab"]:
     """What a model makes of the products of its unembedding: Cohere multiplies, Granite divides, Gemma caps."""
     config = bridge.original_model.config.get_text_config()  # pyright: ignore
     logits = logits * (getattr(config, "logit_scale", None) or 1.0)
     logits = logits / (getattr(config, "logits_scaling", None) or 1.0)
     cap = getattr(config, "final_logit_softcapping", None)
-    return cap * torch.tanh(logits / cap) if cap else logits
+    return cap * torch.tanh(logits / cap) if cap and capped else logits
 
 
 @contextmanager

@@ -6,7 +6,7 @@ Numbers in, figures out. NaN means "not measured": a gap, never a 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,8 @@ def head_heatmap(
     bound: float | None = None,
     chance: float | None = None,
     marked: Iterable[tuple[int, int]] = (),
+    columns: Sequence[str] = (),
+    measure: str = "AIE",
     width: Width = "page",
 ) -> go.Figure:
     """Layers down, heads across, one colour a head; it grows with the square root of the effect.
@@ -68,6 +70,8 @@ def head_heatmap(
         bound: The colours run from -bound to bound; panels side by side get the same. Default: largest |aie|.
         chance: The largest |aie| that chance gives where no head carries anything; it is drawn pale, and told.
         marked: Heads to outline.
+        columns: What stands across where it is not heads, such as `last` and `query` of positions.
+        measure: What the colours are.
 
     Raises:
         FigureError: the shapes differ, a value is infinite, or a marked head is not in the grid.
@@ -81,6 +85,8 @@ def head_heatmap(
     bound = least_bound(_largest(grid), chance) if bound is None else bound
     if not (math.isfinite(bound) and bound > 0):
         raise FigureError(f"bound is {bound}; it must be a finite number above 0")
+    if columns and len(columns) != grid.shape[1]:
+        raise FigureError(f"there are {len(columns)} names of columns, but the grid has {grid.shape[1]}; name each")
     cell = _cell(grid.shape, width)
     gap = cell_gap(min(cell))
     heatmap = go.Heatmap(
@@ -90,7 +96,7 @@ def head_heatmap(
         colorscale=EFFECTS,
         xgap=gap,
         ygap=gap,
-        text=_head_texts(grid, lows, highs, bound),
+        text=_head_texts(grid, lows, highs, bound, columns),
         hovertemplate="%{text}<extra></extra>",
     )
     figure = Figure(heatmap)
@@ -98,8 +104,11 @@ def head_heatmap(
         figure.add_shape(box)
     # Not the colour bar's own title, which runs into its numbers when the bar is long.
     beside = {"x": 1, "xref": "paper", "xanchor": "left", "xshift": _BESIDE_GRID - 20, "y": 0.5, "yref": "paper"}
-    figure.add_annotation(text=bar_title(unit, chance), textangle=-90, showarrow=False, **beside)
+    figure.add_annotation(text=bar_title(unit, chance, measure), textangle=-90, showarrow=False, **beside)
     _lay_out_grid(figure, grid.shape, cell, title, width)
+    if columns:
+        shown = [safe(name, 18) for name in columns]
+        figure.update_xaxes(title_text="", tickvals=list(range(len(shown))), ticktext=shown)
     return figure
 
 
@@ -161,9 +170,9 @@ def least_bound(largest: float, chance: float | None) -> float:
     return largest if not chance else max(largest, chance / PALE)
 
 
-def bar_title(unit: str, chance: float | None) -> str:
+def bar_title(unit: str, chance: float | None, measure: str = "AIE") -> str:
     """Beside the colour bar: the unit of the effects, and how large they get by chance."""
-    return f"AIE ({safe(unit, 24)})" + ("" if chance is None else f", by chance ±{chance:.2g}")
+    return f"{safe(measure, 24)} ({safe(unit, 24)})" + ("" if chance is None else f", by chance ±{chance:.2g}")
 
 
 def cell_gap(across: float) -> int:
@@ -208,12 +217,14 @@ def outlines(
         yield {"type": "rect", "line": line, **ends}
 
 
-def _head_texts(grid: np.ndarray, low: np.ndarray, high: np.ndarray, bound: float) -> list[list[str]]:
+def _head_texts(
+    grid: np.ndarray, low: np.ndarray, high: np.ndarray, bound: float, columns: Sequence[str]
+) -> list[list[str]]:
     digits = min(max(3, 1 - math.floor(math.log10(bound))), 9)
 
     def text(layer: int, head: int) -> str:
         value = interval_text(grid[layer, head], low[layer, head], high[layer, head], digits)
-        return f"L{layer}H{head}: {value}"
+        return f"L{layer}{f' {safe(columns[head])}' if columns else f'H{head}'}: {value}"
 
     layers, heads = grid.shape
     return [[text(layer, head) for head in range(heads)] for layer in range(layers)]

@@ -72,15 +72,45 @@ def few_shot(
     >>> prompt.text.count("Q:"), prompt.text.endswith("Q: big\\nA:"), prompt.answer
     (6, True, ' small')
     """
-    prompts = []
+    if not shuffled:
+        drawn = (_draw(pair, pool, shots, generator) for pair in pairs)
+        return [template.render(pair, demonstrations=shown) for pair, shown in zip(pairs, drawn, strict=True)]
+    return [prompt for _, prompt in twins(pairs, pool, shots=shots, generator=generator, template=template)]
+
+
+def twins(
+    pairs: Sequence[Pair],
+    pool: Sequence[Pair],
+    *,
+    shots: int,
+    generator: np.random.Generator,
+    template: Layout = DEFAULT,
+) -> list[tuple[Prompt, Prompt]]:
+    """Of each pair the prompt that `few_shot` shuffles, with its demonstrations as they were and with outputs permuted.
+
+    For the other arguments see `few_shot`.
+
+    Raises:
+        PromptError: fewer than `shots` pairs beside the query.
+
+    >>> ((kept, shuffled),) = prompts.twins(pairs[:1], pool, shots=5, generator=np.random.default_rng(0))
+    >>> len(kept.text) == len(shuffled.text), kept.text == shuffled.text
+    (True, False)
+    """
+    found = []
     for pair in pairs:
-        others = [candidate for candidate in pool if candidate != pair]
-        if len(others) < shots:
-            raise PromptError(f"{shots} shots need {shots} pairs beside the query, but there are {len(others)}")
-        drawn = [others[i] for i in generator.choice(len(others), shots, replace=False)]
-        shown = shuffle_outputs(drawn, generator) if shuffled else drawn
-        prompts.append(template.render(pair, demonstrations=shown))
-    return prompts
+        drawn = _draw(pair, pool, shots, generator)
+        both = (drawn, shuffle_outputs(drawn, generator))
+        kept, shuffled = (template.render(pair, demonstrations=shown) for shown in both)
+        found.append((kept, shuffled))
+    return found
+
+
+def _draw(pair: Pair, pool: Sequence[Pair], shots: int, generator: np.random.Generator) -> list[Pair]:
+    others = [candidate for candidate in pool if candidate != pair]
+    if len(others) < shots:
+        raise PromptError(f"{shots} shots need {shots} pairs beside the query, but there are {len(others)}")
+    return [others[i] for i in generator.choice(len(others), shots, replace=False)]
 
 
 def statements(task: Task, pairs: Sequence[Pair], *, bos: Bos = "auto") -> list[Prompt]:

@@ -6,10 +6,11 @@ any such layout as `prefixes` and `separators` (`src/utils/prompt_utils.py`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
+from typing import Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict
 
@@ -24,6 +25,15 @@ SEPARATORS = {"input": "\n", "output": "\n\n", "instructions": ""}
 """What function_vectors puts in front of and behind its parts unless told otherwise."""
 
 
+class Span(NamedTuple):
+    """Which characters of a prompt's text are of which part."""
+
+    part: Literal["instruction", "separator", "input", "output", "query"]
+    """`input` and `output` of a demonstration; `separator` is what the template writes around them."""
+    start: int
+    stop: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
     """Text up to where the answer begins, and the answer, leading space included.
@@ -36,6 +46,8 @@ class Prompt:
     answer: str
     query: Pair
     bos: Bos = field(default="auto", repr=False)
+    spans: tuple[Span, ...] = field(default=(), repr=False, compare=False)
+    """The parts of the text in their order; none where they are not known, as of a conversation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,9 +119,17 @@ class Template:
         ('Write the opposite.\\nQ: big\\nA:', ' small')
         """
         head = "" if instruction is None else self.instruction.replace("{instruction}", instruction)
-        shown = "".join(_fill(self.demonstration, pair) for pair in demonstrations)
-        text = head + shown + _fill(self.query, query)
-        return Prompt(text=text, answer=_fill(self.answer, query), query=query, bos=self.bos)
+        pieces = [("instruction", head)]
+        for pair in demonstrations:
+            pieces += _pieces(self.demonstration, pair)
+        pieces += [("query" if part == "input" else part, text) for part, text in _pieces(self.query, query)]
+        return Prompt(
+            text="".join(text for _, text in pieces),
+            answer=_fill(self.answer, query),
+            query=query,
+            bos=self.bos,
+            spans=tuple(_spans(pieces)),
+        )
 
 
 def check_bos(bos: str) -> None:
@@ -119,9 +139,22 @@ def check_bos(bos: str) -> None:
 
 
 def _fill(text: str, pair: Pair) -> str:
+    return "".join(filled for _, filled in _pieces(text, pair))
+
+
+def _pieces(text: str, pair: Pair) -> list[tuple[str, str]]:
+    """What is written, piece by piece, each with its part."""
     # Split first: an input that contains "{output}" must not be filled in again.
-    parts = [part.replace("{output}", pair.output) for part in text.split("{input}")]
-    return pair.input.join(parts)
+    filled = {"{input}": ("input", pair.input), "{output}": ("output", pair.output)}
+    return [filled.get(piece, ("separator", piece)) for piece in re.split(r"(\{input\}|\{output\})", text)]
+
+
+def _spans(pieces: Iterable[tuple[str, str]]) -> Iterator[Span]:
+    start = 0
+    for part, text in pieces:
+        if text:
+            yield Span(part, start, start + len(text))  # pyright: ignore[reportArgumentType]
+        start += len(text)
 
 
 def _whole(name: str, given: Mapping[str, str], usual: Mapping[str, str]) -> dict[str, str]:

@@ -7,17 +7,25 @@ beside as many heads drawn at random. Ablated is the last prompt token, by a mea
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 import torch
 
+from ivlens.datasets.task import Task, TaskWarning, tasks
+from ivlens.datasets.task import task as find_task
+from ivlens.errors import PromptError, TaskError
 from ivlens.measures import interval
 from ivlens.patching.interventions import Change, Outcomes, run_changes
-from ivlens.prompts.tokens import Tokens
+from ivlens.prompts.builders import cycled, few_shot, instructed
+from ivlens.prompts.chat import Layout
+from ivlens.prompts.template import Prompt
+from ivlens.prompts.tokens import Tokens, tokenize
+from ivlens.random_streams import Stream, open_stream
 from ivlens.shapes import Head, MeanZ
-from ivlens.steering.controls import draw_heads
+from ivlens.steering.controls import draw_heads, draw_other_tasks
 from ivlens.steering.trials import VALUES, summary
 
 if TYPE_CHECKING:
@@ -28,6 +36,11 @@ NECESSITY = (
     *VALUES,
     *("necessity", "necessity_low", "necessity_high"),
 )
+
+
+OTHER_TASKS = 10
+"""Whose prompts give the means in the place of ablated heads, unless tasks are given."""
+OTHER_PROMPTS = 100
 
 
 class Asked(NamedTuple):
@@ -102,3 +115,42 @@ def _line(variant: _Variant, found: Outcomes, columns: range) -> dict[str, Any]:
         **summary(found.match[:, list(columns)], left),
         **dict(zip(NECESSITY[-3:], necessity, strict=True)),
     }
+
+
+def other_prompts(
+    model: HookedTransformer,
+    task: Task,
+    others: Sequence[Task] | None = None,
+    *,
+    template: Layout,
+    seed: int,
+    shots: int = 0,
+) -> list[Prompt]:
+    """Prompts that show other tasks, as many of each; none where no other task can be asked.
+
+    Args:
+        others: Ten built-in ones unless given.
+        shots: Demonstrations, in place of the instruction, which 0 asks for.
+    """
+    built_in = others is None
+    if others is None:
+        others = [find_task(name) for name in draw_other_tasks(task, tasks(), draws=len(tasks()), seed=seed)]
+    usable = [other for other in others if task.name != other.name and task.digest != other.digest]
+    usable = [other for other in usable if shots or other.instructions][: OTHER_TASKS if built_in else None]
+    share = max(1, OTHER_PROMPTS // max(1, len(usable)))
+    generator = open_stream(seed, Stream.ABLATION_PROMPTS)
+    asked: list[Prompt] = []
+    for other in usable:
+        pairs = cycled([other.pairs[i] for i in generator.permutation(len(other.pairs))], share)
+        try:
+            prompts = (
+                few_shot(pairs, other.pairs, shots=shots, generator=generator, template=template)
+                if shots
+                else instructed(other, pairs, template=template)
+            )
+            tokenize(model, prompts)
+        except (TaskError, PromptError) as error:
+            warnings.warn(f"left out of the means for ablation: {error}", TaskWarning, stacklevel=3)
+            continue
+        asked += prompts
+    return asked

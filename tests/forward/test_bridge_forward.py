@@ -234,3 +234,12 @@ def test_rows_that_cannot_be_tokens_of_one_sequence_are_sequences_at_every_width
         torch.testing.assert_close(
             sweep.sweep(bridge, tokens, z)[1], sweep.loop(bridge, tokens, z)[1], rtol=0, atol=2e-5
         )
+
+
+def test_rows_that_were_tried_behind_nothing_are_tried_again_behind_a_prompt() -> None:
+    bridge, z = random_bridge("gpt-neo"), torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0))
+    ids, mask = torch.cat([TOKENS.prompts[:1], TOKENS.answers[:1, :1]], 1), torch.ones(1, 15, dtype=torch.bool)
+    of_one_token = Tokens(prompts=ids[:, :1], mask=mask[:, :1], answers=ids[:, 1:], answer_mask=mask[:, 1:])
+    for tokens in (of_one_token, TOKENS.first()):
+        fast, slow = (how(bridge, tokens, z, effect="nll") for how in (sweep.sweep, sweep.loop))
+        torch.testing.assert_close(fast, slow, rtol=0, atol=5e-5)
