@@ -128,7 +128,7 @@ WRONG: dict[str, tuple[Call, str]] = {
     "no pairs": (lambda m, t: Task.from_pairs([], name="x"), "task 'x' has no pairs; give a list such as [('hot', 'co"),
     "a column that is nearly one": (
         lambda m, t: Task.from_frame(FRAME, input="words", output="opposite"),
-        "the table has no column 'words'; did you mean 'word'?",
+        "the table has no column 'words'; did you mean word?",
     ),
     "a list for a table": (
         lambda m, t: Task.from_frame(PAIRS, input="word", output="opposite"),
@@ -137,7 +137,7 @@ WRONG: dict[str, tuple[Call, str]] = {
     # Options
     "an option that is nearly one": (
         lambda m, t: ivlens.indirect_effects(m, t, shot=5),
-        "there is no option 'shot'; did you mean 'shots'?",
+        "there is no option 'shot'; did you mean shots?",
     ),
     "negative shots": (lambda m, t: ivlens.audit(m, t, shots=-1), "shots is -1; it must be 0 or more"),
     "half a shot": (lambda m, t: ivlens.audit(m, t, shots=2.5), "shots is 2.5; it must be a whole number"),

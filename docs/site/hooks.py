@@ -6,6 +6,8 @@ is no page, such as a module, is named and not linked.
 
 from __future__ import annotations
 
+import json
+import logging
 import posixpath
 import re
 from pathlib import Path
@@ -48,6 +50,16 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         return f"{mark}[{words}]({posixpath.relpath(place, posixpath.dirname(page.file.src_uri) or '.')}{anchor})"
 
     return LINK.sub(link, markdown)
+
+
+def on_post_build(config: Any) -> None:
+    """Warn, which fails the build, of a name of the reference that the search does not find."""
+    index = json.loads((Path(config.site_dir) / "search" / "search_index.json").read_text(encoding="utf-8"))
+    found = {entry["location"].partition("#")[2] for entry in index["docs"]}
+    for page in sorted((ROOT / "docs" / "reference").glob("*.md")):
+        for name in re.findall(r"^::: (\S+)$", page.read_text(encoding="utf-8"), re.MULTILINE):
+            if name not in found:
+                logging.getLogger("mkdocs.hooks").warning("%s: the search index lacks %s", page.name, name)
 
 
 def _in_repository(page: str) -> str:

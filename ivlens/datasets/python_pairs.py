@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ivlens.datasets.entries import Pair, list_names, merge, read_each, texts_of
-from ivlens.errors import TaskError
+from ivlens.errors import TaskError, suggest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,8 +47,7 @@ def column_of(frame: pd.DataFrame, name: str) -> list[Any]:
         )
     if name not in frame.columns:
         names = [str(column) for column in frame.columns]
-        close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}?" if close else f"it has {list_names(names, 12)}"
+        hint = suggest(name, names, most=1) or f"it has {list_names(names, 12)}"
         raise TaskError(f"the table has no column {name!r}; {hint}")
     # Where a number is missing, pandas has made fractions of whole ones.
     found = frame[name].convert_dtypes().astype(object)

@@ -12,7 +12,7 @@ from ivlens.forward.unembedding import AT_ONCE
 from ivlens.prompts.tokens import Tokens
 
 if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 
 # Copies of its rows that a block makes on the way (scores and pattern; gate, activation and its intermediates).
@@ -52,9 +52,28 @@ class Budget:
         Raises:
             PromptError: not even one prompt fits.
         """
-        cfg = model.cfg
+        tail = tokens.answers.shape[1]
+        count, pos = len(tokens) if most is None else most, tokens.prompts.shape[1] + tail - 1
+        return cls.of_sizes(model.cfg, count, pos, tail, n_rows, memory, others_seen=others_seen)
+
+    @classmethod
+    def of_sizes(
+        cls,
+        cfg: HookedTransformerConfig,
+        count: int,
+        pos: int,
+        tail: int,
+        n_rows: int,
+        memory: int,
+        *,
+        others_seen: int = 0,
+    ) -> Budget:
+        """The same for `count` prompts of `pos` tokens, of which each row carries the last `tail`.
+
+        Raises:
+            PromptError: not even one prompt fits.
+        """
         bytes_each = torch.finfo(cfg.dtype).bits // 8
-        pos, tail = tokens.prompts.shape[1] + tokens.answers.shape[1] - 1, tokens.answers.shape[1]
         per_token = MLP_COPIES * (0 if cfg.attn_only else cfg.d_mlp or 0) + 8 * cfg.d_model
         rows = 2 * (1 + n_rows) * tail * cfg.d_model
         caches = 2 * cfg.n_layers * (cfg.n_key_value_heads or cfg.n_heads) * cfg.d_head * pos
@@ -64,7 +83,7 @@ class Budget:
         # TransformerLens turns the unembedding around into a copy whenever it is used; in 16 bits, parts are widened.
         unembedding = cfg.d_model * cfg.d_vocab_out
         half = (memory - (4 * min(AT_ONCE, unembedding) if bytes_each == 2 else bytes_each * unembedding)) // 2
-        prompts = min(len(tokens) if most is None else most, half // one_prompt)
+        prompts = min(count, half // one_prompt)
         if prompts < 1:
             raise PromptError(
                 f"memory is {memory:,} bytes, but one prompt of {pos} tokens needs "

@@ -7,7 +7,6 @@ of these definitions, so that importing them costs nothing: neither torch nor Nu
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -15,7 +14,7 @@ from fractions import Fraction
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, get_args
 
-from ivlens.errors import IvlensError
+from ivlens.errors import IvlensError, suggest
 from ivlens.prompts.choices import Corruption, Source
 
 if TYPE_CHECKING:
@@ -231,8 +230,7 @@ def gather_options(kind: type[Kind], settings: Settings | None, options: Mapping
     known = [one.name for one in fields(kind)]  # pyright: ignore[reportArgumentType]
     for name in options:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+            hint = suggest(name, known, most=1) or f"there are {', '.join(known)}"
             raise IvlensError(f"there is no option {name!r}; {hint}")
     if settings is None:
         return kind(**options)

@@ -57,7 +57,7 @@ def test_options_and_settings_are_one():
     assert found == Settings(shots=3)
     with pytest.raises(IvlensError, match=r"^shots is 4, but the settings have shots 3; leave one of the two out$"):
         gather_options(Settings, Settings(shots=3), {"shots": 4})
-    with pytest.raises(IvlensError, match=r"^there is no option 'promts'; did you mean 'prompts'[?]$"):
+    with pytest.raises(IvlensError, match=r"^there is no option 'promts'; did you mean prompts[?]$"):
         gather_options(Settings, None, {"promts": 4})
 
 
