@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ivlens.errors import IvlensError, as_ivlens_error
+from ivlens.errors import as_ivlens_error
 from ivlens.explorer import encoding
 from ivlens.explorer.contents import Contents
-from ivlens.explorer.page import write_page
+from ivlens.explorer.page import check_name, write_page
 from ivlens.explorer.page_data import Encoded, EncodedReplies
 from ivlens.explorer.replies import kept_layers, reply_steered, strengths
 from ivlens.storage.atomic_files import write_whole
@@ -55,8 +55,7 @@ class Explorer:
         'heads.html'
         """
         path = Path(path)
-        if path.suffix.lower() != ".html":
-            raise IvlensError(f"the page is to be written to {path}; give a name that ends in .html")
+        check_name(path)
         write_whole(path, self.to_html().encode(errors="replace"))
         return path
 

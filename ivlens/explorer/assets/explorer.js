@@ -378,17 +378,21 @@ export async function mount(root, data, live = null) {
     const rows = steering.prompts.map(({ query, answer }, at) => [`${query} → ${answer}`, reply(steering.without, at), reply(found, at)]);
     replies.replaceChildren(table("Replies, and P(answer)", ["prompt", "without", "with the vector"], rows));
   };
-  let asked = 0;
+  let isAsking = false;
   const steer = () => {
-    const [at, times] = [Number(layer.input.value), Number(strength.input.value)];
-    if (steering.cells.length) {
-      drawReplies(steering.cells[at][times]);
-      return;
-    }
-    const number = ++asked;
+    const [at, times] = [layer.input.value, strength.input.value];
+    if (steering.cells.length) drawReplies(steering.cells[at][times]);
+    else if (live !== null) ask(at, times);
+  };
+  // One question at a time: what the sliders pass over while the kernel is at work is not asked.
+  const ask = async (at, times) => {
     drawReplies(null);
-    if (live === null) return;
-    live(steering.layers[at], steering.scales[times]).then((found) => { if (number === asked) drawReplies(found); });
+    if (isAsking) return;
+    isAsking = true;
+    const found = await live(steering.layers[at], steering.scales[times]);
+    isAsking = false;
+    if (layer.input.value === at && strength.input.value === times) drawReplies(found);
+    else steer();
   };
 
   // All of it
