@@ -15,7 +15,9 @@ from ivlens.explorer.page_data import Encoded
 from ivlens.tables import plain
 
 _TAIL = """
-mount(document.querySelector(".ivx"), JSON.parse(document.getElementById("ivx-data").textContent));
+mount(document.querySelector(".ivx"), JSON.parse(document.getElementById("ivx-data").textContent)).catch((error) => {
+  document.querySelector(".ivx").textContent = `The explorer cannot be drawn here (${error.message}).`;
+});
 """
 
 

@@ -57,9 +57,9 @@ def explore(
 
     In a notebook the last line of a cell shows it (`pip install 'ivlens[notebook]'`); `save` writes it as a page.
 
-    >>> found = ivlens.explore(model, task, effects, shown=1)
-    >>> found.contents.models[0].lost.mean.shape, len(found.contents.shown)
-    (torch.Size([6, 8]), 2)
+    >>> own = ivlens.explore(model, ivlens.prompts.instructed(task, task.pairs[:3]), effects)
+    >>> own.contents.models[0].cie.shape, len(own.contents.shown)
+    (torch.Size([3, 6, 8]), 3)
 
     Args:
         model: Also by what `ivlens.load` takes: a name, a path.

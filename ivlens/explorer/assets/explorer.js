@@ -95,6 +95,7 @@ export async function mount(root, data, live = null) {
   const paint = painter(data.colours);
   const address = (at) => `L${Math.floor(at / nHeads)}H${at % nHeads}`;
   const marked = new Set(data.marked.map(([layer, head]) => layer * nHeads + head));
+  const isOwn = data.shown.some((prompt) => prompt.kind === "given");
   const effect = data.unit === "nats" ? "nats" : "P(answer)";
   const patterns = await Promise.all(
     models.map((model) =>
@@ -324,8 +325,8 @@ export async function mount(root, data, live = null) {
     };
     const open = [...byPrompt.querySelectorAll("details")].map((details) => details.open);
     byPrompt.replaceChildren(
-      part("Effect of its clean output, task corrupted", data.corrupted, "unpatched", data.digits, "cie", data.digits, [effect, "CIE"]),
-      part("Loss when ablated, task shown", data.clean, "whole", data.probability_digits, "lost_by_prompt", data.probability_digits, ["P(answer)", "lost"]),
+      part(`Effect of its clean output${isOwn ? "" : ", task corrupted"}`, data.corrupted, "unpatched", data.digits, "cie", data.digits, [effect, "CIE"]),
+      part(`Loss when ablated${isOwn ? "" : ", task shown"}`, data.clean, "whole", data.probability_digits, "lost_by_prompt", data.probability_digits, ["P(answer)", "lost"]),
     );
     byPrompt.querySelectorAll("details").forEach((details, at) => { details.open = open[at] ?? at === 0; });
   };
