@@ -57,12 +57,13 @@ bench: .venv/installed-bench
 figures: .venv/installed
 	$(BIN)/python -m ivlens.reports.gallery figures
 
-# Figures are kept as data, for Jupyter, and as images, for pages: a Chrome or Chromium draws them. No progress bars.
+# Figures are kept as data, for Jupyter, and as images, for pages: a Chrome or Chromium draws them. No progress bars, and
+# of the explorer not the megabytes that it draws.
 # The last one is on a real model.
 notebooks: .venv/installed-notebook .venv/installed-gguf
 	$(BIN)/python -m ivlens.checkpoints.known_models smollm2 --into models
 	PLOTLY_RENDERER=plotly_mimetype+svg TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace \
-		--ExecutePreprocessor.record_timing=False --coalesce-streams notebooks/*.ipynb
+		--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.store_widget_state=False --coalesce-streams notebooks/*.ipynb
 
 # A dead link, a page that nothing leads to, or a public name that the search lacks fails: not with --quiet, under which
 # mkdocs counts no warnings. Material asks to move to its successor until 2027: not now.

@@ -11,6 +11,7 @@
     change  = ivlens.compare(model, "my-adapter", task)  # before and after fine-tuning
     study   = ivlens.study("lab-func", out="runs/lab-func")  # what each method of fine-tuning forgets
     page    = ivlens.report("runs/antonym")              # one HTML file about a run
+    heads   = ivlens.explore(model, task, effects)       # every head, to be clicked on
 
     sites   = ivlens.site_effects(model, task, site="mlp_out", positions=["query", "last"])  # MLPs, attention, layers
     shared  = ivlens.universal_heads(model)              # heads that carry many tasks
@@ -49,6 +50,7 @@ An audit, an adapter that changes a little, a comparison and a study, all of the
     >>> study = ivlens.study(plan, out="runs/short", model=model)
     >>> study.folder.name
     'short'
+    >>> explorer = ivlens.explore(model, task, effects, shown=1)
 """
 
 from __future__ import annotations

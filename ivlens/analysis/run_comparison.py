@@ -32,6 +32,7 @@ from ivlens.patching.head_effects import HeadEffects
 from ivlens.patching.settings import Settings, gather_options, parse_bytes
 from ivlens.prompts.builders import zero_shot
 from ivlens.prompts.long_pairs import leave_out_long
+from ivlens.prompts.template import Prompt
 from ivlens.prompts.tokens import tokenize
 from ivlens.shapes import GIB, Head
 from ivlens.steering.vector_building import instruction_vector
@@ -135,6 +136,16 @@ class TunedModel(NamedTuple):
         else:
             yield self.model
 
+    def check_reading(self, base: HookedTransformer, model: HookedTransformer, prompts: Sequence[Prompt]) -> None:
+        """Raises ModelError where the two models' tokenizers make different tokens of prompts."""
+        ours, theirs = tokenize(base, prompts), tokenize(model, prompts)
+        for name in ("prompts", "answers"):
+            if not torch.equal(getattr(ours, name).cpu(), getattr(theirs, name).cpu()):
+                raise ModelError(
+                    f"{self.name} and {hooked.model_name(base)} make different tokens of the same {name}; give a model "
+                    "with the same tokenizer"
+                )
+
 
 def find_tuned_model(
     base: HookedTransformer, tuned: HookedTransformer | Adapter | str | Path | Sequence[str | Path]
@@ -237,7 +248,7 @@ class _Work:
         write = partial(write_by_query, task=self.task, settings=self.settings, queries=self.queries)
         wrote = [] if tables.has("drift") else [write(self.base, sets=sets)]
         with self.tuned() as model, tables.keeping("tuned"):
-            self.check_reading(model)
+            self.pair.check_reading(self.base, model, zero_shot(self.task.pairs, template=self.asked.template))
             after = self.side(model, "tuned", tuned_digest, tables)
             if probe:
                 found += [put(model, probe), put(model, prepare(model, vector=after.vector))]
@@ -271,17 +282,6 @@ class _Work:
         heads = self.heads or effects.top(self.asked.top)
         vector = instruction_vector(model, self.task, effects=effects, heads=heads, memory=self.memory)
         return _Side(effects, replace(vector, model=effects.model))
-
-    def check_reading(self, model: HookedTransformer) -> None:
-        """Raises ModelError where the two models' tokenizers make different tokens of the task."""
-        prompts = zero_shot(self.task.pairs, template=self.asked.template)
-        ours, theirs = tokenize(self.base, prompts), tokenize(model, prompts)
-        for name in ("prompts", "answers"):
-            if not torch.equal(getattr(ours, name).cpu(), getattr(theirs, name).cpu()):
-                raise ModelError(
-                    f"{self.pair.name} and {hooked.model_name(self.base)} make different tokens of the same {name}; "
-                    "give a model with the same tokenizer"
-                )
 
     def changes(self, before: Dependence, after: Dependence, own: Dependence) -> pd.DataFrame:
         """One table of the base model, the tuned one, their paired difference, and the tuned one on its own vector."""

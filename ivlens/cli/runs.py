@@ -157,8 +157,11 @@ def explore(
     budget = options.parse_bytes(memory)
     import ivlens
     from ivlens.explorer import kept_page
+    from ivlens.explorer.page import check_name
     from ivlens.storage.run_folder import read_run
 
+    if out is not None:
+        check_name(out)
     run = read_run(model) if (Path(model) / RECORD).is_file() else None
     named = task if run is None else task or run.source("task").name
     if named is None:

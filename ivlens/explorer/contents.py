@@ -51,9 +51,9 @@ class ModelHeads:
     """Value of the answer on those prompts."""
     lost: Bounded
     """Mean P(answer) lost where a head is ablated."""
-    lost_by_prompt: Cie
+    lost_by_prompt: Float[Tensor, "clean layer head"]
     """The same on every clean prompt."""
-    whole: Float[Tensor, " prompt"]
+    whole: Float[Tensor, " clean"]
     """P(answer) on those prompts with all heads."""
     writing: Writing | None
     """None: what heads compute does not reach the residual stream by weights alone."""

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ivlens.errors import IvlensError, as_ivlens_error
+from ivlens.errors import as_ivlens_error
 from ivlens.explorer import encoding
 from ivlens.explorer.contents import Contents
-from ivlens.explorer.page import write_page
+from ivlens.explorer.page import check_name, write_page
 from ivlens.explorer.page_data import Encoded, EncodedReplies
 from ivlens.explorer.replies import kept_layers, reply_steered, strengths
 from ivlens.storage.atomic_files import write_whole
@@ -27,9 +27,8 @@ LIVE_ROOM = 8 * encoding.ROOM
 class Explorer:
     """Every head of a model, to be clicked on: in the last line of a cell, or as a page.
 
-    >>> explorer = ivlens.explore(model, task, effects)
     >>> explorer
-    Explorer(antonym on lab: 6x8 heads, attention on 6 prompts)
+    Explorer(antonym on lab: 6x8 heads, attention on 2 prompts)
     """
 
     contents: Contents
@@ -55,8 +54,7 @@ class Explorer:
         'heads.html'
         """
         path = Path(path)
-        if path.suffix.lower() != ".html":
-            raise IvlensError(f"the page is to be written to {path}; give a name that ends in .html")
+        check_name(path)
         write_whole(path, self.to_html().encode(errors="replace"))
         return path
 
@@ -78,13 +76,17 @@ class Explorer:
         return encoding.encode(self.contents, steered=steered)
 
     def reply(self, layer: int, scale: float) -> EncodedReplies:
-        """What the model replies with the vector added after a block, so many times; as the sliders show it.
+        """What the model replies with the vector added, as the sliders show it; probabilities in thousandths.
+
+        Args:
+            layer: After which block.
+            scale: How many times; below 0 the vector is taken away.
 
         Raises:
             IvlensError: the model has no such layer.
 
-        >>> explorer.reply(2, 4.0).replies
-        ['...', '...', '...']
+        >>> explorer.reply(2, 1.0).replies
+        ['show']
         """
         check_layer(layer, self.model.cfg.n_layers)
         found = reply_steered(
@@ -109,4 +111,6 @@ class Explorer:
             hint = "pip install 'ivlens[notebook]' shows it here; .save('heads.html') writes it as a page"
             return {"text/plain": f"{self!r}\n{hint}"}
         widget = HeadExplorer(encoding.encode(self.contents, room=LIVE_ROOM), self.reply)
-        return widget._repr_mimebundle_(**options)
+        bundle = widget._repr_mimebundle_(**options)
+        data, *metadata = bundle if isinstance(bundle, tuple) else (bundle,)
+        return ({**data, "text/plain": repr(self)}, *metadata)

@@ -47,8 +47,9 @@ class AskedPrompts:
     """Whether they were given, and are no task's."""
 
     def shown(self, model: HookedTransformer, most: int) -> tuple[ShownPrompt, ...]:
-        """The first prompts of each kind with their tokens, whose attention is shown."""
+        """The prompts whose attention is shown, with their tokens: of a task the first `most` of each kind."""
         kinds = {"given": self.corrupted} if self.own else {"corrupted": self.corrupted, "clean": self.clean}
+        most = len(self.corrupted) if self.own else most
         return tuple(
             ShownPrompt(kind=kind, number=number, prompt=prompt, tokens=_texts(model, prompt))
             for kind, prompts in kinds.items()

@@ -5,16 +5,26 @@ from __future__ import annotations
 import base64
 import hashlib
 from importlib import resources
+from pathlib import Path
 
 import jinja2
 from markupsafe import Markup
 
+from ivlens.errors import IvlensError
 from ivlens.explorer.page_data import Encoded
 from ivlens.tables import plain
 
 _TAIL = """
-mount(document.querySelector(".ivx"), JSON.parse(document.getElementById("ivx-data").textContent));
+mount(document.querySelector(".ivx"), JSON.parse(document.getElementById("ivx-data").textContent)).catch((error) => {
+  document.querySelector(".ivx").textContent = `The explorer cannot be drawn here (${error.message}).`;
+});
 """
+
+
+def check_name(path: Path) -> None:
+    """Raises IvlensError where it cannot be the name of a page."""
+    if path.suffix.lower() != ".html":
+        raise IvlensError(f"the page is to be written to {path}; give a name that ends in .html")
 
 
 def asset(name: str) -> str:

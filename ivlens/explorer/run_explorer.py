@@ -25,6 +25,7 @@ from ivlens.models import hooked, loader
 from ivlens.patching.effects import find_queries, measure_effects, task_mean_z
 from ivlens.patching.head_effects import HeadEffects
 from ivlens.patching.settings import Settings, parse_bytes
+from ivlens.prompts.builders import zero_shot
 from ivlens.prompts.long_pairs import leave_out_long
 from ivlens.prompts.template import Prompt
 from ivlens.shapes import GIB
@@ -56,9 +57,9 @@ def explore(
 
     In a notebook the last line of a cell shows it (`pip install 'ivlens[notebook]'`); `save` writes it as a page.
 
-    >>> found = ivlens.explore(model, task, effects, shown=1)
-    >>> found.contents.models[0].lost.mean.shape, len(found.contents.shown)
-    (torch.Size([6, 8]), 2)
+    >>> own = ivlens.explore(model, ivlens.prompts.instructed(task, task.pairs[:3]), effects)
+    >>> own.contents.models[0].cie.shape, len(own.contents.shown)
+    (torch.Size([3, 6, 8]), 3)
 
     Args:
         model: Also by what `ivlens.load` takes: a name, a path.
@@ -69,7 +70,7 @@ def explore(
         tuned: What the model became by fine-tuning, as `ivlens.compare` takes it, to be shown beside it.
         vector: What the sliders add, also by the path of its file; by default what the ten heads of largest AIE write,
             a third of the way up.
-        shown: Prompts of each kind whose attention is shown, and that the vector is added on.
+        shown: Prompts of a task, of each kind, whose attention is shown, and that the vector is added on.
         memory: What patching may take beside the weights, in bytes or such as "2GiB".
 
     Raises:
@@ -135,6 +136,7 @@ def _of_task(
     if tuned is not None:
         other = find_tuned_model(model, tuned)
         with other.active(model) as changed:
+            other.check_reading(model, changed, zero_shot(task.pairs, template=settings.template))
             z = task_mean_z(changed, task, settings, queries=queries)
             after = measure_effects(changed, task, z, settings, memory=memory, queries=queries)
         sides.append(_Side(other, after))
@@ -180,4 +182,6 @@ def _change(before: HeadEffects, after: HeadEffects) -> Bounded:
     change = after.cie.double().cpu() - before.cie.double().cpu()
     changed = replace(before, cie=change)
     low, high = mean_bounds(change, before.queries.cpu())
+    if before.unit == "probability":
+        low, high = low.clamp(min=-2), high.clamp(max=2)
     return Bounded(changed.aie, low, high)

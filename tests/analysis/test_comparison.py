@@ -480,7 +480,7 @@ def test_a_killed_run_leaves_the_base_model_and_goes_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules["ivlens.analysis.run_comparison"]._Work, "check_reading", interrupted)
+        patch.setattr(sys.modules["ivlens.analysis.run_comparison"].TunedModel, "check_reading", interrupted)
         with pytest.raises(KeyboardInterrupt):
             compare(base, adapter_folder, word_task, out=tmp_path / "run", **SMALL)
     with pytest.raises(RunError, match=r"unfinished.*run the same command"):

@@ -15,11 +15,12 @@ from ivlens.cli.app import main
 from ivlens.patching.settings import Settings
 from ivlens.shapes import Head
 
-MADE_OF = {"audit": AuditSettings, "compare": ComparisonSettings, "universal": Settings}
+MADE_OF = {"audit": AuditSettings, "compare": ComparisonSettings, "universal": Settings, "explore": Settings}
 TYPED = {
     "audit": "audit MODEL --task antonym --out OUT",
     "compare": "compare MODEL TUNED --task antonym --out OUT",
     "universal": "universal MODEL --out OUT.json",
+    "explore": "explore MODEL --task antonym --out OUT.html",
 }
 # Of every option: as it is typed, and as the function gets it.
 VALUES: dict[str, tuple[str, Any]] = {
@@ -76,7 +77,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     monkeypatch.setattr(ivlens, "load", lambda *_, **given: None)
     monkeypatch.setattr("ivlens.models.hooked.weight_digest", lambda model: "of none")
-    for name in ("compare", "universal_heads", "study"):
+    for name in ("compare", "universal_heads", "study", "indirect_effects"):
         monkeypatch.setattr(ivlens, name, stop)
     monkeypatch.setattr("ivlens.analysis.run_audit.prepare", stop)
     return found

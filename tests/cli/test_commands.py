@@ -178,7 +178,10 @@ def test_the_version_is_that_of_the_package(ivlens: Ivlens) -> None:
     assert ivlens("--version") == (0, f"ivlens {metadata.version('ivlens')}\n", "")
 
 
-COMMANDS = ["audit", "compare", "universal", "study", "show", "figures", "report", "ask", "convert", "tasks", "prompts"]
+COMMANDS = [
+    *("audit", "compare", "universal", "study", "show", "figures", "report", "explore", "ask", "convert"),
+    *("tasks", "prompts"),
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -226,6 +229,8 @@ def test_the_shell_completes_commands_models_tasks_studies_and_choices(
     [
         ("audit", "Missing argument 'model'; see ivlens audit --help"),
         ("audit lab", "Missing option '--task'; see ivlens audit --help"),
+        ("explore lab", "there is no task; give --task, or the folder of an audit in place of the model"),
+        ("explore lab --task antonym --out heads.pdf", "written to heads.pdf; give a name that ends in .html"),
         ("audit lab --task", "Option '--task' requires an argument; see ivlens"),
         ("audit lab --task antonym --shots ten", "'--shots': 'ten' is not a whole number; see ivlens audit --help"),
         ("audit lab --task antonym --top 2.5", "'--top': '2.5' is not a whole number"),

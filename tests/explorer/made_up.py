@@ -19,7 +19,7 @@ def made_up_contents(
     """`shown` prompts of both kinds; of two models the second was fine-tuned from the first."""
     generator = torch.Generator().manual_seed(0)
     corrupted = tuple(_prompt(f"c{i}", f"o{i}") for i in range(prompts))
-    clean = tuple(_prompt(f"d{i}", f"p{i}") for i in range(prompts))
+    clean = tuple(_prompt(f"d{i}", f"p{i}") for i in range(prompts + 1))
     kinds = [("corrupted", corrupted), ("clean", clean)]
     texts = tuple("\nA:" if i % 5 == 4 else f" t{i}" for i in range(tokens))
     visible = tuple(
@@ -93,8 +93,8 @@ def _model(
         cie=random(prompts, *grid) - 0.5,
         unpatched=random(prompts),
         lost=_bounded(grid, generator),
-        lost_by_prompt=random(prompts, *grid) - 0.5,
-        whole=random(prompts),
+        lost_by_prompt=random(prompts + 1, *grid) - 0.5,
+        whole=random(prompts + 1),
         writing=Writing(
             top=ids,
             top_logits=10 * random(*grid, 8).sort(descending=True).values,

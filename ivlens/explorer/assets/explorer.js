@@ -95,6 +95,7 @@ export async function mount(root, data, live = null) {
   const paint = painter(data.colours);
   const address = (at) => `L${Math.floor(at / nHeads)}H${at % nHeads}`;
   const marked = new Set(data.marked.map(([layer, head]) => layer * nHeads + head));
+  const isOwn = data.shown.some((prompt) => prompt.kind === "given");
   const effect = data.unit === "nats" ? "nats" : "P(answer)";
   const patterns = await Promise.all(
     models.map((model) =>
@@ -324,8 +325,8 @@ export async function mount(root, data, live = null) {
     };
     const open = [...byPrompt.querySelectorAll("details")].map((details) => details.open);
     byPrompt.replaceChildren(
-      part("Effect of its clean output, task corrupted", data.corrupted, "unpatched", data.digits, "cie", data.digits, [effect, "CIE"]),
-      part("Loss when ablated, task shown", data.clean, "whole", data.probability_digits, "lost_by_prompt", data.probability_digits, ["P(answer)", "lost"]),
+      part(`Effect of its clean output${isOwn ? "" : ", task corrupted"}`, data.corrupted, "unpatched", data.digits, "cie", data.digits, [effect, "CIE"]),
+      part(`Loss when ablated${isOwn ? "" : ", task shown"}`, data.clean, "whole", data.probability_digits, "lost_by_prompt", data.probability_digits, ["P(answer)", "lost"]),
     );
     byPrompt.querySelectorAll("details").forEach((details, at) => { details.open = open[at] ?? at === 0; });
   };
@@ -378,17 +379,21 @@ export async function mount(root, data, live = null) {
     const rows = steering.prompts.map(({ query, answer }, at) => [`${query} → ${answer}`, reply(steering.without, at), reply(found, at)]);
     replies.replaceChildren(table("Replies, and P(answer)", ["prompt", "without", "with the vector"], rows));
   };
-  let asked = 0;
+  let isAsking = false;
   const steer = () => {
-    const [at, times] = [Number(layer.input.value), Number(strength.input.value)];
-    if (steering.cells.length) {
-      drawReplies(steering.cells[at][times]);
-      return;
-    }
-    const number = ++asked;
+    const [at, times] = [layer.input.value, strength.input.value];
+    if (steering.cells.length) drawReplies(steering.cells[at][times]);
+    else if (live !== null) ask(at, times);
+  };
+  // One question at a time: what the sliders pass over while the kernel is at work is not asked.
+  const ask = async (at, times) => {
     drawReplies(null);
-    if (live === null) return;
-    live(steering.layers[at], steering.scales[times]).then((found) => { if (number === asked) drawReplies(found); });
+    if (isAsking) return;
+    isAsking = true;
+    const found = await live(steering.layers[at], steering.scales[times]);
+    isAsking = false;
+    if (layer.input.value === at && strength.input.value === times) drawReplies(found);
+    else steer();
   };
 
   // All of it
