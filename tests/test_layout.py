@@ -66,6 +66,10 @@ ROOMS = (
             "engine",
         ),
     ),
+    Room(
+        "matrix",
+        ("storage", "datasets", "plots", "models", "prompts", "patching", "engine", "steering", "analysis"),
+    ),
     Room("reports", ("storage", "plots", "vectors", "analysis", "forgetting")),
     Room("lab", ("storage", "datasets", "models", "prompts", "patching", "vectors", "steering")),
     # `ivlens`: commands call the public functions.
@@ -85,6 +89,7 @@ ROOMS = (
             "steering",
             "analysis",
             "forgetting",
+            "matrix",
             "reports",
             "ivlens",
         ),

@@ -188,14 +188,24 @@ def test_somebody_else_at_the_address_is_one_line_within_seconds(
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "no-machine.invalid:6379", "." * 99 + ":1"])
-def test_nobody_at_the_address_is_one_line_at_once(
-    address: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_nobody_at_the_address_is_one_line_at_once(address: str) -> None:
     begun = time.monotonic()
-    assert main(["study", "lab-func", "--out", str(tmp_path / "run"), "--engine", "ray", "--address", address]) == 2
+    with pytest.raises(EngineError) as refused:
+        pieces_of([job("one", tried_jobs.count, 1)], Engine(engine="ray", address=address))
+    said = str(refused.value)
+    assert said.startswith(f"nothing answers at {address} (") and "\n" not in said
+    assert time.monotonic() - begun < 10
+
+
+def test_a_study_without_its_cluster_ends_before_anything_is_read(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ivlens.models.loader.load", None)
+    line = ["study", "lab-func", "--out", str(tmp_path / "run"), "--engine", "ray", "--address", "127.0.0.1:1"]
+    assert main(line) == 2
     said = capsys.readouterr().err
-    assert said.startswith(f"ivlens: nothing answers at {address} (") and said.count("\n") == 1
-    assert time.monotonic() - begun < 20 and not (tmp_path / "run").exists()
+    assert said.startswith("ivlens: nothing answers at 127.0.0.1:1 (") and said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_without_ray_the_way_to_install_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
