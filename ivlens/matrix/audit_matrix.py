@@ -101,7 +101,8 @@ class AuditMatrix:
             top.append([is_own and (layer, head) in one.top for one, is_own in marks])
         several = len(set(shapes)) > 1
         rows = [f"{line['head']} of {line['layers']}x{line['heads']}" if several else line["head"] for line in lines]
-        title = f"AIE of the {len(rows)} heads that are among the top of most audits (outlined: among its top)"
+        which = "" if len(rows) == len(self.recurring) else f" most of {len(self.recurring)}"
+        title = f"AIE of the {len(rows)} heads that recur{which} (outlined: among the top of the audit)"
         return {
             "recurring-heads": plots.recurrence_heatmap(
                 pd.DataFrame(aie, index=rows, columns=self.names),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import fields
 from functools import partial
@@ -35,6 +35,8 @@ from ivlens.storage import command_line
 from ivlens.storage.atomic_files import Lock, write_whole
 
 HEADS = "recurring_heads.csv"
+_ENGINE = {one.name for one in fields(Engine)}
+_LOADING = ("device", "dtype", "backend", "device_map")
 
 
 class MatrixOptions(AuditOptions, EngineOptions, total=False):
@@ -83,23 +85,8 @@ def audit_many(
     if threads < 1:
         raise IvlensError(f"threads is {threads}; it must be 1 or more")
     given: dict[str, Any] = dict(options)
-    engine = gather_options(Engine, None, {key: given.pop(key) for key in _names(Engine) & given.keys()})
-    adapter = tuple(map(str, given.pop("adapter", None) or ()))
-    named = {key: given.pop(key) for key in (*Named._fields[2:],) if key in given}
-    asked = [
-        AskedAudit(
-            folder=f"{_file_name(str(model))}-{_file_name(task.name)}",
-            model=Named(_plain_name(model), adapter, **named),
-            task=task,
-            options=_check_options(task, given),
-            layout=layout,
-            memory=parse_bytes(memory),
-            typed=command_line.arguments(),
-        )
-        for model in _listed(models)
-        for task in map(find_task, _listed(tasks))
-    ]
-    _refuse_repeated(asked)
+    engine = gather_options(Engine, None, {key: given.pop(key) for key in _ENGINE & given.keys()})
+    asked = _ask(_listed(models), list(map(find_task, _listed(tasks))), given, layout, parse_bytes(memory))
     check_engine(engine)
     folder, lock = Path(out), Lock.take(Path(out))
     try:
@@ -108,6 +95,40 @@ def audit_many(
     finally:
         audit_jobs.load.cache_clear()
         lock.release()
+
+
+def _ask(
+    models: Sequence[str | Path], tasks: Sequence[Task], given: dict[str, Any], layout: Layout | None, memory: int
+) -> list[AskedAudit]:
+    """What is asked of every pair; refused before a model is read where it cannot be answered."""
+    loading = {key: given.pop(key) for key in (*_LOADING, "adapter") if key in given}
+    loading["adapter"] = tuple(map(str, loading.get("adapter") or ()))
+    settings = gather_options(AuditSettings, None, given)
+    for task in tasks:
+        task.split(shots=settings.shots, seed=settings.seed)
+        check_choice(task, settings.instruction)
+    asked = [
+        AskedAudit(
+            folder=f"{_file_name(str(model))}-{_file_name(task.name)}",
+            model=Named(_plain_name(model), **loading),
+            task=task,
+            options=AuditOptions(**given),
+            layout=layout,
+            memory=memory,
+            typed=command_line.arguments(),
+        )
+        for model in models
+        for task in tasks
+    ]
+    names = [one.folder for one in asked]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated or not asked:
+        raise IvlensError(
+            f"two audits would be called {', '.join(repeated)}; name each model and task once"
+            if asked
+            else "there is nothing to audit; name a model and a task"
+        )
+    return asked
 
 
 def _run(folder: Path, asked: Sequence[AskedAudit], engine: Engine, threads: int) -> None:
@@ -150,10 +171,6 @@ def _usual_workers(asked: Sequence[AskedAudit], threads: int) -> int:
     return 1 if on_gpu or devices - {"auto", "cpu"} else max(1, (os.cpu_count() or 1) // threads)
 
 
-def _names(kind: type[Engine]) -> set[str]:
-    return {one.name for one in fields(kind)}
-
-
 def _listed(given: Any) -> list[Any]:
     return [given] if isinstance(given, str | Path | Task) else list(given)
 
@@ -173,20 +190,3 @@ def _shown(one: AskedAudit) -> str:
 
 def _file_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(name).name)[:80].strip(".-") or "run"
-
-
-def _check_options(task: Task, given: Mapping[str, Any]) -> AuditOptions:
-    """Refused before a model is read where they cannot serve."""
-    settings = gather_options(AuditSettings, None, given)
-    task.split(shots=settings.shots, seed=settings.seed)
-    check_choice(task, settings.instruction)
-    return AuditOptions(**given)
-
-
-def _refuse_repeated(asked: Sequence[AskedAudit]) -> None:
-    if not asked:
-        raise IvlensError("there is nothing to audit; name a model and a task")
-    names = [one.folder for one in asked]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise IvlensError(f"two audits would be called {', '.join(repeated)}; name each model and task once")

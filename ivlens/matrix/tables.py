@@ -27,8 +27,10 @@ _APART = "Across models, an address is the same head only where one was tuned fr
 
 def print_matrix(found: AuditMatrix) -> None:
     """A line for each audit, then the heads."""
-    audits, heads = matrix_tables(found)
-    for table in (audits, heads):
+    for table in matrix_tables(found):
+        if not table.parts[0]:
+            print(f"{table.heading}.\n")
+            continue
         print(f"{table.heading}:\n")
         print_table(table)
         print(folded(f"\n{table.note}\n") if table.note else "")
@@ -59,7 +61,7 @@ def matrix_tables(found: AuditMatrix) -> tuple[Table, Table]:
     notes = [f"{more} more are in recurring_heads.csv." if more else "", _NOTE]
     notes += [_APART] if len({one.model for one in found.audits}) > 1 else []
     heads = Table(
-        heading="Heads that are among the top of two audits or more" if shown else "No head is among the top of two",
+        heading=f"{'Heads that are' if shown else 'No head is'} among the top of two audits or more",
         columns=("head", "among the top", "by chance", "tasks", "models", "clear", f"AIE ({_unit(found)})", INTERVAL),
         parts=(shown,),
         note=" ".join(filter(None, notes)),

@@ -86,6 +86,17 @@ def test_a_job_that_raises_is_named_and_the_others_are_done(engine: Engine, tmp_
     assert {path.name.partition("-")[0] for path in tmp_path.iterdir()} == {"one", "two"}
 
 
+def test_a_matrix_on_a_cluster_is_that_of_one_process_to_the_bit(engine: Engine, tmp_path: Path) -> None:
+    about: dict[str, Any] = {"shots": 3, "clean_prompts": 6, "prompts": 4, "draws": 1, "queries": 6, "other_tasks": 0}
+    here = ivlens.audit_many("lab", ["antonym", "synonym"], out=tmp_path / "here", workers=1, **about)
+    on = {"engine": "ray", "address": engine.address}
+    there = ivlens.audit_many("lab", ["antonym", "synonym"], out=tmp_path / "there", **on, **about)
+    for one, other in zip(here.folders, there.folders, strict=True):
+        records = [json.loads((folder / "run.json").read_text()) for folder in (one, other)]
+        assert records[0]["files"] == records[1]["files"] and len(records[0]["files"]) > 5
+    assert there.recurring.equals(here.recurring)
+
+
 def wait_for_end(*processes: int) -> None:
     deadline = time.monotonic() + 60
     while any(map(psutil.pid_exists, processes)):
