@@ -13,7 +13,7 @@ from ivlens.analysis.options import AuditSettings
 from ivlens.cli import options
 from ivlens.cli.checks import check_early, choose_template
 from ivlens.cli.options import parse_bytes
-from ivlens.cli.output import draw_missing, file_name, forecast, is_long, say_stored
+from ivlens.cli.output import draw, draw_missing, file_name, forecast, is_long, say_stored
 from ivlens.engine.options import Engine
 from ivlens.errors import IvlensError
 from ivlens.tables import plain
@@ -116,5 +116,5 @@ def _audit_many(
     folder = out or Path("runs") / "matrix"
     found = ivlens.audit_many(models, tasks, out=folder, layout=Layout(*layout), **options)
     print_matrix(found)
-    draw_missing(found.figures(), folder)
+    draw(found.figures(), folder)  # Anew: there may be more audits than when it was drawn.
     print(f"In {plain(str(folder))}: a run folder for each audit, recurring_heads.csv and figures/.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
@@ -74,8 +75,10 @@ class AskedAudit:
 
 def _stamps(name: str) -> list[tuple[str, int, int]]:
     path = Path(name)
-    files = [path] if path.is_file() else sorted(path.iterdir()) if path.is_dir() else []
-    return [(one.name, (status := one.stat()).st_size, status.st_mtime_ns) for one in files if one.is_file()]
+    with suppress(OSError, ValueError):  # No path at all, or one that the loader will speak of.
+        files = [path] if path.is_file() else sorted(path.iterdir()) if path.is_dir() else []
+        return [(one.name, (status := one.stat()).st_size, status.st_mtime_ns) for one in files if one.is_file()]
+    return []
 
 
 def audit_in(asked: AskedAudit, folder: Path) -> Iterator[bytes]:

@@ -28,6 +28,7 @@ from ivlens.matrix.audit_jobs import AskedAudit, Layout, Named, audit_apart, aud
 from ivlens.matrix.audit_matrix import AuditMatrix
 from ivlens.matrix.kept_audits import is_kept, read_kept, take_run, write_kept
 from ivlens.matrix.recurrence import AuditedHeads
+from ivlens.models.origin import from_here
 from ivlens.patching.settings import gather_options, parse_bytes
 from ivlens.progress import track
 from ivlens.shapes import GIB
@@ -103,6 +104,9 @@ def _ask(
     """What is asked of every pair; refused before a model is read where it cannot be answered."""
     loading = {key: given.pop(key) for key in (*_LOADING, "adapter") if key in given}
     loading["adapter"] = tuple(map(str, loading.get("adapter") or ()))
+    for model in models:
+        if not isinstance(model, str | Path):
+            raise IvlensError(f"a model is a {type(model).__name__}; give names or paths: workers load their own")
     settings = gather_options(AuditSettings, None, given)
     for task in tasks:
         task.split(shots=settings.shots, seed=settings.seed)
@@ -110,7 +114,7 @@ def _ask(
     asked = [
         AskedAudit(
             folder=f"{_file_name(str(model))}-{_file_name(task.name)}",
-            model=Named(_plain_name(model), **loading),
+            model=Named(from_here(model), **loading),
             task=task,
             options=AuditOptions(**given),
             layout=layout,
@@ -173,14 +177,6 @@ def _usual_workers(asked: Sequence[AskedAudit], threads: int) -> int:
 
 def _listed(given: Any) -> list[Any]:
     return [given] if isinstance(given, str | Path | Task) else list(given)
-
-
-def _plain_name(model: str | Path) -> str:
-    """A path is meant from here, wherever the worker is."""
-    if not isinstance(model, str | Path):
-        raise IvlensError(f"a model is {type(model).__name__}; give names or paths, from which workers load their own")
-    path = Path(model).expanduser()
-    return str(path.resolve()) if str(model) != "lab" and path.exists() else str(model)
 
 
 def _shown(one: AskedAudit) -> str:
