@@ -35,10 +35,12 @@ Docstrings go on from here as cells of one notebook do; those of a room, such as
     >>> sites = ivlens.site_effects(model, task, site="mlp_out", positions=["query", "last"])
     >>> ranked = ivlens.compare_rankings(model, task, top=3, draws=2, queries=8, shots=5, prompts=6)
 
-An audit, an adapter that changes a little, a comparison and a study, all of them as short as they can be:
+Audits, an adapter that changes a little, a comparison and a study, all of them as short as they can be:
 
     >>> few = {"shots": 5, "clean_prompts": 8, "prompts": 6, "draws": 1}
     >>> audit = ivlens.audit(model, task, out="runs/antonym", top=2, other_tasks=0, **few)
+    >>> short = {"top": 2, "other_tasks": 0, "workers": 1, **few}
+    >>> matrix = ivlens.audit_many("lab", ["antonym", "synonym"], out="runs/two", **short)
     >>> adapter = ivlens.lora.fresh(model, ivlens.lora.LoraConfig(rank=2))
     >>> for factors in adapter.factors.values():
     ...     factors.B[:] = 0.02
@@ -82,6 +84,8 @@ if TYPE_CHECKING:
     from ivlens.forgetting.plan import Plan as Plan
     from ivlens.forgetting.run_study import Study as Study
     from ivlens.forgetting.run_study import study as study
+    from ivlens.matrix.audit_matrix import AuditMatrix as AuditMatrix
+    from ivlens.matrix.run_matrix import audit_many as audit_many
     from ivlens.models import lora as lora
     from ivlens.models.loader import load as load
     from ivlens.patching.effects import HeadEffects as HeadEffects
@@ -104,6 +108,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Audit": "analysis.audit",
+    "AuditMatrix": "matrix.audit_matrix",
     "Comparison": "analysis.comparison",
     "Explorer": "explorer.explorer",
     "Head": "shapes",
@@ -121,6 +126,7 @@ _HOME = {
     "Universal": "steering.universal_heads",
     "ask": "replies.inquiry",
     "audit": "analysis.run_audit",
+    "audit_many": "matrix.run_matrix",
     "compare": "analysis.run_comparison",
     "compare_rankings": "attribution.rankings",
     "convert": "vectors.convert",

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -27,10 +28,20 @@ class Bar:
         self._done = done
 
 
+_SILENT: ContextVar[bool] = ContextVar("no bars", default=False)
+
+
+def silence() -> None:
+    """Show no bar from now on: those of several processes would be drawn over each other."""
+    _SILENT.set(True)
+
+
 @contextmanager
 def open_bar(description: str, *, total: int | None) -> Iterator[Bar]:
     """A bar of rich in a terminal, of tqdm in Jupyter, and none when piped; to be called behind every step."""
-    if "ipykernel" in sys.modules:
+    if _SILENT.get():
+        yield Bar()
+    elif "ipykernel" in sys.modules:
         from tqdm.auto import tqdm
 
         # TQDM_DISABLE is tqdm's own switch, which its bar for notebooks does not look at.

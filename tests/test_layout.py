@@ -86,6 +86,10 @@ ROOMS = (
             "engine",
         ),
     ),
+    Room(
+        "matrix",
+        ("storage", "datasets", "plots", "models", "prompts", "patching", "engine", "steering", "analysis"),
+    ),
     Room("reports", ("storage", "plots", "vectors", "analysis", "explorer", "forgetting")),
     Room("lab", ("storage", "datasets", "models", "prompts", "patching", "vectors", "steering")),
     # `ivlens`: commands call the public functions.
@@ -106,6 +110,7 @@ ROOMS = (
             "analysis",
             "explorer",
             "forgetting",
+            "matrix",
             "reports",
             "ivlens",
         ),

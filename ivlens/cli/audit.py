@@ -1,11 +1,11 @@
-"""`ivlens audit`: which heads of a model carry a task?"""
+"""`ivlens audit`: which heads of a model carry a task, and which recur where several models or tasks are named?"""
 
 from __future__ import annotations
 
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,8 +13,13 @@ from ivlens.analysis.options import AuditSettings
 from ivlens.cli import options
 from ivlens.cli.checks import check_early, choose_template
 from ivlens.cli.options import parse_bytes
-from ivlens.cli.output import draw_missing, file_name, forecast, is_long, say_stored
+from ivlens.cli.output import draw, draw_missing, file_name, forecast, is_long, say_stored
+from ivlens.engine.options import Engine
+from ivlens.errors import IvlensError
 from ivlens.tables import plain
+
+if TYPE_CHECKING:
+    from ivlens.datasets.task import Task
 
 
 class Only(StrEnum):
@@ -23,11 +28,14 @@ class Only(StrEnum):
     heads = "heads"
 
 
-@options.with_options(AuditSettings)
+@options.with_options(AuditSettings, Engine)
 def audit(
-    model: options.ModelName,
-    task: options.TaskName,
-    out: Annotated[Path | None, typer.Option(help="Run folder; runs/MODEL[-ADAPTER]-TASK unless given.")] = None,
+    models: options.ModelNames,
+    task: options.TaskNames,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Run folder; runs/MODEL[-ADAPTER]-TASK unless given. Of several audits: their folder."),
+    ] = None,
     adapter: options.Adapter = None,
     columns: options.Columns = None,
     *,
@@ -38,6 +46,7 @@ def audit(
     backend: options.Backend = "auto",
     device_map: options.DeviceMap = None,
     memory: options.Memory = "2GiB",
+    threads: options.Threads = None,
     only: Annotated[
         Only | None, typer.Option(help="Stop behind the AIE of heads; the same command without it goes on from there.")
     ] = None,
@@ -46,13 +55,30 @@ def audit(
     ] = False,
     **typed: Any,
 ) -> None:
-    """Find the heads that carry a task, build their vector, and measure what it does beside controls."""
+    """Find the heads that carry a task, build their vector, and measure what it does beside controls.
+
+    Several models or tasks (--task A --task B) are audited each by itself, and a table and a figure show which heads
+    recur.
+    """
     budget = parse_bytes(memory)
     import ivlens
     from ivlens.analysis import audit_tables, run_audit
     from ivlens.steering.trial_plan import describe
 
-    chosen = ivlens.task(task, columns=options.parse_columns(columns))
+    found = [ivlens.task(one, columns=options.parse_columns(columns)) for one in task]
+    engine = options.read_options(Engine, typed) | ({} if threads is None else {"threads": threads})
+    if len(models) > 1 or len(task) > 1:
+        if only or dry_run:
+            raise IvlensError("--only and --dry-run are of one audit; name one model and one --task, or leave them out")
+        *_, given = (check_early(AuditSettings, typed, one) for one in found)
+        choose_template(typed["template"], bos, template_option)
+        layout = (typed["template"], options.parse_template_options(template_option), bos.value)
+        loading = {"adapter": adapter, "device": device, "dtype": dtype, "backend": backend, "device_map": device_map}
+        _audit_many(models, found, out, layout, memory=budget, **loading, **engine, **given)
+        return
+    if engine:
+        raise IvlensError(f"{', '.join(engine)} says how several audits are run; name more models or --task, too")
+    (model,), (chosen,) = models, found
     given = check_early(AuditSettings, typed, chosen)
     template = choose_template(typed["template"], bos, template_option)
     names = [model, *map(str, adapter or ()), chosen.name]
@@ -72,9 +98,23 @@ def audit(
         print(effects)
         print(f"In {plain(str(folder))}: the effects of heads; the same command without --only goes on from there.")
         return
-    found = run_audit.run_audit(work, folder)
-    audit_tables.print_audit(found)
+    audited = run_audit.run_audit(work, folder)
+    audit_tables.print_audit(audited)
     if left_out := work.plan.record():
         print(describe(left_out))
-    draw_missing(found.figures(), folder)
+    draw_missing(audited.figures(), folder)
     print(f"In {plain(str(folder))}: run.json, tables, vector.safetensors and figures/.")
+
+
+def _audit_many(
+    models: list[str], tasks: list[Task], out: Path | None, layout: tuple[str, dict[str, Any], Any], **options: Any
+) -> None:
+    import ivlens
+    from ivlens.matrix.audit_jobs import Layout
+    from ivlens.matrix.tables import print_matrix
+
+    folder = out or Path("runs") / "matrix"
+    found = ivlens.audit_many(models, tasks, out=folder, layout=Layout(*layout), **options)
+    print_matrix(found)
+    draw(found.figures(), folder)  # Anew: there may be more audits than when it was drawn.
+    print(f"In {plain(str(folder))}: a run folder for each audit, recurring_heads.csv and figures/.")

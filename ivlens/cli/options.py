@@ -64,13 +64,16 @@ def complete_study(incomplete: str) -> list[str]:
 MODEL_WORDS = "lab, smollm2, a local Hugging Face folder, a GGUF file, or a hub id."
 ModelName = Annotated[str, typer.Argument(help=MODEL_WORDS, autocompletion=complete_model)]
 RunFolder = Annotated[Path, typer.Argument(help="A run folder.")]
-TaskName = Annotated[
-    str,
-    typer.Option(
-        "--task",
-        help="A built-in task (see `ivlens tasks`), a task file or folder, or hf:NAME.",
-        autocompletion=complete_task,
-    ),
+_TASK = typer.Option(
+    "--task",
+    help="A built-in task (see `ivlens tasks`), a task file or folder, or hf:NAME.",
+    autocompletion=complete_task,
+)
+TaskName = Annotated[str, _TASK]
+ModelNames = Annotated[list[str], typer.Argument(metavar="MODEL...", help=MODEL_WORDS, autocompletion=complete_model)]
+TaskNames = Annotated[list[str], _TASK]
+Threads = Annotated[
+    int | None, number("Threads of each audit on the CPU, where there are several; 1. Engines do not change numbers.")
 ]
 Columns = Annotated[
     str | None,

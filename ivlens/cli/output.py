@@ -41,13 +41,17 @@ def file_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(name).name)[:80].strip(".-") or "run"
 
 
-def draw_missing(drawn: dict[str, Figure], folder: Path) -> None:
+def draw(drawn: dict[str, Figure], folder: Path) -> None:
     from ivlens.plots import export
     from ivlens.storage.atomic_files import inside
 
+    say_notice(export.export(drawn, inside(folder, "figures"), alone=False))
+
+
+def draw_missing(drawn: dict[str, Figure], folder: Path) -> None:
     # A page is written after its images: where all pages are, all that could be drawn has been.
     if not all((folder / "figures" / f"{name}.html").is_file() for name in drawn):
-        say_notice(export.export(drawn, inside(folder, "figures"), alone=False))
+        draw(drawn, folder)
 
 
 def say_notice(exported: Exported) -> None:

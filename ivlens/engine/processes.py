@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from ivlens.engine.job import Message, Work
 from ivlens.engine.worker import make_portable, next_message
+from ivlens.progress import silence
 
 
 class Process(NamedTuple):
@@ -101,6 +102,7 @@ def _without_interrupts() -> Iterator[None]:
 def _serve(pipe: connection.Connection[Any, Any], threads: int) -> None:
     """Do every job that comes, and say so."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Where they did not inherit it.
+    silence()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:
         try:

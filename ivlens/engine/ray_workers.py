@@ -6,7 +6,7 @@ Nothing is kept on the cluster: jobs are sent from here, and what they give come
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from ivlens.engine.job import Message, Work
@@ -80,8 +80,9 @@ class RayWorkers:
 
     def close(self) -> None:
         """End all of them."""
-        for worker in [*self._idle, *self._busy.values()]:
-            self._ray.kill(worker)
+        with suppress(ConnectionError):  # Then Ray ends them itself.
+            for worker in [*self._idle, *self._busy.values()]:
+                self._ray.kill(worker)
 
     def _start(self) -> Any:
         self._count_room()  # Where no machine is left that it fits on, it would be waited for without end.

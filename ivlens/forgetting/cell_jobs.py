@@ -30,6 +30,7 @@ from ivlens.forgetting.method_run import PreparedBase
 from ivlens.forgetting.plan import Plan
 from ivlens.forgetting.preparation import keep_universal, prepare_base, universal_files
 from ivlens.models import hooked, loader
+from ivlens.models.origin import from_here
 from ivlens.storage import run_folder
 from ivlens.storage.atomic_files import writing_inside
 from ivlens.storage.run_files import Home
@@ -85,7 +86,7 @@ def train(
     cells = {one.name: one for one in list_unfinished(asked, run)}
     workers = count_workers(engine, len(cells), count_cores(base))
     here = Base(model=base)
-    named = Named(asked.model, device, dtype, run.source("model").digest)
+    named = Named(from_here(asked.model), device, dtype, run.source("model").digest)
 
     def begin(one: MethodRun) -> Work:
         questions = Questions(sequences[one.seed], general)

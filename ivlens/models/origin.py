@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -28,6 +29,14 @@ if TYPE_CHECKING:
 LARGE = 2**28
 """Bytes of weights from which on their digest is kept: a second's work."""
 _HASHED_WHOLE = 2**16
+
+
+def from_here(model: str | Path) -> str:
+    """A name as it is; a path as it is meant from here, wherever another process reads it."""
+    with suppress(OSError, ValueError):  # A name too long for the file system, or with a null in it, is no path.
+        if str(model) != "lab" and (path := user_cache.expand_user(model)).exists():
+            return str(path.absolute())
+    return str(model)
 
 
 class Origin(NamedTuple):

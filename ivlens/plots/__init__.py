@@ -29,4 +29,5 @@ from ivlens.plots.steering import steering_heatmap as steering_heatmap
 from ivlens.plots.style import WIDTHS as WIDTHS
 from ivlens.plots.style import Width as Width
 from ivlens.plots.tasks import overlap_heatmap as overlap_heatmap
+from ivlens.plots.tasks import recurrence_heatmap as recurrence_heatmap
 from ivlens.plots.tasks import similarity_heatmap as similarity_heatmap

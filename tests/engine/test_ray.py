@@ -86,6 +86,17 @@ def test_a_job_that_raises_is_named_and_the_others_are_done(engine: Engine, tmp_
     assert {path.name.partition("-")[0] for path in tmp_path.iterdir()} == {"one", "two"}
 
 
+def test_a_matrix_on_a_cluster_is_that_of_one_process_to_the_bit(engine: Engine, tmp_path: Path) -> None:
+    about: dict[str, Any] = {"shots": 3, "clean_prompts": 6, "prompts": 4, "draws": 1, "queries": 6, "other_tasks": 0}
+    here = ivlens.audit_many("lab", ["antonym", "synonym"], out=tmp_path / "here", workers=1, **about)
+    on = {"engine": "ray", "address": engine.address}
+    there = ivlens.audit_many("lab", ["antonym", "synonym"], out=tmp_path / "there", **on, **about)
+    for one, other in zip(here.folders, there.folders, strict=True):
+        records = [json.loads((folder / "run.json").read_text()) for folder in (one, other)]
+        assert records[0]["files"] == records[1]["files"] and len(records[0]["files"]) > 5
+    assert there.recurring.equals(here.recurring)
+
+
 def wait_for_end(*processes: int) -> None:
     deadline = time.monotonic() + 60
     while any(map(psutil.pid_exists, processes)):
@@ -188,14 +199,24 @@ def test_somebody_else_at_the_address_is_one_line_within_seconds(
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "no-machine.invalid:6379", "." * 99 + ":1"])
-def test_nobody_at_the_address_is_one_line_at_once(
-    address: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_nobody_at_the_address_is_one_line_at_once(address: str) -> None:
     begun = time.monotonic()
-    assert main(["study", "lab-func", "--out", str(tmp_path / "run"), "--engine", "ray", "--address", address]) == 2
+    with pytest.raises(EngineError) as refused:
+        pieces_of([job("one", tried_jobs.count, 1)], Engine(engine="ray", address=address))
+    said = str(refused.value)
+    assert said.startswith(f"nothing answers at {address} (") and "\n" not in said
+    assert time.monotonic() - begun < 10
+
+
+def test_a_study_without_its_cluster_ends_before_anything_is_read(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ivlens.models.loader.load", None)
+    line = ["study", "lab-func", "--out", str(tmp_path / "run"), "--engine", "ray", "--address", "127.0.0.1:1"]
+    assert main(line) == 2
     said = capsys.readouterr().err
-    assert said.startswith(f"ivlens: nothing answers at {address} (") and said.count("\n") == 1
-    assert time.monotonic() - begun < 20 and not (tmp_path / "run").exists()
+    assert said.startswith("ivlens: nothing answers at 127.0.0.1:1 (") and said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_without_ray_the_way_to_install_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

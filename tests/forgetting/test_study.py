@@ -27,11 +27,12 @@ from transformer_lens import HookedTransformer
 import ivlens
 from ivlens.cli.app import main
 from ivlens.datasets.task import task
+from ivlens.engine.packed_files import unpack_files
 from ivlens.engine.worker import use_threads
-from ivlens.errors import IvlensError, RunError, StudyError, TaskError, TrainingError
+from ivlens.errors import IvlensError, ModelError, RunError, StudyError, TaskError, TrainingError
 from ivlens.forgetting import cell_jobs, method_run, metrics, recovery
 from ivlens.forgetting.plan import Evaluation, Plan
-from ivlens.forgetting.preparation import general_tasks
+from ivlens.forgetting.preparation import general_tasks, sequence
 from ivlens.forgetting.study import Study
 from ivlens.models import hooked, lora
 from ivlens.models.adapter import load_adapter
@@ -40,6 +41,7 @@ from ivlens.patching.activations import last_z, mean_z
 from ivlens.patching.effects import clean_prompts
 from ivlens.prompts.tokens import tokenize
 from ivlens.steering.universal_heads import Universal
+from ivlens.storage import run_folder
 from ivlens.training import loop
 from ivlens.training.benchmark_stages import stage
 from ivlens.training.guidance import GUIDANCE, Guidance
@@ -419,6 +421,43 @@ def test_what_is_whole_is_not_computed_again(
     monkeypatch.setattr(loop, "finetune", None)
     ivlens.study(PLAN, out=copy, model=lab)
     assert_same_files(copy, folder)
+
+
+def test_a_cell_elsewhere_goes_on_from_what_the_study_has_and_sends_the_rest(
+    found: Study, folder: Path, lab: HookedTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy, learn, learned = Path(shutil.copytree(folder, tmp_path / "copy")), loop.finetune, list[str]()
+    for path in (copy / "cells" / "lora-0").glob("stage-2*"):
+        path.unlink()
+
+    def watched(*args: Any, name: str, **others: Any) -> Any:
+        learned.append(name)
+        return learn(*args, name=name, **others)
+
+    monkeypatch.setattr(loop, "finetune", watched)
+    monkeypatch.setattr(cell_jobs.loader, "load", lambda *_, **__: lab)
+    run, general = run_folder.read_run(folder), general_tasks(PLAN)
+    one = replace(cell_jobs.all_cells(PLAN, run)[0], home=run.home._replace(folder=copy))
+    questions = cell_jobs.Questions(sequence(PLAN, 0, general), general)
+    named = cell_jobs.Named("lab", "auto", "auto", run.source("model").digest)
+    try:
+        with use_threads(PLAN.threads):
+            pieces = list(cell_jobs._run_apart(one, cell_jobs._pack_kept(one), named, questions))
+    finally:
+        cell_jobs._load.cache_clear()
+        cell_jobs._workplace.cache_clear()
+    assert pieces[:2] == [b"", b""] and learned == ["stage 2 (continent-letter)"]
+    sent = unpack_files(pieces[2], below="cells/lora-0/")
+    assert list(sent)[-1] == "cells/lora-0/stage-2.json"
+    assert sent == {name: (folder / name).read_bytes() for name in sent} and len(sent) == 7
+
+
+def test_a_worker_that_has_other_weights_of_the_name_is_refused(
+    lab: HookedTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cell_jobs.loader, "load", lambda *_, **__: lab)
+    with pytest.raises(ModelError, match=r"the model lab is another one on the worker's machine .* weights differ"):
+        cell_jobs._load(cell_jobs.Named("lab", "auto", "auto", "other"))
 
 
 def test_parts_of_another_study_are_not_believed(
