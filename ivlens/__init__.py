@@ -66,11 +66,12 @@ if TYPE_CHECKING:
     from ivlens.analysis.run_comparison import compare as compare
     from ivlens.attribution.head_scores import head_scores as head_scores
     from ivlens.attribution.logit_parts import logit_attribution as logit_attribution
-    from ivlens.attribution.path_patching import path_effects as path_effects
+    from ivlens.attribution.paths import path_effects as path_effects
     from ivlens.attribution.rankings import Rankings as Rankings
     from ivlens.attribution.rankings import compare_rankings as compare_rankings
     from ivlens.attribution.site_effects import SiteEffects as SiteEffects
     from ivlens.attribution.site_patching import site_effects as site_effects
+    from ivlens.attribution.trained_vector import train_vector as train_vector
     from ivlens.datasets.task import Task as Task
     from ivlens.datasets.task import task as task
     from ivlens.datasets.task import tasks as tasks
@@ -125,7 +126,7 @@ _HOME = {
     "load": "models.loader",
     "logit_attribution": "attribution.logit_parts",
     "lora": "models.lora",
-    "path_effects": "attribution.path_patching",
+    "path_effects": "attribution.paths",
     "plots": "plots",
     "prompts": "prompts",
     "report": "reports.html",
@@ -135,6 +136,7 @@ _HOME = {
     "task": "datasets.task",
     "tasks": "datasets.task",
     "template": "prompts.chat",
+    "train_vector": "attribution.trained_vector",
     "training": "training",
     "universal_heads": "steering.universal_heads",
 }
