@@ -72,6 +72,8 @@ if TYPE_CHECKING:
     from ivlens.attribution.site_effects import SiteEffects as SiteEffects
     from ivlens.attribution.site_patching import site_effects as site_effects
     from ivlens.attribution.trained_vector import train_vector as train_vector
+    from ivlens.attribution.two_models import donor_effects as donor_effects
+    from ivlens.attribution.vector_comparison import compare_vectors as compare_vectors
     from ivlens.datasets.task import Task as Task
     from ivlens.datasets.task import task as task
     from ivlens.datasets.task import tasks as tasks
@@ -119,7 +121,9 @@ _HOME = {
     "audit": "analysis.run_audit",
     "compare": "analysis.run_comparison",
     "compare_rankings": "attribution.rankings",
+    "compare_vectors": "attribution.vector_comparison",
     "convert": "vectors.convert",
+    "donor_effects": "attribution.two_models",
     "head_scores": "attribution.head_scores",
     "indirect_effects": "patching.effects",
     "instruction_vector": "steering.vector_building",
