@@ -49,7 +49,19 @@ ROOMS = (
     ),
     Room(
         "analysis",
-        ("storage", "datasets", "plots", "models", "prompts", "forward", "patching", "replies", "vectors", "steering"),
+        (
+            "storage",
+            "datasets",
+            "plots",
+            "models",
+            "prompts",
+            "forward",
+            "patching",
+            "replies",
+            "vectors",
+            "steering",
+            "attribution",
+        ),
     ),
     Room("training", ("storage", "datasets", "models", "prompts", "patching")),
     Room(

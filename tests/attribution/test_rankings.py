@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -9,12 +11,14 @@ import rounding
 import torch
 from bridges import random_bridge
 from checkpoints import KINDS, random_hooked
-from conftest import random_tokens
+from conftest import WORD_TEMPLATE, random_tokens
 
 import ivlens
+from ivlens.analysis.audit_tables import print_audit
 from ivlens.attribution import site_sweep
 from ivlens.attribution.head_scores import ablation_sweep, gradient_sweep
 from ivlens.attribution.site import read_values
+from ivlens.datasets.task import Task
 from ivlens.errors import IvlensError
 from ivlens.patching.interventions import Change, run_changes
 from ivlens.patching.sweep import sweep
@@ -107,3 +111,23 @@ def test_what_cannot_be_compared_is_refused(lab: HookedTransformer) -> None:
     for name, value, said in (("top", 49, "1 to 48"), ("draws", 0, "1 or more"), ("queries", 0, "1 or more")):
         with pytest.raises(IvlensError, match=f"{name} is {value}; it must be {said}"):
             ivlens.compare_rankings(lab, "antonym", **{name: value})
+
+
+@pytest.mark.slow
+def test_an_audit_takes_the_heads_of_another_ranking(
+    tiny: HookedTransformer, word_task: Task, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured: dict[str, Any] = {"shots": 3, "clean_prompts": 6, "prompts": 4, "template": WORD_TEMPLATE}
+    asked = {"top": 3, "draws": 1, "other_tasks": 0, "rank": "gradient", **measured}
+    found = ivlens.audit(tiny, word_task, out=tmp_path / "run", **asked)
+    wanted = ivlens.head_scores(tiny, word_task, by="gradient", **measured)
+    assert list(found.vector.heads) == wanted.top(3) and found.ranking is not None
+    assert [(line.layer, line.head) for line in found.ranking.itertuples()] == wanted.top(12)
+    torch.testing.assert_close(
+        torch.tensor(found.ranking["score"].to_numpy()), wanted.mean.flatten().sort(descending=True).values
+    )
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["rank"] == "gradient"
+    print_audit(ivlens.Audit.read(tmp_path / "run"))
+    assert "Heads are ranked in another way than by AIE (ranking.parquet" in capsys.readouterr().out
+    with pytest.raises(IvlensError, match="rank is 'gradient', but heads are given; leave one of the two out"):
+        ivlens.audit(tiny, word_task, heads="L0H1", rank="gradient", **measured)

@@ -76,7 +76,7 @@ def test_models_that_do_not_fit_are_refused(
     tiny: HookedTransformer, word_task: Task, tmp_path: Path, folders: Callable[[str], Path]
 ) -> None:
     narrow = ivlens.load(build("llama", tmp_path / "narrow", num_hidden_layers=2), dtype="float64")
-    with pytest.raises(ShapeMismatch, match="has n_layers 3, and .* 2; give two models of one shape"):
+    with pytest.raises(ShapeMismatch, match=r"has n_layers 3, and .* 2; give two models of one shape"):
         ivlens.donor_effects(tiny, narrow, word_task, settings=SETTINGS)
     neox = ivlens.load(folders("neox"), dtype="float64")  # Which has no BOS token in front.
     with pytest.raises(IvlensError, match="read a prompt as other tokens; give two models of one tokenizer"):
