@@ -2,15 +2,17 @@
 
 Vectors of one length are added at one layer to bare queries: what heads write (the head sum), what was trained, free or
 as weights of those heads' outputs, the difference of mean streams with and without demonstrations, and random
-directions. Layer and length are those at which the head sum of all prompts validates best. Heads are ranked once, and
-training stops by validation pairs: both see right labels, whatever share of the others is wrong.
+directions. Layer and length are those at which the head sum of all prompts validates best. Before the heads have
+written it, the stream does not hold the task: so the mean difference is also tried at the layer and length at which it
+validates best itself. Heads are ranked once, and places are chosen and training stops by validation pairs: these see
+right labels, whatever share of the others is wrong.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 import pandas as pd
 import torch
@@ -29,7 +31,7 @@ from ivlens.patching.effects import indirect_effects
 from ivlens.patching.settings import Options, Settings, gather_options, parse_bytes
 from ivlens.prompts.builders import cycled, few_shot, shuffle_outputs, zero_shot
 from ivlens.prompts.long_pairs import leave_out_long
-from ivlens.prompts.tokens import tokenize
+from ivlens.prompts.tokens import Tokens, tokenize
 from ivlens.random_streams import Stream, open_stream
 from ivlens.shapes import GIB, Head, Residual
 from ivlens.steering.controls import gaussians, with_norm
@@ -40,13 +42,8 @@ from ivlens.vectors.head_writing import write_vector
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
-HEAD_SUM, MEAN_DIFFERENCE, TRAINED, WEIGHED, RANDOM = (
-    "head sum",
-    "mean difference",
-    "trained",
-    "weighed heads",
-    "random",
-)
+HEAD_SUM, MEAN_DIFFERENCE, TRAINED, WEIGHED = "head sum", "mean difference", "trained", "weighed heads"
+OWN_PLACE, RANDOM = "mean difference, own place", "random"
 FEWEST = 3
 """Pairs that prompts with demonstrations can be made of."""
 MOST_VALIDATION = 30
@@ -114,13 +111,14 @@ def compare_vectors(
     validation = tokenize(model, zero_shot(split.validation, template=chosen.template))
     whole = write_vector(model, effects.mean_z, heads)
     place = search_places(model, validation, whole[None], memory=memory).best()
-    maker = _Maker(model, task, chosen, heads, place.layer, abs(place.scale) * float(whole.norm()), steps, draws)
+    norm = abs(place.scale) * float(whole.norm())
+    maker = _Maker(model, task, chosen, heads, place.layer, norm, steps, draws, validation, memory)
     lines = []
     for count in dict.fromkeys(min(count, len(split.mean)) for count in counts):
         for share in wrong:
             pairs = with_wrong_outputs(split.mean[:count], share, seed=chosen.seed)
             vectors = maker.vectors(pairs)
-            lines += _lines(model, split, chosen, vectors, whole, maker, memory, {"pairs": count, "wrong": share})
+            lines += _lines(model, split, chosen, vectors, whole, memory, {"pairs": count, "wrong": share})
     return pd.DataFrame(lines, columns=list(COLUMNS))
 
 
@@ -134,8 +132,15 @@ def with_wrong_outputs(pairs: Sequence[Pair], share: float, *, seed: int) -> lis
     return [changed.get(place, pair) for place, pair in enumerate(pairs)]
 
 
+class _Made(NamedTuple):
+    """Vectors of one kind, as they are added after a block."""
+
+    vectors: Float[Tensor, "draw d_model"]
+    layer: int
+
+
 class _Maker:
-    """Makes vectors of every kind at one layer and length."""
+    """Makes vectors of every kind, at one layer and length where they have no other."""
 
     def __init__(
         self,
@@ -147,11 +152,14 @@ class _Maker:
         norm: float,
         steps: int,
         draws: int,
+        validation: Tokens,
+        memory: int,
     ) -> None:
         self.model, self.task, self.settings, self.heads = model, task, settings, heads
         self.layer, self.norm, self.steps, self.draws = layer, norm, steps, draws
+        self.validation, self.memory = validation, memory
 
-    def vectors(self, pairs: Sequence[Pair]) -> dict[str, Float[Tensor, "draw d_model"]]:
+    def vectors(self, pairs: Sequence[Pair]) -> dict[str, _Made]:
         """By kind, made of these pairs alone."""
         model, settings, template = self.model, self.settings, self.settings.template
         shown = few_shot(
@@ -166,33 +174,46 @@ class _Maker:
         for tokens in (clean, bare):
             last = torch.zeros_like(tokens.mask)
             last[:, -1] = True
-            streams.append(mean_values(model, tokens, last, "resid_post")[0, self.layer, 0])
+            streams.append(mean_values(model, tokens, last, "resid_post")[0, :, 0])
         summed = write_vector(model, mean_z(model, clean), self.heads)
+        difference = streams[0] - streams[1]
         about: dict[str, Any] = {"layer": self.layer, "norm": self.norm, "steps": self.steps, "settings": settings}
         found: dict[str, Residual] = {
             HEAD_SUM: summed,
-            MEAN_DIFFERENCE: streams[0] - streams[1],
+            MEAN_DIFFERENCE: difference[self.layer],
             TRAINED: train_vector(model, self.task, pairs=pairs, **about).vector,
             WEIGHED: train_vector(model, self.task, pairs=pairs, form="heads", heads=self.heads, **about).vector,
         }
+        made = {kind: _Made(with_norm(one[None].to(summed), self.norm), self.layer) for kind, one in found.items()}
         random = gaussians(summed, draws=self.draws, seed=settings.seed, norm=self.norm)
-        return {**{kind: with_norm(one[None].to(summed), self.norm) for kind, one in found.items()}, RANDOM: random}
+        return {**made, OWN_PLACE: self._at_its_best(difference.to(summed)), RANDOM: _Made(random, self.layer)}
+
+    def _at_its_best(self, by_layer: Float[Tensor, "layer d_model"]) -> _Made:
+        """Of vectors that belong to a layer each, the one that validates best there, at its best length."""
+        found = []
+        for layer, vector in enumerate(by_layer):
+            tried = search_places(self.model, self.validation, vector[None], layer=layer, memory=self.memory)
+            place = tried.best()
+            cell = tried.cell(0, place)
+            found.append((float(tried.accuracy[cell]), float(tried.probability[cell]), -layer, place.scale))
+        _, _, layer, scale = max(found)
+        return _Made(scale * by_layer[-layer][None], -layer)
 
 
 def _lines(
     model: HookedTransformer,
     split: Split,
     settings: Settings,
-    vectors: dict[str, Float[Tensor, "draw d_model"]],
+    vectors: dict[str, _Made],
     whole: Residual,
-    maker: _Maker,
     memory: int,
     about: dict[str, Any],
 ) -> Iterator[dict[str, Any]]:
     evaluation = tokenize(model, zero_shot(split.evaluation, template=settings.template))
-    every = torch.cat(list(vectors.values()))
-    match = steer_by_length(model, evaluation, every, [maker.layer] * len(every), memory=memory).match[:, 1:]
-    parts = match.double().cpu().split([len(one) for one in vectors.values()], dim=1)
+    every = torch.cat([made.vectors for made in vectors.values()])
+    layers = [made.layer for made in vectors.values() for _ in made.vectors]
+    match = steer_by_length(model, evaluation, every, layers, memory=memory).match[:, 1:]
+    parts = match.double().cpu().split([len(made.vectors) for made in vectors.values()], dim=1)
     found = dict(zip(vectors, parts, strict=True))
     for kind, right in found.items():
         gain = right - found[HEAD_SUM]
@@ -202,9 +223,9 @@ def _lines(
             "vector": kind,
             **_columns("accuracy", interval(right, within=(0.0, 1.0))),
             **_columns("gain", interval(gain, groups, within=(-1.0, 1.0))),
-            "cosine": float(torch.cosine_similarity(vectors[kind].to(whole), whole[None]).mean()),
-            "layer": maker.layer,
-            "norm": maker.norm,
+            "cosine": float(torch.cosine_similarity(vectors[kind].vectors.to(whole), whole[None]).mean()),
+            "layer": vectors[kind].layer,
+            "norm": float(vectors[kind].vectors.norm(dim=1).mean()),
             "queries": len(right),
         }
 

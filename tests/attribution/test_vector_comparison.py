@@ -8,7 +8,15 @@ import pytest
 import torch
 
 import ivlens
-from ivlens.attribution.vector_comparison import HEAD_SUM, MEAN_DIFFERENCE, RANDOM, TRAINED, WEIGHED, with_wrong_outputs
+from ivlens.attribution.vector_comparison import (
+    HEAD_SUM,
+    MEAN_DIFFERENCE,
+    OWN_PLACE,
+    RANDOM,
+    TRAINED,
+    WEIGHED,
+    with_wrong_outputs,
+)
 from ivlens.datasets.task import Pair
 from ivlens.errors import IvlensError
 from ivlens.patching.activations import mean_z
@@ -36,11 +44,13 @@ def test_every_kind_is_of_one_length_and_the_head_sum_is_what_it_says(lab: Hooke
     table = ivlens.compare_vectors(
         lab, "antonym", counts=[8, 500], wrong=[0.0, 0.5], top=3, draws=2, steps=10, queries=12, **SHORT
     )
-    kinds = [HEAD_SUM, MEAN_DIFFERENCE, TRAINED, WEIGHED, RANDOM]
+    kinds = [HEAD_SUM, MEAN_DIFFERENCE, TRAINED, WEIGHED, OWN_PLACE, RANDOM]
     split = ivlens.task("antonym").split(shots=4)
     assert table["vector"].tolist() == kinds * 4
     assert sorted(set(table["pairs"])) == [8, len(split.mean)] and (table["queries"] == 12).all()
-    assert (table[table["vector"] == HEAD_SUM]["gain"] == 0).all() and table["layer"].nunique() == 1
+    assert (table[table["vector"] == HEAD_SUM]["gain"] == 0).all() and table[table["vector"] != OWN_PLACE][
+        "layer"
+    ].nunique() == 1
     assert ((table["accuracy_low"] <= table["accuracy"]) & (table["accuracy"] <= table["accuracy_high"])).all()
     line = table[(table["pairs"] == 8) & (table["wrong"] == 0.0) & (table["vector"] == HEAD_SUM)].iloc[0]
     pairs, drawn = split.mean[:8], open_stream(0, Stream.CLEAN_PROMPTS)
