@@ -87,8 +87,8 @@ def logit_attribution(
     queries = find_queries(model, task, chosen)
     prompts = own_twins(task, chosen, queries) if on == "clean" else rank_prompts(task, chosen, queries.rank)
     tokens = tokenize(model, prompts).first()
-    others = tokens.answers[:, 0].unique() if against == "answers" else None
-    if others is not None and len(others) < 2:
+    others = tokens.answers[:, 0].unique()
+    if against == "answers" and len(others) < 2:
         raise TaskError(
             f"all answers of task {task.name!r} begin with one token, which cannot be told from others; take "
             "against='vocabulary'"

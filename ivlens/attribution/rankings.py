@@ -204,7 +204,7 @@ def _line(
         "ranking": name,
         "heads": " ".join(map(str, sets[name][0])) if is_ranked else f"{len(sets[name])} draws",
         "seconds": seconds.get(name, float("nan")),  # pyright: ignore[reportArgumentType, reportCallIssue]
-        "spearman": float(stats.spearmanr(aie, own).statistic) if is_ranked else float("nan"),
+        "spearman": float(stats.spearmanr(aie, own)[0]) if is_ranked else float("nan"),
         "shared": len(set(sets[name][0]) & set(sets["aie"][0])) if is_ranked else top * top / total,
         "queries": len(steered[name]),
     }

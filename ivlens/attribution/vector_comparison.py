@@ -78,7 +78,7 @@ def compare_vectors(
     Args:
         model, task: Also by what `ivlens.load` and `ivlens.task` take: a name, a path.
         counts: Pairs of the mean part that vectors are made of; all of them where it has fewer.
-        wrong: Shares of these pairs that get another one's output.
+        wrong: Shares of these pairs that get another one's output, to the nearest whole pair, and two at least.
         top: Heads of the head sum, by AIE.
         draws: Random directions.
         steps: Of training, at most.
@@ -115,18 +115,22 @@ def compare_vectors(
     maker = _Maker(model, task, chosen, heads, place.layer, norm, steps, draws, validation, memory)
     lines = []
     for count in dict.fromkeys(min(count, len(split.mean)) for count in counts):
-        for share in wrong:
-            pairs = with_wrong_outputs(split.mean[:count], share, seed=chosen.seed)
-            vectors = maker.vectors(pairs)
-            lines += _lines(model, split, chosen, vectors, whole, memory, {"pairs": count, "wrong": share})
+        for n_wrong in dict.fromkeys(_count_wrong(share, count) for share in wrong):
+            vectors = maker.vectors(with_wrong_outputs(split.mean[:count], n_wrong, seed=chosen.seed))
+            about = {"pairs": count, "wrong": n_wrong / count}
+            lines += _lines(model, split, chosen, vectors, whole, memory, about)
     return pd.DataFrame(lines, columns=list(COLUMNS))
 
 
-def with_wrong_outputs(pairs: Sequence[Pair], share: float, *, seed: int) -> list[Pair]:
-    """The pairs, a share of which have each other's outputs; at least two, where it is above 0."""
-    n = max(2, round(share * len(pairs))) if share > 0 else 0
+def _count_wrong(share: float, count: int) -> int:
+    """How many outputs change places: at least two, where any do."""
+    return max(2, round(share * count)) if share > 0 else 0
+
+
+def with_wrong_outputs(pairs: Sequence[Pair], n_wrong: int, *, seed: int) -> list[Pair]:
+    """The pairs, so many of which have each other's outputs."""
     generator = open_stream(seed, Stream.WRONG_LABELS)
-    places = sorted(generator.permutation(len(pairs))[:n].tolist())
+    places = sorted(generator.permutation(len(pairs))[:n_wrong].tolist())
     moved = shuffle_outputs([pairs[place] for place in places], generator)
     changed = dict(zip(places, moved, strict=True))
     return [changed.get(place, pair) for place, pair in enumerate(pairs)]

@@ -66,7 +66,7 @@ def test_the_gradient_is_the_slope_of_patching(kind: str, effect: Any) -> None:
 @pytest.mark.numeric
 @pytest.mark.parametrize("name", ["neox", pytest.param("gpt-bigcode", marks=pytest.mark.slow)])
 def test_the_gradient_of_a_bridge_is_the_slope_of_patching(name: str) -> None:
-    bridge = random_bridge(name, torch.float64)
+    bridge: Any = random_bridge(name, torch.float64)
     z = random_z(bridge)
     slow = by_differences(bridge, z, "nll", 1e-4)
     torch.testing.assert_close(gradient_sweep(bridge, TOKENS, z, effect="nll")[1], slow, rtol=0, atol=1e-4)
@@ -92,7 +92,7 @@ def test_scores_by_aie_are_the_indirect_effects(lab: HookedTransformer) -> None:
 
 def test_rankings_are_tried_on_other_queries(lab: HookedTransformer) -> None:
     found = ivlens.compare_rankings(lab, "antonym", top=4, draws=3, queries=10, **SHORT)
-    table = found.table.set_index("ranking")
+    table: Any = found.table.set_index("ranking")
     assert list(table.index) == ["aie", "gradient", "ablation", "random"]
     assert table.loc["aie", ["spearman", "shared", "steered_gain", "lost_gain"]].tolist() == [1.0, 4, 0.0, 0.0]
     for by in ("aie", "gradient", "ablation"):
@@ -108,9 +108,10 @@ def test_rankings_are_tried_on_other_queries(lab: HookedTransformer) -> None:
 
 
 def test_what_cannot_be_compared_is_refused(lab: HookedTransformer) -> None:
-    for name, value, said in (("top", 49, "1 to 48"), ("draws", 0, "1 or more"), ("queries", 0, "1 or more")):
-        with pytest.raises(IvlensError, match=f"{name} is {value}; it must be {said}"):
-            ivlens.compare_rankings(lab, "antonym", **{name: value})
+    wrong: Any
+    for name, wrong, said in (("top", 49, "1 to 48"), ("draws", 0, "1 or more"), ("queries", 0, "1 or more")):
+        with pytest.raises(IvlensError, match=f"{name} is {wrong}; it must be {said}"):
+            ivlens.compare_rankings(lab, "antonym", **{name: wrong})
 
 
 @pytest.mark.slow
@@ -122,7 +123,7 @@ def test_an_audit_takes_the_heads_of_another_ranking(
     found = ivlens.audit(tiny, word_task, out=tmp_path / "run", **asked)
     wanted = ivlens.head_scores(tiny, word_task, by="gradient", **measured)
     assert list(found.vector.heads) == wanted.top(3) and found.ranking is not None
-    assert [(line.layer, line.head) for line in found.ranking.itertuples()] == wanted.top(12)
+    assert found.ranking[["layer", "head"]].apply(tuple, axis=1).tolist() == wanted.top(12)
     torch.testing.assert_close(
         torch.tensor(found.ranking["score"].to_numpy()), wanted.mean.flatten().sort(descending=True).values
     )

@@ -31,18 +31,18 @@ if TYPE_CHECKING:
 SHORT: dict[str, Any] = {"shots": 4, "clean_prompts": 8, "prompts": 6}
 
 
-@pytest.mark.parametrize(("share", "moved"), [(0.0, 0), (0.05, 2), (0.5, 5), (1.0, 10)])
-def test_so_many_pairs_have_another_ones_output(share: float, moved: int) -> None:
+@pytest.mark.parametrize("moved", [0, 2, 5, 10])
+def test_so_many_pairs_have_another_ones_output(moved: int) -> None:
     pairs = [Pair(f"a{i}", f"b{i}") for i in range(10)]
-    found = with_wrong_outputs(pairs, share, seed=0)
+    found = with_wrong_outputs(pairs, moved, seed=0)
     assert sum(new != old for new, old in zip(found, pairs, strict=True)) == moved
     assert [pair.input for pair in found] == [pair.input for pair in pairs]
     assert sorted(pair.output for pair in found) == sorted(pair.output for pair in pairs)
 
 
 def test_every_kind_is_of_one_length_and_the_head_sum_is_what_it_says(lab: HookedTransformer) -> None:
-    table = ivlens.compare_vectors(
-        lab, "antonym", counts=[8, 500], wrong=[0.0, 0.5], top=3, draws=2, steps=10, queries=12, **SHORT
+    table: Any = ivlens.compare_vectors(
+        lab, "antonym", counts=[8, 500], wrong=[0.0, 0.48, 0.5], top=3, draws=2, steps=10, queries=12, **SHORT
     )
     kinds = [HEAD_SUM, MEAN_DIFFERENCE, TRAINED, WEIGHED, OWN_PLACE, RANDOM]
     split = ivlens.task("antonym").split(shots=4)
