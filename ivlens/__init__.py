@@ -70,11 +70,14 @@ if TYPE_CHECKING:
     from ivlens.analysis.run_comparison import compare as compare
     from ivlens.attribution.head_scores import head_scores as head_scores
     from ivlens.attribution.logit_parts import logit_attribution as logit_attribution
-    from ivlens.attribution.path_patching import path_effects as path_effects
+    from ivlens.attribution.paths import path_effects as path_effects
     from ivlens.attribution.rankings import Rankings as Rankings
     from ivlens.attribution.rankings import compare_rankings as compare_rankings
     from ivlens.attribution.site_effects import SiteEffects as SiteEffects
     from ivlens.attribution.site_patching import site_effects as site_effects
+    from ivlens.attribution.trained_vector import train_vector as train_vector
+    from ivlens.attribution.two_models import donor_effects as donor_effects
+    from ivlens.attribution.vector_comparison import compare_vectors as compare_vectors
     from ivlens.datasets.task import Task as Task
     from ivlens.datasets.task import task as task
     from ivlens.datasets.task import tasks as tasks
@@ -129,7 +132,9 @@ _HOME = {
     "audit_many": "matrix.run_matrix",
     "compare": "analysis.run_comparison",
     "compare_rankings": "attribution.rankings",
+    "compare_vectors": "attribution.vector_comparison",
     "convert": "vectors.convert",
+    "donor_effects": "attribution.two_models",
     "explore": "explorer.run_explorer",
     "head_scores": "attribution.head_scores",
     "indirect_effects": "patching.effects",
@@ -137,7 +142,7 @@ _HOME = {
     "load": "models.loader",
     "logit_attribution": "attribution.logit_parts",
     "lora": "models.lora",
-    "path_effects": "attribution.path_patching",
+    "path_effects": "attribution.paths",
     "plots": "plots",
     "prompts": "prompts",
     "report": "reports.html",
@@ -147,6 +152,7 @@ _HOME = {
     "task": "datasets.task",
     "tasks": "datasets.task",
     "template": "prompts.chat",
+    "train_vector": "attribution.trained_vector",
     "training": "training",
     "universal_heads": "steering.universal_heads",
 }

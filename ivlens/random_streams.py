@@ -58,6 +58,10 @@ class Stream(IntEnum):
     """Demonstrations of the prompts that tell which queries a model answers right."""
     SIGNS = 16
     """Which samples change their sign, to see what means are without an effect."""
+    TRAINED_VECTOR = 17
+    """Where the training of a vector begins."""
+    WRONG_LABELS = 18
+    """Which pairs get another one's output, and whose."""
 
 
 def open_stream(seed: int, stream: Stream, *numbers: int) -> np.random.Generator:

@@ -50,7 +50,19 @@ ROOMS = (
     ),
     Room(
         "analysis",
-        ("storage", "datasets", "plots", "models", "prompts", "forward", "patching", "replies", "vectors", "steering"),
+        (
+            "storage",
+            "datasets",
+            "plots",
+            "models",
+            "prompts",
+            "forward",
+            "patching",
+            "replies",
+            "vectors",
+            "steering",
+            "attribution",
+        ),
     ),
     Room(
         "explorer",

@@ -52,7 +52,7 @@ ANALYSIS: dict[str, tuple[Any, Any]] = {
     "draws": (1, 1),
     "score": ("contains", "contains"),
 }
-AUDIT = {**ANALYSIS, "other_tasks": (1, 1), "queries": (3, 3)}
+AUDIT = {**ANALYSIS, "rank": ("gradient", "gradient"), "other_tasks": (1, 1), "queries": (3, 3)}
 COMPARISON = {**ANALYSIS, "queries": (3, 3)}
 AUDITED = {**SMALL, "top": 3, "draws": 2, "other_tasks": 0}
 COMPARED = {**SMALL, "top": 3, "draws": 2, "queries": 4}

@@ -32,6 +32,8 @@ VALUES = {
     14: {"GUIDE_DEMONSTRATIONS"},
     15: {"ANSWERED_PROMPTS"},
     16: {"SIGNS"},
+    17: {"TRAINED_VECTOR"},
+    18: {"WRONG_LABELS"},
 }
 
 

@@ -13,7 +13,7 @@ import pytest
 from run_folders import FOLDERS, audit_folder, audit_tables, comparison_tables, forget_digests, study_tables
 
 import ivlens
-from ivlens.analysis import audit, comparison, dependence, wordings
+from ivlens.analysis import audit, comparison, dependence, measure, wordings
 from ivlens.errors import IvlensError, RunError
 from ivlens.forgetting import method_run
 from ivlens.patching import rounding
@@ -39,6 +39,7 @@ WRITTEN = {
         "instructions": wordings.WORDINGS,
         "universal_tasks": Considered._fields,
         "universal": head_choice.RANKED,
+        "ranking": measure.RANKING,
         "precision": rounding.ROUNDING,
     },
     "compare": {

@@ -13,6 +13,7 @@ import pandas as pd
 from ivlens import plots
 from ivlens.analysis import audit_tables
 from ivlens.analysis.consistency import check_audit
+from ivlens.analysis.measure import RANKING
 from ivlens.analysis.wordings import WORDINGS
 from ivlens.errors import IvlensError, RunError
 from ivlens.patching.head_effects import EFFECTS, HeadEffects
@@ -75,6 +76,8 @@ class Audit:
     """What is lost when the vector's heads are ablated, one by one and together, beside random ones; `NECESSITY`."""
     instructions: pd.DataFrame | None = None
     """What every wording did on validation pairs, where the best was asked for."""
+    ranking: pd.DataFrame | None = None
+    """All heads by the ranking that the vector's were chosen by, where that is not the AIE's."""
     universal: pd.DataFrame | None = None
     """Which tasks universal heads were ranked on and why, where these were asked for."""
     rounding: pd.DataFrame | None = None
@@ -113,6 +116,7 @@ class Audit:
             layer_draws=_read_if_kept(run, "layer_draws", DRAWS),
             necessity=_read_if_kept(run, "necessity", NECESSITY),
             instructions=_read_if_kept(run, "instructions", WORDINGS),
+            ranking=_read_if_kept(run, "ranking", RANKING),
             universal=_read_if_kept(run, "universal_tasks", Considered._fields),
             rounding=_read_if_kept(run, "precision", ROUNDING),
             folder=Path(folder),

@@ -60,6 +60,8 @@ class Findings(Protocol):
     @property
     def universal(self) -> pd.DataFrame | None: ...
     @property
+    def ranking(self) -> pd.DataFrame | None: ...
+    @property
     def rounding(self) -> pd.DataFrame | None: ...
 
 
@@ -88,6 +90,8 @@ def is_given(found: Findings) -> bool:
 
 
 def _which(found: Findings) -> str:
+    if found.ranking is not None:
+        return "of the queries that ranked the heads in another way: expect less on others."
     return "which did not choose the heads." if is_given(found) else "that chose the heads: expect less on others."
 
 
@@ -99,6 +103,8 @@ def print_choices(found: Findings) -> None:
             f"\nInstruction: {plain(best['wording'])}\nThe best of {len(found.instructions)} on {best['prompts']} "
             f"validation pairs, of which it has {best['accuracy']:.2f} right."
         )
+    if found.ranking is not None:
+        print("\nHeads are ranked in another way than by AIE (ranking.parquet; rank in run.json).")
     if found.universal is not None:
         entered = found.universal["entered"]
         print(

@@ -10,14 +10,17 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import pandas as pd
+
 from ivlens.analysis.options import AnalysisSettings, AuditSettings
 from ivlens.analysis.wordings import choose_wording
+from ivlens.attribution.head_scores import score_heads
 from ivlens.datasets.task import Split, Task
 from ivlens.errors import IvlensError
 from ivlens.patching.effects import Queries, find_queries, measure_effects, task_mean_z
 from ivlens.patching.head_effects import EFFECTS, HeadEffects
 from ivlens.patching.rounding import ROUNDING, is_rounded, measure_rounding
-from ivlens.patching.settings import Settings
+from ivlens.patching.settings import Ranking, Settings
 from ivlens.prompts.choices import GREEDY_MATCH
 from ivlens.prompts.tokens import Tokens
 from ivlens.replies.generation import NEW_TOKENS
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
 Asked = TypeVar("Asked", bound=AnalysisSettings)
+RANKING = ("layer", "head", "score")
 COUNTS = (1, 2, 5, 10, 20, 50, 100)
 """Numbers of heads that vectors are made of."""
 
@@ -41,9 +45,12 @@ def check_heads(asked: Asked, model: HookedTransformer, options: Mapping[str, An
         options: What was given one by one: `top` may be another number by default, but not if it was given.
 
     Raises:
-        IvlensError: the model has no such head or fewer heads, or `top` is another number of heads than are given.
+        IvlensError: the model has no such head or fewer heads, `top` is another number of heads than are given, or
+            there is a ranking beside them.
     """
     heads = choose_heads(asked.heads, model)
+    if heads is not None and _rank_of(asked) != "aie":
+        raise IvlensError(f"rank is {_rank_of(asked)!r}, but heads are given; leave one of the two out")
     if isinstance(heads, tuple):
         if options.get("top", len(heads)) != len(heads):
             raise IvlensError(f"top is {asked.top}, but heads are {len(heads)}; leave one of the two out")
@@ -60,10 +67,31 @@ def fix_choices(
     """The task with the wordings that were asked for, and the heads; None where these are to be ranked by AIE."""
     settings = asked.measurement()
     task = choose_wording(model, task, asked.instruction, settings, score=asked.accuracy_score, tables=tables)
+    if _rank_of(asked) != "aie":
+        return task, _ranked_heads(model, task, asked, tables=tables, memory=memory)
     chosen = choose_heads(asked.heads, model)
     return task, fix_heads(
         chosen, model, task, settings, top=asked.top, tables=tables, score=asked.score, memory=memory
     )
+
+
+def _rank_of(asked: AnalysisSettings) -> Ranking:
+    return asked.rank if isinstance(asked, AuditSettings) else "aie"
+
+
+def _ranked_heads(
+    model: HookedTransformer, task: Task, asked: AnalysisSettings, *, tables: Tables, memory: int
+) -> tuple[Head, ...]:
+    """The first heads of another ranking than the AIE's, which is kept as a table."""
+
+    def rank() -> pd.DataFrame:
+        found = score_heads(model, task, _rank_of(asked), asked.measurement(), memory=memory)
+        means = found.mean
+        lines = [(*head, float(means[head])) for head in found.top(means.numel())]  # pyright: ignore
+        return pd.DataFrame(lines, columns=list(RANKING))
+
+    first = tables.table("ranking", rank, RANKING).iloc[: asked.top]
+    return tuple(Head(int(layer), int(head)) for layer, head in zip(first["layer"], first["head"], strict=True))
 
 
 def kept_effects(
@@ -112,7 +140,7 @@ def size_trials(
     """What the work of an audit's trials depends on."""
     cfg, answers = model.cfg, tuple(evaluation.answer_mask.sum(1).tolist())
     ranking = min(asked.prompts, len(split.rank)) if asked.corruption == "zero-shot" else asked.prompts
-    most = cfg.n_layers * cfg.n_heads if asked.heads is None else asked.top
+    most = cfg.n_layers * cfg.n_heads if asked.heads is None and asked.rank == "aie" else asked.top
     read = round(float(evaluation.mask.sum(1).double().mean()))
     return Sizes(
         n_layers=cfg.n_layers,

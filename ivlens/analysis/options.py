@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from ivlens.patching.settings import Options, Settings, document_options, option
+from ivlens.patching.settings import Options, Ranking, Settings, document_options, option
 from ivlens.prompts.choices import SCORE_WORDS, Score, ScoreChoice
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class AnalysisOptions(Options, total=False):
 class AuditOptions(AnalysisOptions, total=False):
     """The fields of `AuditSettings`."""
 
+    rank: Ranking
     other_tasks: int
     queries: int
 
@@ -108,6 +109,14 @@ class AnalysisSettings(Settings):
 class AuditSettings(AnalysisSettings):
     """What an audit is asked for."""
 
+    rank: Ranking = field(
+        default="aie",
+        metadata=option(
+            "What heads of the vector are chosen by: AIE, its estimate by one gradient, or what is lost when each is "
+            "ablated alone.",
+            choices=Ranking,
+        ),
+    )
     other_tasks: int = field(
         default=3, metadata=option("Built-in tasks whose vectors are controls; 0 for none.", least=0)
     )
@@ -119,6 +128,13 @@ class AuditSettings(AnalysisSettings):
             least=1,
         ),
     )
+
+    def record(self) -> dict[str, Any]:
+        """Also the ranking, where it is not the usual one."""
+        values = super().record()
+        if self.rank == "aie":  # A run of before has none.
+            del values["rank"]
+        return values
 
 
 @document_options

@@ -199,7 +199,8 @@ class Work:
             work = self.fixed(tables)
             found = work.second_half(work.first_half(tables, self.digest), tables)
         kept = tables.kept
-        more = {"instructions": "instructions", "universal": "universal_tasks", "rounding": "precision"}
+        more = {"instructions": "instructions", "ranking": "ranking", "universal": "universal_tasks"}
+        more |= {"rounding": "precision"}
         return replace(found, **{name: kept.get(table) for name, table in more.items()})
 
     def fixed(self, tables: Tables) -> Work:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
+from typing import TYPE_CHECKING, Any, Unpack, get_args
 
 import torch
 from jaxtyping import Float
@@ -29,7 +29,7 @@ from ivlens.models import bridge, loader
 from ivlens.patching import sweep
 from ivlens.patching.activations import check_mean_z, differentiable_answer_logits, mean_z
 from ivlens.patching.effects import Queries, find_queries, ranking_prompts, task_mean_z
-from ivlens.patching.settings import Effect, Options, Settings, gather_options, parse_bytes
+from ivlens.patching.settings import Effect, Options, Ranking, Settings, gather_options, parse_bytes
 from ivlens.prompts.builders import clean, cycled
 from ivlens.prompts.long_pairs import leave_out_long
 from ivlens.prompts.tokens import Tokens, tokenize
@@ -40,7 +40,6 @@ from ivlens.steering.necessity import other_prompts
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
-Ranking = Literal["aie", "gradient", "ablation"]
 RANKINGS: tuple[Ranking, ...] = get_args(Ranking)
 
 

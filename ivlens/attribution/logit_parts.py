@@ -78,15 +78,17 @@ def logit_attribution(
         ModelError: a norm that is neither a LayerNorm nor an RMSNorm, or a stream that is not the sum of its parts.
     """
     chosen = gather_options(Settings, settings, options)
-    _check_choices(on, against)
+    check_on(on)
+    if against not in ("answers", "vocabulary", "nothing"):
+        raise IvlensError(f"against is {against!r}; it must be 'answers', 'vocabulary' or 'nothing'")
     task, model = find_task(task), loader.as_model(model)
     bridge.check_bridge(model)
     task = leave_out_long(model, task, shots=chosen.shots, template=chosen.template)
     queries = find_queries(model, task, chosen)
     prompts = own_twins(task, chosen, queries) if on == "clean" else rank_prompts(task, chosen, queries.rank)
     tokens = tokenize(model, prompts).first()
-    others = tokens.answers[:, 0].unique() if against == "answers" else None
-    if others is not None and len(others) < 2:
+    others = tokens.answers[:, 0].unique()
+    if against == "answers" and len(others) < 2:
         raise TaskError(
             f"all answers of task {task.name!r} begin with one token, which cannot be told from others; take "
             "against='vocabulary'"
@@ -196,8 +198,7 @@ def _check_sum(found: Tensor, wanted: Tensor, what: str, dtype: torch.dtype) -> 
         raise ModelError(f"{what} is not what is in the residual stream (off by {error:.2g}): a logit has no parts")
 
 
-def _check_choices(on: str, against: str) -> None:
+def check_on(on: str) -> None:
+    """Raises IvlensError where it is none of the choices."""
     if on not in ("clean", "corrupted"):
         raise IvlensError(f"on is {on!r}; it must be 'clean' or 'corrupted'")
-    if against not in ("answers", "vocabulary", "nothing"):
-        raise IvlensError(f"against is {against!r}; it must be 'answers', 'vocabulary' or 'nothing'")

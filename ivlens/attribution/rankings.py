@@ -18,7 +18,7 @@ from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
-from ivlens.attribution.head_scores import RANKINGS, Ranking, ablation_means, score_heads
+from ivlens.attribution.head_scores import RANKINGS, ablation_means, score_heads
 from ivlens.attribution.site_effects import SiteEffects
 from ivlens.datasets.task import Split, Task
 from ivlens.datasets.task import task as find_task
@@ -27,7 +27,7 @@ from ivlens.measures import Interval, interval
 from ivlens.models import loader
 from ivlens.patching.effects import task_mean_z
 from ivlens.patching.interventions import Change, run_changes
-from ivlens.patching.settings import Options, Settings, gather_options, parse_bytes
+from ivlens.patching.settings import Options, Ranking, Settings, gather_options, parse_bytes
 from ivlens.prompts.builders import clean, zero_shot
 from ivlens.prompts.long_pairs import leave_out_long
 from ivlens.prompts.tokens import tokenize
@@ -204,14 +204,14 @@ def _line(
         "ranking": name,
         "heads": " ".join(map(str, sets[name][0])) if is_ranked else f"{len(sets[name])} draws",
         "seconds": seconds.get(name, float("nan")),  # pyright: ignore[reportArgumentType, reportCallIssue]
-        "spearman": float(stats.spearmanr(aie, own).statistic) if is_ranked else float("nan"),
+        "spearman": float(stats.spearmanr(aie, own)[0]) if is_ranked else float("nan"),
         "shared": len(set(sets[name][0]) & set(sets["aie"][0])) if is_ranked else top * top / total,
         "queries": len(steered[name]),
     }
-    for what, found, within in (("steered", steered, (0.0, 1.0)), ("lost", lost, (-1.0, 1.0))):
-        gain = found[name] - found["aie"]
-        for column, values, bounds in ((what, found[name], within), (f"{what}_gain", gain, (-2.0, 2.0))):
-            line |= _columns(column, _interval(values, bounds))
+    for what, found, (low, high) in (("steered", steered, (0.0, 1.0)), ("lost", lost, (-1.0, 1.0))):
+        gain, width = found[name] - found["aie"], high - low
+        line |= _columns(what, _interval(found[name], (low, high)))
+        line |= _columns(f"{what}_gain", _interval(gain, (-width, width)))
     return line
 
 

@@ -85,7 +85,8 @@ def site_effects(
     """
     chosen, memory = gather_options(Settings, settings, options), parse_bytes(memory)
     wanted = [positions] if isinstance(positions, str | int) else list(positions)
-    _check_request(site, wanted, clean)
+    check_request(site, wanted)
+    check_clean(clean)
     task, model = find_task(task), loader.as_model(model)
     check_site(model, site)
     task = leave_out_long(model, task, shots=chosen.shots, template=chosen.template)
@@ -191,14 +192,14 @@ def put_in(model: HookedTransformer, source: Source, site: Site, clean: Clean) -
     return (mean_values if clean == "mean" else read_values)(model, source.tokens, source.where, site)
 
 
-def _check_request(site: str, wanted: Sequence[Position], clean: str) -> None:
+def check_request(site: str, wanted: Sequence[Position]) -> None:
+    """Raises IvlensError where there is no position, one twice, or several for heads."""
     if not wanted:
         raise IvlensError("positions are empty; give at least one, such as 'last'")
     if len(set(map(str, wanted))) < len(wanted):
         raise IvlensError(f"positions {', '.join(map(str, wanted))} name one of them twice; name each once")
     if site == "heads" and len(wanted) > 1:
         raise IvlensError(f"site is 'heads' at {len(wanted)} positions; heads are patched at one, call it for each")
-    check_clean(clean)
 
 
 def check_clean(clean: str) -> None:

@@ -10,14 +10,14 @@ trace facts over layers and tokens; with clean means, Todd et al. 2024, arXiv:23
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from ivlens.attribution.cut import Cut, cut
 from ivlens.attribution.site import HOOKS, Given, Site, check_site, spread
 from ivlens.errors import ModelError
 from ivlens.forward.makers import forward_of
@@ -38,6 +38,61 @@ if TYPE_CHECKING:
 
 Effects = Float[Tensor, "prompt layer unit"]
 """Patched minus unpatched; a unit is a head, and of other sites there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """Prompts of which the tail, which rows carry up the layers, begins at the first of some tokens.
+
+    What is changed at a token changes nothing before it. The tail is what `Tokens` calls answers: the rest of the
+    prompt, and the answer behind it.
+    """
+
+    tokens: Tokens
+    """Prompts up to that token; as answers, whatever stands behind it."""
+    where: Bool[Tensor, "prompt tail"]
+    """Those tokens, in the tail."""
+    places: Int[Tensor, "prompt answer"]
+    """Tokens of the tail that predict those of the answer."""
+    asked: Tokens
+    """The prompts and answers as they were."""
+
+    def __getitem__(self, rows: slice) -> Cut:
+        tokens, asked = self.tokens[rows], self.asked[rows]
+        tail = tokens.answers.shape[1]
+        # Beyond the end are places of answer tokens that are pads.
+        places = self.places[rows, : asked.answers.shape[1]].clamp(max=tail - 1)
+        return Cut(tokens=tokens, where=self.where[rows, :tail], places=places, asked=asked)
+
+
+def cut(tokens: Tokens, where: Bool[Tensor, "prompt pos"]) -> Cut:
+    """Cut every prompt at the first token that is `where`; each has one."""
+    ids, mask = torch.cat([tokens.prompts, tokens.answers], 1), torch.cat([tokens.mask, tokens.answer_mask], 1)
+    first = where.int().argmax(1)
+    width, last = ids.shape[1], tokens.prompts.shape[1] - 1
+    before = torch.arange(-int(first.max()), 1, device=ids.device) + first[:, None]
+    tail = width - int(first.min()) - 1
+    own = torch.arange(tail, device=ids.device) + first[:, None]
+    places = (last - first)[:, None] + torch.arange(tokens.answers.shape[1], device=ids.device)
+    return Cut(
+        tokens=Tokens(
+            prompts=_columns(ids, before),
+            mask=_columns(mask, before),
+            answers=_columns(ids, own + 1),
+            answer_mask=_columns(mask, own + 1),
+        ),
+        where=_columns(where, own),
+        places=places,
+        asked=tokens,
+    )
+
+
+def _columns(
+    values: Shaped[Tensor, "prompt pos"], columns: Int[Tensor, "prompt column"]
+) -> Shaped[Tensor, "prompt column"]:
+    """Those of each prompt; 0 or False beyond the first and the last."""
+    inside = (columns >= 0) & (columns < values.shape[1])
+    return values.gather(1, columns.clamp(0, values.shape[1] - 1)) * inside
 
 
 def sweep(

@@ -183,7 +183,11 @@ def changing(
             stack.enter_context(bridge.hooks(fwd_hooks=[(name, set_output)] if name in bridge.hook_dict else []))
         else:
             point = bridge.hook_dict[name]
-            stack.callback(point.register_forward_hook(lambda module, args, z: set_output(z, point)).remove)
+
+            def set_z(module: nn.Module, args: Any, z: Tensor) -> Tensor:
+                return set_output(z, point)
+
+            stack.callback(point.register_forward_hook(set_z).remove)
         yield
     if not fired:
         raise ModelError(f"{name} of {bridge.cfg.model_name} is not reached when its block runs: it cannot be set")

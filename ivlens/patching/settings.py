@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from ivlens.prompts.chat import Layout
 
 Effect = Literal["prob", "nll"]
+Ranking = Literal["aie", "gradient", "ablation"]
+"""By what heads are ranked: see `attribution.head_scores`."""
 MOST = 1_000_000
 """Of prompts, heads, draws: whatever is counted."""
 SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}

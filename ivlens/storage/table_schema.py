@@ -180,6 +180,7 @@ _CHOICES = {
         most=10**5,
     ),
     "universal": Schema(columns=_all(_INDEX, "layer", "head") | {"aie": _NUMBER}, key=("layer", "head"), most=10**5),
+    "ranking": Schema(columns=_all(_INDEX, "layer", "head") | {"score": _NUMBER}, key=("layer", "head"), most=10**5),
 }
 _AUDIT = {
     "effects": _EFFECTS,

@@ -34,7 +34,7 @@ def uncapped(model: Any, tokens: Any) -> Tensor:
     return cap * torch.atanh(logits / cap) if cap > 0 else logits
 
 
-def by_hand(model: HookedTransformer, ids: Tensor, direction: Tensor) -> Tensor:
+def by_hand(model: Any, ids: Tensor, direction: Tensor) -> Tensor:
     """Shares of heads, biases and MLPs on one prompt, `[layer column]`, for norms that are written out here."""
     _, cache = model.run_with_cache(ids[None])
     final, centred = cache["resid_post", 2][0, -1], model.cfg.normalization_type == "LN"
@@ -69,6 +69,7 @@ def test_the_parts_sum_to_the_logit(kind: str) -> None:
     own = logits.gather(1, TOKENS.answers[:, :1])[:, 0]
     rest = torch.stack([row[others[others != a]].mean() for row, a in zip(logits, TOKENS.answers[:, 0], strict=True)])
     exact = rounding.of_forward(model, TOKENS.prompts) * 10
+    against: Any
     for against, wanted in (("nothing", own), ("vocabulary", own - logits.mean(1)), (others, own - rest)):
         found = split_logits(model, TOKENS.first(), against=against)
         torch.testing.assert_close(found.logit, wanted, rtol=0, atol=exact)
@@ -77,7 +78,7 @@ def test_the_parts_sum_to_the_logit(kind: str) -> None:
 
 @pytest.mark.parametrize("name", ["neox", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gemma2", "granite"))])
 def test_the_parts_sum_to_the_logit_of_a_bridge(name: str) -> None:
-    bridge = random_bridge(name, torch.float64)
+    bridge: Any = random_bridge(name, torch.float64)
     found = split_logits(bridge, TOKENS.first(), against="vocabulary")
     torch.testing.assert_close(found.parts.nansum((1, 2)), found.logit, rtol=0, atol=1e-4)
     if name != "gemma2":  # Which caps its logits.
@@ -112,7 +113,7 @@ def test_a_run_tells_its_parts_by_name(tiny: HookedTransformer, word_task: Task)
         assert "logit; top L" in repr(found) and len(found.top(19)) == 19
     with pytest.raises(IvlensError, match="k is 21, but there are 20 effects"):
         found.top(21)
-    figure = found.figure()
+    figure: Any = found.figure()
     assert figure.data[0].text[1][7] == "L1 readout: not measured"
 
 

@@ -53,7 +53,7 @@ def test_paths_to_the_logits_of_a_bridge(name: str) -> None:
 
 
 def test_a_bridge_refuses_paths_to_a_head() -> None:
-    bridge = random_bridge("neox")
+    bridge: Any = random_bridge("neox")
     with pytest.raises(ModelError, match=r"tiny is a TransformerBridge, whose blocks compute .* one stream; load it"):
         paths.sweep(bridge, TOKENS, WHERE, values_of(bridge, WHERE, "heads", each=True), Receiver(Head(1, 0), "q"))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -9,12 +11,14 @@ import rounding
 import torch
 from bridges import random_bridge
 from checkpoints import KINDS, random_hooked
-from conftest import random_tokens
+from conftest import WORD_TEMPLATE, random_tokens
 
 import ivlens
+from ivlens.analysis.audit_tables import print_audit
 from ivlens.attribution import site_sweep
 from ivlens.attribution.head_scores import ablation_sweep, gradient_sweep
 from ivlens.attribution.site import read_values
+from ivlens.datasets.task import Task
 from ivlens.errors import IvlensError
 from ivlens.patching.interventions import Change, run_changes
 from ivlens.patching.sweep import sweep
@@ -62,7 +66,7 @@ def test_the_gradient_is_the_slope_of_patching(kind: str, effect: Any) -> None:
 @pytest.mark.numeric
 @pytest.mark.parametrize("name", ["neox", pytest.param("gpt-bigcode", marks=pytest.mark.slow)])
 def test_the_gradient_of_a_bridge_is_the_slope_of_patching(name: str) -> None:
-    bridge = random_bridge(name, torch.float64)
+    bridge: Any = random_bridge(name, torch.float64)
     z = random_z(bridge)
     slow = by_differences(bridge, z, "nll", 1e-4)
     torch.testing.assert_close(gradient_sweep(bridge, TOKENS, z, effect="nll")[1], slow, rtol=0, atol=1e-4)
@@ -88,7 +92,7 @@ def test_scores_by_aie_are_the_indirect_effects(lab: HookedTransformer) -> None:
 
 def test_rankings_are_tried_on_other_queries(lab: HookedTransformer) -> None:
     found = ivlens.compare_rankings(lab, "antonym", top=4, draws=3, queries=10, **SHORT)
-    table = found.table.set_index("ranking")
+    table: Any = found.table.set_index("ranking")
     assert list(table.index) == ["aie", "gradient", "ablation", "random"]
     assert table.loc["aie", ["spearman", "shared", "steered_gain", "lost_gain"]].tolist() == [1.0, 4, 0.0, 0.0]
     for by in ("aie", "gradient", "ablation"):
@@ -104,6 +108,27 @@ def test_rankings_are_tried_on_other_queries(lab: HookedTransformer) -> None:
 
 
 def test_what_cannot_be_compared_is_refused(lab: HookedTransformer) -> None:
-    for name, value, said in (("top", 49, "1 to 48"), ("draws", 0, "1 or more"), ("queries", 0, "1 or more")):
-        with pytest.raises(IvlensError, match=f"{name} is {value}; it must be {said}"):
-            ivlens.compare_rankings(lab, "antonym", **{name: value})
+    wrong: Any
+    for name, wrong, said in (("top", 49, "1 to 48"), ("draws", 0, "1 or more"), ("queries", 0, "1 or more")):
+        with pytest.raises(IvlensError, match=f"{name} is {wrong}; it must be {said}"):
+            ivlens.compare_rankings(lab, "antonym", **{name: wrong})
+
+
+@pytest.mark.slow
+def test_an_audit_takes_the_heads_of_another_ranking(
+    tiny: HookedTransformer, word_task: Task, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured: dict[str, Any] = {"shots": 3, "clean_prompts": 6, "prompts": 4, "template": WORD_TEMPLATE}
+    asked = {"top": 3, "draws": 1, "other_tasks": 0, "rank": "gradient", **measured}
+    found = ivlens.audit(tiny, word_task, out=tmp_path / "run", **asked)
+    wanted = ivlens.head_scores(tiny, word_task, by="gradient", **measured)
+    assert list(found.vector.heads) == wanted.top(3) and found.ranking is not None
+    assert found.ranking[["layer", "head"]].apply(tuple, axis=1).tolist() == wanted.top(12)
+    torch.testing.assert_close(
+        torch.tensor(found.ranking["score"].to_numpy()), wanted.mean.flatten().sort(descending=True).values
+    )
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["rank"] == "gradient"
+    print_audit(ivlens.Audit.read(tmp_path / "run"))
+    assert "Heads are ranked in another way than by AIE (ranking.parquet" in capsys.readouterr().out
+    with pytest.raises(IvlensError, match="rank is 'gradient', but heads are given; leave one of the two out"):
+        ivlens.audit(tiny, word_task, heads="L0H1", rank="gradient", **measured)

@@ -33,7 +33,9 @@ def words(model: HookedTransformer, task: Task, settings: Settings, role: str | 
     prompts = rank_prompts(task, settings)
     tokens = tokenize(model, prompts)
     columns = find_columns(model, prompts, tokens, role)
-    return [[model.to_string([i]) for i in ids[at].tolist()] for ids, at in zip(tokens.prompts, columns, strict=True)]
+    return [
+        [str(model.to_string([i])) for i in ids[at].tolist()] for ids, at in zip(tokens.prompts, columns, strict=True)
+    ]
 
 
 def test_every_role_names_its_own_tokens(tiny: HookedTransformer, word_task: Task) -> None:
@@ -170,10 +172,10 @@ def test_what_cannot_be_asked_for_is_refused(tiny: HookedTransformer, word_task:
 
 def test_a_grid_is_drawn_and_tabled_with_its_columns(tiny: HookedTransformer, word_task: Task) -> None:
     found = ivlens.site_effects(tiny, word_task, positions=["query", "last"], **SMALL)
-    figure = found.figure()
+    figure: Any = found.figure()
     assert list(figure.layout.xaxis.ticktext) == ["query", "last"]
     assert figure.data[0].text[2][1].startswith("L2 last: ")
-    frame = found.to_frame()
+    frame: Any = found.to_frame()
     one = frame[(frame["prompt"] == 1) & (frame["layer"] == 2) & (frame["column"] == "last")]
     assert float(one["effect"].iloc[0]) == approx(float(found.effects[1, 2, 1]))
     _, tokens = ranking_prompts(tiny, word_task, found.settings)
