@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -157,7 +158,8 @@ def dependence_bars(frame: pd.DataFrame, *, title: str | None = None, width: Wid
             figure.add_trace(_bars(kind, [_SHOWN[point.at] for point in kind.points], column == 1), row=1, col=column)
         figure.update_yaxes(title_text=unit, title_standoff=2, rangemode="tozero", zeroline=True, row=1, col=column)
         if all(math.isnan(point.value) for point in points):
-            _note_gap(figure, column)
+            figure.update_yaxes(showticklabels=False, row=1, col=column)
+            _note_gap(figure, row=1, col=column, x=0.5, y=0.5, xref="x domain", yref="y domain")
     figure.update_layout(barmode="group", bargap=0.3)
     figure.update_xaxes(showgrid=False, ticks="", tickangle=0, tickfont_size=9.5 if is_narrow(width) else None)
     _lay_out_panels(figure, title, width, height=200, below=19)
@@ -184,6 +186,10 @@ def ability_bars(frame: pd.DataFrame, *, title: str | None = None, width: Width 
         points = read_points(shown.query(f"model == {model!r}"), at="measure", value="value")
         kind = marks.Kind(name, points, LOOKS[name])
         figure.add_trace(_bars(kind, [labels[point.at] for point in points], True))
+    measured = set(shown[shown["value"].notna()]["measure"])
+    for measure in dict.fromkeys(shown["measure"]):
+        if measure not in measured:
+            _note_gap(figure, x=labels[measure], y=0.02, yanchor="bottom")
     figure.update_layout(barmode="group", bargap=0.3)
     figure.update_yaxes(title_text="P(answer), first token", range=[0, 1.02], dtick=0.2)
     figure.update_xaxes(showgrid=False, ticks="", tickangle=0)
@@ -281,8 +287,8 @@ def _check_heads(frame: pd.DataFrame, shape: tuple[int, int]) -> None:
             raise FigureError(f"the table has {found} heads of {model!r}, but {shape[0]}x{shape[1]} are needed")
 
 
-def _note_gap(figure: go.Figure, column: int) -> None:
-    figure.add_annotation(text="not measured", font_color=GREY, showarrow=False, row=1, col=column, x=0.5, y=0.5)
+def _note_gap(figure: go.Figure, **where: Any) -> None:
+    figure.add_annotation(text="not measured", font_color=GREY, textangle=-90, showarrow=False, **where)
 
 
 def _lay_out_panels(

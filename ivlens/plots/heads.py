@@ -205,7 +205,10 @@ def outlines(
     for layer, head in marked:
         if not (0 <= layer < shape[0] and 0 <= head < shape[1]):
             raise FigureError(f"L{layer}H{head} is marked but the grid has {shape[0]} layers of {shape[1]} heads")
-        ends = {"x0": head - across, "x1": head + across, "y0": layer - down, "y1": layer + down}
+        # Not beyond the grid, where it would be cut off.
+        left, top = max(head - across, -0.5), max(layer - down, -0.5)
+        right, bottom = min(head + across, shape[1] - 0.5), min(layer + down, shape[0] - 0.5)
+        ends = {"x0": left, "x1": right, "y0": top, "y1": bottom}
         yield {"type": "rect", "line": line, **ends}
 
 

@@ -389,6 +389,29 @@ def test_drawing_leaves_its_input_alone():
     assert np.array_equal(grid, np.ones((2, 2)))
 
 
+def test_of_two_models_what_was_not_measured_is_said_where_it_would_stand():
+    rows = [
+        ("zero-shot probability", "", 0.1),
+        ("instruction probability", "", math.nan),
+        ("shift", "chosen", math.nan),
+    ]
+    rows += [("sufficiency", "chosen", 0.3), ("necessity", "chosen", 0.2)]
+    one = pd.DataFrame(rows, columns=["measure", "heads", "value"]).assign(vector="base")
+    frame = pd.concat([one.assign(model=model) for model in ("base", "tuned")])
+    frame = frame.assign(low=frame["value"] - 0.1, high=frame["value"] + 0.1)
+    (note,) = plots.ability_bars(frame).layout.annotations
+    assert (note.text, note.x) == ("not measured", "with the instruction")
+    *titles, note = plots.dependence_bars(frame).layout.annotations
+    assert [title.text for title in titles] == ["sufficiency", "necessity", "shift"]
+    assert (note.text, note.xref, note.yref) == ("not measured", "x3 domain", "y3 domain")
+
+
+def test_the_box_of_a_head_at_the_edge_is_not_cut_off():
+    figure = plots.head_heatmap(np.ones((80, 64)), marked=[(0, 0), (79, 63)], width="column")
+    for box in figure.layout.shapes:
+        assert -0.5 <= box.x0 < box.x1 <= 63.5 and -0.5 <= box.y0 < box.y1 <= 79.5
+
+
 def test_necessity_stands_beside_the_aie_of_the_same_head():
     rows = [("L3H3", "AIE", 0.45, 0.4, 0.5), ("L3H1", "AIE", 0.0, 0.0, 0.1)]
     rows += [("L3H3", "instructed", 0.0, -0.1, 0.1), ("L3H1", "instructed", 0.2, 0.1, 0.3)]
