@@ -42,7 +42,9 @@ class Table(NamedTuple):
 
 def folded(text: str) -> str:
     """Lines that are too long for a terminal of 80 columns, in several."""
-    return "\n".join(textwrap.fill(line, 80, break_long_words=False) for line in text.split("\n"))
+    return "\n".join(
+        textwrap.fill(line, 80, break_long_words=False, break_on_hyphens=False) for line in text.split("\n")
+    )
 
 
 def print_table(table: Table, *, justify: Any = "right") -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ivlens.tables import INTERVAL, Table, print_table
+from ivlens.tables import INTERVAL, Table, folded, print_table
 
 METHODS = ("lora", "lora+iv-general-random-0.3", "replay-general+fv-published-random-0.03")
 
@@ -54,3 +54,9 @@ def test_sentences_are_broken_between_words(
     rows = printed(Table("", ("task", "accuracy", ""), ([("antonym", "0.5", reason)],)), 60, capsys, monkeypatch)
     assert rows[2].startswith("antonym") and max(map(len, rows)) <= 60
     assert " ".join(" ".join(rows[2:]).split()) == f"antonym 0.5 {reason}"
+
+
+def test_a_sentence_is_folded_between_words_and_no_option_or_name_is_broken() -> None:
+    text = f"{'word ' * 14}--clean-prompts and lora+iv-general-random-0.3 {'word ' * 8}zero-shot accuracy"
+    lines = folded(text).split("\n")
+    assert " ".join(lines).split() == text.split() and max(map(len, lines)) <= 80 < len(text)

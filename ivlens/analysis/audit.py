@@ -165,6 +165,8 @@ class Audit:
         matched = score and f" ({GREEDY_MATCH})"
         # What the figure by layer leaves out where it shows every draw.
         shown = "" if self.layer_draws is None else " (bands: chosen and random heads; dashes: single draws)"
+        grid = self.places["layer"].nunique() * self.places["scale"].nunique()
+        untried = " (grey: not tried)" if len(self.places) < grid else ""
         called = {"measure": audit_tables.measure_labels(self)}
         found = {
             "aie": self.effects.figure(marked=self.vector.heads, note=self._note(), width=width),
@@ -182,13 +184,13 @@ class Audit:
                 width=width,
             ),
             "places": plots.steering_heatmap(
-                self.places, title=f"Layer and scale of the vector, on validation pairs: {where}", width=width
+                self.places, title=f"Layer and scale of the vector, on validation pairs{untried}: {where}", width=width
             ),
             "heads": plots.accuracy_by_heads(
                 self.heads.rename(columns=accuracy),
                 draws=self.draws,
                 baselines=lines,
-                title=f"Zero-shot accuracy{matched} by number of heads in the vector: {where}",
+                title=f"Zero-shot accuracy{matched} by number of heads in the vector (dashes: single draws): {where}",
                 width=width,
             ),
         }
@@ -254,7 +256,7 @@ def _read_if_kept(run: run_folder.Run, name: str, columns: Sequence[str]) -> pd.
 def _measure_looks(found: Audit) -> dict[str, Look]:
     """In which colour the bar of every line stands that has one elsewhere; pale at scale 1."""
     kinds = {f"steered, {kind}": kind for kind in KINDS} | {"steered": "chosen", "zero-shot": "none"}
-    kinds |= {"instructed": "instruction", "few-shot": "few-shot", "statement": "knowledge"}
+    kinds |= {name: name for name in ("instructed", "few-shot", "statement")}
     looks = {name: LOOKS[kind] for name, kind in kinds.items()}
     looks |= {f"{name}, scale 1": hollow(look) for name, look in looks.items()}
     return {label: looks[name] for name, label in audit_tables.measure_labels(found).items() if name in looks}

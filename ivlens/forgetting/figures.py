@@ -20,7 +20,7 @@ from ivlens.forgetting.plan import Plan
 from ivlens.plots.methods import Form, method_dots, trade_off
 from ivlens.plots.stage_heatmaps import accuracy_heatmaps, aie_heatmaps
 from ivlens.plots.stages import stage_panels
-from ivlens.plots.style import LOOKS, Look, Width, hollow, method_looks, without_weight
+from ivlens.plots.style import LOOKS, NAMES, Look, Width, hollow, method_looks, without_weight
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -44,10 +44,10 @@ _SUMMARY = {
 _DEPENDENCE = {"sufficiency": "change of P(answer)", "necessity": "loss of P(answer)", "shift": "KL (nats)"}
 _LINES = {
     "tasks learned so far": LOOKS["learned tasks"],
-    "general tasks, instruction (GP)": LOOKS["instruction"],
+    f"general tasks, {NAMES['instructed']} (GP)": LOOKS["instructed"],
     "general tasks, few-shot (IP)": LOOKS["few-shot"],
-    "instruction probability": LOOKS["instruction"],
-    "knowledge probability": LOOKS["knowledge"],
+    "instruction probability": LOOKS["instructed"],
+    "knowledge probability": LOOKS["statement"],
 }
 _SIDES = {
     "chosen heads, before": hollow(LOOKS["chosen"]),
@@ -90,7 +90,7 @@ def _accuracy(found: Findings, width: Width) -> go.Figure | None:
     general = found.evaluations[found.evaluations["kind"] == "general"]
     lines |= {
         f"general tasks, {label} ({name})": general[general["measure"] == _GENERAL[name]]
-        for name, label in (("GP", "instruction"), ("IP", "few-shot"))
+        for name, label in (("GP", NAMES["instructed"]), ("IP", "few-shot"))
     }
     title = figure_title(found, "Accuracy by stage, mean over tasks")
     return _by_stage({name: _cells(own) for name, own in lines.items()}, title, "accuracy", bounds=_SHARE, width=width)
@@ -159,7 +159,7 @@ def _r_matrix(found: Findings, width: Width) -> go.Figure:
     places = set(zip(chosen["task"], chosen["learned"], strict=True))
     if len(places) > len(set(chosen["task"])):  # Each seed has an order of its own.
         chosen = chosen.sort_values(["learned", "stage"], kind="stable")
-        chosen = chosen.assign(task=[f"learned in stage {number}" for number in chosen["learned"]])
+        chosen = chosen.assign(task=chosen["learned"])
     by_seed = chosen.groupby(["method", "stage", "task"], sort=False)["value"]
     table = by_seed.agg(value="mean", low="min", high="max").reset_index().rename(columns={"method": "panel"})
     title = figure_title(found, "Accuracy on every task after every stage, mean over seeds", interval=False)

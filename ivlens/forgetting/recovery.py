@@ -24,7 +24,7 @@ from ivlens.forgetting.figures import (
 )
 from ivlens.forgetting.method_run import PROBE_BOUNDS
 from ivlens.plots.stages import stage_panels
-from ivlens.plots.style import LOOKS, Width, hollow
+from ivlens.plots.style import LOOKS, NAMES, Width, hollow
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -37,9 +37,9 @@ VECTORS = {"no vector": "", "base vector": "chosen", "own vector": "own", "rando
 COSINE = "cosine"
 """Of the base model's vector and the tuned model's own; it stands among the prompts."""
 _PANELS = {
-    "query alone": "query alone",
-    "instruction": "with the instruction",
-    "demonstrations": "with demonstrations",
+    "query alone": "zero-shot",
+    "instruction": NAMES["instructed"],
+    "demonstrations": "few-shot",
     COSINE: "cosine, base and own",
 }
 _INSTRUCTED = "instruction in place of a vector"
@@ -126,7 +126,7 @@ def _stage_by_stage(found: Findings, width: Width) -> go.Figure | None:
 
 def _after_last(found: Findings, width: Width) -> go.Figure | None:
     probes, last = found.evaluations[found.evaluations["kind"] == "probe"], last_stage(found)
-    panels, parts = {"with the instruction": "instruction", "query alone": "zero-shot"}, []
+    panels, parts = {_PANELS[prompts]: PROMPTS[prompts] for prompts in ("instruction", "query alone")}, []
     for panel, kind in panels.items():
         plain, steered = f"{kind} accuracy", f"steered {kind} accuracy"
         for line, measure, heads, stage in (

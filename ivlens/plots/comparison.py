@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,22 @@ from ivlens.plots.layout import legend_height, raise_panels
 from ivlens.plots.marks import read_points
 from ivlens.plots.notebook import Figure
 from ivlens.plots.stage_heatmaps import aie_heatmaps
-from ivlens.plots.style import BLACK, GREY, LEFT, LOOKS, Look, Width, is_narrow, lay_out, pixels, safe, text_width
+from ivlens.plots.style import (
+    BLACK,
+    GREY,
+    LEFT,
+    LOOKS,
+    NAMES,
+    REFERENCE,
+    Look,
+    Width,
+    break_text,
+    is_narrow,
+    lay_out,
+    pixels,
+    safe,
+    text_width,
+)
 
 MODELS = ("base", "tuned", "difference")
 _SHOWN = {"base": "before", "tuned": "after"}
@@ -27,12 +43,11 @@ _DEPENDENCE = {
     "shift": ("shift", "KL (nats)"),
 }
 _ABILITIES = {
-    "instruction probability": "with<br>instruction",
-    "knowledge probability": "as a<br>statement",
-    "zero-shot probability": "query<br>alone",
-    "steered zero-shot probability": "query +<br>vector",
+    "instruction probability": NAMES["instructed"],
+    "knowledge probability": NAMES["statement"],
+    "zero-shot probability": "zero-shot",
+    "steered zero-shot probability": "zero-shot + vector",
 }
-_HEADS = {"chosen": "chosen heads", "random": "random heads", "unscaled": "chosen heads, scale 1"}
 _NAMED = 10
 """Heads whose names stand in the figure: those of largest effect."""
 _NAME_SIZE = 8.5
@@ -114,8 +129,7 @@ def aie_scatter(
     groups = {name: lines for name, lines in _by_rank(both, marked or {}).items() if lines}
     for name, lines in groups.items():
         figure.add_trace(_head_points(name, lines, names))
-    stroke = {"color": GREY, "dash": "dash", "width": 1}
-    figure.add_trace(go.Scatter(x=ends, y=ends, mode="lines", line=stroke, showlegend=False, hoverinfo="skip"))
+    figure.add_trace(go.Scatter(x=ends, y=ends, mode="lines", line=REFERENCE, showlegend=False, hoverinfo="skip"))
     figure.update_xaxes(title_text=f"AIE before ({safe(unit, 24)})", range=ends)
     figure.update_yaxes(title_text=f"AIE after ({safe(unit, 24)})", range=ends)
     lay_out(figure, title, width, height=down, below=legend_height(list(groups), width))
@@ -144,7 +158,8 @@ def dependence_bars(frame: pd.DataFrame, *, title: str | None = None, width: Wid
             figure.add_trace(_bars(kind, [_SHOWN[point.at] for point in kind.points], column == 1), row=1, col=column)
         figure.update_yaxes(title_text=unit, title_standoff=2, rangemode="tozero", zeroline=True, row=1, col=column)
         if all(math.isnan(point.value) for point in points):
-            _note_gap(figure, column)
+            figure.update_yaxes(showticklabels=False, row=1, col=column)
+            _note_gap(figure, row=1, col=column, x=0.5, y=0.5, xref="x domain", yref="y domain")
     figure.update_layout(barmode="group", bargap=0.3)
     figure.update_xaxes(showgrid=False, ticks="", tickangle=0, tickfont_size=9.5 if is_narrow(width) else None)
     _lay_out_panels(figure, title, width, height=200, below=19)
@@ -152,7 +167,7 @@ def dependence_bars(frame: pd.DataFrame, *, title: str | None = None, width: Wid
 
 
 def ability_bars(frame: pd.DataFrame, *, title: str | None = None, width: Width = "page") -> go.Figure:
-    """P(answer) with the instruction, as a plain statement, of the query alone and with the vector, before and after.
+    """P(answer) with the instruction, as a plain statement, zero-shot and with the vector, before and after.
 
     Args:
         frame: As for `dependence_bars`.
@@ -164,12 +179,17 @@ def ability_bars(frame: pd.DataFrame, *, title: str | None = None, width: Width 
     >>> [(bars.name, len(bars.x)) for bars in figure.data]
     [('before', 4), ('after', 4)]
     """
-    figure = Figure()
+    figure, across = Figure(), (pixels(width) - LEFT) / len(_ABILITIES) - 8
+    labels = {measure: "<br>".join(break_text(name, across)) for measure, name in _ABILITIES.items()}
     shown = frame.query(f"measure in {list(_ABILITIES)} and heads in ['', 'chosen'] and vector != 'tuned'")
     for model, name in _SHOWN.items():
         points = read_points(shown.query(f"model == {model!r}"), at="measure", value="value")
         kind = marks.Kind(name, points, LOOKS[name])
-        figure.add_trace(_bars(kind, [_ABILITIES[point.at] for point in points], True))
+        figure.add_trace(_bars(kind, [labels[point.at] for point in points], True))
+    measured = set(shown[shown["value"].notna()]["measure"])
+    for measure in dict.fromkeys(shown["measure"]):
+        if measure not in measured:
+            _note_gap(figure, x=labels[measure], y=0.02, yanchor="bottom")
     figure.update_layout(barmode="group", bargap=0.3)
     figure.update_yaxes(title_text="P(answer), first token", range=[0, 1.02], dtick=0.2)
     figure.update_xaxes(showgrid=False, ticks="", tickangle=0)
@@ -186,7 +206,7 @@ def _bars(kind: marks.Kind, names: list[str], in_legend: bool) -> go.Bar:
         y=[point.value for point in kind.points],
         marker={"color": kind.look.fill},
         error_y=marks.error_bars(kind.points),
-        name=_HEADS.get(kind.name, kind.name),
+        name=kind.name,
         legendgroup=kind.name,
         showlegend=in_legend,
         customdata=texts,
@@ -267,8 +287,8 @@ def _check_heads(frame: pd.DataFrame, shape: tuple[int, int]) -> None:
             raise FigureError(f"the table has {found} heads of {model!r}, but {shape[0]}x{shape[1]} are needed")
 
 
-def _note_gap(figure: go.Figure, column: int) -> None:
-    figure.add_annotation(text="not measured", font_color=GREY, showarrow=False, row=1, col=column, x=0.5, y=0.5)
+def _note_gap(figure: go.Figure, **where: Any) -> None:
+    figure.add_annotation(text="not measured", font_color=GREY, textangle=-90, showarrow=False, **where)
 
 
 def _lay_out_panels(

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from plotly.subplots import make_subplots
 
 from ivlens.errors import FigureError
-from ivlens.plots.layout import legend_height
+from ivlens.plots.layout import legend_height, tick_step
 from ivlens.plots.marks import error_bars, read_points
 from ivlens.plots.notebook import Figure
 from ivlens.plots.style import (
@@ -25,6 +25,7 @@ from ivlens.plots.style import (
     GREY,
     LEFT,
     LOOKS,
+    NAMES,
     NOT_MEASURED,
     Look,
     Width,
@@ -34,11 +35,10 @@ from ivlens.plots.style import (
     pixels,
     safe,
     text_width,
-    tick_step,
 )
 from ivlens.tables import interval_text
 
-_MEASURES = {"AIE": Look(BLACK), "instructed": LOOKS["instruction"], "few-shot": LOOKS["few-shot"]}
+_MEASURES = {"AIE": Look(BLACK), "instructed": LOOKS["instructed"], "few-shot": LOOKS["few-shot"]}
 PALE = 1 / 16
 """Share of the colours' bound at which `EFFECTS` has its palest colour beside white."""
 _BESIDE_GRID = 88
@@ -129,13 +129,14 @@ def necessity_by_head(
     >>> frame = pd.DataFrame(rows, columns=["heads", "measure", "value", "low", "high"])
     >>> figure = plots.necessity_by_head(frame)
     >>> [trace.name for trace in figure.data], figure.layout.xaxis2.title.text
-    (['AIE', 'instructed'], 'P(answer) lost when ablated')
+    (['AIE', 'with the instruction'], 'P(answer) lost when ablated')
     """
     points = read_points(frame, at="heads", value="value", heads="measure")
     names = list(dict.fromkeys(point.at for point in points))
     measures = sorted(dict.fromkeys(point.heads for point in points), key=lambda measure: measure != "AIE")
     gap = 14 / (pixels(width) - LEFT)
     figure = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=gap, figure=Figure())
+    called = {measure: NAMES.get(measure, safe(measure)) for measure in measures}
     beside = [measure for measure in measures if measure != "AIE"]
     for measure in measures:
         own = [point for point in points if point.heads == measure]
@@ -148,8 +149,8 @@ def necessity_by_head(
             mode="markers",
             marker={"color": colour, "symbol": symbol, "size": 6},
             error_x=error_bars(own),
-            name=safe(measure),
-            text=[f"{safe(point.at)}, {safe(measure)}: {point}" for point in own],
+            name=called[measure],
+            text=[f"{safe(point.at)}, {called[measure]}: {point}" for point in own],
             hovertemplate="%{text}<extra></extra>",
         )
         figure.add_trace(dots, row=1, col=1 if measure == "AIE" else 2)
@@ -160,7 +161,7 @@ def necessity_by_head(
     titles = ["<br>".join(break_text(text, across)) for text in (f"AIE ({unit})", "P(answer) lost when ablated")]
     for column, text in enumerate(titles, start=1):
         figure.update_xaxes(title_text=text, row=1, col=column)
-    below = 13 * max(text.count("<br>") for text in titles) + legend_height(measures, width)
+    below = 13 * max(text.count("<br>") for text in titles) + legend_height(list(called.values()), width)
     lay_out(figure, title, width, height=max(80, 22 * len(names)), below=below)
     return figure
 
@@ -213,7 +214,10 @@ def outlines(
     for layer, head in marked:
         if not (0 <= layer < shape[0] and 0 <= head < shape[1]):
             raise FigureError(f"L{layer}H{head} is marked but the grid has {shape[0]} layers of {shape[1]} heads")
-        ends = {"x0": head - across, "x1": head + across, "y0": layer - down, "y1": layer + down}
+        # Not beyond the grid, where it would be cut off.
+        left, top = max(head - across, -0.5), max(layer - down, -0.5)
+        right, bottom = min(head + across, shape[1] - 0.5), min(layer + down, shape[0] - 0.5)
+        ends = {"x0": left, "x1": right, "y0": top, "y1": bottom}
         yield {"type": "rect", "line": line, **ends}
 
 

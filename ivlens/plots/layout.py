@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,6 +17,8 @@ from ivlens.plots.style import FONT, LEFT, Width, fit, is_narrow, lay_out, pixel
 RIGHT = 12
 _TITLE = 18
 """Pixels above a panel for its title."""
+_SMALLEST = 0.7
+"""Of the size of other text: the size of a panel's title that is long."""
 _KEY = 46
 """Pixels that the line before a name takes in the legend."""
 
@@ -33,6 +36,8 @@ class Panels(NamedTuple):
     width: Width
     left: int
     right: int
+    title_size: float
+    """Of the panels' titles."""
 
     def is_lowest(self, place: tuple[int, int]) -> bool:
         """Is there no panel below?"""
@@ -67,16 +72,19 @@ def arrange(
     inner, total = pixels(width) - left - right, rows * height + (rows - 1) * between
     places = [(index // across + 1, index % across + 1) for index in range(len(names))]
     wide = (inner - (across - 1) * gap[0]) / across
+    # Titles that are too long are smaller before they are cut.
+    longest = max(map(text_width, names))
+    size = FONT * min(1.0, max(_SMALLEST, (wide + gap[0] - 4) / longest))
     figure = make_subplots(
         rows,
         across,
         specs=[[{} if (row, column) in places else None for column in _from_1(across)] for row in _from_1(rows)],
-        subplot_titles=[fit(name, wide + gap[0] - 4) for name in names],
+        subplot_titles=[fit(name, wide + gap[0] - 4, size) for name in names],
         horizontal_spacing=gap[0] / inner,
         vertical_spacing=between / total,
         figure=Figure(),
     )
-    return Panels(figure, places, (float(wide), float(height)), total, width, left, right)
+    return Panels(figure, places, (float(wide), float(height)), total, width, left, right, size)
 
 
 def finish(panels: Panels, title: str | None, *, below: int = 0) -> go.Figure:
@@ -85,25 +93,41 @@ def finish(panels: Panels, title: str | None, *, below: int = 0) -> go.Figure:
     entries: Any = figure.select_traces(lambda trace: trace.showlegend is not False and trace.type != "heatmap")
     names = [str(trace.name) for trace in entries]
     lay_out(figure, title, panels.width, height=panels.height, below=below + legend_height(names, panels.width))
-    raise_panels(figure, title, l=panels.left, r=panels.right)
+    raise_panels(figure, title, size=panels.title_size, l=panels.left, r=panels.right)
     return figure
 
 
-def raise_panels(figure: go.Figure, title: str | None, **sides: int) -> None:
+def raise_panels(figure: go.Figure, title: str | None, *, size: float = FONT, **sides: int) -> None:
     """Room for the panels' own titles above a figure that `lay_out` has sized; `sides` are its other margins."""
     layout: Any = figure.layout  # What plotly's property is, its types do not say.
     height = layout.height + _TITLE
     figure.update_layout(height=height, margin={"t": layout.margin.t + _TITLE, **sides})
     if title:
         figure.update_layout(title_y=1 - 18 / height)
-    figure.update_annotations(selector={"yanchor": "bottom"}, font_size=FONT)
+    figure.update_annotations(selector={"yanchor": "bottom"}, font_size=size)
 
 
-def legend_height(names: Sequence[str], width: Width) -> int:
-    """Pixels of a legend under the plot: its entries are as wide as the longest."""
+def legend_height(names: Sequence[str], width: Width, *, grouped: bool = False) -> int:
+    """Pixels of a legend under the plot.
+
+    Args:
+        grouped: Every entry has a group of its own: plotly then sets one behind the other, as wide as each is, where
+            it otherwise stands them in columns as wide as the longest.
+    """
+    across = pixels(width) - LEFT
+    if grouped:
+        rows, used = 1, 0.0
+        for wide in (text_width(name) + _KEY for name in names):
+            rows, used = (rows + 1, wide) if used and used + wide > across else (rows, used + wide)
+        return 19 * rows
     longest = max(map(text_width, names), default=0) + _KEY
-    in_a_row = max(1, int((pixels(width) - LEFT) / longest))
-    return 19 * math.ceil(len(names) / in_a_row)
+    return 19 * math.ceil(len(names) / max(1, int(across / longest)))
+
+
+def tick_step(count: int, width: Width) -> int:
+    """Between ticks, so that numbers stand apart: at most 16 on a page, 10 in a column."""
+    most = 10 if is_narrow(width) else 16
+    return next(step for step in itertools.chain((1, 2, 4, 5), itertools.count(8, 8)) if count <= most * step)
 
 
 def step(last: int, across: float) -> int:

@@ -16,7 +16,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ivlens.errors import FigureError
-from ivlens.plots.style import BLACK, LOOKS, UNSTEERED, Look, looks, safe
+from ivlens.plots.style import BLACK, LOOKS, NAMES, UNSTEERED, WHITE, Look, looks, safe
 from ivlens.tables import interval_text
 
 _DARK = 0.5
@@ -41,7 +41,7 @@ def kinds(points: Sequence[Point]) -> list[Kind]:
     found = dict.fromkeys(point.heads for point in points)
     ordered = [kind for kind in LOOKS if kind in found] + [kind for kind in found if kind not in LOOKS]
     return [
-        Kind(safe(kind, 24), [point for point in points if point.heads == kind], look)
+        Kind(NAMES.get(kind, safe(kind, 24)), [point for point in points if point.heads == kind], look)
         for kind, look in looks(ordered).items()
     ]
 
@@ -87,7 +87,7 @@ def baselines(values: Mapping[str, float], first: Any, last: Any) -> list[go.Sca
     others = itertools.cycle(("longdashdot", "dashdot"))
     lines = []
     for name, value in values.items():
-        label = f"{safe(name)} {'(not measured)' if math.isnan(value) else f'{value:.2f}'}"
+        label = f"{NAMES.get(name, safe(name))} {'(not measured)' if math.isnan(value) else f'{value:.2f}'}"
         stroke = {"color": BLACK, "dash": UNSTEERED.get(name) or next(others), "width": 1}
         ends = {"x": [first, last], "y": [value, value]}
         lines.append(go.Scatter(**ends, mode="lines", line=stroke, name=label, hoverinfo="name"))
@@ -117,7 +117,7 @@ def cell_numbers(grid: np.ndarray, *, size: float, first: int = 0) -> go.Scatter
         y=rows,
         mode="text",
         text=[f"{value + 0.0:.2f}".replace("-", "−") for value in np.round(values, 2)],
-        textfont={"size": size, "color": np.where(np.abs(values) < _DARK, "#000000", "#FFFFFF")},
+        textfont={"size": size, "color": np.where(np.abs(values) < _DARK, BLACK, WHITE)},
         hoverinfo="skip",
         showlegend=False,
     )

@@ -17,7 +17,18 @@ from ivlens.plots import marks
 from ivlens.plots.layout import arrange, finish, legend_height
 from ivlens.plots.marks import Point, read_points
 from ivlens.plots.notebook import Figure
-from ivlens.plots.style import GREY, Look, Width, break_text, is_narrow, lay_out, method_looks, safe, text_width
+from ivlens.plots.style import (
+    GREY,
+    REFERENCE,
+    Look,
+    Width,
+    break_text,
+    is_narrow,
+    lay_out,
+    method_looks,
+    safe,
+    text_width,
+)
 from ivlens.plots.style import looks as find_looks
 from ivlens.tables import interval_text
 
@@ -85,16 +96,24 @@ def method_dots(
         _draw(panels.figure, place, name, points, methods, kinds)
         base = (baselines or {}).get(name, math.nan)
         if not math.isnan(base):
-            line = {"color": GREY, "width": 1, "dash": "dash"}
             panels.figure.add_shape(
-                type="line", x0=base, x1=base, y0=-0.5, y1=len(methods) - 0.5, line=line, row=place[0], col=place[1]
+                type="line",
+                x0=base,
+                x1=base,
+                y0=-0.5,
+                y1=len(methods) - 0.5,
+                line=REFERENCE,
+                row=place[0],
+                col=place[1],
             )
         low, top = axis_range([*points, Point("", "", base, base, base)], zero=zero)
         unit = "<br>".join(break_text(units.get(name, ""), panels.size[0]))
         panels.figure.update_xaxes(range=[low, top], title_text=unit, row=place[0], col=place[1])
     figure = panels.figure.update_yaxes(range=[len(methods) - 0.5, -0.5], showticklabels=False, ticks="")
     figure.update_yaxes(tickvals=list(range(len(methods))), ticktext=shown).update_yaxes(showticklabels=True, col=1)
-    figure.update_xaxes(nticks=5, zeroline=True, zerolinecolor=GREY, zerolinewidth=1)
+    figure.update_xaxes(
+        nticks=4 if is_narrow(width) else 5, tickangle=0, zeroline=True, zerolinecolor=GREY, zerolinewidth=1
+    )
     return finish(panels, title)
 
 
@@ -140,7 +159,7 @@ def trade_off(
             "annotation_position": "bottom left",
             "annotation_font_color": GREY,
         }
-        figure.add_hline(base, line={"color": GREY, "width": 1, "dash": "dash"}, **text)
+        figure.add_hline(base, line=REFERENCE, **text)
     figure.update_xaxes(title_text=safe(axes[0]), range=axis_range(across))
     height = 220 if is_narrow(width) else 330
     kept = "<br>".join(break_text(axes[1], float(height)))

@@ -39,7 +39,8 @@ SIDES = ("before", "after", "difference")
 def accuracy_heatmaps(frame: pd.DataFrame, *, title: str | None = None, width: Width = "page") -> go.Figure:
     """`R` of each panel: stages down from 0, the base model; tasks across in the order in which they are learned.
 
-    A cell is outlined where the stage is the one that learns the task. Tasks are numbered, and named under the figure.
+    A cell is outlined where the stage is the one that learns the task. Tasks are numbered, and named under the figure
+    unless their names are numbers: those of the stages that learn them.
 
     Args:
         frame: Columns `panel`, `stage`, `task`, `value`, `low`, `high`; tasks in their order. The ends are shown on
@@ -54,6 +55,8 @@ def accuracy_heatmaps(frame: pd.DataFrame, *, title: str | None = None, width: W
     [[0.1, 0.2], [0.9, 0.3], [0.5, 0.8]]
     """
     _check(frame, ("panel", "stage", "task", "value", "low", "high"))
+    named = any(isinstance(task, str) for task in frame["task"])
+    frame = frame if named else frame.assign(task=[f"task of stage {number}" for number in frame["task"]])
     tasks = list(dict.fromkeys(frame["task"]))
     rows = int(frame["stage"].to_numpy().max()) + 1
     panels = arrange(list(dict.fromkeys(frame["panel"])), width=width, height=max(90, 9 * rows), right=_BESIDE)
@@ -68,8 +71,10 @@ def accuracy_heatmaps(frame: pd.DataFrame, *, title: str | None = None, width: W
             line = {"color": BLACK, "width": 1}
             panels.figure.add_shape(type="rect", line=line, row=place[0], col=place[1], **box)
     panels.figure.update_layout(coloraxis=_bar(SEQUENTIAL, 0.0, 1.0))
-    _axes(panels, ("task", 1, len(tasks)), ("stage", 0, rows - 1))
+    _axes(panels, ("task" if named else "task of stage", 1, len(tasks)), ("stage", 0, rows - 1))
     _beside(panels.figure, "accuracy")
+    if not named:
+        return finish(panels, title)
     names = _number_lines(tasks, panels)
     figure = finish(panels, title, below=15 * names.count("<br>") + 20)
     under = {"x": 0, "xref": "paper", "xanchor": "left", "y": 0, "yref": "paper", "yanchor": "top", "yshift": -38}

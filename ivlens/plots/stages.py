@@ -71,7 +71,7 @@ def stage_panels(
     every = [point for points in drawn.values() for point in points]
     low, high = _bounds(every, bounds)
     for place, points in zip(panels.places, drawn.values(), strict=True):
-        _say_flat(panels.figure, place, [point for point in points if point.heads not in pale], high - low)
+        _say_flat(panels.figure, place, points, pale, (low, high))
     units = [safe(unit, 30) if not row else f"{safe(row, 20)}<br>{safe(unit, 20)}" for row in rows]
     units = [unit for unit in units for _ in range(len(drawn) // len(rows) // across)] if across else units
     _axes(panels, int(max(point.at for point in every)), units, (low, high))
@@ -109,14 +109,28 @@ def _draw(figure: go.Figure, place: tuple[int, int], kind: marks.Kind, *, pale: 
     figure.add_trace(line, row=row, col=column)
 
 
-def _say_flat(figure: go.Figure, place: tuple[int, int], points: Sequence[Point], span: float) -> None:
-    """Between which values a panel's only line stays, where on this axis it cannot be seen to move."""
-    values = [point.value for point in points if not math.isnan(point.value)]
-    if len({point.heads for point in points}) != 1 or len(values) < 2 or max(values) - min(values) > _FLAT * span:
+def _say_flat(
+    figure: go.Figure,
+    place: tuple[int, int],
+    points: Sequence[Point],
+    pale: Mapping[str, str],
+    bounds: tuple[float, float],
+) -> None:
+    """Between which values a panel's only line stays, where on this axis it cannot be seen to move.
+
+    It stands under the line; where a pale one falls through there, at the foot of the panel.
+    """
+    own = [point for point in points if point.heads not in pale]
+    values = [point.value for point in own if not math.isnan(point.value)]
+    span = bounds[1] - bounds[0]
+    if len({point.heads for point in own}) != 1 or len(values) < 2 or max(values) - min(values) > _FLAT * span:
         return
     text: Any = {"text": f"{min(values):.2f} to {max(values):.2f}", "font": {"size": 9, "color": GREY}}
-    last = points[-1]
-    where: Any = {"x": last.at, "y": min(values), "xanchor": "right", "yanchor": "top", "yshift": -3}
+    others = [point.value for point in points if point.heads in pale]
+    crossed = any(value < min(values) for value in others)
+    foot: Any = {"y": bounds[0], "yanchor": "bottom"}
+    under: Any = {"y": min(values), "yanchor": "top", "yshift": -3}
+    where: Any = {"x": own[-1].at, "xanchor": "right", **(foot if crossed else under)}
     figure.add_annotation(showarrow=False, row=place[0], col=place[1], **text, **where)
 
 

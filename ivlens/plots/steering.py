@@ -16,11 +16,13 @@ import plotly.graph_objects as go
 from ivlens.errors import FigureError
 from ivlens.plots import marks
 from ivlens.plots.heads import cell_gap, outlines
+from ivlens.plots.layout import legend_height, tick_step
 from ivlens.plots.marks import Point, read_accuracies, read_points
 from ivlens.plots.notebook import Figure
 from ivlens.plots.style import (
     GREY,
     LEFT,
+    NAMES,
     NOT_MEASURED,
     SEQUENTIAL,
     Look,
@@ -29,16 +31,9 @@ from ivlens.plots.style import (
     lay_out,
     pixels,
     safe,
-    tick_step,
 )
 
-KINDS = {
-    "chosen": "chosen heads",
-    "random": "random heads",
-    "low-AIE": "low-AIE heads",
-    "gaussian": "Gaussian",
-    "other-task": "other tasks",
-}
+KINDS = {kind: NAMES[kind] for kind in ("chosen", "random", "low-AIE", "gaussian", "other-task")}
 """Whose vector was added, as tables and figures call it."""
 _WITH_BAND = ("chosen", "random")  # Where draws are drawn: bands of all would hide each other.
 _PLACES = ("layer", "scale", "share", "accuracy", "probability", "chosen")
@@ -74,7 +69,7 @@ def steering_by_layer(
     points = read_accuracies(frame, "layer")
     first, last = points[0].at, points[-1].at
     figure = Figure()
-    kinds = _named(points)
+    kinds = marks.kinds(points)
     for index, kind in enumerate(kinds):
         texts = [f"{kind.name}, layer {point.at:g}: {point}" for point in kind.points]
         if draws is None or kind.points[0].heads in _WITH_BAND:
@@ -162,7 +157,7 @@ def accuracy_by_heads(
     ('1', '2', '5', '10', '20')
     """
     points = read_accuracies(frame, "n_heads")
-    kinds = _named(points)
+    kinds = marks.kinds(points)
     counts = sorted({point.at for point in points})
     figure = Figure()
     for index, kind in enumerate(kinds):
@@ -181,11 +176,6 @@ def accuracy_by_heads(
     figure.update_xaxes(title_text="number of heads", **ticks)
     _lay_out_accuracy(figure, title, width)
     return figure
-
-
-def _named(points: list[Point]) -> list[marks.Kind]:
-    """The kinds of heads under the names that tables give them."""
-    return [kind._replace(name=KINDS.get(kind.points[0].heads, kind.name)) for kind in marks.kinds(points)]
 
 
 def _aside(index: int, kinds: list[marks.Kind]) -> float:
@@ -263,8 +253,8 @@ def measures_bars(
 def _lay_out_accuracy(figure: go.Figure, title: str | None, width: Width) -> None:
     figure.update_yaxes(title_text="accuracy (share of prompts)", range=[-0.02, 1.02], dtick=0.2)
     entries: Any = figure.select_traces(lambda trace: trace.showlegend is not False)
-    rows = math.ceil(len(list(entries)) / (2 if is_narrow(width) else 5))
-    lay_out(figure, title, width, height=180 if is_narrow(width) else 260, below=19 * rows)
+    below = legend_height([str(trace.name) for trace in entries], width, grouped=True)
+    lay_out(figure, title, width, height=180 if is_narrow(width) else 260, below=below)
 
 
 def _bar_range(points: list[Point], unit: str) -> list[float]:

@@ -7,7 +7,6 @@ comes in (task names, baselines) is shown as it is, never read as markup.
 from __future__ import annotations
 
 import html
-import itertools
 import re
 import zlib
 from collections.abc import Iterable, Sequence
@@ -58,7 +57,7 @@ LEFT, TOP, BOTTOM = 48, 12, 44
 
 # Okabe & Ito, "Color Universal Design" (2008); yellow is left out as too pale for lines on white.
 BLUE, VERMILION, GREEN, PINK, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
-BLACK, GREY = "#000000", "#6E6E6E"
+BLACK, GREY, WHITE = "#000000", "#6E6E6E", "#FFFFFF"
 COLOURS = (BLUE, VERMILION, GREEN, PINK, ORANGE, SKY, BLACK)
 
 
@@ -85,17 +84,30 @@ LOOKS = {
     "low-AIE": Look(ORANGE, "diamond"),
     "gaussian": Look(PINK, "cross"),
     "other-task": Look(GREEN, "triangle-up"),
-    "none": Look(BLACK, "x"),
+    "none": Look(BLACK, "triangle-down"),
     # Which model.
     "before": Look(SKY, "diamond"),
     "after": Look(VERMILION, "square"),
     # What is asked.
     "learned tasks": Look(PINK, "square"),
-    "instruction": Look(BLUE),
+    "instructed": Look(BLUE),
     "few-shot": Look(ORANGE, "diamond"),
-    "knowledge": Look(GREEN, "triangle-up"),
+    "statement": Look(GREEN, "triangle-up"),
 }
 """By meaning; see `looks` for what is not named here."""
+NAMES = {
+    "chosen": "chosen heads",
+    "random": "random heads",
+    "low-AIE": "low-AIE heads",
+    "gaussian": "Gaussian",
+    "other-task": "other tasks",
+    "unscaled": "chosen heads, scale 1",
+    "instructed": "with the instruction",
+    "statement": "plain statement",
+}
+"""What figures call it; what is not named here is called as in tables."""
+REFERENCE = {"color": GREY, "width": 1, "dash": "dash"}
+"""The line of what there was before, or of no change."""
 UNSTEERED = {"zero-shot": "dash", "instructed": "longdash", "few-shot": "dot"}
 """Of black level lines: what the model does by itself."""
 
@@ -272,12 +284,6 @@ def break_text(text: str, pixels: float, size: float = FONT) -> list[str]:
         else:
             lines.append(word)
     return [fit(line, pixels, size) for line in lines]
-
-
-def tick_step(count: int, width: Width) -> int:
-    """Between ticks, so that numbers stand apart: at most 16 on a page, 10 in a column."""
-    most = 10 if is_narrow(width) else 16
-    return next(step for step in itertools.chain((1, 2, 4, 5), itertools.count(8, 8)) if count <= most * step)
 
 
 def safe(text: object, limit: int = 60) -> str:

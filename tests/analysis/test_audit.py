@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -456,6 +457,15 @@ def test_figures_are_drawn_from_saved_numbers_without_the_model(found: Audit, fo
     )
     done = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ["aie", "measures", "steering", "places", "heads", "necessity"], done.stderr
+
+
+def test_figures_say_what_is_not_drawn_and_what_dashes_are(found: Audit) -> None:
+    places = found.places.query("layer < 2 and scale in [1, 4]")
+    assert len(places) == 4
+    for kept, said in ((places, False), (places.iloc[1:], True)):
+        drawn = dataclasses.replace(found, places=kept).figures()
+        assert ("(grey: not tried)" in drawn["places"].layout.title.text.replace("<br>", " ")) == said
+    assert "(dashes: single draws)" in drawn["heads"].layout.title.text.replace("<br>", " ")
 
 
 def test_necessity_is_of_the_vectors_heads_on_instructed_and_few_shot_prompts(found: Audit, bare: Audit) -> None:

@@ -148,7 +148,8 @@ def test_accuracy_is_of_the_tasks_learned_so_far_and_of_general_tasks(found, dra
             so_far = frame[frame["task"].isin(LEARNED[:stage])]
             wanted = cells(so_far, method, stage, kind="sequence", measure="accuracy").mean()
             assert learned.y[stage - 1] == pytest.approx(wanted)
-        for name, measure in (("instruction (GP)", "instruction accuracy"), ("few-shot (IP)", "few-shot accuracy")):
+        asked = {"with the instruction (GP)": "instruction accuracy", "few-shot (IP)": "few-shot accuracy"}
+        for name, measure in asked.items():
             general = line(drawn["accuracy"], panel, f"general tasks, {name}")
             wanted = [cells(frame, method, stage, kind="general", measure=measure).mean() for stage in range(4)]
             assert list(general.x) == [0, 1, 2, 3] and general.y == pytest.approx(wanted)
@@ -157,7 +158,7 @@ def test_accuracy_is_of_the_tasks_learned_so_far_and_of_general_tasks(found, dra
 def test_the_last_stage_of_accuracy_is_what_the_table_of_methods_says(found, drawn):
     summary = found.summary.set_index(["method", "measure"])
     for panel, method in enumerate(METHODS):
-        for measure, name in (("AP", "tasks learned so far"), ("GP", "general tasks, instruction (GP)")):
+        for measure, name in (("AP", "tasks learned so far"), ("GP", "general tasks, with the instruction (GP)")):
             told = summary.loc[(method, measure)]
             drawn_line = line(drawn["accuracy"], panel, name)
             assert drawn_line.y[-1] == pytest.approx(told["value"])
@@ -231,7 +232,7 @@ def test_dependence_is_before_and_after_beside_random_heads(found, drawn):
 
 def test_recovery_puts_the_tuned_model_with_and_without_the_vector_beside_the_base_model(found, drawn):
     figure, probes = drawn["recovery"], found.evaluations.query("kind == 'probe'")
-    assert titles(figure) == ["with the instruction", "query alone"]
+    assert titles(figure) == ["with the instruction", "zero-shot"]
     for panel, kind in enumerate(("instruction", "zero-shot")):
         for name, measure, heads, stage in (
             ("base", f"{kind} accuracy", "", 0),
@@ -318,7 +319,7 @@ def test_a_probe_without_instruction_has_no_panel_of_what_was_not_measured():
     asked = frame["measure"].isin(["necessity", "shift", "instruction accuracy", "steered instruction accuracy"])
     frame.loc[asked & (frame["kind"] == "probe"), "value"] = NAN
     drawn = draw(study(evaluations=frame))
-    assert titles(drawn["dependence"]) == ["sufficiency"] and titles(drawn["recovery"]) == ["query alone"]
+    assert titles(drawn["dependence"]) == ["sufficiency"] and titles(drawn["recovery"]) == ["zero-shot"]
 
 
 @pytest.mark.slow
@@ -484,7 +485,9 @@ def test_where_seeds_have_orders_of_their_own_r_is_by_the_stage_in_which_a_task_
     own = [metrics.r_matrix(found.evaluations, "lora", seed).to_numpy() for seed in (0, 1)]
     trace, _ = in_panel(drawn["r-matrix"], 0)
     assert np.allclose(trace.z, np.mean(own, axis=0))
-    assert trace.customdata[2][1].startswith("learned in stage 2, stage 2: ")
+    assert trace.customdata[2][1].startswith("task of stage 2, stage 2: ")
+    assert drawn["r-matrix"].layout.xaxis.title.text == "task of stage"
+    assert not [note.text for note in drawn["r-matrix"].layout.annotations if "task" in note.text], "no list of names"
     so_far = [np.mean([r[stage, :stage].mean() for r in own]) for stage in (1, 2, 3)]
     assert np.allclose(line(drawn["accuracy"], 0, "tasks learned so far").y, so_far)
 

@@ -123,7 +123,7 @@ def test_the_figure_says_how_many_methods_it_leaves_out_and_draws_the_tables_num
     figure = recovery.figures(found)["recovery-by-stage"]
     assert "(3 of 4 methods)" in figure.layout.title.text.replace("<br>", " ")
     panels = [note.text for note in figure.layout.annotations]
-    assert panels == ["query alone", "with the instruction", "with demonstrations", "cosine, base and own"] * 3
+    assert panels == ["zero-shot", "with the instruction", "few-shot", "cosine, base and own"] * 3
     sides = [axis.title.text for axis in figure.select_yaxes() if axis.title.text]
     assert sides == [f"{method}<br>accuracy, cosine" for method in METHODS[:3]]
     for row, method in enumerate(METHODS[:3]):

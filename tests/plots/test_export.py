@@ -4,6 +4,8 @@ import stat
 import sys
 import threading
 import time
+import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import kaleido
@@ -153,6 +155,18 @@ def test_images_are_written_in_every_format_at_the_size_of_print(tmp_path):
     png = (tmp_path / "b.png").read_bytes()
     assert png[:8] == b"\x89PNG\r\n\x1a\n" and int.from_bytes(png[16:20], "big") == 336 * 3
     assert (tmp_path / "a.svg").read_text().startswith("<svg") and (tmp_path / "a.pdf").read_bytes()[:4] == b"%PDF"
+
+
+@pytest.mark.browser
+@needs_chrome
+def test_fonts_are_embedded_in_a_pdf(tmp_path):
+    assert export.export({"a": grid()}, tmp_path, ["pdf"]).notice is None
+    content = (tmp_path / "a.pdf").read_bytes()
+    streams = re.findall(rb"stream\r?\n(.*?)\r?\nendstream", content, re.DOTALL)
+    for stream in streams:
+        with suppress(zlib.error):
+            content += zlib.decompress(stream)
+    assert b"/Font" in content and content.count(b"/FontDescriptor ") == len(re.findall(rb"/FontFile\d? ", content)) > 0
 
 
 @pytest.mark.browser

@@ -229,7 +229,8 @@ def test_baselines_are_dashed_and_carry_their_value(across):
 
 def test_what_is_not_steered_has_one_look_whatever_else_is_drawn():
     values = {"zero-shot": 0.1, "instructed": 0.9, "few-shot": 0.8, "another": 0.5}
-    usual = {line.name.split()[0]: (line.line.color, line.line.dash) for line in marks.baselines(values, 0, 1)}
+    drawn = marks.baselines(values, 0, 1)
+    usual = {name: (line.line.color, line.line.dash) for name, line in zip(values, drawn, strict=True)}
     assert len(set(usual.values())) == 4
     for name in ("zero-shot", "instructed", "few-shot"):
         (line,) = marks.baselines({name: 0.1}, 0, 1)
@@ -248,6 +249,25 @@ def test_a_line_that_cannot_be_seen_to_move_says_where_it_stays():
     stages = pd.DataFrame({"panel": ["a", "a", "b", "b"], "line": "x", "stage": [0, 1, 0, 1]})
     figure = plots.stage_panels(stages.assign(value=[1.0, 0.97, 1.0, 0.2], low=0.0, high=1.0), unit="cosine")
     assert [note.text for note in figure.layout.annotations] == ["a", "b", "0.97 to 1.00"]
+
+
+def test_where_a_line_stays_is_said_under_it_or_at_the_foot_where_another_one_falls_through():
+    stages = pd.DataFrame({"panel": "a", "line": "x", "stage": [0, 1], "value": [1.0, 0.97], "low": 0.9, "high": 1.0})
+    feet = []
+    for beside in (1.0, 0.4):
+        other = stages.assign(line="beside", value=[1.0, beside])
+        figure = plots.stage_panels(pd.concat([stages, other]), unit="cosine", bounds=(0.0, 1.0), pale={"beside": "x"})
+        (note,) = (note for note in figure.layout.annotations if note.text == "0.97 to 1.00")
+        feet.append((note.y, note.yanchor))
+    assert feet == [(0.97, "top"), (figure.layout.yaxis.range[0], "bottom")]
+
+
+def test_a_panels_title_is_smaller_before_it_is_cut():
+    for name, cut in (("lora+iv-general-random-0.3", False), ("lora+" + "very-" * 9 + "long", True)):
+        cells = pd.DataFrame({"panel": [name, "b"], "stage": 0, "task": "a", "value": 0.5, "low": 0.4, "high": 0.6})
+        title, short = plots.accuracy_heatmaps(cells, width="single").layout.annotations[:2]
+        assert title.font.size == short.font.size < style.FONT and ("…" in title.text) == cut
+        assert style.text_width(title.text, title.font.size) <= (plots.WIDTHS["single"] - style.LEFT - 76) / 2 + 8
 
 
 def test_a_line_that_its_panel_names_is_not_in_the_legend_again():
@@ -370,6 +390,29 @@ def test_drawing_leaves_its_input_alone():
     assert np.array_equal(grid, np.ones((2, 2)))
 
 
+def test_of_two_models_what_was_not_measured_is_said_where_it_would_stand():
+    rows = [
+        ("zero-shot probability", "", 0.1),
+        ("instruction probability", "", math.nan),
+        ("shift", "chosen", math.nan),
+    ]
+    rows += [("sufficiency", "chosen", 0.3), ("necessity", "chosen", 0.2)]
+    one = pd.DataFrame(rows, columns=["measure", "heads", "value"]).assign(vector="base")
+    frame = pd.concat([one.assign(model=model) for model in ("base", "tuned")])
+    frame = frame.assign(low=frame["value"] - 0.1, high=frame["value"] + 0.1)
+    (note,) = plots.ability_bars(frame).layout.annotations
+    assert (note.text, note.x) == ("not measured", "with the instruction")
+    *titles, note = plots.dependence_bars(frame).layout.annotations
+    assert [title.text for title in titles] == ["sufficiency", "necessity", "shift"]
+    assert (note.text, note.xref, note.yref) == ("not measured", "x3 domain", "y3 domain")
+
+
+def test_the_box_of_a_head_at_the_edge_is_not_cut_off():
+    figure = plots.head_heatmap(np.ones((80, 64)), marked=[(0, 0), (79, 63)], width="column")
+    for box in figure.layout.shapes:
+        assert -0.5 <= box.x0 < box.x1 <= 63.5 and -0.5 <= box.y0 < box.y1 <= 79.5
+
+
 def test_necessity_stands_beside_the_aie_of_the_same_head():
     rows = [("L3H3", "AIE", 0.45, 0.4, 0.5), ("L3H1", "AIE", 0.0, 0.0, 0.1)]
     rows += [("L3H3", "instructed", 0.0, -0.1, 0.1), ("L3H1", "instructed", 0.2, 0.1, 0.3)]
@@ -380,7 +423,8 @@ def test_necessity_stands_beside_the_aie_of_the_same_head():
     assert (aie.xaxis, instructed.xaxis, few_shot.xaxis) == ("x", "x2", "x2")
     assert figure.layout.yaxis.ticktext == ("L3H3", "L3H1", "all 2 heads") and figure.layout.yaxis.range[0] > 2
     assert list(aie.x) == [0.45, 0.0] and list(np.round(instructed.y)) == [0, 1, 2] and instructed.x[1] == 0.2
-    assert instructed.text[1] == "L3H1, instructed: 0.200 [0.100, 0.300]" and few_shot.text[0].endswith("not measured")
+    assert instructed.text[1] == "L3H1, with the instruction: 0.200 [0.100, 0.300]"
+    assert few_shot.text[0].endswith("not measured")
     assert figure.layout.xaxis.title.text == "AIE (nats)"
     with pytest.raises(FigureError, match="the table has 2 rows for heads L3H3 AIE"):
         plots.necessity_by_head(pd.concat([frame, frame.iloc[:1]]))

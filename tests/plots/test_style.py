@@ -2,18 +2,22 @@
 
 import itertools
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
+import ivlens
 from ivlens import plots
 from ivlens.plots import marks, style
 from ivlens.plots.methods import Form, axis_range
 from ivlens.training.guidance import GUIDANCE
 from ivlens.training.methods import METHODS
 
+PACKAGE = Path(ivlens.__file__).parent
 NAMES = ("lora", "lora+iv-0.1", "lora+kl-0.3", "ewc+iv", "lora+iv-general-random-0.3", "replay+my-own", "mine+my-own")
 
 
@@ -50,7 +54,8 @@ def test_a_method_has_one_colour_whatever_else_is_drawn(colours):
 def test_a_kind_of_heads_has_one_colour_whatever_else_is_drawn():
     kinds = ("chosen", "unscaled", "random", "low-AIE", "gaussian", "other-task", "none")
     frame = pd.DataFrame({"heads": kinds, "accuracy": 0.5, "value": 0.5, "low": 0.4, "high": 0.6})
-    found: dict[str, set[str]] = {kind: set() for kind in kinds}
+    called = {kind: style.NAMES.get(kind, kind) for kind in kinds}
+    found: dict[str, set[str]] = {name: set() for name in called.values()}
     for subset in (list(kinds), ["random", "low-AIE"], ["none", "chosen", "unscaled"]):
         own = frame[frame["heads"].isin(subset)]
         for figure in (plots.steering_by_layer(own.assign(layer=0)), plots.accuracy_by_heads(own.assign(n_heads=1))):
@@ -61,7 +66,13 @@ def test_a_kind_of_heads_has_one_colour_whatever_else_is_drawn():
             found[kind.name].add(kind.colour)
     assert all(len(colours) == 1 for colours in found.values())
     assert len({*itertools.chain(*found.values())}) == 6, "unscaled is the chosen heads', hollow"
-    assert {kind: {style.LOOKS[kind].colour} for kind in kinds} == found
+    assert {called[kind]: {style.LOOKS[kind].colour} for kind in kinds} == found
+
+
+def test_colours_stand_in_one_table():
+    modules = [path for room in ("plots", "forgetting", "analysis") for path in (PACKAGE / room).glob("*.py")]
+    coloured = [path.name for path in modules if re.search(r"#[0-9A-Fa-f]{6}|rgb", path.read_text(encoding="utf-8"))]
+    assert coloured == ["style.py"]
 
 
 def test_names_that_nobody_knows_are_told_apart_from_each_other_and_from_those_that_are_known():
