@@ -11,7 +11,7 @@ from ivlens.datasets.task import Task, tasks
 from ivlens.datasets.task import task as find_task
 from ivlens.errors import StudyError, TaskError
 from ivlens.forgetting.cell import BASE
-from ivlens.forgetting.evaluation import Evaluation
+from ivlens.forgetting.evaluation import Evaluation, find_able
 from ivlens.forgetting.method_run import PreparedBase
 from ivlens.forgetting.plan import Plan
 from ivlens.patching.effects import mean_prompts
@@ -150,7 +150,8 @@ def prepare_base(
         )
     guided = [task for task in general if task.name in universal.tasks]
     prompts = [prompt for task in guided for prompt in mean_prompts(task, universal.settings)]
-    return PreparedBase(model=base, universal=universal, probes=found, general=tuple(prompts))
+    able = find_able(base, general, asked.evaluation.of(seed))
+    return PreparedBase(model=base, universal=universal, probes=found, general=tuple(prompts), able=able)
 
 
 def _settings(chosen: Evaluation) -> Settings:
