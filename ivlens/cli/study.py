@@ -31,6 +31,10 @@ def study(
     *,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    taken_from: Annotated[
+        list[Path] | None,
+        typer.Option("--from", metavar="RUN", help="Another run of the plan, whose cells are taken; several times."),
+    ] = None,
     **typed: Any,
 ) -> None:
     """Learn a sequence of tasks with several methods, and measure what each one forgets."""
@@ -50,7 +54,8 @@ def study(
         asked = asked.with_changes(evaluation=dataclasses.replace(asked.evaluation, score=score.value))
     if steps is not None:
         asked = asked.with_changes(training=dataclasses.replace(asked.training, steps=steps))
-    found = ivlens.study(asked, out=out, device=device, dtype=dtype, **engine)
+    about: Any = {"device": device, "dtype": dtype, **engine}
+    found = ivlens.study(asked, out=out, taken_from=taken_from or (), **about)
     study_tables.print_study(found)
     draw_missing(found.figures(), out)
     print(f"In {plain(str(out))}: run.json, tables, every stage's adapters and figures/.")
