@@ -195,7 +195,7 @@ def find_able(model: HookedTransformer, tasks: Sequence[Task], evaluation: Evalu
     shares = {task.name: most_frequent_share(pair.output for pair in task.pairs) for task in tasks}
     others = _general_sets(model, tasks, evaluation, first=max(evaluation.queries, evaluation.few_shot_queries))
     return {
-        one.accuracy: {task for task, right, _ in one.scores(model) if interval(right).low > shares[task]}
+        one.accuracy: {task for task, right, _ in one.scores(model) if interval(right.double()).low > shares[task]}
         for one in others
     }
 
