@@ -22,7 +22,7 @@ from ivlens.measures import interval
 from ivlens.patching import effects
 from ivlens.patching.activations import score_answers
 from ivlens.patching.settings import Settings
-from ivlens.patching.shared_beginnings import score_groups
+from ivlens.patching.shared_beginnings import count_read, score_groups
 from ivlens.prompts.builders import few_shot, instructed, statements
 from ivlens.prompts.choices import GREEDY_MATCH, Score
 from ivlens.prompts.template import DEFAULT, Prompt
@@ -130,6 +130,18 @@ class PromptSet:
         if self.prompts and self.score != GREEDY_MATCH:
             right = score_replies(model, self.prompts, self.score)
         yield from zip(self.sizes, right.split(sizes), first.split(sizes), strict=True)
+
+    @property
+    def n_read(self) -> int:
+        """Tokens that are read to score it, pads aside."""
+        if self.tokens is None:
+            return 0
+        return count_read(self.tokens, [*self.sizes.values()]) if self.begin_alike else int(self.tokens.mask.sum())
+
+    @property
+    def n_mean(self) -> float:
+        """Tokens of a prompt, on average."""
+        return float(self.tokens.mask.sum()) / len(self.tokens) if self.tokens is not None else 0.0
 
     def of_tasks(self, kept: Collection[str]) -> PromptSet:
         """The same without the prompts of other tasks."""

@@ -38,9 +38,7 @@ def score_groups(
         sizes: Prompts of each group, in order.
     """
     found = []
-    bounds = torch.tensor([0, *sizes]).cumsum(0).tolist()
-    groups = [tokens[start:stop] for start, stop in pairwise(bounds) if stop > start]
-    for group in track(groups, "asking"):
+    for group in track(_parts(tokens, sizes), "asking"):
         shared = _count_shared(group)
         ends = replace(group, prompts=group.prompts[:, shared:], mask=group.mask[:, shared:])
         for batch in batches(group, most=count_at_once(model, ends)):
@@ -52,6 +50,17 @@ def score_groups(
 
             found.append(keep_batch("answers behind one beginning", [*vars(batch).values()], compute, device="cpu"))
     return torch.cat([part["right"] for part in found]), torch.cat([part["first"] for part in found])
+
+
+def count_read(tokens: Tokens, sizes: Sequence[int]) -> int:
+    """Tokens that `score_groups` reads, pads aside."""
+    spared = sum((len(group) - 1) * _count_shared(group) for group in _parts(tokens, sizes))
+    return int(tokens.mask.sum()) - spared
+
+
+def _parts(tokens: Tokens, sizes: Sequence[int]) -> list[Tokens]:
+    bounds = torch.tensor([0, *sizes]).cumsum(0).tolist()
+    return [tokens[start:stop] for start, stop in pairwise(bounds) if stop > start]
 
 
 @torch.no_grad()
