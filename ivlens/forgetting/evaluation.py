@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -88,6 +88,12 @@ class Evaluation:
         for name, choices in choice.items():
             if getattr(self, name) not in choices:
                 raise IvlensError(f"evaluation: {name} is {getattr(self, name)!r}; choose of {', '.join(choices)}")
+
+    def record(self) -> dict[str, Any]:
+        """Plain values; what runs of before could not be asked for only where it was."""
+        later = ("able_only", "demonstrations", "learned_queries")
+        defaults = {one.name: one.default for one in fields(self) if one.name in later}
+        return {name: value for name, value in asdict(self).items() if (name, value) not in defaults.items()}
 
     def of(self, seed: int) -> Evaluation:
         """What the cells of one seed of the study are asked."""

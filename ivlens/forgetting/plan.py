@@ -184,7 +184,7 @@ class Plan:
         >>> plan.with_changes(methods=("lora+kl",)).record()["guidance"]["kl"]["vector"]
         'zero'
         """
-        recorded = asdict(self)
+        recorded = asdict(self) | {"evaluation": self.evaluation.record()}
         used = {name.partition("+")[2]: self.parts(name)[1] for name in self.methods}
         recorded["guidance"] |= {name: asdict(form) for name, form in used.items() if form is not None}
         del recorded["model"]
