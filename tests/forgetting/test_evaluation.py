@@ -170,12 +170,17 @@ def test_only_what_the_base_model_can_do_is_asked(lab: HookedTransformer, genera
     assert not every[is_senseless]["value"].isna().any()
 
 
-def test_what_the_model_can_do_is_told_by_queries_that_are_not_reported(general: list[Task]) -> None:
-    first = evaluation._general(general[0], EVALUATION, 0)
-    others = evaluation._general(general[0], EVALUATION, 6)
-    for one, other in zip(first, others, strict=True):
-        assert one and len(one) == len(other)
-        assert not {prompt.query for prompt in one} & {prompt.query for prompt in other}
+def test_what_the_model_can_do_is_told_by_queries_that_are_not_reported(
+    lab: HookedTransformer, general: list[Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[evaluation.PromptSet] = []
+    monkeypatch.setattr(evaluation.PromptSet, "scores", lambda one, model: iter(asked.append(one) or ()))
+    find_able(lab, general, replace(EVALUATION, able_only=True))
+    reported = [one for one in prepare_evaluation(lab, [], general, EVALUATION).prompt_sets if one.kind == "general"]
+    assert len(asked) == len(reported) == 3
+    for one, other in zip(asked, reported, strict=True):
+        assert (one.accuracy, one.sizes) == (other.accuracy, other.sizes)
+        assert not {prompt.query for prompt in one.prompts} & {prompt.query for prompt in other.prompts}
 
 
 def test_demonstrations_drawn_once_stand_before_all_queries_of_a_task(
