@@ -32,6 +32,17 @@ def parse_whole(text: str | int) -> int:
         raise typer.BadParameter(f"{text!r} is not a whole number") from None
 
 
+_UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of a time such as `90min` or `1.5h`."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(s|m|min|h|d)", text.strip())
+    if found is None or float(found[1]) == 0:
+        raise typer.BadParameter(f"{text!r} is no time above 0; write 90min, 2h or 1.5d")
+    return float(found[1]) * _UNITS[found[2]]
+
+
 def number(words: str) -> Any:
     return typer.Option(help=words, parser=parse_whole, metavar="N")
 

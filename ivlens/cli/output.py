@@ -75,7 +75,7 @@ def forecast(work: Work) -> list[str]:
 
     sizes, plan, asked = work.sizes, work.plan, work.asked
     pace = measure_pace(work.model, work.task, work.settings, memory=work.memory)
-    takes = {name: _about(seconds) for name, seconds in forecast_seconds(work, pace).items()}
+    takes = {name: about(seconds) for name, seconds in forecast_seconds(work, pace).items()}
     queries, shown = len(sizes.evaluation), sum(map(bool, work.asked_prompts.values()))
     parts = [
         *([f"wordings: {len(work.task.instructions)}, {takes['wordings']}"] if "wordings" in takes else []),
@@ -132,7 +132,7 @@ def forecast_seconds(work: Work, pace: Pace) -> dict[str, float]:
     return found
 
 
-def _about(seconds: float) -> str:
+def about(seconds: float) -> str:
     if seconds < 1:
         return "under 1 s"
     if seconds < 90:

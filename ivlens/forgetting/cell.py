@@ -18,7 +18,7 @@ import pydantic
 
 from ivlens.forgetting.plan import Plan
 from ivlens.kept_batches import keeping
-from ivlens.storage.atomic_files import LARGEST_TEXT, is_inside, refuse_unusual, write_whole
+from ivlens.storage.atomic_files import LARGEST_TEXT, as_run_error, is_inside, refuse_unusual, write_whole
 from ivlens.storage.run_files import Home, describe_file, find_changed
 from ivlens.storage.run_folder import PARTS
 from ivlens.storage.run_record import KeptFile
@@ -129,6 +129,21 @@ class MethodRun:
         self._write(stage, learned={} if before is None else before.learned, measured=files)
         self.path(stage, ".checkpoint").unlink(missing_ok=True)
         shutil.rmtree(self.path(stage, "-batches"), ignore_errors=True)
+
+    def take(self, other: MethodRun) -> None:
+        """The files of another run's cell of the same method and seed, copied and listed as this run's own.
+
+        Raises:
+            RunError: they cannot be read or written.
+        """
+        for stage in self.stages:
+            found = other._read(stage)
+            assert found is not None, "only what is done is taken"
+            for name in found.learned | found.measured:
+                with as_run_error(other.folder / name):
+                    content = (other.folder / name).read_bytes()
+                write_whole(self.folder / name, content)
+            self._write(stage, learned=found.learned, measured=found.measured)
 
     @contextmanager
     def keeping(self, stage: int, model: str) -> Iterator[None]:

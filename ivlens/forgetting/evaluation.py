@@ -6,26 +6,30 @@ The prompts are the same for all methods of a seed, so that they are compared on
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
-from ivlens.datasets.task import Task
+from ivlens.datasets.task import Pair, Task
 from ivlens.errors import IvlensError, TaskError
+from ivlens.measures import interval
 from ivlens.patching import effects
 from ivlens.patching.activations import score_answers
 from ivlens.patching.settings import Settings
+from ivlens.patching.shared_beginnings import count_read, score_groups
 from ivlens.prompts.builders import few_shot, instructed, statements
 from ivlens.prompts.choices import GREEDY_MATCH, Score
-from ivlens.prompts.template import Prompt
+from ivlens.prompts.template import DEFAULT, Prompt
 from ivlens.prompts.tokens import Tokens, tokenize
 from ivlens.random_streams import Stream, open_stream
 from ivlens.replies.inquiry import score_replies
+from ivlens.steering.verdict import most_frequent_share
 from ivlens.training.stages import Stage
 
 if TYPE_CHECKING:
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("task", "kind", "measure", "heads", "value", "n")
 Drawn = Literal["seed", "once"]
+Shown = Literal["query", "task"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +49,13 @@ class Evaluation:
     few_shot_queries: int = 8
     """Queries of every general task with demonstrations."""
     shots: int = 10
+    demonstrations: Shown = "query"
+    """Are they drawn for every query, or once for all queries of a general task, which are then read in one pass?"""
+    learned_queries: int | None = None
+    """Of every task of the sequence, test prompts, and training prompts, that are asked, at most; None: all."""
+    able_only: bool = False
+    """Is a general task asked only for what the base model can do? Where its accuracy on other queries of the task is
+    not clear of the most frequent answer's share, there is nothing to forget: it is not measured, rather than 0."""
     probes: tuple[str, ...] = ()
     """General tasks whose dependence on the instruction vector is measured after every stage."""
     probe_prompts: int = 20
@@ -66,11 +78,22 @@ class Evaluation:
         for name, bound in {**least, "seed": 0}.items():
             if getattr(self, name) < bound:
                 raise IvlensError(f"evaluation: {name} is {getattr(self, name)}; it must be {bound} or more")
+        if self.learned_queries is not None and self.learned_queries < 1:
+            raise IvlensError(
+                f"evaluation: learned_queries is {self.learned_queries}; it must be 1 or more, or be left out"
+            )
         if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
             raise IvlensError(f"evaluation: scale is {self.scale}; it must be above 0, or be left out")
-        for name, choices in {"drawn": get_args(Drawn), "score": get_args(Score)}.items():
+        choice = {"drawn": get_args(Drawn), "demonstrations": get_args(Shown), "score": get_args(Score)}
+        for name, choices in choice.items():
             if getattr(self, name) not in choices:
                 raise IvlensError(f"evaluation: {name} is {getattr(self, name)!r}; choose of {', '.join(choices)}")
+
+    def record(self) -> dict[str, Any]:
+        """Plain values; what runs of before could not be asked for only where it was."""
+        later = ("able_only", "demonstrations", "learned_queries")
+        defaults = {one.name: one.default for one in fields(self) if one.name in later}
+        return {name: value for name, value in asdict(self).items() if (name, value) not in defaults.items()}
 
     def of(self, seed: int) -> Evaluation:
         """What the cells of one seed of the study are asked."""
@@ -94,17 +117,48 @@ class PromptSet:
     """The same as text."""
     score: Score = GREEDY_MATCH
     """What the accuracy is of."""
+    begin_alike: bool = False
+    """Do all prompts of a task begin alike, so that this is read once?"""
 
     def lines(self, model: HookedTransformer) -> Iterator[tuple[str, str, str, str, float, int]]:
         """`COLUMNS` of every task; NaN where it has no such prompts."""
-        right, first = score_answers(model, self.tokens) if self.tokens else (torch.zeros(0).bool(), torch.zeros(0))
-        if self.prompts and self.score != GREEDY_MATCH:
-            right = score_replies(model, self.prompts, self.score)
-        sizes = list(self.sizes.values())
-        for task, own, probabilities in zip(self.sizes, right.split(sizes), first.split(sizes), strict=True):
+        for task, own, probabilities in self.scores(model):
             yield task, self.kind, self.accuracy, "", float(own.double().mean()), len(own)
             if self.probability is not None:
                 yield task, self.kind, self.probability, "", float(probabilities.double().mean()), len(own)
+
+    def scores(self, model: HookedTransformer) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Of every task, how right its prompts are answered and how probable the answers' first tokens are."""
+        right, first, sizes = torch.zeros(0).bool(), torch.zeros(0), list(self.sizes.values())
+        if self.tokens is not None:
+            asked = partial(score_groups, sizes=sizes) if self.begin_alike else score_answers
+            right, first = asked(model, self.tokens)
+        if self.prompts and self.score != GREEDY_MATCH:
+            right = score_replies(model, self.prompts, self.score)
+        yield from zip(self.sizes, right.split(sizes), first.split(sizes), strict=True)
+
+    @property
+    def n_read(self) -> int:
+        """Tokens that are read to score it, pads aside."""
+        if self.tokens is None:
+            return 0
+        return count_read(self.tokens, [*self.sizes.values()]) if self.begin_alike else int(self.tokens.mask.sum())
+
+    @property
+    def n_mean(self) -> float:
+        """Tokens of a prompt, on average."""
+        return float(self.tokens.mask.sum()) / len(self.tokens) if self.tokens is not None else 0.0
+
+    def of_tasks(self, kept: Collection[str]) -> PromptSet:
+        """The same without the prompts of other tasks."""
+        rows = [task in kept for task, size in self.sizes.items() for _ in range(size)]
+        numbers = [number for number, is_kept in enumerate(rows) if is_kept]
+        return replace(
+            self,
+            sizes={task: size if task in kept else 0 for task, size in self.sizes.items()},
+            tokens=None if self.tokens is None or not numbers else self.tokens[torch.tensor(numbers)],
+            prompts=tuple(self.prompts[number] for number in numbers),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +171,17 @@ class StageEvaluation:
         """One line a task and measure, `COLUMNS`."""
         return pd.DataFrame([line for one in self.prompt_sets for line in one.lines(model)], columns=list(COLUMNS))
 
+    def of_able(self, able: Mapping[str, Collection[str]] | None) -> StageEvaluation:
+        """The same without what the base model cannot do.
+
+        Args:
+            able: The general tasks that it can do, by what their accuracy is called; None: all.
+        """
+        if able is None:
+            return self
+        sets = (one if one.kind != "general" else one.of_tasks(able[one.accuracy]) for one in self.prompt_sets)
+        return StageEvaluation(prompt_sets=tuple(sets))
+
 
 def prepare_evaluation(
     model: HookedTransformer, stages: Sequence[Stage], tasks: Sequence[Task], evaluation: Evaluation
@@ -127,22 +192,43 @@ def prepare_evaluation(
         TaskError: a general task without an instruction, or with too few pairs.
     """
     prompt_set = partial(_prompt_set, model, evaluation.score)
-    general = {task.name: _general(task, evaluation) for task in tasks}
-    few = {name: found[1] for name, found in general.items()}
-    stated = {name: found[2] for name, found in general.items()}
+    most = evaluation.learned_queries
+    test, trained = ({stage.name: getattr(stage, part)[:most] for stage in stages} for part in ("test", "train"))
     return StageEvaluation(
         prompt_sets=(
-            prompt_set("sequence", "accuracy", "probability", {stage.name: stage.test for stage in stages}),
-            prompt_set("sequence", "trained accuracy", None, {stage.name: stage.train for stage in stages}),
-            prompt_set(
-                "general",
-                "instruction accuracy",
-                "instruction probability",
-                {name: found[0] for name, found in general.items()},
-            ),
-            prompt_set("general", "few-shot accuracy", None, few),
-            prompt_set("general", "knowledge accuracy", "knowledge probability", stated),
+            prompt_set("sequence", "accuracy", "probability", test),
+            prompt_set("sequence", "trained accuracy", None, trained),
+            *_general_sets(model, tasks, evaluation, first=0),
         )
+    )
+
+
+def find_able(model: HookedTransformer, tasks: Sequence[Task], evaluation: Evaluation) -> dict[str, set[str]] | None:
+    """The general tasks that the base model can do, by what the accuracy is called; None where nobody asks.
+
+    It can where Wilson's interval, over queries that are not reported, is above the most frequent answer's share.
+    """
+    if not evaluation.able_only:
+        return None
+    shares = {task.name: most_frequent_share(pair.output for pair in task.pairs) for task in tasks}
+    others = _general_sets(model, tasks, evaluation, first=max(evaluation.queries, evaluation.few_shot_queries))
+    return {
+        one.accuracy: {task for task, right, _ in one.scores(model) if interval(right.double()).low > shares[task]}
+        for one in others
+    }
+
+
+def _general_sets(
+    model: HookedTransformer, tasks: Sequence[Task], evaluation: Evaluation, *, first: int
+) -> tuple[PromptSet, ...]:
+    """Instructed, few-shot and statement prompts of general tasks, from that query of each one's random order on."""
+    prompt_set = partial(_prompt_set, model, evaluation.score, "general")
+    drawn = {task.name: _general(task, evaluation, first) for task in tasks}
+    asked, few, stated = ({name: found[form] for name, found in drawn.items()} for form in range(3))
+    return (
+        prompt_set("instruction accuracy", "instruction probability", asked),
+        replace(prompt_set("few-shot accuracy", None, few), begin_alike=evaluation.demonstrations == "task"),
+        prompt_set("knowledge accuracy", "knowledge probability", stated),
     )
 
 
@@ -166,8 +252,11 @@ def _prompt_set(
     )
 
 
-def _general(task: Task, evaluation: Evaluation) -> tuple[list[Prompt], list[Prompt], list[Prompt]]:
-    """A general task's instructed, few-shot and statement prompts; of the last none where it has no statement."""
+def _general(task: Task, evaluation: Evaluation, first: int) -> tuple[list[Prompt], list[Prompt], list[Prompt]]:
+    """A general task's instructed, few-shot and statement prompts; of the last none where it has no statement.
+
+    A task of too few pairs is asked some of those before the `first` again.
+    """
     if len(task.pairs) <= evaluation.shots:
         raise TaskError(
             f"general task {task.name!r} has {len(task.pairs)} pairs, but {evaluation.shots} demonstrations and a "
@@ -175,9 +264,25 @@ def _general(task: Task, evaluation: Evaluation) -> tuple[list[Prompt], list[Pro
         )
     generator = open_stream(evaluation.seed, Stream.GENERAL_PROMPTS)
     order = [task.pairs[i] for i in generator.permutation(len(task.pairs))]
+    order = [*order[first:], *order[:first]]
     queries = order[: evaluation.queries]
-    few = few_shot(order[: evaluation.few_shot_queries], task.pairs, shots=evaluation.shots, generator=generator)
-    return instructed(task, queries), few, statements(task, queries)
+    return instructed(task, queries), _few_shot(task, order, evaluation, generator), statements(task, queries)
+
+
+def _few_shot(
+    task: Task, order: Sequence[Pair], evaluation: Evaluation, generator: np.random.Generator
+) -> list[Prompt]:
+    asked, shots = order[: evaluation.few_shot_queries], evaluation.shots
+    if evaluation.demonstrations == "query":
+        return few_shot(asked, task.pairs, shots=shots, generator=generator)
+    others = [pair for pair in task.pairs if pair not in asked]
+    if len(others) < shots:
+        raise TaskError(
+            f"general task {task.name!r} has {len(task.pairs)} pairs, but {shots} demonstrations for all of "
+            f"{len(asked)} queries need {len(asked) + shots}; add pairs, or use fewer shots or queries"
+        )
+    shown = [others[i] for i in generator.choice(len(others), shots, replace=False)]
+    return [DEFAULT.render(pair, demonstrations=shown) for pair in asked]
 
 
 def measure_grid(model: HookedTransformer, settings: Settings, name: str, task: Task) -> pd.DataFrame:

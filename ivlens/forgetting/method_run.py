@@ -8,7 +8,7 @@ numbers follow from plan and seed.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -63,6 +63,8 @@ class PreparedBase:
     """Of general tasks, by name."""
     general: tuple[Prompt, ...]
     """Those that the vectors of the universal heads are taken from."""
+    able: Mapping[str, Collection[str]] | None = None
+    """See `StageEvaluation.of_able`."""
 
 
 def run_method(
@@ -76,6 +78,7 @@ def run_method(
         TrainingError: the loss is not finite; what was done stays.
         RunError: the folder cannot be written.
     """
+    evaluation = evaluation.of_able(base.able)
     with torch.random.fork_rng():
         if not run.is_done(0):
             _measure(run, 0, stages, base, evaluation)

@@ -110,9 +110,10 @@ def _of_cell(cell: Any, method: str, seed: int, parts: Mapping[str, set[str]]) -
         by_stage = _where(general, measure=measure).groupby("stage")["value"].mean()
         yield name, float(by_stage[last])
         yield f"{name} change", float(by_stage[last] - by_stage[0])
-    asked = _where(general, measure="instruction accuracy", stage=last)
-    for name, tasks in parts.items():
-        yield f"GP, {name}", float(asked[asked["task"].isin(tasks)]["value"].mean())
+    for measure in ("GP", "IP"):
+        asked = _where(general, measure=_GENERAL[measure], stage=last)
+        for name, tasks in parts.items():
+            yield f"{measure}, {name}", float(asked[asked["task"].isin(tasks)]["value"].mean())
     yield from _of_probes(_where(cell, kind="probe"), last)
 
 

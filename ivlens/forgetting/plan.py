@@ -23,7 +23,7 @@ from ivlens.datasets.task import tasks
 from ivlens.errors import IvlensError, StudyError, list_choices
 from ivlens.forgetting.evaluation import Evaluation as Evaluation
 from ivlens.lab import FAMILIES
-from ivlens.lab.sequences import SEQUENCES
+from ivlens.lab.sequences import FILES
 from ivlens.models.lora import LoraConfig
 from ivlens.random_streams import Stream, open_stream
 from ivlens.storage.atomic_files import LARGEST_TEXT, refuse_unusual
@@ -184,7 +184,7 @@ class Plan:
         >>> plan.with_changes(methods=("lora+kl",)).record()["guidance"]["kl"]["vector"]
         'zero'
         """
-        recorded = asdict(self)
+        recorded = asdict(self) | {"evaluation": self.evaluation.record()}
         used = {name.partition("+")[2]: self.parts(name)[1] for name in self.methods}
         recorded["guidance"] |= {name: asdict(form) for name, form in used.items() if form is not None}
         del recorded["model"]
@@ -233,7 +233,7 @@ def studies() -> list[str]:
 
 def _beside(path: Path, name: str) -> str:
     """A path in a file is meant from the file's folder; what is built in, and a hub id, is no path."""
-    if path.parent == BUILT_IN or name in {"lab", *tasks(), *(one for names in SEQUENCES.values() for one in names)}:
+    if path.parent == BUILT_IN or name in {"lab", *tasks(), *FILES}:
         return name
     found = path.parent / expand_user(name)
     with suppress(OSError, ValueError):  # A name too long for the file system, or with a null in it, is no path.

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
 
 from ivlens.analysis import probes
 from ivlens.datasets.task import Task, tasks
 from ivlens.datasets.task import task as find_task
 from ivlens.errors import StudyError, TaskError
 from ivlens.forgetting.cell import BASE
-from ivlens.forgetting.evaluation import Evaluation
+from ivlens.forgetting.evaluation import Evaluation, find_able, prepare_evaluation
 from ivlens.forgetting.method_run import PreparedBase
 from ivlens.forgetting.plan import Plan
 from ivlens.patching.effects import mean_prompts
 from ivlens.patching.settings import Settings
+from ivlens.prompts.tokens import tokenize
 from ivlens.steering.universal_heads import Universal, universal_heads
 from ivlens.steering.vector_building import instruction_vector
 from ivlens.storage.run_folder import Run
 from ivlens.storage.run_tables import Tables
 from ivlens.training import benchmark_stages, stages
+from ivlens.training.pace import measure_pace
 from ivlens.training.stages import Stage
 
 if TYPE_CHECKING:
@@ -150,7 +154,89 @@ def prepare_base(
         )
     guided = [task for task in general if task.name in universal.tasks]
     prompts = [prompt for task in guided for prompt in mean_prompts(task, universal.settings)]
-    return PreparedBase(model=base, universal=universal, probes=found, general=tuple(prompts))
+    able = find_able(base, general, asked.evaluation.of(seed))
+    return PreparedBase(model=base, universal=universal, probes=found, general=tuple(prompts), able=able)
+
+
+class Cost(NamedTuple):
+    """How long a study takes, in seconds, about."""
+
+    once: float
+    """Before the first cell."""
+    seed: float
+    """All methods of a seed."""
+    measuring: float
+    """Of the latter, what is not training."""
+
+    def seeds_within(self, seconds: float) -> int:
+        """How many seeds fit.
+
+        Raises:
+            StudyError: not even one.
+        """
+        fitting = int((seconds - self.once) // self.seed)
+        if fitting < 1:
+            raise StudyError(
+                f"one seed takes about {(self.once + self.seed) / 60:.0f} minutes here, and the budget is "
+                f"{seconds / 60:.0f}; give more, or fewer methods or steps"
+            )
+        return fitting
+
+
+def estimate_cost(asked: Plan, base: HookedTransformer, general: Sequence[Task]) -> Cost:
+    """From the pace of a first batch and from how many tokens there are of each kind.
+
+    Counted are tokens that are read, rows that are carried up the layers (a sweep's through half of them) and steps of
+    training; what is not counted (files, penalties that read nothing) is small beside them.
+    """
+    chosen, learned = asked.evaluation.of(asked.seeds[0]), sequence(asked, asked.seeds[0], general)
+    with torch.random.fork_rng():
+        pace = measure_pace(base, learned[0], asked.lora, asked.training)
+    sets, n_probes = prepare_evaluation(base, learned, general, chosen).prompt_sets, len(chosen.probes)
+    clean = next(one for one in sets if one.accuracy == "few-shot accuracy").n_mean
+    sweep, probe = _count_sweep(base, chosen, clean), _count_probe(base, chosen, clean)
+    stage = sum(one.n_read for one in sets) + n_probes * probe
+    guides = len(guiding_tasks(asked, general)) * (2 * chosen.clean_prompts * clean + sweep)
+    once = pace.read * (guides + stage + n_probes * sweep)
+    measuring = pace.read * len(asked.methods) * (len(learned) * stage + n_probes * sweep)
+    per_step = sum(_step_tokens(asked, method, one, base, clean) for method in asked.methods for one in learned)
+    seed = measuring + pace.trained * asked.training.steps * asked.training.batch * per_step
+    if chosen.drawn == "once":
+        return Cost(once=once, seed=seed, measuring=measuring)
+    return Cost(once=0.0, seed=once + seed, measuring=once + measuring)
+
+
+def _count_sweep(base: HookedTransformer, chosen: Evaluation, clean: float) -> float:
+    """Tokens that take as long as patching every head on the prompts of a probe."""
+    n_heads = base.cfg.n_layers * base.cfg.n_heads
+    return chosen.probe_prompts * (clean + n_heads * (0.5 + _unembedding(base)))
+
+
+def _count_probe(base: HookedTransformer, chosen: Evaluation, clean: float) -> float:
+    """Tokens that take as long as putting one probe to a model."""
+    return chosen.clean_prompts * clean + chosen.probe_prompts * (1.5 * clean + PROBE_ROWS * (1 + _unembedding(base)))
+
+
+def _unembedding(base: HookedTransformer) -> float:
+    """Of a token that is read to its logits, beside its blocks."""
+    return base.cfg.d_vocab_out / (12 * base.cfg.n_layers * base.cfg.d_model)
+
+
+PROBE_ROWS = 41
+"""Variants of a prompt's end that a probe asks for, over all forms of prompts; see `dependence.per_prompt`."""
+
+
+def _step_tokens(asked: Plan, method: str, stage: Stage, base: HookedTransformer, clean: float) -> float:
+    """Tokens of a prompt in a step of plain training that take as long as one in a step of this method."""
+    tokens = tokenize(base, stage.train)
+    width, (name, guidance) = tokens.prompts.shape[1] + tokens.answers.shape[1] - 1, asked.parts(method)
+    if name == "replay-general":
+        width = max(width, round(clean))
+    passes = 1.5 if name == "lwf" else 1.0  # A pass without gradients is half of one with them.
+    if guidance is not None:
+        compares = guidance.kl > 0 or guidance.kl_everywhere > 0
+        passes += 0.5 * compares + 1.0 * guidance.rehearsal + 0.5 * (guidance.heads > 0)
+    return passes * width
 
 
 def _settings(chosen: Evaluation) -> Settings:

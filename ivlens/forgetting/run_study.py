@@ -7,9 +7,11 @@ arXiv:2406.12227.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -23,16 +25,19 @@ from ivlens.errors import RunError, StudyError, as_ivlens_error
 from ivlens.forgetting import cell, cell_jobs, plan
 from ivlens.forgetting.method_run import EVALUATIONS, GRIDS, STEPS
 from ivlens.forgetting.plan import Plan
-from ivlens.forgetting.preparation import general_tasks, refuse_unfit_guidance, sequence
+from ivlens.forgetting.preparation import general_tasks, refuse_unfit_guidance, sequence, universal_files
 from ivlens.forgetting.study import Study
 from ivlens.models import hooked, loader
 from ivlens.patching.settings import gather_options
 from ivlens.progress import track
 from ivlens.storage import parquet, run_folder
-from ivlens.training.stages import Stage
+from ivlens.storage.run_files import Home, describe_file
+from ivlens.storage.run_record import configuration_digest, plain, read_record, refuse_another
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
+
+_SAME_PLAN = "cells can be taken over from a run of the same plan that has other methods or seeds"
 
 
 @as_ivlens_error()
@@ -43,6 +48,7 @@ def study(
     model: HookedTransformer | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    taken_from: Sequence[str | Path] = (),
     **options: Unpack[EngineOptions],
 ) -> Study:
     """Run a study, or go on with it; every cell is kept as soon as it is done.
@@ -52,6 +58,8 @@ def study(
         out: Run folder to write to, and to resume from.
         model: In place of the plan's; cells are then run in this process, one after the other, where the model is.
         device, dtype: Of the model, as for `ivlens.load`, unless `model` is given.
+        taken_from: Other run folders of this plan, complete or not, with other methods or seeds: cells that are done
+            there are taken over.
         options: Fields of `ivlens.engine.options.Engine`: `engine` ("local" or "ray"), `workers`, `address` and so on.
             They do not change the numbers. A script that asks for several workers needs `if __name__ == "__main__":`.
 
@@ -59,7 +67,8 @@ def study(
         StudyError, TaskError: the plan or its tasks cannot serve, or a model was given to others to train.
         EngineError: there is no such cluster, or workers were lost more often than `retries` allows.
         TrainingError: a loss is not finite; the other cells are done, and stay.
-        RunError: `out` is of another configuration (the differences are named), or cannot be written.
+        RunError: `out`, or a folder of `taken_from`, is of another configuration (the differences are named), or a
+            folder cannot be read or written.
 
     >>> one = plan.with_changes(name="one", methods=("lora",))
     >>> found = ivlens.study(one, out="runs/one", model=model)
@@ -77,13 +86,15 @@ def study(
     base = loader.load(model or asked.model, device=device, dtype=dtype)
     refuse_unfit_guidance(asked, base)
     asked = asked.with_changes(model=model and hooked.model_name(model))
-    sources = _sources(asked, base, general, sequences)
+    sources = _sources(asked, base=base, general=general)
     with run_folder.open_run(
         out, command="study", settings=asked.record(), sources=sources, seed=asked.evaluation.seed
     ) as run:
         if not run.is_complete:
             if model is not None:
                 engine = replace(engine, workers=1)
+            for other in taken_from:
+                _take_over(asked, run, Path(other), partial(_sources, base=base, general=general))
             with cell_jobs.freeze_base(base), use_threads(asked.threads):
                 done = cell_jobs.train(asked, base, general, sequences, run, engine, device=device, dtype=dtype)
                 n_stages = cell_jobs.n_stages(cell_jobs.list_unfinished(asked, run))
@@ -94,16 +105,44 @@ def study(
     return Study.read(out)
 
 
-def _sources(
-    asked: Plan, base: HookedTransformer, general: Sequence[Task], sequences: Mapping[int, Sequence[Stage]]
-) -> dict[str, run_folder.Source]:
+def _sources(asked: Plan, *, base: HookedTransformer, general: Sequence[Task]) -> dict[str, run_folder.Source]:
     found = {"model": hooked.source(base, name=asked.model)}
     found |= {f"general task {task.name}": run_folder.Source(name=task.name, digest=task.digest) for task in general}
     role = "stage" if asked.order == "given" else "learned task"
-    first = dict(zip(asked.ordered(asked.seeds[0]), sequences[asked.seeds[0]], strict=True))
+    seed = asked.seeds[0]
+    first = dict(zip(asked.ordered(seed), sequence(asked, seed, general), strict=True))
     for number, name in enumerate(asked.tasks, 1):
         found[f"{role} {number}"] = run_folder.Source(name=first[name].name, digest=first[name].digest)
     return found
+
+
+def _take_over(
+    asked: Plan, run: run_folder.Run, folder: Path, sources: Callable[[Plan], Mapping[str, run_folder.Source]]
+) -> None:
+    """Take the cells that are done in another run of the plan, with the universal heads that they rest on.
+
+    Raises:
+        RunError: it is no study of this plan, but for methods and seeds, or was computed by other versions.
+    """
+    found = read_record(folder)
+    if found is None or found.command != "study":
+        raise RunError(f"{folder} is not the run of a study; give the --out of one")
+    recorded = plan.from_record({**found.settings, "model": asked.model})
+    theirs = replace(asked, methods=recorded.methods, seeds=recorded.seeds)
+    changes = {"settings": plain(theirs.record()), "sources": sources(theirs), "status": "running"}
+    wanted = run.record.model_copy(update=changes)
+    refuse_another(folder, wanted, found.model_copy(update={"status": "running"}), remedy=_SAME_PLAN)
+    home, files = Home(folder, found.started.isoformat()), universal_files(theirs, folder)
+    for one in cell_jobs.list_unfinished(asked, run):
+        if one.method not in theirs.methods or one.seed not in theirs.seeds:
+            continue
+        heads = files[one.seed]
+        other = replace(one, plan=theirs, home=home, configuration=configuration_digest(found), universal=heads.name)
+        if all(map(other.is_done, other.stages)):
+            if not run.has(one.universal):
+                run.write_with(one.universal, partial(shutil.copyfile, heads))
+            if run.files[one.universal] == describe_file(heads):
+                one.take(other)
 
 
 def _finish(run: run_folder.Run, asked: Plan) -> None:

@@ -122,6 +122,19 @@ class Study:
         return {task: self.plan.family(task) for task in dict.fromkeys(general["task"])}
 
     @property
+    def unmeasured(self) -> dict[str, list[str]]:
+        """General tasks that were not asked in a form, as the base model cannot do them in it, by the form's accuracy.
+
+        >>> study.unmeasured  # Of a plan with `evaluation.able_only`.
+        {}
+        """
+        if not self.plan.evaluation.able_only:
+            return {}
+        general = self.evaluations.query("kind == 'general' and n == 0").drop_duplicates(["task", "measure"])
+        named = cast(Any, general[general["measure"].str.endswith("accuracy")]).groupby("measure", sort=False)
+        return {measure: list(own["task"]) for measure, own in named}
+
+    @property
     def order(self) -> pd.DataFrame:
         """Which task every seed learned in which stage: a row a seed, a column a stage, from 1.
 

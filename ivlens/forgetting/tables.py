@@ -57,6 +57,8 @@ class Findings(Protocol):
     def summary(self) -> pd.DataFrame: ...
     @property
     def recovery(self) -> pd.DataFrame: ...
+    @property
+    def unmeasured(self) -> Mapping[str, Sequence[str]]: ...
 
 
 def print_study(found: Findings) -> None:
@@ -101,7 +103,8 @@ def study_tables(found: Findings) -> Iterator[Table]:
         table, columns = family.cells(), family.measures
         if family.measures == OVER:
             kept = [values[row[0], "GP kept"] for row in table]
-            told = [_number(line) if line["n"] else "nothing lost" for line in kept]
+            lost = {row[0]: "nothing lost" if values[row[0], "GP"]["n"] else UNMEASURED for row in table}
+            told = [_number(line) if line["n"] else lost[row[0]] for row, line in zip(table, kept, strict=True)]
             table, columns = [(*row, one) for row, one in zip(table, told, strict=True)], (*columns, "GP kept")
         yield _table(family.title, columns, table)
     if found.plan.order == "seed" and len(found.plan.tasks) > 1:
@@ -250,7 +253,9 @@ def note(found: Findings) -> str:
     """What the measures are, and what their intervals are over."""
     score = found.plan.evaluation.score
     scored = "" if score == GREEDY_MATCH else f"Accuracy is {score} of the replies that are written.\n"
-    return f"{_NOTE}\n{scored}{interval_note(found)}"
+    unable = "; ".join(f"{measure}: {', '.join(tasks)}" for measure, tasks in found.unmeasured.items())
+    unasked = f"Not asked, as the base model is not clear of the most frequent answer ({unable}).\n" if unable else ""
+    return f"{_NOTE}\n{scored}{unasked}{interval_note(found)}"
 
 
 def _number(line: Mapping[Any, Any], *, signed: bool = False) -> str:

@@ -218,6 +218,9 @@ class BridgeForward:
         cache = DynamicCache() if cache is None else cache
         return self.unembed(self._final(ids, mask, cache)[:, -1]).to(ids.device), cache
 
+    def read_behind(self, beginning: Tensor, ends: Tensor, places: Tensor) -> None:
+        """Not all of transformers' models read several tokens behind a cache (Falcon with ALiBi does not)."""
+
     def keep_rows(self, cache: Any, rows: Int[Tensor, " row"]) -> None:
         cache.batch_select_indices(rows.cpu())  # Layers may lie on several devices.
 

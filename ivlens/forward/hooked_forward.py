@@ -147,9 +147,19 @@ class HookedForward:
         cfg = self._model.cfg
         if cache is None:
             cache = TransformerLensKeyValueCache.init_cache(cfg, cfg.device, len(ids))
+        return self.unembed(self._read_on(ids, mask, cache)[:, -1]), cache
+
+    def read_behind(
+        self, beginning: Int[Tensor, " shared"], ends: Int[Tensor, "row pos"], places: Int[Tensor, "row place"]
+    ) -> Float[Tensor, "row place vocab"]:
+        _, cache = self.read_on(beginning[None], torch.ones_like(beginning)[None], None)
+        self.keep_rows(cache, torch.zeros(len(ends), dtype=torch.long, device=ends.device))
+        resid = self._read_on(ends, torch.ones_like(ends), cache)
+        return self.unembed(resid.take_along_dim(places[:, :, None], 1))
+
+    def _read_on(self, ids: Tensor, mask: Tensor, cache: Any) -> Tail:
         new = mask[:, -ids.shape[1] :].long()
-        resid = self._model(ids, attention_mask=new, past_kv_cache=cache, stop_at_layer=cfg.n_layers)
-        return self.unembed(resid[:, -1]), cache
+        return self._model(ids, attention_mask=new, past_kv_cache=cache, stop_at_layer=self._model.cfg.n_layers)
 
     def keep_rows(self, cache: Any, rows: Int[Tensor, " row"]) -> None:
         cache.previous_attention_mask = cache.previous_attention_mask[rows]

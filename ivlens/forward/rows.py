@@ -158,8 +158,17 @@ class Forward(Protocol):
         """
         ...
 
+    def read_behind(
+        self, beginning: Int[Tensor, " shared"], ends: Int[Tensor, "row pos"], places: Int[Tensor, "row place"]
+    ) -> Float[Tensor, "row place vocab"] | None:
+        """Logits at some places of several ends of one beginning, which is read once; None: this model reads it whole.
+
+        What stands behind the last place of an end is never seen there, and may be pads.
+        """
+        ...
+
     def keep_rows(self, cache: Any, rows: Int[Tensor, " row"]) -> None:
-        """Keep some of the rows of a cache."""
+        """Keep some of the rows of a cache, each as often as it is named."""
         ...
 
     def run(self, ids: Tensor, mask: Tensor, hooks: Sequence[tuple[str, Any]]) -> None:

@@ -136,7 +136,9 @@ def read_record(folder: Path) -> RunRecord | None:
         raise RunError(f"{path} cannot be read ({reason(error)}); {remedy}") from error
 
 
-def refuse_another(folder: Path, asked: RunRecord, found: RunRecord) -> None:
+def refuse_another(
+    folder: Path, asked: RunRecord, found: RunRecord, *, remedy: str = "choose another --out or ask for the same"
+) -> None:
     """Raise a RunError that names every difference between what is asked and what `folder` holds."""
     here, there = _configuration(asked, found), _configuration(found, found)
     absent = (None, "not set")
@@ -146,9 +148,7 @@ def refuse_another(folder: Path, asked: RunRecord, found: RunRecord) -> None:
         if here.get(key, absent)[0] != there.get(key, absent)[0]
     ]
     if differences:
-        raise RunError(
-            f"{folder} holds another run: {'; '.join(differences)}; choose another --out or ask for the same"
-        )
+        raise RunError(f"{folder} holds another run: {'; '.join(differences)}; {remedy}")
 
 
 def _configuration(record: RunRecord, found: RunRecord) -> dict[tuple[str, str], tuple[str, str]]:

@@ -19,7 +19,7 @@ from ivlens.datasets.benchmark_files import FORMATS, Question
 from ivlens.datasets.huggingface import HUB, is_saved
 from ivlens.datasets.task import Pair, TaskWarning, exists, read_task, task, tasks
 from ivlens.errors import TaskError, suggest
-from ivlens.lab.sequences import SEQUENCES, TASKS
+from ivlens.lab.sequences import FILES
 from ivlens.prompts.template import Prompt
 from ivlens.random_streams import Stream, open_stream
 from ivlens.storage.json_files import read_given_json
@@ -33,7 +33,7 @@ def stage(name: str | Path, *, seed: int, limit: int | None = None) -> Stage:
     """A stage by the name of a task or by the path of a file or folder, in whichever format that is.
 
     Args:
-        name: A task of the lab's sequences, a built-in task, a task file, a data set of the hub (see
+        name: A task of a built-in sequence, a built-in task, a task file, a data set of the hub (see
             `ivlens.task`), or a folder of TRACE or O-LoRA with its three parts.
         seed: Draws the split where the benchmark has none, and which training prompts stay under a limit.
         limit: Training prompts at most; `None` keeps all.
@@ -50,15 +50,14 @@ def stage(name: str | Path, *, seed: int, limit: int | None = None) -> Stage:
 
 
 def _whole(name: str | Path, seed: int) -> Stage:
-    known = {one: TASKS / f"{one}.json" for names in SEQUENCES.values() for one in names}
-    if str(name) in known:
-        return Stage.of_task(read_task(known[str(name)]), seed=seed)
+    if str(name) in FILES:
+        return Stage.of_task(read_task(FILES[str(name)]), seed=seed)
     path = Path(name)
     if str(name) in tasks() or str(name).startswith(HUB) or (exists(path) and not path.is_dir()):
         return Stage.of_task(task(name), seed=seed)
     if exists(path):
         return _folder(path, seed)
-    hint = suggest(name, [*known, *tasks()]) or f"give a task's name or a path: {FORMATS}"
+    hint = suggest(name, [*FILES, *tasks()]) or f"give a task's name or a path: {FORMATS}"
     raise TaskError(f"there is no task, file or folder {str(name)!r}; {hint}")
 
 

@@ -15,7 +15,8 @@ from transformer_lens import HookedTransformer
 import ivlens
 from ivlens.datasets.task import Pair, Task, task
 from ivlens.errors import TaskError
-from ivlens.forgetting.evaluation import COLUMNS, prepare_evaluation
+from ivlens.forgetting import evaluation
+from ivlens.forgetting.evaluation import COLUMNS, find_able, prepare_evaluation
 from ivlens.forgetting.plan import Evaluation
 from ivlens.prompts.builders import few_shot, instructed, statements, zero_shot
 from ivlens.prompts.template import Prompt
@@ -146,6 +147,64 @@ def test_what_a_task_cannot_be_asked_is_not_measured_and_never_zero(
     told = drawn(general[1])[2]
     found = prepare_evaluation(lab, learned, [general[0], mute, general[1]], EVALUATION)(lab)
     assert_alone(lab, found, general[1].name, "knowledge ", told, True)
+
+
+def test_only_what_the_base_model_can_do_is_asked(lab: HookedTransformer, general: list[Task]) -> None:
+    words = [pair.input for pair in general[0].pairs]
+    senseless = Task(
+        name="senseless",
+        pairs=tuple(Pair(word, words[(7 * place) % len(words)]) for place, word in enumerate(words)),
+        instructions=("Answer.",),
+        statement="{input} is",
+    )
+    asked = replace(EVALUATION, queries=12, few_shot_queries=12, able_only=True)
+    assert find_able(lab, [senseless, *general], EVALUATION) is None, "nobody asks"
+    able = find_able(lab, [senseless, *general], asked)
+    assert able is not None and able["instruction accuracy"] == able["few-shot accuracy"] == set(GENERAL)
+    assert able["knowledge accuracy"] == {"antonym", "country-capital"}, "the others have no statement, or no sense"
+    prepared = prepare_evaluation(lab, [], [general[0], senseless, *general[1:]], asked)
+    every, some = prepared(lab), prepared.of_able(able)(lab)
+    is_senseless = every["task"] == "senseless"
+    assert some[is_senseless]["value"].isna().all() and not some[is_senseless]["n"].any()
+    pd.testing.assert_frame_equal(some[~is_senseless], every[~is_senseless])
+    assert not every[is_senseless]["value"].isna().any()
+
+
+def test_what_the_model_can_do_is_told_by_queries_that_are_not_reported(
+    lab: HookedTransformer, general: list[Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[evaluation.PromptSet] = []
+    monkeypatch.setattr(evaluation.PromptSet, "scores", lambda one, model: iter(asked.append(one) or ()))
+    find_able(lab, general, replace(EVALUATION, able_only=True))
+    reported = [one for one in prepare_evaluation(lab, [], general, EVALUATION).prompt_sets if one.kind == "general"]
+    assert len(asked) == len(reported) == 3
+    for one, other in zip(asked, reported, strict=True):
+        assert (one.accuracy, one.sizes) == (other.accuracy, other.sizes)
+        assert not {prompt.query for prompt in one.prompts} & {prompt.query for prompt in other.prompts}
+
+
+def test_demonstrations_drawn_once_stand_before_all_queries_of_a_task(
+    lab: HookedTransformer, general: list[Task], learned: list[Stage]
+) -> None:
+    once = replace(EVALUATION, demonstrations="task")
+    found = prepare_evaluation(lab, learned, general, once)(lab)
+    for one in general:
+        few = evaluation._general(one, once, 0)[1]
+        assert {prompt.query for prompt in few} == {prompt.query for prompt in drawn(one)[1]}
+        (shown,) = {prompt.text.rpartition("Q: ")[0] for prompt in few}
+        assert shown.count("Q: ") == 3
+        assert not [prompt for prompt in few if f"Q: {prompt.query.input}\n" in shown]
+        assert_alone(lab, found, one.name, "few-shot ", few, False)
+    with pytest.raises(TaskError, match="has 80 pairs, but 3 demonstrations for all of 78 queries need 81"):
+        prepare_evaluation(lab, learned, general[:1], replace(once, few_shot_queries=78))
+
+
+def test_of_the_learned_tasks_as_many_are_asked_as_are_wanted(
+    lab: HookedTransformer, learned: list[Stage], general: list[Task]
+) -> None:
+    found = prepare_evaluation(lab, learned, general[:1], replace(EVALUATION, learned_queries=3))(lab)
+    assert_alone(lab, found, learned[0].name, "", list(learned[0].test[:3]), True)
+    assert_alone(lab, found, learned[0].name, "trained ", list(learned[0].train[:3]), False)
 
 
 def test_one_line_a_task_and_measure(found: pd.DataFrame) -> None:

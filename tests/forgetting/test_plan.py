@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +227,15 @@ def test_a_record_of_before_seeds_drew_everything_is_of_one_order_and_one_draw()
     assert old.ordered(3) == old.tasks and old.evaluation.of(3) == old.evaluation
 
 
+def test_what_runs_of_before_could_not_be_asked_for_is_recorded_only_where_it_was() -> None:
+    later = {"able_only": True, "demonstrations": "task", "learned_queries": 3}
+    usual = Plan(**{**LEAST, "tasks": ("class-letter",)})
+    assert not later.keys() & usual.record()["evaluation"].keys()
+    asked = replace(usual, evaluation=replace(usual.evaluation, **later))
+    assert later.items() <= asked.record()["evaluation"].items()
+    assert again(asked) == asked and again(usual) == usual
+
+
 def test_every_seed_draws_an_order_of_its_own_which_stays() -> None:
     asked = Plan(name="x", tasks=tuple("abcde"))
     orders = [asked.ordered(seed) for seed in range(30)]
@@ -299,7 +309,7 @@ def test_methods_get_their_settings() -> None:
 @pytest.mark.parametrize("name", plan.studies())
 def test_the_built_in_studies_can_be_read_and_their_tasks_exist(name: str) -> None:
     asked = plan.read_plan(name)
-    assert asked.name == name and asked.model == "lab" and again(asked) == asked
+    assert asked.name == name and name.startswith(f"{asked.model}-") and again(asked) == asked
     for seed in asked.seeds:
         assert [benchmark_stages.stage(task, seed=seed).name for task in asked.tasks] == list(asked.tasks)
     general = [task.name for task in general_tasks(asked)]

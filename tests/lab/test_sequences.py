@@ -10,7 +10,7 @@ from shipped import SHIPPED
 
 from ivlens.datasets.task import Task, read_task, tasks
 from ivlens.lab.abilities import answer_all
-from ivlens.lab.sequences import SEQUENCES, TASKS
+from ivlens.lab.sequences import FILES, REAL_SEQUENCES, SEQUENCES, TASKS
 from ivlens.lab.sequences.__main__ import made
 from ivlens.lab.sequences.facts import draw
 from ivlens.models import loader
@@ -37,7 +37,7 @@ def test_the_committed_files_are_what_the_script_makes():
 @pytest.mark.slow
 def test_every_sequence_can_be_learned_in_its_order():
     assert {name: len(names) for name, names in SEQUENCES.items()} == {"lab-func": 5, "lab-long": 15, "lab-trace": 8}
-    assert {f"{name}.json" for name in ALL} == set(made())
+    assert {path.name for path in FILES.values()} == set(made())
     for names in SEQUENCES.values():
         check_sequence([Stage.of_task(ALL[name], seed=0) for name in names])
 
@@ -91,6 +91,28 @@ def test_the_model_cannot_do_the_task_yet(one: Task, model):
     with torch.no_grad():
         accuracy = float(answer_all(model, instructed(one, one.pairs)).right.double().mean())
     assert accuracy <= 0.35
+
+
+@pytest.mark.parametrize("name", REAL_SEQUENCES["smollm2-func"])
+def test_a_task_of_a_real_model_is_large_enough_and_asked_for_in_one_new_wording(name: str):
+    one = read_task(FILES[name])
+    assert FEWEST_PAIRS <= len(one.pairs) == len(dict(one.pairs))
+    assert len(one.instructions) == 1 and one.instructions[0] not in OLD
+
+
+def test_compositions_are_of_the_last_of_three_words():
+    spanish = dict(task("english-spanish").pairs)
+    for name, output in {"last-spanish": spanish.__getitem__, "last-capital": str.title}.items():
+        for given, wanted in read_task(FILES[name]).pairs:
+            three = given.split(", ")
+            assert len(set(three)) == 3 and wanted == output(three[-1])
+
+
+def test_a_direction_tells_three_kinds_of_words_in_equal_shares():
+    pairs = read_task(FILES["kind-direction"]).pairs
+    kinds = {"north": "animal-class", "south": "country-continent", "east": "present-past"}
+    assert Counter(pair.output for pair in pairs) == dict.fromkeys(kinds, 40)
+    assert all(pair.input in dict(task(kinds[pair.output]).pairs) for pair in pairs)
 
 
 def test_what_is_drawn_does_not_depend_on_the_order_it_is_drawn_from():

@@ -1,9 +1,9 @@
-"""Which new tasks does the lab model learn one after the other, to see what it forgets?
+"""Which new tasks does a model learn one after the other, to see what it forgets?
 
-Three sequences in the spirit of the three of Jiang et al. 2024, arXiv:2406.12227 (FUNC, LONG and TRACE): functions of
-the general tasks' own words, many small classifications, and tasks of unlike form with longer answers. No built-in
-task asks for any of it; every fact needed is one that a built-in task teaches. `python -m ivlens.lab.sequences`
-writes the task files anew.
+Three sequences for the lab model in the spirit of the three of Jiang et al. 2024, arXiv:2406.12227 (FUNC, LONG and
+TRACE): functions of the general tasks' own words, many small classifications, and tasks of unlike form with longer
+answers. No built-in task asks for any of it; every fact needed is one that a built-in task teaches. One for models
+that were not trained here, of the same words. `python -m ivlens.lab.sequences` writes the task files anew.
 """
 
 from __future__ import annotations
@@ -50,3 +50,17 @@ SEQUENCES: dict[str, tuple[str, ...]] = {
     ),
 }
 """Names of task files in the order in which they are learned."""
+
+REAL_SEQUENCES: dict[str, tuple[str, ...]] = {
+    "smollm2-func": (
+        "kind-direction",
+        "last-spanish",
+        "last-capital",
+    ),
+}
+"""The same for real models, whose words are in pieces."""
+
+FILES: dict[str, Path] = {
+    name: TASKS / f"{name}.json" for names in (*SEQUENCES.values(), *REAL_SEQUENCES.values()) for name in names
+}
+"""The file of every task of a sequence, by its name."""

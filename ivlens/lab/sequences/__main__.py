@@ -1,4 +1,4 @@
-"""Write the task files of the lab's sequences: `python -m ivlens.lab.sequences`."""
+"""Write the task files of the sequences: `python -m ivlens.lab.sequences`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import json
 
 from ivlens.datasets.task import Task
 from ivlens.lab.sequences import TASKS
-from ivlens.lab.sequences.functions import functions
+from ivlens.lab.sequences.functions import functions, real_functions
 from ivlens.lab.sequences.labels import labels
 from ivlens.lab.sequences.lists import lists
 
 
 def made() -> dict[str, str]:
     """Names of the task files and what is in them."""
-    return {f"{task.name}.json": as_json(task) for task in (*functions(), *labels(), *lists())}
+    return {f"{task.name}.json": as_json(task) for task in (*functions(), *labels(), *lists(), *real_functions())}
 
 
 def as_json(task: Task) -> str:

@@ -1,4 +1,4 @@
-"""lab-func: what can be computed from two facts about a single word?
+"""lab-func and smollm2-func: what can be computed from two facts about a word?
 
 Inputs and prompt form are those of the general tasks, so that only the instruction tells old from new. The functions
 are those that the lab model learns for words it was not trained on: what a second look-up would have to be made for
@@ -8,13 +8,18 @@ are those that the lab model learns for words it was not trained on: what a seco
 from __future__ import annotations
 
 from ivlens.datasets.task import Task
-from ivlens.lab.sequences.facts import facts, new_task, words
+from ivlens.lab.sequences.facts import draw, facts, new_task, words
 
 VERBS, ADJECTIVES, NOUNS = "present-past", "comparative", "singular-plural"
 
 
 def functions() -> list[Task]:
     return [kind_language(), class_letter(), kind_form(), continent_letter(), length_and_one()]
+
+
+def real_functions() -> list[Task]:
+    """smollm2-func: labels that mean nothing, and compositions of two functions of the last of three words."""
+    return [kind_direction(), last_spanish(), last_capital()]
 
 
 def _by_kind(name: str, instruction: str, *, noun: str, verb: str, adjective: str) -> Task:
@@ -75,3 +80,34 @@ def length_and_one() -> Task:
         length,
         lambda word: following[length[word]],
     )
+
+
+def kind_direction() -> Task:
+    kinds = {"north": facts("animal-class"), "south": facts("country-continent"), "east": facts(VERBS)}
+    owner = {word: kind for kind, owned in kinds.items() for word in draw("kind-direction", owned, 40)}
+    return new_task("kind-direction", "Give the direction of the word.", owner, lambda word: owner[word])
+
+
+def last_spanish() -> Task:
+    spanish = facts("english-spanish")
+    return new_task(
+        "last-spanish",
+        "Give the last of the three words in Spanish.",
+        draw_threes("last-spanish", list(spanish)),
+        lambda three: spanish[three.split(", ")[-1]],
+    )
+
+
+def last_capital() -> Task:
+    return new_task(
+        "last-capital",
+        "Give the last of the three words with a capital letter.",
+        draw_threes("last-capital", list(facts("singular-plural"))),
+        lambda three: three.split(", ")[-1].capitalize(),
+    )
+
+
+def draw_threes(name: str, listed: list[str]) -> list[str]:
+    """Three words a query; each word is the last of one query at most."""
+    orders = [draw(f"{name} {place}", listed) for place in range(3)]
+    return [", ".join(three) for three in zip(*orders, strict=True) if len(set(three)) == 3]

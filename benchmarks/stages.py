@@ -1,0 +1,95 @@
+"""What does measuring a stage of a study cost, beside training it for 100 steps of 16 prompts?
+
+    python benchmarks/stages.py figures/numbers/smollm2-func
+
+From the folder of a study, of which the plan and the universal heads are read. Measured on the base model, which costs
+what a tuned one does: every set of prompts as the plan asks for them and, for comparison, with demonstrations drawn for
+every query, all forms and all prompts of the learned tasks.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from measurements import clock
+from rich.console import Console
+from rich.table import Table
+from transformer_lens import HookedTransformer
+
+import ivlens
+from ivlens.forgetting import method_run, preparation
+from ivlens.forgetting.evaluation import StageEvaluation, prepare_evaluation
+from ivlens.forgetting.plan import Plan
+from ivlens.models import lora
+from ivlens.prompts.tokens import tokenize
+from ivlens.training.loop import Examples, finetune
+from ivlens.training.methods import Lora
+from ivlens.training.stages import Stage
+
+STEPS, BATCH = 100, 16
+
+
+def seconds(run: Callable[[], object], device: str) -> float:
+    with clock(device) as found:
+        run()
+    return found[0]
+
+
+def training_seconds(model: HookedTransformer, plan: Plan, stages: Sequence[Stage], device: str) -> float:
+    """Of 100 plain steps, on average over the tasks; two are taken of each, and the first does not count."""
+    taken = []
+    for stage in stages:
+        tokens, adapter = tokenize(model, stage.train), lora.fresh(model, plan.lora, seed=0)
+        examples = Examples(prompts=tokens, bare=tokens, new=len(tokens))
+        with lora.attached(model, adapter):
+            steps = finetune(model, adapter, examples, replace(plan.training, batch=BATCH), method=Lora())
+            next(steps)
+            taken.append(seconds(lambda steps=steps: next(steps), device))
+    return STEPS * sum(taken) / len(taken)
+
+
+def asking_seconds(model: HookedTransformer, evaluation: StageEvaluation, device: str) -> dict[str, float]:
+    """Of every set of prompts, by what its accuracy is called."""
+    return {one.accuracy: seconds(lambda one=one: list(one.lines(model)), device) for one in evaluation.prompt_sets}
+
+
+def measure(folder: Path, device: str) -> tuple[float, dict[str, float], dict[str, float]]:
+    """Seconds of training, and of each part of measuring as the plan asks, and of all that could be asked."""
+    plan = ivlens.Study.read(folder).plan
+    model, general = ivlens.load(plan.model, device=device), preparation.general_tasks(plan)
+    model.requires_grad_(False)
+    torch.set_num_threads(plan.threads)
+    stages = preparation.sequence(plan, plan.seeds[0], general)
+    base = preparation.prepare_base(plan, plan.seeds[0], model, general, folder)
+    chosen = plan.evaluation.of(plan.seeds[0])
+    asked = prepare_evaluation(model, stages, general, chosen).of_able(base.able)
+    every = replace(chosen, able_only=False, demonstrations="query", learned_queries=None)
+    probed = {
+        f"probe {name}": seconds(lambda task=task, probe=probe: method_run._measure_probe(base, task, probe), device)
+        for name, (task, probe) in base.probes.items()
+    }
+    return (
+        training_seconds(model, plan, stages, device),
+        asking_seconds(model, asked, device) | probed,
+        asking_seconds(model, prepare_evaluation(model, stages, general, every), device) | probed,
+    )
+
+
+def main(folder: str) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    trained, asked, every = measure(Path(folder), device)
+    table = Table("measured", "as the plan asks, s", "everything, query by query, s")
+    for name in asked:
+        table.add_row(name, f"{asked[name]:.1f}", f"{every[name]:.1f}")
+    both = [sum(one.values()) for one in (asked, every)]
+    table.add_row("a stage", *(f"{one:.1f}" for one in both))
+    table.add_row(f"beside {STEPS} steps of {BATCH}: {trained:.0f} s", *(f"{one / trained:.2f}" for one in both))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
