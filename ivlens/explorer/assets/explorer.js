@@ -124,6 +124,7 @@ export async function mount(root, data, live = null) {
   const cells = [];
   const grid = make("div", { class: "ivx-grid", role: "grid", "aria-label": "Heads: layers down, heads across", "aria-describedby": `${prefix}-keys` });
   grid.style.setProperty("--ivx-heads", nHeads);
+  grid.style.setProperty("--ivx-layers", nLayers);
   const stepOf = (count, most) => [1, 2, 4, 5, 8, 16, 32].find((step) => count <= most * step) ?? 64;
   for (let layer = 0; layer < nLayers; layer++) {
     const row = make("div", { role: "row", class: "ivx-row" });
