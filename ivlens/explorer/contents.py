@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -12,6 +12,9 @@ from torch import Tensor
 from ivlens.explorer.attention import Attention
 from ivlens.prompts.template import Prompt
 from ivlens.shapes import Cie, Head, HeadGrid
+
+Kind = Literal["corrupted", "clean", "given"]
+"""Of a prompt: heads are patched on it, ablated on it, or it is one of one's own and both is done."""
 
 
 class Bounded(NamedTuple):
@@ -65,8 +68,7 @@ class ModelHeads:
 class ShownPrompt:
     """A prompt whose attention is shown."""
 
-    kind: str
-    """`corrupted`, `clean` or `given`."""
+    kind: Kind
     number: int
     """Among the prompts of its kind."""
     prompt: Prompt

@@ -141,12 +141,8 @@ def _query(prompt: Prompt) -> EncodedQuery:
 
 
 def _shown(one: ShownPrompt) -> EncodedPrompt:
-    return EncodedPrompt(
-        **_query(one.prompt).model_dump(),
-        kind=one.kind,
-        number=one.number,
-        tokens=list(one.tokens),  # pyright: ignore
-    )
+    query = _query(one.prompt).model_dump()
+    return EncodedPrompt(**query, kind=one.kind, number=one.number, tokens=list(one.tokens))
 
 
 def _steering(contents: Contents, steered: SteeredReplies | None) -> EncodedSteering:

@@ -111,6 +111,6 @@ class Explorer:
             hint = "pip install 'ivlens[notebook]' shows it here; .save('heads.html') writes it as a page"
             return {"text/plain": f"{self!r}\n{hint}"}
         widget = HeadExplorer(encoding.encode(self.contents, room=LIVE_ROOM), self.reply)
-        bundle = widget._repr_mimebundle_(**options)
-        data, *metadata = bundle if isinstance(bundle, tuple) else (bundle,)
+        found: Any = widget._repr_mimebundle_(**options)
+        data, *metadata = found if isinstance(found, tuple) else (found,)
         return ({**data, "text/plain": repr(self)}, *metadata)

@@ -14,7 +14,7 @@ from ivlens.analysis.probes import ability_prompts, other_prompts
 from ivlens.datasets.task import Task, tasks
 from ivlens.datasets.task import task as find_task
 from ivlens.explorer.attention import read_attention
-from ivlens.explorer.contents import Bounded, ModelHeads, ShownPrompt
+from ivlens.explorer.contents import Bounded, Kind, ModelHeads, ShownPrompt
 from ivlens.explorer.writing import read_writing, token_text
 from ivlens.measures import mean_bounds
 from ivlens.patching.activations import mean_z
@@ -48,7 +48,8 @@ class AskedPrompts:
 
     def shown(self, model: HookedTransformer, most: int) -> tuple[ShownPrompt, ...]:
         """The prompts whose attention is shown, with their tokens: of a task the first `most` of each kind."""
-        kinds = {"given": self.corrupted} if self.own else {"corrupted": self.corrupted, "clean": self.clean}
+        of_task: dict[Kind, tuple[Prompt, ...]] = {"corrupted": self.corrupted, "clean": self.clean}
+        kinds: dict[Kind, tuple[Prompt, ...]] = {"given": self.corrupted} if self.own else of_task
         most = len(self.corrupted) if self.own else most
         return tuple(
             ShownPrompt(kind=kind, number=number, prompt=prompt, tokens=_texts(model, prompt))

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 import pydantic
 
+from ivlens.explorer.contents import Kind
 from ivlens.plots.style import EFFECTS
 
 VERSION = 1
@@ -65,7 +66,7 @@ class EncodedQuery(_Strict):
 
 
 class EncodedPrompt(EncodedQuery):
-    kind: Literal["corrupted", "clean", "given"]
+    kind: Kind
     number: int
     tokens: list[str]
 

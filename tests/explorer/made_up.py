@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ivlens.datasets.task import Pair
 from ivlens.explorer.attention import Attention, compact, to_hundredths
-from ivlens.explorer.contents import Bounded, Contents, ModelHeads, ShownPrompt, SteeredReplies, Steering, Writing
+from ivlens.explorer.contents import Bounded, Contents, Kind, ModelHeads, ShownPrompt, SteeredReplies, Steering, Writing
 from ivlens.explorer.replies import kept_layers, strengths
 from ivlens.prompts.template import Prompt
 from ivlens.shapes import Head
@@ -20,7 +20,7 @@ def made_up_contents(
     generator = torch.Generator().manual_seed(0)
     corrupted = tuple(_prompt(f"c{i}", f"o{i}") for i in range(prompts))
     clean = tuple(_prompt(f"d{i}", f"p{i}") for i in range(prompts + 1))
-    kinds = [("corrupted", corrupted), ("clean", clean)]
+    kinds: list[tuple[Kind, tuple[Prompt, ...]]] = [("corrupted", corrupted), ("clean", clean)]
     texts = tuple("\nA:" if i % 5 == 4 else f" t{i}" for i in range(tokens))
     visible = tuple(
         ShownPrompt(kind=kind, number=i, prompt=own[i], tokens=texts) for kind, own in kinds for i in range(shown)
