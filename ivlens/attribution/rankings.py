@@ -200,11 +200,12 @@ def _line(
     aie, top = scores["aie"].mean.cpu().flatten(), len(sets["aie"][0])
     is_ranked = name in scores
     own = scores[name].mean.cpu().flatten() if is_ranked else aie  # pyright: ignore[reportArgumentType]
+    correlation: Any = stats.spearmanr(aie, own)
     line: dict[str, Any] = {
         "ranking": name,
         "heads": " ".join(map(str, sets[name][0])) if is_ranked else f"{len(sets[name])} draws",
         "seconds": seconds.get(name, float("nan")),  # pyright: ignore[reportArgumentType, reportCallIssue]
-        "spearman": float(stats.spearmanr(aie, own)[0]) if is_ranked else float("nan"),
+        "spearman": float(correlation[0]) if is_ranked else float("nan"),
         "shared": len(set(sets[name][0]) & set(sets["aie"][0])) if is_ranked else top * top / total,
         "queries": len(steered[name]),
     }

@@ -26,7 +26,7 @@ from ivlens.forward.rows import Forward, Reading, Rows, compare_with_model
 from ivlens.forward.token_batches import batches
 from ivlens.measures import token_log_probs
 from ivlens.models import hooked, loader
-from ivlens.patching.activations import path_to_residual
+from ivlens.patching.activations import check_mean_z, path_to_residual
 from ivlens.patching.effects import task_mean_z
 from ivlens.patching.settings import Options, Settings, gather_options
 from ivlens.prompts.builders import zero_shot
@@ -56,6 +56,7 @@ def train_vector(
     norm: float,
     form: Form = "free",
     heads: Sequence[Head] | None = None,
+    mean_z: MeanZ | None = None,
     pairs: Sequence[Pair] | None = None,
     steps: int = 200,
     settings: Settings | None = None,
@@ -80,6 +81,7 @@ def train_vector(
         form: `free`: any direction. `heads`: a weight for each head's mean output, as `mean_z @ W_O`, and their sum at
             the given length.
         heads: Whose outputs are weighed, all of them unless given.
+        mean_z: Mean outputs to weigh, in place of those over the task's clean prompts, `[layer head d_head]`.
         pairs: What is trained on, in place of the first `clean_prompts` pairs of the mean part.
         steps: Of Adam, on all pairs at once, at most.
         settings: All options at once.
@@ -88,12 +90,15 @@ def train_vector(
     Raises:
         IvlensError: no such layer, head, form or option, a length or number of steps that is not above 0, or heads
             for a form without them.
+        ShapeMismatch: `mean_z` is of other heads.
         ModelError: heads are weighed where a norm lies behind attention, or the loss is not finite.
         TaskError, PromptError: too few pairs, or prompts longer than the context.
     """
     chosen = gather_options(Settings, settings, options)
     task, model = find_task(task), loader.as_model(model)
     _check_request(model, layer=layer, norm=norm, form=form, heads=heads, steps=steps)
+    if mean_z is not None:
+        check_mean_z(model, mean_z, what="mean_z is", remedy="recompute it with this model")
     task = leave_out_long(model, task, shots=chosen.shots, template=chosen.template)
     split = task.split(shots=chosen.shots, seed=chosen.seed)
     asked = split.mean[: chosen.clean_prompts] if pairs is None else tuple(pairs)
@@ -102,10 +107,10 @@ def train_vector(
         for part in (asked, split.validation)
     )
     every = [Head(one, head) for one in range(model.cfg.n_layers) for head in range(model.cfg.n_heads)]
-    written, mean_z = None, None
+    written = None
     named = () if form == "free" else tuple(every if heads is None else heads)
     if form == "heads":
-        mean_z = task_mean_z(model, task, chosen)
+        mean_z = task_mean_z(model, task, chosen) if mean_z is None else mean_z
         written = torch.stack([mean_z[head] @ path_to_residual(model, head, mean_z) for head in named])
     start = _start(model, chosen.seed) if written is None else torch.ones_like(written[:, 0])
     weights, vector = _train(forward_of(model), train, check, start, written, norm=norm, steps=steps)
@@ -113,7 +118,7 @@ def train_vector(
         vector=vector,
         heads=named,
         layer=int(layer),
-        mean_z=None if mean_z is None else _weighed(mean_z, named, weights),
+        mean_z=None if form == "free" or mean_z is None else _weighed(mean_z, named, weights),
         settings=chosen,
         task=task.name,
         task_digest=task.digest,

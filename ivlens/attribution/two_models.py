@@ -54,10 +54,11 @@ def donor_effects(
     The effect is P(answer | patched) - P(answer | unpatched) of `model`, on prompts that both read; with `nll`, as much
     log-likelihood in nats. Called once each way for a model before and after fine-tuning.
 
-    >>> tuned = ivlens.lora.merged(model, adapter)
-    >>> back = ivlens.donor_effects(tuned, model, task, positions=["query", "last"], shots=5, prompts=6)
-    >>> back.effects.shape, back.site  # [prompt layer column]
-    (torch.Size([6, 6, 2]), 'resid_post of lab')
+    >>> other = ivlens.load("lab")
+    >>> other.blocks[3].attn.W_O.data[3] = 0.0  # Its L3H3 writes nothing.
+    >>> back = ivlens.donor_effects(other, model, task, site="attn_out", shots=5, prompts=6)
+    >>> back.effects.shape, float(back.mean[:3].abs().max()) < 1e-5  # [prompt layer column]; below, nothing differs.
+    (torch.Size([6, 6, 1]), True)
 
     Args:
         model, task: Also by what `ivlens.load` and `ivlens.task` take: a name, a path.

@@ -179,14 +179,17 @@ class _Maker:
             last = torch.zeros_like(tokens.mask)
             last[:, -1] = True
             streams.append(mean_values(model, tokens, last, "resid_post")[0, :, 0])
-        summed = write_vector(model, mean_z(model, clean), self.heads)
+        z = mean_z(model, clean)
+        summed = write_vector(model, z, self.heads)
         difference = streams[0] - streams[1]
         about: dict[str, Any] = {"layer": self.layer, "norm": self.norm, "steps": self.steps, "settings": settings}
         found: dict[str, Residual] = {
             HEAD_SUM: summed,
             MEAN_DIFFERENCE: difference[self.layer],
             TRAINED: train_vector(model, self.task, pairs=pairs, **about).vector,
-            WEIGHED: train_vector(model, self.task, pairs=pairs, form="heads", heads=self.heads, **about).vector,
+            WEIGHED: train_vector(
+                model, self.task, pairs=pairs, form="heads", heads=self.heads, mean_z=z, **about
+            ).vector,
         }
         made = {kind: _Made(with_norm(one[None].to(summed), self.norm), self.layer) for kind, one in found.items()}
         random = gaussians(summed, draws=self.draws, seed=settings.seed, norm=self.norm)

@@ -113,6 +113,10 @@ def test_heads_are_weighed_and_their_sum_is_the_vector(
     assert found.heads == tuple(heads) and found.mean_z is not None
     torch.testing.assert_close(write_vector(tiny, found.mean_z, heads), found.vector)
     assert float(found.vector.norm()) == pytest.approx(3.0)
+    doubled = ivlens.train_vector(
+        tiny, word_task, layer=2, norm=3.0, form="heads", heads=heads, mean_z=2 * found.mean_z, steps=1, **SMALL
+    )
+    assert doubled.cosine(found) == pytest.approx(1.0, abs=1e-3), "it begins at the sum of what it is given"
     plain = ivlens.instruction_vector(tiny, word_task, heads=heads, layer=2, scale=1.0, **SMALL)
     assert 0 < found.cosine(plain) < 0.9999
     again = ivlens.InstructionVector.load(found.save(tmp_path / "trained.safetensors"))
