@@ -59,7 +59,7 @@ figures: .venv/installed
 
 # Figures are kept as data, for Jupyter, and as images, for pages: a Chrome or Chromium draws them. No progress bars, and
 # of the explorer not the megabytes that it draws.
-# The last one is on a real model.
+# The fifth is on a real model.
 notebooks: .venv/installed-notebook .venv/installed-gguf
 	$(BIN)/python -m ivlens.checkpoints.known_models smollm2 --into models
 	PLOTLY_RENDERER=plotly_mimetype+svg TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace \

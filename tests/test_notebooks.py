@@ -6,6 +6,7 @@ That they still run is tested by nbmake, which runs them all beside these tests.
 from __future__ import annotations
 
 import ast
+import html
 import re
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from choreographer.browsers.chromium import Chromium
 from nbconvert import HTMLExporter
 from playwright.sync_api import sync_playwright
+from test_docstrings import EVERYTHING
 
 CHROME = Chromium.find_browser(skip_local=False)
 FOLDER = Path(__file__).parents[1] / "notebooks"
@@ -33,8 +35,8 @@ def outputs(path: Path) -> list[nbformat.NotebookNode]:
     return [output for cell in code(path) for output in cell.outputs]
 
 
-def test_the_five_notebooks_are_small() -> None:
-    names = ["01_audit", "02_vectors", "03_before_after", "04_forgetting", "05_your_own_model"]
+def test_the_six_notebooks_are_small() -> None:
+    names = ["01_audit", "02_vectors", "03_before_after", "04_forgetting", "05_your_own_model", "06_recovery"]
     assert [path.stem for path in PATHS] == names
     assert sum(path.stat().st_size for path in PATHS) < MOST_BYTES
 
@@ -72,6 +74,25 @@ def test_outputs_are_there_and_hold_neither_errors_nor_progress_nor_places(path:
 def test_figures_are_kept_as_data_and_as_images(path: Path) -> None:
     figures = [output.data.keys() for output in outputs(path) if DATA in output.get("data", {})]
     assert figures and all(IMAGE in kinds for kinds in figures)
+
+
+@every_notebook
+def test_images_have_the_title_of_their_figure_as_text(path: Path) -> None:
+    images = [output for output in outputs(path) if IMAGE in output.get("data", {})]
+    assert images and all(
+        image.metadata[IMAGE].alt == html.unescape(image.data[DATA]["layout"]["title"]["text"].replace("<br>", " "))
+        for image in images
+    )
+
+
+@every_notebook
+def test_it_imports_nothing_that_is_not_public(path: Path) -> None:
+    public = {str(one) for one in EVERYTHING}
+    for node in (node for cell in code(path) for node in ast.walk(ast.parse(cell.source))):
+        if isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] == "ivlens":
+            assert {f"{node.module}.{name.name}" for name in node.names} <= public, ast.unparse(node)
+        if isinstance(node, ast.Import):
+            assert not [name.name for name in node.names if name.name.startswith("ivlens.")], ast.unparse(node)
 
 
 @every_notebook

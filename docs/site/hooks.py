@@ -10,6 +10,7 @@ import json
 import logging
 import posixpath
 import re
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ ROOT = Path(__file__).parents[2]
 PAGES = {f"{name}.md": f"{name.lower()}.md" for name in ("LOG", "CHANGELOG", "CONTRIBUTING", "SECURITY")}
 """Pages of the repository's root, and of the site."""
 KEPT = ("figures/README.md", "figures/*.png", "figures/*.svg", "notebooks/*.ipynb")
+UNDESCRIBED = 'alt="No description has been provided for this image"'
+"""As nbconvert writes it, which reads no text of an image."""
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|!\[[^\]]*\]\([^)]*\))*)\]\(([^)\s]+)\)")
 
 
@@ -50,6 +53,20 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         return f"{mark}[{words}]({posixpath.relpath(place, posixpath.dirname(page.file.src_uri) or '.')}{anchor})"
 
     return LINK.sub(link, markdown)
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
+    """Give every image of a notebook's figure the figure's title as its text."""
+    if not page.file.src_uri.endswith(".ipynb"):
+        return html
+    cells = json.loads((ROOT / page.file.src_uri).read_text(encoding="utf-8"))["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    for output in outputs:
+        if title := output.get("metadata", {}).get("image/svg+xml", {}).get("alt"):
+            html = html.replace(UNDESCRIBED, f'alt="{escape(title)}"', 1)
+    if UNDESCRIBED in html:
+        logging.getLogger("mkdocs.hooks").warning("%s: an image has no text", page.file.src_uri)
+    return html
 
 
 def on_post_build(config: Any) -> None:

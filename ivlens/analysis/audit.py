@@ -165,7 +165,7 @@ class Audit:
         matched = score and f" ({GREEDY_MATCH})"
         # What the figure by layer leaves out where it shows every draw.
         shown = "" if self.layer_draws is None else " (bands: chosen and random heads; dashes: single draws)"
-        grid = self.places["layer"].nunique() * self.places["scale"].nunique()
+        grid = len(set(self.places["layer"])) * len(set(self.places["scale"]))
         untried = " (grey: not tried)" if len(self.places) < grid else ""
         called = {"measure": audit_tables.measure_labels(self)}
         found = {

@@ -278,10 +278,17 @@ def _base(found: Findings, measure: str) -> float:
     return float(chosen["value"].mean())
 
 
-def figure_title(found: Findings, what: str, probes: Frame | None = None, *, interval: bool = True) -> str:
-    """Figure, model, study, and what its numbers and intervals are over."""
+def figure_title(
+    found: Findings, what: str, probes: Frame | None = None, *, interval: bool = True, over_queries: bool = False
+) -> str:
+    """Figure, model, study, and what its numbers and intervals are over.
+
+    Args:
+        over_queries: Of a single seed, intervals over queries are drawn.
+    """
     counts = {"probe": 0 if probes is None else probes["task"].nunique(), "seed": found.evaluations["seed"].nunique()}
     over = [f"{count} {name}{'s' if count > 1 else ''}" for name, count in counts.items() if count]
     if interval:
-        over.append("95 % intervals" if counts["seed"] > 1 else "no intervals")
+        of_one = "95 % intervals over queries" if over_queries else "no intervals"
+        over.append("95 % intervals" if counts["seed"] > 1 else of_one)
     return f"{what}: {Path(found.plan.model).name}, study {found.plan.name}; {', '.join(over)}"

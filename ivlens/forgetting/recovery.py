@@ -117,7 +117,8 @@ def _stage_by_stage(found: Findings, width: Width) -> go.Figure | None:
     table = table.sort_values(["method", "prompts"], key=lambda names: names.map(order), kind="stable")
     table = table.rename(columns={"method": "row", "vector": "line"}).assign(panel=table["prompts"].map(_PANELS))
     probes = found.evaluations[found.evaluations["kind"] == "probe"]
-    title = figure_title(found, f"Recovery by stage: accuracy on probes with a vector added{left_out}", probes)
+    what, has_bands = f"Recovery by stage: accuracy on probes with a vector added{left_out}", table["low"].notna().any()
+    title = figure_title(found, what, probes, over_queries=bool(has_bands))
     pale = {_INSTRUCTED: "no vector"}
     return stage_panels(
         table, unit="accuracy, cosine", bounds=(-0.03, 1.03), looks=_LOOKS, pale=pale, title=title, width=width

@@ -219,9 +219,11 @@ class HeadEffects:
             f"{self.cie.shape[2]} heads, {self.unit}; top {', '.join(best)})"
         )
 
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
-        """The figure where plotly has a renderer for notebooks, and one line of text everywhere."""
-        return {"text/plain": repr(self), **self.figure()._repr_mimebundle_()}
+    def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The figure where plotly has a renderer for notebooks, and one line of text everywhere; then images' texts."""
+        figure: Any = self.figure()
+        bundle = figure._repr_mimebundle_()
+        return {"text/plain": repr(self), **bundle}, figure.alternatives(bundle)
 
 
 def rank_heads(aie: HeadGrid) -> list[Head]:

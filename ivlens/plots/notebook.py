@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import gzip
 import html
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -54,13 +55,18 @@ class Figure(go.Figure):
         return {**bundle, "text/html": _notebook_html(self)} if bundle.keys() == {DATA} else bundle
 
     def _ipython_display_(self) -> None:
+        """With its title as text: for a terminal, and for who does not see an image of it."""
         bundle = self._repr_mimebundle_()
-        if "text/html" in bundle:
+        if bundle:
             from IPython.display import display
 
-            display({"text/plain": self._text, **bundle}, raw=True)
+            display({"text/plain": self._text, **bundle}, metadata=self.alternatives(bundle), raw=True)
         else:
             super()._ipython_display_()
+
+    def alternatives(self, bundle: Mapping[str, Any]) -> dict[str, Any]:
+        """The title as the text of every image in what is displayed, as notebooks keep it."""
+        return {kind: {"alt": self._text[1:-1]} for kind in bundle if kind.startswith("image/")}
 
     def show(self, *args: Any, **kwargs: Any) -> None:
         """As plotly's; without arguments as in the last line of a cell."""

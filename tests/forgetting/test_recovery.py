@@ -97,6 +97,13 @@ def test_the_table_says_half_of_students_interval_though_it_ends_at_1():
 
 
 @pytest.mark.slow
+def test_the_title_says_whose_intervals_the_bands_of_one_seed_are():
+    for bounds, said in ((False, "1 seed, no intervals"), (True, "1 seed, 95 % intervals over queries")):
+        figure = recovery.figures(Findings(evaluations(seeds=(0,), bounds=bounds)))["recovery-by-stage"]
+        assert figure.layout.title.text.replace("<br>", " ").endswith(said)
+
+
+@pytest.mark.slow
 def test_what_was_not_measured_is_a_gap_and_never_0():
     asked = [key for key in ASKED if key[1] != "own"]
     found = Findings(evaluations(asked=asked))

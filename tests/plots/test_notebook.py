@@ -4,6 +4,7 @@ import subprocess
 from pathlib import Path
 from types import FunctionType
 
+import plotly.graph_objects
 import plotly.io
 import pytest
 from choreographer.browsers.chromium import Chromium
@@ -72,11 +73,20 @@ def test_a_renderer_that_was_chosen_stays(jupyter, monkeypatch):
 def test_what_ipython_displays_has_text_for_a_terminal(jupyter, monkeypatch):
     pytest.importorskip("IPython")
     shown = []
-    monkeypatch.setattr("IPython.display.display", lambda bundle, raw: shown.append(bundle))
+    monkeypatch.setattr("IPython.display.display", lambda bundle, metadata, raw: shown.append(bundle))
     figure("Heads <1> & $x$")._ipython_display_()
     figure().show()
     assert [bundle["text/plain"] for bundle in shown] == ["[Heads <1> & $x$]", "[AIE]"]
     assert all(bundle.keys() == {DATA, "text/html", "text/plain"} for bundle in shown)
+
+
+def test_an_image_of_a_figure_says_what_it_shows(jupyter, monkeypatch):
+    pytest.importorskip("IPython")
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda bundle, metadata, raw: shown.append((bundle, metadata)))
+    monkeypatch.setattr(plotly.graph_objects.Figure, "_repr_mimebundle_", lambda self: {DATA: {}, "image/svg+xml": ""})
+    figure("Heads")._ipython_display_()
+    assert shown == [({"text/plain": "[Heads]", DATA: {}, "image/svg+xml": ""}, {"image/svg+xml": {"alt": "Heads"}})]
 
 
 @pytest.mark.browser

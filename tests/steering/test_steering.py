@@ -308,9 +308,9 @@ def test_effects_come_back_from_their_table(effects: HeadEffects) -> None:
 def test_effects_show_themselves(effects: HeadEffects, monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"top {effects.top(1)[0]} " in repr(effects)
     monkeypatch.setattr(renderers, "default", "")
-    assert effects._repr_mimebundle_() == {"text/plain": repr(effects)}
+    assert effects._repr_mimebundle_() == ({"text/plain": repr(effects)}, {})
     monkeypatch.setattr(renderers, "default", "plotly_mimetype")
-    shown = effects._repr_mimebundle_()
+    shown, _ = effects._repr_mimebundle_()
     assert shown["text/plain"] == repr(effects)
     assert shown["application/vnd.plotly.v1+json"]["data"][0]["type"] == "heatmap"
 
