@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -92,7 +92,7 @@ def _say_cost(asked: Plan, out: Path, seconds: float | None, *, workers: int | N
     at_once = workers or cell_jobs.count_cores(model)
     begun = read_record(out)
     if begun is not None and seconds is not None:
-        asked = asked.with_changes(seeds=tuple(begun.settings["seeds"]))
+        asked = asked.with_changes(seeds=tuple(cast(Any, begun.settings["seeds"])))
     elif seconds is not None:
         asked = asked.with_changes(seeds=tuple(islice(count(asked.seeds[0]), cost.seeds_within(seconds * at_once))))
     n_seeds = len(asked.seeds)

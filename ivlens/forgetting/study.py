@@ -123,7 +123,9 @@ class Study:
 
     @property
     def unmeasured(self) -> dict[str, list[str]]:
-        """General tasks that were not asked in a form, as the base model cannot do them in it, by the form's accuracy.
+        """General tasks that the base model cannot do in a form, or that have none, so that they were not asked in it.
+
+        By what the accuracy is called.
 
         >>> study.unmeasured  # Of a plan with `evaluation.able_only`.
         {}

@@ -254,7 +254,11 @@ def note(found: Findings) -> str:
     score = found.plan.evaluation.score
     scored = "" if score == GREEDY_MATCH else f"Accuracy is {score} of the replies that are written.\n"
     unable = "; ".join(f"{measure}: {', '.join(tasks)}" for measure, tasks in found.unmeasured.items())
-    unasked = f"Not asked, as the base model is not clear of the most frequent answer ({unable}).\n" if unable else ""
+    unasked = (
+        f"Not asked: the base model is not clear of the most frequent answer, or there is no such form ({unable}).\n"
+        if unable
+        else ""
+    )
     return f"{_NOTE}\n{scored}{unasked}{interval_note(found)}"
 
 

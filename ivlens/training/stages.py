@@ -101,7 +101,7 @@ class Stage:
     @property
     def digest(self) -> str:
         """SHA-256 of everything in the stage."""
-        content = json.dumps(dataclasses.asdict(self, dict_factory=_without_usual_bos), ensure_ascii=False)
+        content = json.dumps(dataclasses.asdict(self, dict_factory=_without_later_fields), ensure_ascii=False)
         return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
     def __repr__(self) -> str:
@@ -109,9 +109,9 @@ class Stage:
         return f"Stage({self.name!r}, {sizes})"
 
 
-def _without_usual_bos(fields: list[tuple[str, Any]]) -> dict[str, Any]:
-    """So that digests of before hold where nothing else is asked for."""
-    return {name: value for name, value in fields if (name, value) != ("bos", "auto")}
+def _without_later_fields(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """So that digests of before hold: the usual BOS is left out, and so are spans, which follow from the rest."""
+    return {name: value for name, value in fields if (name, value) != ("bos", "auto") and name != "spans"}
 
 
 def split(task: Task, *, seed: int) -> list[tuple[Pair, ...]]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from ivlens.forgetting import tables
 from ivlens.forgetting.study import Study
 from ivlens.measures import interval
 
@@ -80,3 +81,13 @@ def lines(study: Study) -> list[str]:
 def test_the_tables_of_the_document_are_those_of_the_record() -> None:
     found, text = lines(Study.read(NUMBERS)), TEXT.read_text(encoding="utf-8")
     assert found and [line for line in found if line not in text] == []
+
+
+def test_what_was_not_asked_is_named_and_is_no_number() -> None:
+    study = Study.read(NUMBERS)
+    unable = study.unmeasured
+    assert set(unable["instruction accuracy"]) == set(study.plan.general) - {"choose-first", "number-digits"}
+    assert f"instruction accuracy: {', '.join(unable['instruction accuracy'])}" in tables.note(study)
+    for measure, tasks in unable.items():
+        of_these = study.evaluations["task"].isin(tasks) & (study.evaluations["measure"] == measure)
+        assert study.evaluations[of_these & (study.evaluations["kind"] == "general")]["value"].isna().all()

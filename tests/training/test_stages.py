@@ -94,6 +94,13 @@ def test_the_digest_covers_every_part(part: str):
     assert changed.digest != stage.digest
 
 
+def test_where_the_parts_of_a_prompt_stand_is_not_of_the_digest():
+    one = Stage.of_task(of(30), seed=1)
+    bare = tuple(dataclasses.replace(prompt, spans=()) for prompt in one.train)
+    assert any(prompt.spans for prompt in one.train)
+    assert dataclasses.replace(one, train=bare).digest == one.digest
+
+
 def test_the_bos_token_is_of_the_digest_only_where_it_is_asked_for():
     # The digest that studies have in their records.
     usual = "92360a6e7845ca45ffd959a4c006d28270807b2c8a6ef44bf17348d39edc7ce3"
