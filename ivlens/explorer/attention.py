@@ -70,21 +70,27 @@ def read_attention(model: HookedTransformer, tokens: Tokens) -> list[Attention]:
 
 
 def _read_prompt(model: HookedTransformer, ids: Tensor) -> Attention:
-    n_layers, rows = model.cfg.n_layers, dict[int, np.ndarray]()
+    n_layers, found = model.cfg.n_layers, dict[int, Attention]()
 
     def keep(pattern: Float[Tensor, "1 head pos key"], hook: object, *, layer: int) -> None:
-        # Beside keys of tokens some attentions have a sink.
-        rows[layer] = to_hundredths(pattern[0, :, :, : ids.shape[1]])
+        # Layer by layer: patterns of long prompts are large. Beside keys of tokens some attentions have a sink.
+        found[layer] = compact([to_hundredths(pattern[0, :, :, : ids.shape[1]])])
 
     names = (f"blocks.{layer}.attn.hook_pattern" for layer in range(n_layers))
     hooks: list[Any] = [(name, partial(keep, layer=layer)) for layer, name in enumerate(names)]
     forward_of(model).run(ids, torch.ones_like(ids, dtype=torch.bool), hooks)
-    if len(rows) < n_layers:
+    if len(found) < n_layers:
         raise ModelError(
-            f"{model_name(model)} does not show the attention of {n_layers - len(rows)} of its {n_layers} layers; load "
-            "the Hugging Face model with attn_implementation='eager'"
+            f"{model_name(model)} does not show the attention of {n_layers - len(found)} of its {n_layers} layers; "
+            "load the Hugging Face model with attn_implementation='eager'"
         )
-    return compact([rows[layer] for layer in range(n_layers)])
+    parts = [found[layer] for layer in range(n_layers)]
+    return Attention(
+        last=np.concatenate([part.last for part in parts]),
+        counts=np.concatenate([part.counts for part in parts]),
+        keys=np.concatenate([part.keys for part in parts]),
+        weights=np.concatenate([part.weights for part in parts]),
+    )
 
 
 def to_hundredths(weights: Float[Tensor, "*rows"]) -> UInt8[np.ndarray, "*rows"]:

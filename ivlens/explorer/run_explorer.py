@@ -30,7 +30,7 @@ from ivlens.prompts.long_pairs import leave_out_long
 from ivlens.prompts.template import Prompt
 from ivlens.shapes import GIB
 from ivlens.steering.steered_model import as_vector
-from ivlens.vectors.head_writing import check_width, write_vector
+from ivlens.vectors.head_writing import check_layer, check_width, write_vector
 from ivlens.vectors.instruction_vector import InstructionVector
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ def explore(
     vector = _find_vector(model, first) if vector is None else as_vector(vector)
     check_width(vector.vector, vector.model or vector.task, model, remedy="build the vector on this model")
     layer = model.cfg.n_layers // 3 if vector.layer is None else vector.layer
+    check_layer(layer, model.cfg.n_layers)
     visible = asked.shown(model, shown)
     found = []
     for side in sides:

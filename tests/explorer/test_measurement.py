@@ -225,6 +225,8 @@ def test_what_does_not_fit_is_refused_in_a_sentence(
         explorer.save(tmp_path / "heads.pdf")
     with pytest.raises(IvlensError, match="there is no layer 3"):
         explorer.reply(3, 1.0)
+    with pytest.raises(IvlensError, match="there is no layer 7"):
+        explore(tiny, word_task, effects, vector=replace(explorer.vector, layer=7))
     other = replace(explorer.vector, vector=torch.zeros(5))
     with pytest.raises(IvlensError, match="has width 5"):
         explore(tiny, word_task, effects, vector=other)
