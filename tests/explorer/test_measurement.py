@@ -146,13 +146,14 @@ def test_replies_are_those_of_the_steered_model(lab: HookedTransformer):
     effects = ivlens.indirect_effects(lab, task, shots=5, clean_prompts=8, prompts=2)
     explorer = explore(lab, task, effects, shown=2)
     prompts, vector = explorer.contents.steering.prompts, explorer.vector
-    found = reply_steered(lab, prompts, vector.vector, layers=[1, 3], scales=[-1.0, 4.0])
+    found = reply_steered(lab, prompts, vector.vector, layers=[2, 3, 4], scales=[-4.0, 4.0])
     for i, layer in enumerate(found.layers):
         for j, scale in enumerate(found.scales):
             with ivlens.steered(lab, vector, layer=layer, scale=scale):
                 wanted = ivlens.ask(lab, prompts, new_tokens=NEW_TOKENS)
             assert found.replies[i][j] == wanted.reply
             torch.testing.assert_close(found.probability[i, j], wanted.first, atol=1e-5, rtol=1e-4)
+    assert len(set(found.replies)) == 3, "each layer has its own"
     without = ivlens.ask(lab, prompts, new_tokens=NEW_TOKENS)
     assert explorer.contents.steering.replies == without.reply
     torch.testing.assert_close(explorer.contents.steering.probability, without.first, atol=1e-5, rtol=1e-4)
