@@ -66,8 +66,7 @@ class RayWorkers:
 
     def wait(self) -> Iterator[tuple[Any, Message]]:
         """What one worker says, within a second."""
-        while self._idle:  # No job is left for it: somebody who waits for a place may have its own.
-            self._ray.kill(self._idle.pop())
+        self._dismiss()  # No job is left for them: somebody who waits for a place may have theirs.
         for asked in self._ray.wait(list(self._busy), timeout=1)[0]:
             worker, message = self._busy.pop(asked), self._get(asked)
             if message.kind == "piece":  # It goes on while this one is written down.
@@ -81,8 +80,15 @@ class RayWorkers:
     def close(self) -> None:
         """End all of them."""
         with suppress(ConnectionError):  # Then Ray ends them itself.
-            for worker in [*self._idle, *self._busy.values()]:
+            for worker in self._busy.values():
                 self._ray.kill(worker)
+            if ending := self._dismiss():
+                self._ray.wait(ending, num_returns=len(ending), timeout=10)
+
+    def _dismiss(self) -> list[Any]:
+        """Have idle actors end, and tidy up behind themselves: a killed one leaves its temporary folder."""
+        workers, self._idle = self._idle, []
+        return [worker.__ray_terminate__.remote() for worker in workers]
 
     def _start(self) -> Any:
         self._count_room()  # Where no machine is left that it fits on, it would be waited for without end.

@@ -6,7 +6,9 @@ study has of it, and every stage that is done comes back as bytes.
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import tempfile
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -137,7 +139,7 @@ def _run_apart(one: MethodRun, kept: bytes, named: Named, questions: Questions) 
     Args:
         kept: What the study has of the cell.
     """
-    base, folder = _load(named), Path(_workplace(one.configuration).name)
+    base, folder = _load(named), _workplace(one.configuration)
     write_files(folder, unpack_files(kept))
     there = replace(one, home=Home(folder, one.home.started))
     before = [stage for stage in there.stages if there.is_done(stage)]
@@ -179,9 +181,11 @@ def _load(named: Named) -> Base:
 
 
 @lru_cache(maxsize=1)
-def _workplace(configuration: str) -> tempfile.TemporaryDirectory[str]:
+def _workplace(configuration: str) -> Path:
     """One folder for all cells of a study that a process runs: they share what the base model was asked."""
-    return tempfile.TemporaryDirectory(prefix="ivlens-study-")
+    folder = Path(tempfile.mkdtemp(prefix="ivlens-study-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 @contextmanager

@@ -1,1 +1,1 @@
-"""Many audits, models by tasks, as independent jobs: which heads recur across tasks, and across models of one shape?"""
+"""Many audits, models by tasks, and the heads that recur in them: across tasks, across models of one shape."""

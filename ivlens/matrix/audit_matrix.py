@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,14 +37,20 @@ class AuditMatrix:
     folders: tuple[Path, ...]
     """The run folder of each."""
 
-    @cached_property
-    def recurring(self) -> pd.DataFrame:
-        """Heads that are among the top of two audits or more; see `ivlens.matrix.recurrence.find_recurring`.
+    recurring: pd.DataFrame
+    """Heads that are among the top of two audits or more; see `ivlens.matrix.recurrence.find_recurring`."""
 
-        >>> matrix.recurring.columns.tolist()[2:6]
-        ['head', 'top', 'audits', 'chance']
+    @classmethod
+    def of(cls, audits: Sequence[AuditedHeads], folders: Sequence[Path]) -> AuditMatrix:
+        """What audits have in common.
+
+        Args:
+            folders: The run folder of each.
+
+        >>> type(matrix).of(matrix.audits[:1], matrix.folders[:1])
+        AuditMatrix(lab on antonym; no head recurs)
         """
-        return find_recurring(self.audits)
+        return cls(audits=tuple(audits), folders=tuple(folders), recurring=find_recurring(audits))
 
     @property
     def names(self) -> list[str]:

@@ -162,8 +162,8 @@ def _keep_pieces(pieces: Iterator[Piece], folder: Path) -> Iterator[str]:
 
 def _gather(folder: Path, asked: Sequence[AskedAudit]) -> AuditMatrix:
     """Read every audit, keep what they have in common, and write the table over all."""
-    audits = tuple(AuditedHeads.of(Audit.read(folder / one.folder), model=_shown(one)) for one in asked)
-    found = AuditMatrix(audits=audits, folders=tuple(folder / one.folder for one in asked))
+    audits = [AuditedHeads.of(Audit.read(folder / one.folder), model=_shown(one)) for one in asked]
+    found = AuditMatrix.of(audits, [folder / one.folder for one in asked])
     write_whole(folder / HEADS, found.recurring.to_csv(index=False).encode())
     return found
 

@@ -6,14 +6,14 @@ Names come from files. Whatever is in them, markup and terminal escapes among it
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from ivlens.matrix.recurrence import OUTCOMES
+from ivlens.matrix.recurrence import OUTCOMES, AuditedHeads
 from ivlens.steering.verdict import MOST_FREQUENT
 from ivlens.tables import INTERVAL, UNMEASURED, Line, Table, folded, print_table, safe, table_html
 
 if TYPE_CHECKING:
-    from ivlens.matrix.audit_matrix import AuditMatrix
+    import pandas as pd
 
 MOST_HEADS = 20
 _CALLED = {"steered": "zero-shot + vector", "steered, random": "zero-shot + random heads", MOST_FREQUENT: MOST_FREQUENT}
@@ -25,7 +25,19 @@ _NOTE = (
 _APART = "Across models, an address is the same head only where one was tuned from the other."
 
 
-def print_matrix(found: AuditMatrix) -> None:
+@runtime_checkable
+class Findings(Protocol):
+    """What an `AuditMatrix` holds, so far as it is shown here."""
+
+    @property
+    def audits(self) -> tuple[AuditedHeads, ...]: ...
+    @property
+    def names(self) -> list[str]: ...
+    @property
+    def recurring(self) -> pd.DataFrame: ...
+
+
+def print_matrix(found: Findings) -> None:
     """A line for each audit, then the heads."""
     for table in matrix_tables(found):
         if not table.parts[0]:
@@ -36,13 +48,13 @@ def print_matrix(found: AuditMatrix) -> None:
         print(folded(f"\n{table.note}\n") if table.note else "")
 
 
-def matrix_html(found: AuditMatrix) -> str:
+def matrix_html(found: Findings) -> str:
     """The same for a notebook."""
     shown = [f"<p><b>{safe(table.heading)}</b></p>{table_html(table)}" for table in matrix_tables(found)]
     return "".join(shown)
 
 
-def matrix_tables(found: AuditMatrix) -> tuple[Table, Table]:
+def matrix_tables(found: Findings) -> tuple[Table, Table]:
     """The audits, and the heads that recur."""
     lines = zip(found.names, found.audits, strict=True)
     audits = Table(
@@ -69,7 +81,7 @@ def matrix_tables(found: AuditMatrix) -> tuple[Table, Table]:
     return audits, heads
 
 
-def _unit(found: AuditMatrix) -> str:
+def _unit(found: Findings) -> str:
     return found.audits[0].unit
 
 

@@ -12,6 +12,7 @@ import pytest
 import ivlens
 from ivlens.analysis.options import AuditSettings, ComparisonSettings
 from ivlens.cli.app import main
+from ivlens.engine.options import Engine
 from ivlens.patching.settings import Settings
 from ivlens.shapes import Head
 
@@ -110,6 +111,25 @@ def test_a_study_scores_as_is_asked_for(called: dict[str, Any], tmp_path: Path):
     assert main(line) == 130
     (usual,) = called["first"]
     assert usual.evaluation.score == usual.record()["evaluation"]["score"] == "greedy-match"
+
+
+def test_options_of_engines_arrive_and_are_explained(
+    called: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    values = {"engine": "ray", "address": "here:1", "workers": 3, "cpus": 2, "gpus": 1, "retries": 0}
+    typed = [part for name, value in values.items() for part in (f"--{name}", str(value))]
+    assert values.keys() == {one.name for one in fields(Engine)}
+    assert main(["study", "lab-func", "--out", str(tmp_path / "run"), *typed]) == 130
+    assert {name: called[name] for name in values} == values
+    several = ["audit", "MODEL", "OTHER", "--task", "antonym", "--out", str(tmp_path / "run")]
+    monkeypatch.setattr(ivlens, "audit_many", ivlens.study)  # Which stops and says what it was given.
+    assert main([*several, *typed, "--threads", "4"]) == 130
+    assert {name: called[name] for name in values} == values and called["threads"] == 4
+    assert called["first"][0] == ["MODEL", "OTHER"] and called["layout"].name == "qa"
+    for command in ("study", "audit"):
+        assert main([command, "--help"]) == 0
+        shown = "".join(capsys.readouterr().out.split())
+        assert all("".join(one.metadata["words"].split()) in shown for one in fields(Engine))
 
 
 @pytest.mark.slow

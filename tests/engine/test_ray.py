@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -46,16 +47,18 @@ def cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     folders = [Path(ivlens.__file__).parents[1], Path(__file__).parent, Path(__file__).parents[1]]
-    with pytest.MonkeyPatch.context() as patch:
+    # Not pytest's folder: paths of sockets have 107 letters at most.
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as place:
         patch.setenv("PYTHONPATH", os.pathsep.join(map(str, folders)))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("TMPDIR", place)
         patch.setenv("JAXTYPING_DISABLE", "1")
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         head = {**MACHINE, "include_dashboard": False, "ray_client_server_port": port}
         found = Cluster(initialize_head=True, head_node_args=head)
         found.add_node(**MACHINE)
-        found.client_address = f"ray://127.0.0.1:{port}"
+        found.client_address, found.place = f"ray://127.0.0.1:{port}", Path(place)
         yield found
         found.shutdown()
 
@@ -145,12 +148,13 @@ def test_a_job_that_fits_on_no_machine_is_refused(cluster: Any, asked: dict[str,
     assert said in str(refused.value) and not ray.is_initialized()
 
 
-def test_a_study_on_a_cluster_is_that_of_one_process_to_the_bit(engine: Engine, tmp_path: Path) -> None:
+def test_a_study_on_a_cluster_is_that_of_one_process_to_the_bit(cluster: Any, engine: Engine, tmp_path: Path) -> None:
     asked = small_plan(methods=("lora", "lora+iv"), training=Training(steps=2, batch=4, warmup=1))
     ivlens.study(asked, out=tmp_path / "here", workers=1)
     ivlens.study(asked, out=tmp_path / "there", engine="ray", address=engine.address)
     records = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("here", "there")]
     assert records[0]["files"] == records[1]["files"] and len(records[0]["files"]) > 10
+    assert not list(cluster.place.glob("ivlens-*")), "machines keep nothing of it"
     assert not ray.is_initialized()
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from ivlens import plots
+from ivlens.errors import FigureError
 from ivlens.matrix.audit_matrix import AuditMatrix
 from ivlens.matrix.recurrence import OUTCOMES, AuditedHeads, expect_by_chance, find_recurring
 from ivlens.matrix.tables import matrix_html, matrix_tables, print_matrix
@@ -32,7 +36,7 @@ def audited(task: str, top: list[tuple[int, int]], *, model: str = "a", shape: t
 
 
 def matrix(*audits: AuditedHeads) -> AuditMatrix:
-    return AuditMatrix(audits=audits, folders=())
+    return AuditMatrix.of(audits, [Path()] * len(audits))
 
 
 @pytest.mark.parametrize("sizes", [[1], [2, 2], [1, 3, 2], [4, 1]])
@@ -94,3 +98,10 @@ def test_where_nothing_recurs_that_is_said(capsys: pytest.CaptureFixture[str]) -
 
 def test_names_are_shown_as_text() -> None:
     assert "<b>x" not in matrix_html(matrix(audited("<b>x", [(0, 0)]), audited("y", [(0, 0)])))
+
+
+def test_cells_that_cannot_be_drawn_are_refused() -> None:
+    cells = pd.DataFrame([[0.1, 0.2]], index=["L0H0"], columns=["one", "two"])
+    for aie, marked in ((cells, cells.iloc[:, :1] > 0), (cells / 0, cells > 0), (cells.iloc[:0], cells.iloc[:0] > 0)):
+        with pytest.raises(FigureError, match="they need the same ones, of finite numbers or NaN"):
+            plots.recurrence_heatmap(aie, marked=marked)
