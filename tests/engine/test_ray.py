@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -46,17 +47,18 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     folders = [Path(ivlens.__file__).parents[1], Path(__file__).parent, Path(__file__).parents[1]]
-    with pytest.MonkeyPatch.context() as patch:
+    # Not pytest's folder: paths of sockets have 107 letters at most.
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as place:
         patch.setenv("PYTHONPATH", os.pathsep.join(map(str, folders)))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("TMPDIR", str(place := tmp_path_factory.mktemp("machines")))
+        patch.setenv("TMPDIR", place)
         patch.setenv("JAXTYPING_DISABLE", "1")
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         head = {**MACHINE, "include_dashboard": False, "ray_client_server_port": port}
         found = Cluster(initialize_head=True, head_node_args=head)
         found.add_node(**MACHINE)
-        found.client_address, found.place = f"ray://127.0.0.1:{port}", place
+        found.client_address, found.place = f"ray://127.0.0.1:{port}", Path(place)
         yield found
         found.shutdown()
 
