@@ -50,7 +50,7 @@ class Findings:
     def __init__(self, table: pd.DataFrame) -> None:
         self.evaluations, self.grids = table, pd.DataFrame()
         self.plan = Plan(name="tiny", tasks=("class-letter", "kind-form"), methods=METHODS)
-        self.recovery, self.summary = recovery.by_stage(table), pd.DataFrame()
+        self.recovery, self.summary, self.unmeasured = recovery.by_stage(table), pd.DataFrame(), {}
 
 
 def line(table: pd.DataFrame, prompts: str, vector: str, method: str = "lora") -> pd.DataFrame:
