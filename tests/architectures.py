@@ -105,7 +105,7 @@ def measure(family: str, folder: Path) -> dict[str, float | bool]:
     merged = ivlens.load(folder / "base", adapter=folder / "adapter")
     found["lora"] = max(gap(attached, adapter_log_probs), gap(merged(TOKENS).log_softmax(-1), adapter_log_probs))
     # The words of built-in tasks are not in the vocabulary, and Qwen's tokenizer drops what is not.
-    with mock.patch("ivlens.analysis.probes.find_task", lambda name: OTHER):
+    with mock.patch("ivlens.steering.necessity.find_task", lambda name: OTHER):
         audit = ivlens.audit(model, WORDS, other_tasks=0, **SMALL)
         change = ivlens.compare(model, adapter, WORDS, queries=3, **SMALL)
     found["audit"] = bool(audit.effects.aie.any()) and bool(audit.vector.vector.isfinite().all())

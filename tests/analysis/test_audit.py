@@ -21,7 +21,7 @@ from transformer_lens import HookedTransformer
 
 import ivlens
 from ivlens import prompts
-from ivlens.analysis import audit_tables, probes, run_audit
+from ivlens.analysis import audit_tables, run_audit
 from ivlens.analysis.audit import HEADS, MEASURES, STEERING, Audit
 from ivlens.analysis.audit_tables import print_audit
 from ivlens.datasets.task import Pair, Task
@@ -31,7 +31,7 @@ from ivlens.models import hooked
 from ivlens.patching import branches
 from ivlens.patching.head_effects import EFFECTS
 from ivlens.reports.audit_page import audit_page
-from ivlens.steering import steered_replies, trial_plan
+from ivlens.steering import necessity, steered_replies, trial_plan
 from ivlens.steering.search import SCALES
 from ivlens.steering.trials import BY_QUERY, PLACES
 from ivlens.storage.parquet import to_bytes
@@ -487,7 +487,7 @@ def test_necessity_is_of_the_vectors_heads_on_instructed_and_few_shot_prompts(fo
 def test_an_audit_whose_model_reads_no_other_task_goes_on_without_necessity(
     tiny: HookedTransformer, known: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probes, "tasks", list)
+    monkeypatch.setattr(necessity, "tasks", list)
     alone = ivlens.audit(tiny, known, out=tmp_path / "alone", **SMALL | {"other_tasks": 0})
     assert alone.necessity is not None and alone.necessity.empty
     assert "necessity" not in alone.figures()

@@ -227,7 +227,7 @@ def test_the_shell_completes_commands_models_tasks_studies_and_choices(
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ("audit", "Missing argument 'model'; see ivlens audit --help"),
+        ("audit", "Missing argument 'MODEL...'; see ivlens audit --help"),
         ("audit lab", "Missing option '--task'; see ivlens audit --help"),
         ("explore lab", "there is no task; give --task, or the folder of an audit in place of the model"),
         ("explore lab --task antonym --out heads.pdf", "written to heads.pdf; give a name that ends in .html"),
@@ -265,7 +265,7 @@ def test_the_shell_completes_commands_models_tasks_studies_and_choices(
         ("ask lab x --vector nowhere.safetensors", "nowhere.safetensors is no readable safetensors file"),
         ("ask lab x --score exact", "1 of 1 prompts have no answer to score; give --answer, or --score none"),
         ("show nowhere", "nowhere is not a run of ivlens: it has no run.json"),
-        ("audit lab --task antonym extra", "unexpected extra argument"),
+        ("universal lab extra", "unexpected extra argument"),
         ("figures", "Missing argument 'run'; see ivlens figures --help"),
         ("audit lab --task antonym --memory 0", "memory is '0'; write a size above 0 such as 2GiB, 500MB or 1048576"),
         ("audit lab --task antonym --memory abc", "memory is 'abc'; write a size"),

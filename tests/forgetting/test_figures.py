@@ -79,6 +79,7 @@ def study(methods=METHODS, seeds=(0, 1, 2), learned=LEARNED, probed=True, **chan
         "plan": plan,
         "summary": metrics.summary(table, guided=(STATED,)),
         "recovery": recovery.by_stage(table),
+        "unmeasured": {},
     }
     return SimpleNamespace(**(found | changes))
 

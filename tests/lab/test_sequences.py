@@ -8,7 +8,7 @@ import pytest
 import torch
 from shipped import SHIPPED
 
-from ivlens.datasets.task import Task, read_task, tasks
+from ivlens.datasets.task import Task, read_task, task, tasks
 from ivlens.lab.abilities import answer_all
 from ivlens.lab.sequences import FILES, REAL_SEQUENCES, SEQUENCES, TASKS
 from ivlens.lab.sequences.__main__ import made
