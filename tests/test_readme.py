@@ -77,7 +77,7 @@ def test_the_loop_of_the_page_of_studies_learns() -> None:
 
 
 def test_the_study_file_of_the_page_of_studies_is_a_plan(tmp_path: Path) -> None:
-    (tmp_path / "mine.toml").write_text(re.search(r"```toml\n(.*?)```", STUDIES, re.DOTALL)[1], encoding="utf-8")
+    (tmp_path / "mine.toml").write_text(re.search(r"```toml\n(model.*?)```", STUDIES, re.DOTALL)[1], encoding="utf-8")
     plan = read_plan(tmp_path / "mine.toml")
     assert plan.methods == ("lora", "lora+iv", "lora+kl", "replay")
     assert plan.parts("lora+kl")[1].kl == 0.3

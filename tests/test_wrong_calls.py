@@ -48,6 +48,10 @@ def vector_of_another_model(model: HookedTransformer, words: Task) -> ivlens.Ins
 
 WRONG: dict[str, tuple[Call, str]] = {
     # A model
+    "audits of a model in memory": (
+        lambda model, words: ivlens.audit_many([model], "antonym", out="audits"),
+        "a model is a HookedTransformer; give names or paths: workers load their own",
+    ),
     "no model": (lambda m, t: ivlens.load(None), "a NoneType is not a model; give 'lab', a folder, a hub id"),
     "a number for a model": (lambda m, t: ivlens.audit(7, t), "a int is not a model; give 'lab', a folder"),
     "a task for a model": (lambda m, t: ivlens.indirect_effects(t, t), "a Task is not a model; the model comes first"),

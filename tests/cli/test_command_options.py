@@ -41,6 +41,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "other_tasks": ("0", 0),
     "queries": ("9", 9),
     "score": ("rouge-l", "rouge-l"),
+    "rank": ("ablation", "ablation"),
 }
 
 

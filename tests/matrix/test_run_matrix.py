@@ -199,7 +199,6 @@ def test_nothing_of_a_folder_that_is_not_there_is_sent(tmp_path: Path) -> None:
         ("lab", ["antonym", "antonym"], {}, IvlensError, "two audits would be called lab-antonym; name each model"),
         (["a/m", "b/m"], "antonym", {}, IvlensError, "two audits would be called m-antonym"),
         ("lab", ["antonym", "antonim"], {}, TaskError, "there is no built-in task and no file 'antonim'"),
-        ([3], "antonym", {}, IvlensError, "a model is a int; give names or paths: workers load their own"),
         ("lab", "antonym", {"threads": 0}, IvlensError, "threads is 0; it must be 1 or more"),
         ("lab", "antonym", {"worker": 2}, IvlensError, "there is no option 'worker'"),
         ("lab", "antonym", {"gpus": 1}, IvlensError, "gpus say what of a Ray cluster is used"),
