@@ -265,7 +265,7 @@ def test_the_shell_completes_commands_models_tasks_studies_and_choices(
         ("ask lab x --vector nowhere.safetensors", "nowhere.safetensors is no readable safetensors file"),
         ("ask lab x --score exact", "1 of 1 prompts have no answer to score; give --answer, or --score none"),
         ("show nowhere", "nowhere is not a run of ivlens: it has no run.json"),
-        ("universal lab extra", "unexpected extra argument"),
+        ("universal lab extra --out heads.json", "unexpected extra argument"),
         ("figures", "Missing argument 'run'; see ivlens figures --help"),
         ("audit lab --task antonym --memory 0", "memory is '0'; write a size above 0 such as 2GiB, 500MB or 1048576"),
         ("audit lab --task antonym --memory abc", "memory is 'abc'; write a size"),
