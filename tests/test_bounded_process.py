@@ -38,6 +38,7 @@ def ask(process: BoundedProcess, what: str, seconds: float = 20.0) -> Answer | N
     return process.ask({"do": what}, seconds=seconds, memory=BYTES)
 
 
+@pytest.mark.slow
 def test_an_answer_and_its_bytes_come_from_one_process(process: BoundedProcess) -> None:
     first, second = ask(process, "answer"), ask(process, "answer")
     assert first == second and first is not None
@@ -58,6 +59,7 @@ def test_a_failure_is_a_reason_of_one_line(process: BoundedProcess) -> None:
     assert ask(process, "fail") == ({"reason": "no such thing", "bytes": 0}, b"")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is bounded on Linux alone")
 def test_more_memory_than_it_may_have_is_a_reason(process: BoundedProcess) -> None:
     assert ask(process, "fill") == ({"reason": "MemoryError", "bytes": 0}, b"")

@@ -157,6 +157,7 @@ def notebook(tmp_path_factory: pytest.TempPathFactory) -> Notebook:
     return Notebook(folder, found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("one", EVERYTHING, ids=str)
 def test_a_public_name_says_what_its_type_cannot_and_shows_it(one: Public):
     found = list(faults(one))

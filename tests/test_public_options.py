@@ -211,6 +211,7 @@ def test_a_vector_is_of_the_settings_asked(
         assert by_settings.aie.equal(effects.aie)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHANGED)
 def test_options_beside_effects_must_be_theirs(tiny: HookedTransformer, word_task: Task, name: str):
     effects = ivlens.indirect_effects(tiny, word_task, **SMALL)

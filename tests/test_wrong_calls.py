@@ -208,6 +208,7 @@ WRONG: dict[str, tuple[Call, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_call_is_told_what_to_give(
     tiny: HookedTransformer, word_task: Task, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

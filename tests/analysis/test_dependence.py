@@ -136,6 +136,7 @@ def test_dependence_is_that_of_one_hooked_run_per_prompt(kind: str) -> None:
     assert max(abs(v) for values in expected.values() for v in values) > 1e-2, "too small to be seen"
 
 
+@pytest.mark.slow
 def test_probability_and_accuracy_are_those_of_the_unchanged_model() -> None:
     model, probe = random_hooked("llama"), random_probe()
     found = per_prompt(model, probe)
@@ -181,6 +182,7 @@ def test_tasks_count_the_same_and_the_interval_is_over_queries_and_draws() -> No
     assert math.isnan(pooled(nothing, "zero-shot accuracy")[0].mean)
 
 
+@pytest.mark.slow
 def test_answers_that_the_model_writes_are_right_and_stop_being_so() -> None:
     """Random answers are never right: take the model's own, so that accuracies move."""
     model, probe = random_hooked("gpt2"), random_probe()
@@ -296,6 +298,7 @@ def test_what_a_task_lacks_is_not_measured_and_never_zero(tiny: HookedTransforme
     assert frame[frame["n"] > 0][["value", "low", "high"]].notna().all(axis=None)
 
 
+@pytest.mark.slow
 def test_every_line_has_its_interval(tiny: HookedTransformer, probe: Probe) -> None:
     frame = measure(tiny, probe)
     assert list(frame.columns) == list(DEPENDENCE) and len(frame) == 24

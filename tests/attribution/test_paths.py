@@ -40,6 +40,7 @@ def assert_exact(model: Any, receiver: str, exact: float, *, each: bool = True) 
     assert bool(fast[1][:, found.n_before(model) :].isnan().all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("receiver", ["L2H1.q", "L2H3.k", "L1H0.v", "logits"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_path_equals_one_run_by_hooks_for_each_head(kind: str, receiver: str) -> None:
@@ -47,6 +48,7 @@ def test_a_path_equals_one_run_by_hooks_for_each_head(kind: str, receiver: str) 
     assert_exact(model, receiver, rounding.of_forward(model, TOKENS.prompts), each=receiver != "logits")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["neox", pytest.param("gemma2", marks=pytest.mark.slow)])
 def test_paths_to_the_logits_of_a_bridge(name: str) -> None:
     assert_exact(random_bridge(name, torch.float64), "logits", 1e-9 if name == "neox" else 2e-5)
@@ -79,6 +81,7 @@ def test_a_receiver_is_named_in_full() -> None:
             Receiver.parse(text, model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clean", ["mean", "own"])
 def test_paths_of_a_task_are_those_on_the_prompts_of_the_aie(
     tiny: HookedTransformer, word_task: Task, clean: Any

@@ -48,6 +48,7 @@ def by_differences(model: Any, z: torch.Tensor, effect: Any, step: float) -> tor
     return (sides[0] - sides[1]) / (2 * step)
 
 
+@pytest.mark.slow
 @pytest.mark.numeric
 @pytest.mark.parametrize("effect", ["prob", "nll"])
 @pytest.mark.parametrize("kind", KINDS)
@@ -63,6 +64,7 @@ def test_the_gradient_is_the_slope_of_patching(kind: str, effect: Any) -> None:
     assert all(not point.fwd_hooks for point in model.hook_dict.values())
 
 
+@pytest.mark.slow
 @pytest.mark.numeric
 @pytest.mark.parametrize("name", ["neox", pytest.param("gpt-bigcode", marks=pytest.mark.slow)])
 def test_the_gradient_of_a_bridge_is_the_slope_of_patching(name: str) -> None:
@@ -84,12 +86,14 @@ def test_the_loss_without_a_head_is_that_of_ablating_it() -> None:
         torch.testing.assert_close(lost[:, head.layer, head.head], slow[:, 0] - slow[:, column], rtol=0, atol=exact)
 
 
+@pytest.mark.slow
 def test_scores_by_aie_are_the_indirect_effects(lab: HookedTransformer) -> None:
     found = ivlens.head_scores(lab, "antonym", by="aie", **SHORT)
     known = ivlens.indirect_effects(lab, "antonym", **SHORT)
     assert torch.equal(found.effects, known.cie) and found.top(48) == known.ranked()
 
 
+@pytest.mark.slow
 def test_rankings_are_tried_on_other_queries(lab: HookedTransformer) -> None:
     found = ivlens.compare_rankings(lab, "antonym", top=4, draws=3, queries=10, **SHORT)
     table: Any = found.table.set_index("ranking")

@@ -102,6 +102,7 @@ def test_heads_at_the_last_token_are_the_indirect_effects(tiny: HookedTransforme
     assert found.chance() == known.chance() and torch.equal(found.queries, known.queries)
 
 
+@pytest.mark.slow
 def test_each_position_is_patched_by_itself(tiny: HookedTransformer, word_task: Task) -> None:
     several = ivlens.site_effects(tiny, word_task, site="attn_out", positions=["query", -1], **SMALL)
     for column, position in enumerate(("query", "last")):
@@ -142,6 +143,7 @@ def test_prompts_that_do_not_align_with_their_twins_are_left_out_aloud(tiny: Hoo
         ivlens.site_effects(tiny, Task(name="odd", pairs=odd), positions="last-output", clean="own", **SMALL)
 
 
+@pytest.mark.slow
 def test_a_zero_shot_prompt_has_a_twin_of_the_same_query(tiny: HookedTransformer, word_task: Task) -> None:
     for source in ("demonstrations", "instruction"):
         settings = Settings(**SMALL, corruption="zero-shot", source=source)

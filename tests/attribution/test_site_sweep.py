@@ -45,6 +45,7 @@ def assert_exact(model: Any, tokens: Tokens, site: Site, exact: float, *, each: 
     torch.testing.assert_close(found, slow, rtol=0, atol=exact * max(1.0, float(slow[1].abs().max())))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("site", SITES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_patching_a_site_equals_one_run_for_each_layer_and_prompt(kind: str, site: Site) -> None:
@@ -52,6 +53,7 @@ def test_patching_a_site_equals_one_run_for_each_layer_and_prompt(kind: str, sit
     assert_exact(model, TOKENS, site, rounding.of_forward(model, TOKENS.prompts), each=site != "mlp_out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("site", SITES)
 @pytest.mark.parametrize(
     "name",

@@ -54,6 +54,7 @@ def assert_gradients_agree(model: Any, layer: int, exact: float) -> None:
     torch.testing.assert_close(*gradients, rtol=0, atol=exact)
 
 
+@pytest.mark.slow
 @pytest.mark.numeric
 @pytest.mark.parametrize("layer", [0, 2])
 @pytest.mark.parametrize("kind", KINDS)
@@ -72,6 +73,7 @@ def loss_of(model: HookedTransformer, task: Task, part: str, vector: torch.Tenso
     return float(loss_by_hooks(model, tokenize(model, zero_shot(pairs, template=WORD_TEMPLATE)), vector, layer))
 
 
+@pytest.mark.slow
 def test_training_finds_a_vector_of_that_length_that_validates_better(tiny: HookedTransformer, word_task: Task) -> None:
     found = [ivlens.train_vector(tiny, word_task, layer=1, norm=5.0, steps=n, **SMALL) for n in (EVERY, 40)]
     losses = [loss_of(tiny, word_task, "validation", one.vector, 1) for one in found]
@@ -105,6 +107,7 @@ def test_it_stops_where_validation_no_longer_gains(
     torch.testing.assert_close(found.vector, 5.0 * start)
 
 
+@pytest.mark.slow
 def test_heads_are_weighed_and_their_sum_is_the_vector(
     tiny: HookedTransformer, word_task: Task, tmp_path: Path
 ) -> None:

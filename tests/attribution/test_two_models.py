@@ -45,6 +45,7 @@ def clean_tokens(model: HookedTransformer, task: Task) -> Any:
     return prompts, tokenize(model, prompts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("site", SITES)
 def test_effects_of_a_donor_are_those_of_one_run_each(
     tiny: HookedTransformer, other: HookedTransformer, word_task: Task, site: Site

@@ -40,6 +40,7 @@ def test_so_many_pairs_have_another_ones_output(moved: int) -> None:
     assert sorted(pair.output for pair in found) == sorted(pair.output for pair in pairs)
 
 
+@pytest.mark.slow
 def test_every_kind_is_of_one_length_and_the_head_sum_is_what_it_says(lab: HookedTransformer) -> None:
     table: Any = ivlens.compare_vectors(
         lab, "antonym", counts=[8, 500], wrong=[0.0, 0.48, 0.5], top=3, draws=2, steps=10, queries=12, **SHORT

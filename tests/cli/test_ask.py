@@ -76,6 +76,7 @@ def test_prompts_come_from_standard_input_and_an_adapter_is_a_column(
     assert table(out)[0][:6] == ["The", "capital", "of", "France", "is", "Paris"]
 
 
+@pytest.mark.slow
 def test_a_prompt_without_an_answer_is_read_as_it_is() -> None:
     model = ivlens.load("lab")
     whole = ivlens.prompts.Prompt(
@@ -106,6 +107,7 @@ def test_the_prompts_that_are_shown_are_those_of_an_audit(capsys: pytest.Capture
     assert "'·" in out and "'<s>'" in out
 
 
+@pytest.mark.slow
 def test_what_a_task_of_pairs_lacks_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "pairs.json"
     path.write_text(json.dumps([{"input": f"q{i}", "output": f"w{i}"} for i in range(30)]))

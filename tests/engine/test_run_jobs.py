@@ -105,6 +105,7 @@ def test_workers_end_when_the_one_that_asked_stops_asking(tmp_path: Path) -> Non
     assert not any(map(psutil.pid_exists, workers))
 
 
+@pytest.mark.slow
 def test_a_thousand_jobs_keep_a_hundred_workers_busy_and_losses_cost_what_was_lost(tmp_path: Path) -> None:
     """What the documents tell of 1,000 cells is played by the real loop; here with less to write."""
     path = Path(__file__).parents[2] / "benchmarks" / "many_jobs.py"

@@ -53,6 +53,7 @@ def prompts_asked(explorer: Explorer, model: HookedTransformer, task: Task) -> A
 # What heads do
 
 
+@pytest.mark.slow
 def test_effects_are_those_that_were_given(explorer: Explorer, effects: HeadEffects):
     (found,) = explorer.contents.models
     assert torch.equal(found.cie, effects.cie) and torch.equal(found.aie.mean, effects.aie)
@@ -60,6 +61,7 @@ def test_effects_are_those_that_were_given(explorer: Explorer, effects: HeadEffe
     assert found.digest == effects.model_digest and explorer.contents.task_digest == effects.task_digest
 
 
+@pytest.mark.slow
 def test_what_is_lost_without_a_head_is_that_of_one_run_per_head(
     explorer: Explorer, tiny: HookedTransformer, word_task: Task
 ):
@@ -80,6 +82,7 @@ def test_what_is_lost_without_a_head_is_that_of_one_run_per_head(
             torch.testing.assert_close(found.whole, probability[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["demonstrations", "instruction"])
 def test_it_is_the_necessity_of_an_audit_where_the_prompts_are_the_same(
     tiny: HookedTransformer, word_task: Task, source: Any
@@ -95,6 +98,7 @@ def test_it_is_the_necessity_of_an_audit_where_the_prompts_are_the_same(
     torch.testing.assert_close(torch.tensor(found), torch.tensor(wanted, dtype=torch.float32), atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_prompts_of_ones_own_that_are_the_tasks_have_its_effects(
     explorer: Explorer, tiny: HookedTransformer, effects: HeadEffects
 ):
@@ -125,6 +129,7 @@ def test_tokens_of_a_head_are_those_of_the_vector_that_it_writes(
         assert [found.texts[token] for token in found.top[head].tolist()] == table["token"].tolist()[:4]
 
 
+@pytest.mark.slow
 def test_a_bridge_has_the_contents_of_a_hooked_transformer(folders: Callable[[str], Path], word_task: Task):
     hooked, bridge = (ivlens.load(folders("gpt2"), backend=backend) for backend in ("hooked", "bridge"))
     ours, theirs = (
@@ -141,6 +146,7 @@ def test_a_bridge_has_the_contents_of_a_hooked_transformer(folders: Callable[[st
 # What the vector does
 
 
+@pytest.mark.slow
 def test_replies_are_those_of_the_steered_model(lab: HookedTransformer):
     task = ivlens.task("antonym")
     effects = ivlens.indirect_effects(lab, task, shots=5, clean_prompts=8, prompts=2)
@@ -176,6 +182,7 @@ def test_the_vectors_own_strength_is_one_of_those_of_the_slider():
 # Before and after
 
 
+@pytest.mark.slow
 def test_the_tuned_model_has_its_own_numbers_and_leaves_no_trace(
     tiny: HookedTransformer, word_task: Task, effects: HeadEffects
 ):
@@ -201,6 +208,7 @@ def test_the_tuned_model_has_its_own_numbers_and_leaves_no_trace(
 # What is refused
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused_in_a_sentence(
     tiny: HookedTransformer,
     lab: HookedTransformer,

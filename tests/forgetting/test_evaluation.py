@@ -149,6 +149,7 @@ def test_what_a_task_cannot_be_asked_is_not_measured_and_never_zero(
     assert_alone(lab, found, general[1].name, "knowledge ", told, True)
 
 
+@pytest.mark.slow
 def test_only_what_the_base_model_can_do_is_asked(lab: HookedTransformer, general: list[Task]) -> None:
     words = [pair.input for pair in general[0].pairs]
     senseless = Task(
@@ -183,6 +184,7 @@ def test_what_the_model_can_do_is_told_by_queries_that_are_not_reported(
         assert not {prompt.query for prompt in one.prompts} & {prompt.query for prompt in other.prompts}
 
 
+@pytest.mark.slow
 def test_demonstrations_drawn_once_stand_before_all_queries_of_a_task(
     lab: HookedTransformer, general: list[Task], learned: list[Stage]
 ) -> None:
@@ -207,6 +209,7 @@ def test_of_the_learned_tasks_as_many_are_asked_as_are_wanted(
     assert_alone(lab, found, learned[0].name, "trained ", list(learned[0].train[:3]), False)
 
 
+@pytest.mark.slow
 def test_one_line_a_task_and_measure(found: pd.DataFrame) -> None:
     assert tuple(found.columns) == COLUMNS
     kinds = {kind: set(part["task"]) for kind, part in found.groupby("kind")}

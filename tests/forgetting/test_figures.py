@@ -139,6 +139,7 @@ def test_every_figure_is_there_and_says_model_study_and_seeds(drawn):
         assert "lab, study tiny" in text and "3 seeds" in text and figure.layout.width == 672
 
 
+@pytest.mark.slow
 def test_accuracy_is_of_the_tasks_learned_so_far_and_of_general_tasks(found, drawn):
     assert titles(drawn["accuracy"]) == list(METHODS)
     frame = found.evaluations

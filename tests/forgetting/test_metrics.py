@@ -188,6 +188,7 @@ def study() -> pd.DataFrame:
     return table(lines)
 
 
+@pytest.mark.slow
 def test_values_are_means_over_seeds_with_students_interval() -> None:
     found = of(metrics.summary(study()), "GP", "lora+iv")
     values = np.array(ENDS["lora+iv"])
@@ -196,6 +197,7 @@ def test_values_are_means_over_seeds_with_students_interval() -> None:
     assert found["n"] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "other"), [("lora+iv", "lora"), ("lora+iv", "lora+kl"), ("lora+kl", "lora")])
 def test_differences_are_paired_by_seed(method: str, other: str) -> None:
     found = metrics.summary(study())
@@ -245,6 +247,7 @@ def test_a_reference_is_held_against_every_other_method_and_corrected_for_all_of
         metrics.comparisons(frame, "no")
 
 
+@pytest.mark.slow
 def test_the_summary_has_the_p_of_every_difference_and_of_nothing_else() -> None:
     found = metrics.summary(study(), reference="lora")
     over = found["measure"].str.contains(" over ")
@@ -261,6 +264,7 @@ def test_differences_that_do_not_vary_are_told_by_what_they_are() -> None:
     assert math.isnan(metrics.paired_p(np.array([0.5, math.nan])))
 
 
+@pytest.mark.slow
 def test_no_method_is_compared_with_itself_and_plain_ones_with_none() -> None:
     found = metrics.summary(study())
     over = found[found["measure"].str.contains(" over ")]
@@ -279,6 +283,7 @@ def test_a_method_is_compared_within_its_kind() -> None:
     assert set(over["method"]) == {"ewc+kl", "ewc+iv"}, "lwf+iv has nothing to be compared with"
 
 
+@pytest.mark.slow
 def test_the_share_kept_is_of_what_the_unguided_method_loses_seed_by_seed() -> None:
     row = of(metrics.summary(study()), "GP kept", "lora+iv")
     kept = np.array([0.30 / 0.50, 0.30 / 0.60, 0.00 / 0.40])

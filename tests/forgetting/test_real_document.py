@@ -83,6 +83,7 @@ def test_the_tables_of_the_document_are_those_of_the_record() -> None:
     assert found and [line for line in found if line not in text] == []
 
 
+@pytest.mark.slow
 def test_what_was_not_asked_is_named_and_is_no_number() -> None:
     study = Study.read(NUMBERS)
     unable = study.unmeasured

@@ -58,6 +58,7 @@ def line(table: pd.DataFrame, prompts: str, vector: str, method: str = "lora") -
     return own.set_index("stage")
 
 
+@pytest.mark.slow
 def test_a_number_is_the_mean_over_probes_and_its_interval_is_over_seeds():
     frame = evaluations()
     found = line(recovery.by_stage(frame), "query alone", "base vector", "lora+kl")

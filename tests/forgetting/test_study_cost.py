@@ -41,6 +41,7 @@ def test_training_is_its_steps_times_what_a_prompt_of_the_stage_is_padded_to(
     assert found == Cost(once=0.0, seed=2.0 * 3 * 4 * sum(widths), measuring=0.0)
 
 
+@pytest.mark.slow
 def test_what_a_method_asks_of_a_step_counts(lab: HookedTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
     def passes(method: str) -> float:
         return cost(PLAN.with_changes(methods=(method,)), lab, monkeypatch, trained=1.0).seed
@@ -86,6 +87,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
     return found
 
 
+@pytest.mark.slow
 def test_a_budget_chooses_the_seeds_and_the_cost_is_said(
     asked: list[Plan], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -101,6 +103,7 @@ def test_a_budget_chooses_the_seeds_and_the_cost_is_said(
     assert len(asked) == 1 and not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_begun_keeps_its_seeds(asked: list[Plan], tmp_path: Path) -> None:
     record = tmp_path / "run" / "run.json"
     record.parent.mkdir()

@@ -170,6 +170,7 @@ def hooks_on(bridge: nn.Module) -> Sequence[Any]:
     return [(name, kind, len(getattr(one, kind))) for name, one in bridge.named_modules() for kind in kinds]
 
 
+@pytest.mark.slow
 def test_nothing_is_left_behind_on_a_bridge() -> None:
     bridge = random_bridge("gemma3", torch.float64)
     z = random_z(bridge)
@@ -236,6 +237,7 @@ def test_rows_that_cannot_be_tokens_of_one_sequence_are_sequences_at_every_width
         )
 
 
+@pytest.mark.slow
 def test_rows_that_were_tried_behind_nothing_are_tried_again_behind_a_prompt() -> None:
     bridge, z = random_bridge("gpt-neo"), torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0))
     ids, mask = torch.cat([TOKENS.prompts[:1], TOKENS.answers[:1, :1]], 1), torch.ones(1, 15, dtype=torch.bool)

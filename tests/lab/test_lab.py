@@ -216,6 +216,7 @@ def test_any_text_is_read_back(text: str):
     assert tokens.decode(tokens.encode(text, add_special_tokens=False)) == text
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.text(), st.text())
 def test_the_seam_between_prompt_and_answer_is_exact(prompt: str, answer: str):

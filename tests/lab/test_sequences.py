@@ -51,6 +51,7 @@ def test_every_task_is_large_enough_and_asked_for_in_one_new_wording(one: Task):
     assert one.instructions[0] not in OLD
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("one", ALL.values(), ids=lambda one: one.name)
 def test_every_word_is_one_piece(one: Task, model):
     """Single characters without a space before them spell unknown words; only punctuation may be one."""
@@ -108,6 +109,7 @@ def test_compositions_are_of_the_last_of_three_words():
             assert len(set(three)) == 3 and wanted == output(three[-1])
 
 
+@pytest.mark.slow
 def test_a_direction_tells_three_kinds_of_words_in_equal_shares():
     pairs = read_task(FILES["kind-direction"]).pairs
     kinds = {"north": "animal-class", "south": "country-continent", "east": "present-past"}

@@ -83,6 +83,7 @@ def test_what_all_heads_write_on_one_prompt_is_what_attention_adds_to_the_stream
     assert passed_on == (family == "llama"), "the norm on the way must be there, or the test says nothing"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gemma2", "olmo2"])
 def test_behind_a_norm_the_vector_points_where_heads_write_on_average(family: str, tmp_path: Path) -> None:
     model = ivlens.load(build(family, tmp_path / "tiny"), dtype="float64")
@@ -127,6 +128,7 @@ UNSUPPORTED: dict[str, tuple[str, dict[str, object], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", UNSUPPORTED)
 def test_a_configuration_that_cannot_be_had_is_refused_by_its_name(case: str, tmp_path: Path) -> None:
     family, fields, sentence = UNSUPPORTED[case]

@@ -123,6 +123,7 @@ def near_effects(near: float, baseline: torch.Tensor, cie: torch.Tensor) -> floa
     return near * float((baseline[:, None, None] + cie).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", PROJECTION)
 def test_effects_on_a_bridge_are_those_of_hooks_on_transformers_own_model(family: str, folders: Folders) -> None:
     bridge, hf, tokens = bridge_of(folders(family)), transformers_model(folders(family)), random_tokens(n=2)
@@ -271,6 +272,7 @@ def test_changes_together_equal_one_run_for_each(folders: Folders) -> None:
     assert (found.shift[:, 1] > 10 * near).all()
 
 
+@pytest.mark.slow
 def test_steering_a_bridge_touches_the_prompts_end_and_leaves_no_trace(folders: Folders, word_task: Task) -> None:
     bridge = ivlens.load(bridge_of(folders("llama-gqa")))
     vector = ivlens.instruction_vector(bridge, word_task, heads=[Head(1, 2)], layer=1, settings=_settings())

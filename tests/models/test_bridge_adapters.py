@@ -101,6 +101,7 @@ def test_attaching_is_merging_on_every_architecture_and_leaves_no_trace(name: st
     assert float((both - only_two).abs().max()) > 0.1 and float((only_two - base).abs().max()) > 0.1, "does nothing"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "neox", "llama-gqa", "phi3", "gpt-bigcode"])
 def test_gradients_are_those_of_the_merged_weights(name: str) -> None:
     bridge = random_bridge(name, torch.float64).requires_grad_(False)

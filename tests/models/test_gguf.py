@@ -49,6 +49,7 @@ def test_the_table_of_tensors_names_is_made_once(pair: tuple[Path, Path], monkey
     assert len(made) == 1
 
 
+@pytest.mark.slow
 def test_a_quantised_file_computes_nearly_that_and_says_how_it_is_stored(
     pair: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -177,6 +177,7 @@ def test_the_dtype_holds_everywhere(dtype: str, llama: Path) -> None:
     assert model.blocks[0].attn.rotary_sin.dtype == wanted
 
 
+@pytest.mark.slow
 @pytest.mark.numeric
 def test_float64_and_bfloat16_stay_near_float32(llama: Path) -> None:
     exact = load_without_adapters(llama, dtype="float64")(TOKENS).log_softmax(-1)
@@ -219,6 +220,7 @@ def test_loading_leaves_nothing_behind(
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gemma-2-x", "gpt2", "hubert-t5-Llama-2-7b", "meta-llama/Llama-2-7b"])
 def test_the_name_of_the_path_means_nothing(name: str, tmp_path: Path) -> None:
     model = load_without_adapters(build("neox", tmp_path / name))
@@ -376,6 +378,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Path], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BROKEN)
 def test_a_broken_folder_is_refused_in_one_sentence(case: str, llama: Path) -> None:
     spoil, sentence = BROKEN[case]

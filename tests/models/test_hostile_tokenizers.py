@@ -78,6 +78,7 @@ def check(folder: Path, changed: dict[str, Any]) -> None:
     check_tokenizer(path, content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_tokenizer_that_multiplies_or_does_not_end_is_refused(name: str, tmp_path: Path) -> None:
     changed, sentence = REFUSED[name]

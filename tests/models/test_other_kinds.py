@@ -97,6 +97,7 @@ def tiny(architecture: str) -> Any:
         return getattr(transformers, architecture)(getattr(transformers, config)(**fields)).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Of kernels that are not installed.
 @pytest.mark.parametrize("backend", ["hooked", "bridge"])
 @pytest.mark.parametrize("architecture", KINDS)
@@ -108,6 +109,7 @@ def test_a_folder_of_another_kind_of_model_is_refused(architecture: str, backend
         ivlens.load(tmp_path, backend=backend)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("architecture", BUILT)
 def test_a_bridge_to_another_kind_of_model_is_refused(architecture: str, word_task: ivlens.Task) -> None:

@@ -106,6 +106,7 @@ def configured(folder: Path, **changes: Any) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", EACH_FAMILY)
 def test_an_adapter_of_all_linear_layers_means_here_what_it_means_in_peft(
     family: str, folders: Callable[[str], Path], tmp_path: Path
@@ -174,6 +175,7 @@ def test_what_a_configuration_asks_for_is_done_as_peft_does_it(
     assert difference(peft_log_probs(folders(family), tmp_path / "ours"), ours) < near(model, adapter)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FUSED)
 def test_a_written_fan_in_fan_out_says_nothing_here_as_in_peft(
     family: str, folders: Callable[[str], Path], tmp_path: Path
@@ -202,6 +204,7 @@ def test_writing_and_reading_gives_the_same_factors_to_the_bit(
         assert all(map(torch.equal, both, again.factors[name])), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "neox"])
 def test_weights_of_a_fused_layer_share_A_when_read_and_stack_theirs_when_written(
     family: str, folders: Callable[[str], Path], tmp_path: Path
@@ -348,6 +351,7 @@ TENSORS: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", TENSORS)
 def test_tensors_that_cannot_be_the_adapter_are_refused(case: str, llama: HookedTransformer, tmp_path: Path) -> None:
     edit, sentence = TENSORS[case]
@@ -447,6 +451,7 @@ def test_loading_with_an_adapter_merges_it_and_keeps_the_name(folders: Callable[
     assert not any(weight.requires_grad for weight in adapted.parameters())
 
 
+@pytest.mark.slow
 def test_what_16_bits_lose_of_an_update_is_said_and_recorded(folders: Callable[[str], Path], tmp_path: Path) -> None:
     model = load(folders("llama"), dtype="bfloat16")
     adapter = lora.fresh(model, lora.LoraConfig(rank=2))

@@ -86,6 +86,7 @@ def test_flags_that_users_set_change_no_number(kind: str, flag: str) -> None:
     torch.testing.assert_close(found, plain, rtol=0, atol=exact)
 
 
+@pytest.mark.slow
 def test_a_model_without_norms_is_exact_too() -> None:
     model = random_hooked("gpt2", normalization_type=None)
     for weight in model.parameters():
@@ -99,6 +100,7 @@ def test_the_sweep_is_exact_on_loaded_checkpoints(family: str, tmp_path) -> None
     assert_sweep_is_exact(ivlens.load(build(family, tmp_path / "model"), dtype="float64"), "prob")
 
 
+@pytest.mark.slow
 def test_a_smaller_budget_changes_nothing() -> None:
     model, tokens = random_hooked("llama"), random_tokens()
     z, least = random_z(model), 0

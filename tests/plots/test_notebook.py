@@ -44,6 +44,7 @@ def test_every_plot_is_public_and_says_what_it_needs(name):
     assert "Args:" in written and "Raises:\n        FigureError:" in written
 
 
+@pytest.mark.slow
 def test_in_jupyter_a_figure_is_data_and_a_page_of_its_own(jupyter):
     bundle = figure()._repr_mimebundle_()
     assert bundle.keys() == {DATA, "text/html"}

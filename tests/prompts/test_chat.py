@@ -61,6 +61,7 @@ def messages(instruction: str | None, *, system: bool) -> list[dict[str, str]]:
     return [{"role": role, "content": content} for role, content in turns]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("jinja", "system"), [(TAGGED, True), (NO_SYSTEM, False), (DEAF, False)])
 @pytest.mark.parametrize("instruction", [None, "w8 w9"])
 def test_tokens_are_those_of_the_tokenizers_own_conversation(

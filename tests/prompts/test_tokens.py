@@ -104,6 +104,7 @@ def spelled(model: HookedTransformer, ids: list[int]) -> str:
     return re.sub(r"\s", "", pieces.replace("▁", " ").replace("Ġ", " ").replace("Ċ", "\n")).removeprefix("<bos>")
 
 
+@pytest.mark.slow
 @settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(text=TEXTS, answer=TEXTS.map(lambda text: f"{text}a"))
 def test_prompt_and_answer_are_cut_at_the_seam_of_the_joined_text(

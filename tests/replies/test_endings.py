@@ -81,6 +81,7 @@ def test_the_ending_of_a_plain_prompt_is_read_off_its_answer(tiny: HookedTransfo
     assert found[0].tokens == {0, 1, 2, 3}  # <pad>, <bos>, <eos> and <unk>.
 
 
+@pytest.mark.slow
 def test_the_ending_of_a_conversation_is_what_its_template_writes_behind_an_answer(
     tiny: HookedTransformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

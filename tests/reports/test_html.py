@@ -136,6 +136,7 @@ def test_a_page_can_leave_plotly_to_a_file_that_the_pages_of_a_run_share(
     assert get_plotlyjs() in ivlens.report(folder).read_text(encoding="utf-8"), "by default it can be sent to somebody"
 
 
+@pytest.mark.slow
 def test_the_answer_of_a_study_is_a_sentence_and_a_table(folders: dict[str, Path]) -> None:
     found = elements(folders["study"])
     answer = next(text for attributes, text in found.all("p") if attributes.get("class") == "answer")

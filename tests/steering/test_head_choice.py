@@ -54,6 +54,7 @@ def test_given_heads_write_the_vector_in_their_order(found: Audit, tiny: HookedT
     assert set(found.steering["n_heads"]) == {3}
 
 
+@pytest.mark.slow
 def test_given_heads_are_recorded_and_others_refused(
     found: Audit, tiny: HookedTransformer, word_task: Task, folder: Path
 ) -> None:

@@ -83,6 +83,7 @@ def test_every_line_is_that_of_one_hooked_run_per_prompt_and_ablation(kind: str)
     assert size > 1e-3, "too small to be seen"
 
 
+@pytest.mark.slow
 def test_random_heads_are_not_among_the_chosen_and_one_head_has_no_lines_of_all() -> None:
     model, given = random_hooked("llama"), asked()
     every = [Head(layer, head) for layer in range(3) for head in range(4)]

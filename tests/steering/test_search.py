@@ -88,6 +88,7 @@ def test_a_picture_of_all_places_changes_no_choice() -> None:
     assert found.accuracy[1].isnan().any() and len(asked) == len(set(asked))
 
 
+@pytest.mark.slow
 def test_places_are_what_steering_there_does(tiny: HookedTransformer, word_task: Task) -> None:
     tokens = random_tokens(6, 16, 4, vocab=100)
     settings = Settings(shots=3, clean_prompts=12, prompts=6, template=WORD_TEMPLATE)

@@ -56,6 +56,7 @@ def test_heads_are_ranked_by_the_mean_over_the_tasks_that_the_model_can_do(
     assert 0 <= found.layer < lab.cfg.n_layers
 
 
+@pytest.mark.slow
 def test_vectors_are_what_these_heads_write_on_each_task(found: Universal, lab: HookedTransformer) -> None:
     assert found.vectors.shape == (3, lab.cfg.d_model)
     for name, vector in zip(GUIDES, found.vectors, strict=True):

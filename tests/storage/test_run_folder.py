@@ -362,6 +362,7 @@ def finish(folder: Path, scale: float = 1.0, **asked) -> None:
         run.complete()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", ["complete", "running"])
 @pytest.mark.parametrize("damage", ["away", "another run's", "empty", "a link", "a folder"])
 def test_a_file_that_is_not_as_the_run_wrote_it_is_named_and_made_again(tmp_path, status, damage):

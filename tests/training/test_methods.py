@@ -113,6 +113,7 @@ def test_with_a_weight_of_nothing_it_is_the_plain_training(
 # EWC
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_fisher_is_the_mean_squared_gradient_of_one_answer_at_a_time(kind: str) -> None:
     model, tokens = small_model(kind), small_tokens(4)

@@ -112,6 +112,7 @@ def test_cosines_have_a_white_zero_in_the_middle_and_overlaps_at_the_end():
     assert (shared.zmin, shared.zmax) == (0, 1) and shared.colorscale[0] == (0.0, "#FFFFFF")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", ["column", "page"])
 @pytest.mark.parametrize("n", [1, 2, 12, 38, 100])
 def test_squares_of_every_size_fit_on_a_page(n, width):
