@@ -59,6 +59,7 @@ def tokens() -> Tokens:
     )
 
 
+@pytest.mark.slow
 def test_the_helper_of_transformerlens_gives_what_the_sweep_gives(peers: ModuleType, model: HookedTransformer):
     asked, z = tokens(), torch.randn(2, 3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     for i in range(3):

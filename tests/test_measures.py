@@ -105,6 +105,7 @@ def stepped_by_hand(values: np.ndarray) -> list[float]:
     return adjusted.tolist()
 
 
+@pytest.mark.slow
 def test_familywise_p_values_are_those_of_flipping_signs_head_by_head() -> None:
     generator = np.random.default_rng(3)
     values = generator.normal(size=(7, 4)) + np.array([2.0, 0.0, 0.6, -1.5])

@@ -128,6 +128,7 @@ def test_effects_of_two_models_on_other_prompts_are_refused(tmp_path: Path) -> N
         ivlens.Comparison.read(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [

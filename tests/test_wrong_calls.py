@@ -225,6 +225,7 @@ def test_a_wrong_call_is_told_what_to_give(
     assert "\n" not in said
 
 
+@pytest.mark.slow
 def test_heads_are_taken_however_they_are_written(
     tiny: HookedTransformer, word_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

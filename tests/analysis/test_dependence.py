@@ -266,6 +266,7 @@ def test_a_probe_asks_evaluation_pairs_beside_random_heads_of_equal_norm(
     assert repr(probe) == "Probe(words: 6 queries, 3 heads at layer 1 beside 4 random draws)"
 
 
+@pytest.mark.slow
 def test_the_means_for_ablation_are_over_other_tasks(
     tiny: HookedTransformer, word_task: Task, vector: InstructionVector, probe: Probe
 ) -> None:
@@ -321,6 +322,7 @@ def test_attached_merged_and_taken_off(tiny: HookedTransformer, probe: Probe, ad
     assert not torch.equal(before.values["sufficiency", "chosen"], merged.values["sufficiency", "chosen"])
 
 
+@pytest.mark.slow
 def test_changes_are_paired_by_query(tiny: HookedTransformer, probe: Probe, adapter: Adapter) -> None:
     before = per_prompt(tiny, probe)
     with lora.merged(tiny, adapter):

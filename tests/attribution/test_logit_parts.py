@@ -62,6 +62,7 @@ def test_every_share_is_that_of_a_pass_done_by_hand(kind: str) -> None:
         assert abs(float(start)) > 1e-3 and bool(found.parts[row, 1:, 6].isnan().all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_parts_sum_to_the_logit(kind: str) -> None:
     model, others = random_hooked(kind), torch.tensor([4, 5, int(TOKENS.answers[0, 0])])

@@ -54,6 +54,7 @@ def test_paths_to_the_logits_of_a_bridge(name: str) -> None:
     assert_exact(random_bridge(name, torch.float64), "logits", 1e-9 if name == "neox" else 2e-5)
 
 
+@pytest.mark.slow
 def test_a_bridge_refuses_paths_to_a_head() -> None:
     bridge: Any = random_bridge("neox")
     with pytest.raises(ModelError, match=r"tiny is a TransformerBridge, whose blocks compute .* one stream; load it"):

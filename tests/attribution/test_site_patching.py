@@ -92,6 +92,7 @@ def test_braces_in_a_pair_stay_text_and_are_of_their_part() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_heads_at_the_last_token_are_the_indirect_effects(tiny: HookedTransformer, word_task: Task) -> None:
     found = ivlens.site_effects(tiny, word_task, site="heads", **SMALL)
     known = ivlens.indirect_effects(tiny, word_task, **SMALL)
@@ -130,6 +131,7 @@ def test_the_whole_stream_of_the_twin_gives_the_answer_of_the_twin(tiny: HookedT
     torch.testing.assert_close(found.baseline + found.effects[:, -1, 0], probability, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_prompts_that_do_not_align_with_their_twins_are_left_out_aloud(tiny: HookedTransformer) -> None:
     pairs = tuple(Pair(f"w{i}", f"w{i + 50}" if i % 8 else f"w{i + 50} w3") for i in range(40))
     task, settings = Task(name="uneven", pairs=pairs), Settings(**{**SMALL, "prompts": 8})
@@ -172,6 +174,7 @@ def test_what_cannot_be_asked_for_is_refused(tiny: HookedTransformer, word_task:
             ivlens.site_effects(tiny, word_task, **wrong, **SMALL)
 
 
+@pytest.mark.slow
 def test_a_grid_is_drawn_and_tabled_with_its_columns(tiny: HookedTransformer, word_task: Task) -> None:
     found = ivlens.site_effects(tiny, word_task, positions=["query", "last"], **SMALL)
     figure: Any = found.figure()

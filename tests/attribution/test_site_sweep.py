@@ -117,6 +117,7 @@ def test_the_mean_is_over_prompts_of_the_mean_over_each_ones_tokens() -> None:
     torch.testing.assert_close(found, torch.stack(alone).mean(0), rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_smaller_budget_changes_nothing() -> None:
     model, where = random_hooked("llama"), some_columns(TOKENS)
     values = values_of(model, where, "heads", each=True)

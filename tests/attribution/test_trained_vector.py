@@ -62,6 +62,7 @@ def test_loss_and_gradient_are_those_of_whole_passes(kind: str, layer: int) -> N
     assert_gradients_agree(random_hooked(kind), layer, 1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.numeric
 @pytest.mark.parametrize("name", ["neox", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gemma2", "gpt-neo"))])
 def test_loss_and_gradient_of_a_bridge_are_those_of_whole_passes(name: str) -> None:
@@ -86,6 +87,7 @@ def test_training_finds_a_vector_of_that_length_that_validates_better(tiny: Hook
     assert not torch.allclose(other.vector, again.vector)
 
 
+@pytest.mark.slow
 def test_it_stops_where_validation_no_longer_gains(
     tiny: HookedTransformer, word_task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,6 +73,7 @@ def test_a_model_is_no_donor_to_itself(tiny: HookedTransformer, word_task: Task)
     assert float(found.effects.abs().max()) < 1e-12 and found.of_heads
 
 
+@pytest.mark.slow
 def test_models_that_do_not_fit_are_refused(
     tiny: HookedTransformer, word_task: Task, tmp_path: Path, folders: Callable[[str], Path]
 ) -> None:

@@ -191,6 +191,7 @@ def test_columns_that_a_built_in_task_lacks_are_refused() -> None:
 # Hugging Face data sets
 
 
+@pytest.mark.slow
 def test_a_saved_data_set_is_a_task(tmp_path: Path) -> None:
     words = {"id": [1, 2], "question": ["hot ", "up"], "answer": [["cold", "cool"], ["down"]]}
     Dataset.from_dict(words).save_to_disk(tmp_path / "words")
@@ -202,6 +203,7 @@ def test_a_saved_data_set_is_a_task(tmp_path: Path) -> None:
         task(tmp_path / "words", columns=("nothing", "id"))
 
 
+@pytest.mark.slow
 def test_what_is_not_read_of_a_parquet_file_is_named(tmp_path: Path) -> None:
     words = {"id": [1, 2], "question": ["hot", "up"], "answer": ["cold", "down"]}
     pd.DataFrame(words).to_parquet(tmp_path / "words.parquet")

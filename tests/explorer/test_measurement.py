@@ -112,6 +112,7 @@ def test_prompts_of_ones_own_that_are_the_tasks_have_its_effects(
 # What they write
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gemma2"])  # Gemma's heads pass another norm on their way.
 def test_tokens_of_a_head_are_those_of_the_vector_that_it_writes(
     folders: Callable[[str], Path], word_task: Task, family: str

@@ -201,6 +201,7 @@ def test_demonstrations_drawn_once_stand_before_all_queries_of_a_task(
         prepare_evaluation(lab, learned, general[:1], replace(once, few_shot_queries=78))
 
 
+@pytest.mark.slow
 def test_of_the_learned_tasks_as_many_are_asked_as_are_wanted(
     lab: HookedTransformer, learned: list[Stage], general: list[Task]
 ) -> None:

@@ -214,6 +214,7 @@ def test_differences_are_paired_by_seed(method: str, other: str) -> None:
     assert of(found, f"F over {other}", method)["value"] == pytest.approx(forgotten.mean())
 
 
+@pytest.mark.slow
 def test_any_two_methods_differ_by_what_is_computed_seed_by_seed() -> None:
     found = metrics.difference(study(), "lora+kl", "lora+iv").set_index("measure")
     difference = np.array(ENDS["lora+kl"]) - np.array(ENDS["lora+iv"])

@@ -263,6 +263,7 @@ def test_general_tasks_guide_or_are_held_out_by_whole_families() -> None:
     assert [task.name for task in one_by_one] == ivlens.tasks()[::2]
 
 
+@pytest.mark.slow
 def test_a_plan_may_say_which_of_its_tasks_are_alike() -> None:
     asked = Plan(
         name="x",

@@ -29,6 +29,7 @@ def cost(plan: Plan, lab: HookedTransformer, monkeypatch: pytest.MonkeyPatch, **
     return estimate_cost(plan, lab, general_tasks(plan))
 
 
+@pytest.mark.slow
 def test_training_is_its_steps_times_what_a_prompt_of_the_stage_is_padded_to(
     lab: HookedTransformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -54,6 +55,7 @@ def test_what_a_method_asks_of_a_step_counts(lab: HookedTransformer, monkeypatch
     assert cost(both, lab, monkeypatch, trained=1.0).seed == pytest.approx(2.5 * plain)
 
 
+@pytest.mark.slow
 def test_what_is_drawn_once_is_measured_once(lab: HookedTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
     each = cost(PLAN, lab, monkeypatch, read=1.0)
     once = cost(PLAN.with_changes(evaluation=replace(PLAN.evaluation, drawn="once")), lab, monkeypatch, read=1.0)

@@ -134,6 +134,7 @@ def test_rows_pass_a_block_a_few_at_a_time_and_nothing_depends_on_how_many(
     assert max(together) == 8
 
 
+@pytest.mark.slow
 def test_rows_that_see_one_another_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     mask_of = BlockInputs._mask
     assert in_one_sequence(random_bridge("llama-gqa"))

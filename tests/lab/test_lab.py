@@ -200,6 +200,7 @@ def test_answers_have_as_many_tokens_as_their_task_says(tokens):
         assert lengths == wanted, one.name
 
 
+@pytest.mark.slow
 def test_no_word_of_the_curriculum_is_spelled(tokens):
     # "A person from Italy is" begins with a word of one letter.
     letters = [character for character in vocabulary.CHARACTERS if character.isalnum() and character != "A"]
@@ -209,6 +210,7 @@ def test_no_word_of_the_curriculum_is_spelled(tokens):
         assert single.isdisjoint(tokens.encode(document.text)), document.text
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.text())
 def test_any_text_is_read_back(text: str):
@@ -287,6 +289,7 @@ def test_shuffled_documents_do_not_tell_the_answer():
 # Training
 
 
+@pytest.mark.slow
 def test_documents_are_tokenised_part_by_part_as_in_one_piece():
     encode = Encoder(TOKENIZER, verdicts=False)
     stream = curriculum.documents(ALL, curriculum.FACTS, np.random.default_rng(2))

@@ -94,6 +94,7 @@ def test_behind_a_norm_the_vector_points_where_heads_write_on_average(family: st
     assert torch.cosine_similarity(write_vector(model, z.mean(0), heads), alone, dim=0) > 0.9
 
 
+@pytest.mark.slow
 def test_rotary_frequencies_that_a_short_prompt_does_not_show_are_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

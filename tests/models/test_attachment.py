@@ -88,6 +88,7 @@ def no_sums(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attachment.Update, "added_to", refuse)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_multiplies_beside_the_weights_to_the_sums_outputs_and_gradients(
     kind: str, monkeypatch: pytest.MonkeyPatch

@@ -258,6 +258,7 @@ def test_two_bridges_are_compared_with_the_numbers_of_hooked_transformers(folder
         torch.testing.assert_close(ours, theirs, rtol=0, atol=near, equal_nan=True)
 
 
+@pytest.mark.slow
 def test_changes_together_equal_one_run_for_each(folders: Folders) -> None:
     bridge, tokens = bridge_of(folders("gpt2")), random_tokens()
     z, vector = random_z(bridge.cfg), torch.ones(32)
@@ -300,6 +301,7 @@ def _settings() -> Any:
     return Settings(**SMALL)
 
 
+@pytest.mark.slow
 def test_a_bridge_is_returned_as_it_is(folders: Folders) -> None:
     bridge = bridge_of(folders("llama"))
     assert ivlens.load(bridge) is bridge
@@ -417,6 +419,7 @@ def backend_of(folder: Path, **options: Any) -> str:
     return type(ivlens.load(folder, **options)).__name__
 
 
+@pytest.mark.slow
 def test_a_folder_is_loaded_into_what_is_asked_for(folders: Folders) -> None:
     assert backend_of(folders("llama")) == ("HookedTransformer" if HAS_HOOKED else "TransformerBridge")
     assert backend_of(folders("llama"), backend="bridge") == "TransformerBridge"
@@ -430,6 +433,7 @@ def test_without_a_hooked_transformer_none_can_be_asked_for(folders: Folders) ->
         ivlens.load(folders("llama"), backend="hooked")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
 def test_a_folder_in_a_bridge_computes_what_transformers_computes(dtype: str, folders: Folders) -> None:
     bridge, hf = ivlens.load(folders("gpt2"), backend="bridge", dtype=dtype), transformers_model(folders("gpt2"))

@@ -151,6 +151,7 @@ def test_a_bridge_with_an_adapter_is_pefts_own_model(
         assert_near(log_probs(merged), wanted, 1e-4)
 
 
+@pytest.mark.slow
 def test_layers_of_an_architecture_that_is_not_listed_are_found_by_the_bridges_names(tmp_path: Path) -> None:
     bridge = random_bridge("gpt-neo", torch.float64)
     adapter = random_adapter(bridge)
@@ -164,6 +165,7 @@ def test_layers_of_an_architecture_that_is_not_listed_are_found_by_the_bridges_n
         write_adapter(random_adapter(random_bridge("bloom")), tmp_path / "other", random_bridge("bloom"))
 
 
+@pytest.mark.slow
 def test_what_cannot_be_adapted_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     bridge = random_bridge("mixtral")
     with pytest.raises(IvlensError, match=r"tiny has no weight 'blocks\.0\.mlp\.W_in'; choose targets that it has"):

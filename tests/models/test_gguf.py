@@ -67,6 +67,7 @@ def test_without_a_file_type_the_packing_of_most_weights_is_named(pair: tuple[Pa
     assert hooked.stored_as(ivlens.load(file)) == "Q8_0, dequantised to float32"
 
 
+@pytest.mark.slow
 def test_the_tokenizer_and_its_chat_template_are_the_files(pair: tuple[Path, Path], tmp_path: Path) -> None:
     model = ivlens.load(pair[1])
     assert model.to_str_tokens("cab a", prepend_bos=False) == ["c", "ab", " ", "a"]
@@ -77,6 +78,7 @@ def test_the_tokenizer_and_its_chat_template_are_the_files(pair: tuple[Path, Pat
     assert hooked.model_name(ivlens.load(tmp_path / "only")) == "a"
 
 
+@pytest.mark.slow
 def test_the_digits_of_smollm_are_tokens_of_their_own(pair: tuple[Path, Path], tmp_path: Path) -> None:
     tokens = [*TOKENS[:-1], "12"]
     named = {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.merges": ["1 2"]}

@@ -160,6 +160,7 @@ def test_loading_twice_gives_the_same_digest_in_any_process(llama: Path) -> None
     assert weight_digest(load_without_adapters(llama)) == digest
 
 
+@pytest.mark.slow
 def test_the_digest_changes_with_one_weight_and_with_the_dtype(llama: Path) -> None:
     digest = weight_digest(load_without_adapters(llama))
     assert weight_digest(load_without_adapters(llama, dtype="bfloat16")) != digest
@@ -228,6 +229,7 @@ def test_the_name_of_the_path_means_nothing(name: str, tmp_path: Path) -> None:
     assert model_name(model) == Path(name).name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "by_default"), [("llama", True), ("mistral", True), ("gpt2", True), ("neox", False), ("qwen2", False)]
 )

@@ -132,6 +132,7 @@ def set_field(folder: Path, field: str, value: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
 
 
+@pytest.mark.slow
 def test_a_field_of_any_type_and_size_is_read_or_refused_in_a_sentence(tmp_path: Path) -> None:
     for field, value in random.Random(0).sample([(field, value) for field in FIELDS for value in VALUES], 40):
         set_field(tmp_path, field, value)

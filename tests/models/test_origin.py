@@ -30,6 +30,7 @@ def refuse(model: object) -> str:
     raise AssertionError("it is computed again")
 
 
+@pytest.mark.slow
 def test_a_digest_is_computed_once_for_all_processes(
     cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

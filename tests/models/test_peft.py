@@ -265,6 +265,7 @@ def test_half_precision_factors_are_read_as_float32(dtype: torch.dtype, llama: H
         assert torch.equal(both.B, adapter.factors[name].B.to(dtype).float())
 
 
+@pytest.mark.slow
 def test_in_a_float64_model_the_update_is_computed_in_float64(folders: Callable[[str], Path], tmp_path: Path) -> None:
     model = loader.load_without_adapters(folders("llama"), dtype="float64")
     saved(folders("llama"), tmp_path, target_modules=["q_proj"])
@@ -385,6 +386,7 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", FILES)
 def test_folders_that_are_not_whole_are_refused(case: str, llama: HookedTransformer, tmp_path: Path) -> None:
     edit, sentence = FILES[case]
@@ -516,6 +518,7 @@ def test_an_adapter_is_refused_by_its_header_before_any_tensor_is_read(
         read_adapter(tmp_path, llama)
 
 
+@pytest.mark.slow
 def test_an_adapter_that_is_lost_in_rounding_is_refused(
     llama: HookedTransformer, folders: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -526,6 +529,7 @@ def test_an_adapter_that_is_lost_in_rounding_is_refused(
         load(folders("llama-gqa"), adapter=tmp_path, dtype="bfloat16")
 
 
+@pytest.mark.slow
 def test_an_adapter_that_overflows_is_refused(
     llama: HookedTransformer, folders: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -100,6 +100,7 @@ def test_an_audit_in_16_bits_says_how_far_it_is_from_float32(
     assert record["sources"]["model"]["precision"].endswith(f"of float32's, {percent} of the largest.")
 
 
+@pytest.mark.slow
 def test_where_float32_does_not_fit_the_audit_says_so(
     folders: Callable[[str], Path], word_task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:

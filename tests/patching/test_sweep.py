@@ -195,6 +195,7 @@ def test_prompts_of_like_length_are_read_together_and_scored_in_their_order(monk
     assert sum(int((~batch.mask).sum()) for batch in read) == 3 * 2, "prompts of one batch differ by 2 tokens"
 
 
+@pytest.mark.slow
 def test_low_precision_stays_near_full_precision() -> None:
     tokens = random_tokens()
     exact, z = random_hooked("llama"), random_z(random_hooked("llama"))

@@ -108,6 +108,7 @@ def test_without_chrome_html_is_written_and_said_at_once(tmp_path, no_chrome, fo
     )
 
 
+@pytest.mark.slow
 def test_unknown_formats_and_names_are_refused_before_anything_is_written(tmp_path):
     with pytest.raises(FigureError, match="'gif' is not a format of figures; use any of html, png, svg, pdf"):
         export.export({"a": grid()}, tmp_path, ["html", "gif"])

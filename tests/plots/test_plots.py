@@ -64,6 +64,7 @@ def test_a_grid_of_nothing_can_be_drawn(value):
     assert (trace.zmin, trace.zmax) == (-1, 1)
 
 
+@pytest.mark.slow
 def test_what_chance_gives_is_pale_and_a_clear_grid_stays_as_it_is():
     generator = np.random.default_rng(0)
     noise = generator.normal(0, 0.05, (20, 6, 8))
@@ -126,6 +127,7 @@ def test_small_effects_keep_two_digits_on_hover():
     assert heatmap(plots.head_heatmap([[0.00042, 0.0]])).text[0][0] == "L0H0: 0.00042"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", ["column", "page"])
 @pytest.mark.parametrize(("layers", "heads"), [(1, 1), (4, 4), (5, 8), (12, 12), (30, 9), (32, 32), (48, 12), (80, 64)])
 def test_grids_of_every_size_fit_with_few_numbers_on_the_axes(layers, heads, width):
@@ -278,6 +280,7 @@ def test_a_line_that_its_panel_names_is_not_in_the_legend_again():
     assert [trace.name for trace in figure.data if trace.name and trace.showlegend] == ["beside"]
 
 
+@pytest.mark.slow
 def test_in_a_column_the_panels_of_a_row_stand_two_by_two_beside_its_name():
     stages = pd.DataFrame([(row, panel) for row in ("lora", "ewc") for panel in "abcd"], columns=["row", "panel"])
     stages = stages.assign(line="x", stage=0, value=0.5, low=0.4, high=0.6)

@@ -44,6 +44,7 @@ def line_colours(methods) -> dict[str, str]:
     return {trace.name: trace.line.color for trace in figure.data if trace.name}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("colours", [trade_off_colours, dot_colours, line_colours])
 def test_a_method_has_one_colour_whatever_else_is_drawn(colours):
     everywhere = {name: look.colour for name, look in style.method_looks(NAMES).items()}

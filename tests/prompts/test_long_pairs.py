@@ -75,6 +75,7 @@ def test_where_half_would_go_the_shots_are_too_many(tiny: HookedTransformer) -> 
     assert leave_out_long(tiny, task, shots=most, template=WORD_TEMPLATE) is task
 
 
+@pytest.mark.slow
 def test_one_long_document_does_not_end_a_measurement(tiny: HookedTransformer, word_task: Task) -> None:
     few = {"shots": 3, "clean_prompts": 40, "prompts": 6, "template": WORD_TEMPLATE}
     longer = dataclasses.replace(word_task, pairs=(*word_task.pairs, Pair(words(500), "w1")))

@@ -31,6 +31,7 @@ def theirs(
     return "".join([*sentence, prefixes["input"], " ", query, separators["input"], prefixes["output"]])
 
 
+@pytest.mark.slow
 @given(prefixes=PARTS, separators=PARTS, sides=st.lists(st.tuples(TEXTS, TEXTS), max_size=3), query=TEXTS)
 def test_prefixes_and_separators_are_written_as_function_vectors_writes_them(
     prefixes: dict[str, str], separators: dict[str, str], sides: list[tuple[str, str]], query: str

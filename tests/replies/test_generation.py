@@ -144,6 +144,7 @@ def test_replies_are_kept_by_batches_and_by_all_that_they_depend_on(
     assert [write_all(**{"endings": ENDINGS, **one}) for one in asked] == first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every_token", [False, True])
 def test_heads_are_ablated_while_a_reply_is_written(tiny: HookedTransformer, every_token: bool) -> None:
     z = torch.randn(3, 4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -181,6 +182,7 @@ def test_an_attached_adapter_replies_as_a_merged_one(tiny: HookedTransformer) ->
     assert wanted != by_hand(tiny)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "alibi"])
 def test_a_reply_ends_where_the_context_is_full_and_no_sooner_for_its_neighbours(
     kind: str, readable: Callable[..., HookedTransformer]

@@ -111,6 +111,7 @@ def slow_twin(reply: list[str], answer: list[str]) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 def test_scores_equal_their_slow_twins() -> None:
     generator, seen = random.Random(0), {score: set() for score in OF_REPLIES}
     for _ in range(300):

@@ -47,6 +47,7 @@ def vector(tiny: HookedTransformer, word_task: Task, effects: HeadEffects) -> In
     return instruction_vector(tiny, word_task, effects=effects, heads=effects.top(3), scale=1.0)
 
 
+@pytest.mark.slow
 def test_the_vector_is_what_the_heads_add_to_the_stream(tiny: HookedTransformer, vector: InstructionVector) -> None:
     tiny = random_hooked("gpt2")  # Its b_O is not zero: it would show if it were added.
     z = torch.randn(3, 4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

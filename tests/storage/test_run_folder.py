@@ -57,6 +57,7 @@ def test_a_new_run_says_what_was_asked(tmp_path):
     assert set(record["versions"]) == {"ivlens", "torch", "transformer-lens"}
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_is_resumed_and_its_tables_are_read(tmp_path):
     with start(tmp_path) as run:
         first = run.table("numbers", effects)
@@ -212,6 +213,7 @@ def test_reading_needs_a_complete_run(tmp_path):
         read_run(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [0, 3, 100, -1])
 def test_a_truncated_table_is_never_believed(tmp_path, keep):
     with start(tmp_path) as run:

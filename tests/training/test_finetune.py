@@ -131,6 +131,7 @@ class Listener(Guide):
         return super().run(*args, progress=progress, **settings)
 
 
+@pytest.mark.slow
 def test_a_guide_is_told_what_share_of_the_steps_has_been_taken(model: HookedTransformer, tmp_path: Path) -> None:
     guide = guide_of(model, GUIDANCE["iv"])
     listener = Listener(**{name: getattr(guide, name) for name in guide.__dataclass_fields__}, told=[])
@@ -351,6 +352,7 @@ def test_training_learns_a_learnable_task(model: HookedTransformer) -> None:
     assert steps[-1].loss < 0.1 * steps[0].loss
 
 
+@pytest.mark.slow
 def test_autocast_keeps_factors_in_float32() -> None:
     model = small_model().to(torch.float32)
     adapter = lora.fresh(model, LoraConfig(rank=2))

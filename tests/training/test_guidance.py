@@ -178,6 +178,7 @@ def test_without_steering_and_divergence_the_step_is_the_plain_step_bit_for_bit(
     assert all(map(torch.equal, slopes, gradients(plain.logsumexp(-1).sum(), adapter)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["unsteered", "zero vector"])
 def test_a_training_that_is_not_guided_is_the_plain_training_bit_for_bit(model: HookedTransformer, form: str) -> None:
     guidance = OFF[form][0]
@@ -193,6 +194,7 @@ def test_a_training_that_is_not_guided_is_the_plain_training_bit_for_bit(model: 
     assert all(map(torch.equal, found[0][1], found[1][1]))
 
 
+@pytest.mark.slow
 def test_the_teacher_is_asked_only_where_it_counts(model: HookedTransformer) -> None:
     def refuse() -> AbstractContextManager[Any]:
         raise ZeroDivisionError
@@ -219,6 +221,7 @@ AT_THE_TEACHER = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", AT_THE_TEACHER)
 def test_the_gradient_vanishes_at_the_teacher(model: HookedTransformer, form: str) -> None:
     guidance, progress = AT_THE_TEACHER[form]
@@ -374,6 +377,7 @@ def test_the_published_form_is_its_terms_by_hand(model: HookedTransformer) -> No
     assert penalty.item() == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_what_is_not_above_its_threshold_adds_nothing_each_term_and_each_head_alone(model: HookedTransformer) -> None:
     adapter = trained_adapter(model, seed=2).requires_grad_()
     guide = guide_of(model, PUBLISHED)

@@ -95,6 +95,7 @@ def test_plain_lora_adds_exactly_nothing(model: HookedTransformer, history: Hist
     assert Lora().replayed(history, seed=0) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ewc", "olora", "replay"])
 def test_in_a_first_stage_there_is_nothing_to_keep(model: HookedTransformer, name: str) -> None:
     method = METHODS[name]()
@@ -176,6 +177,7 @@ def test_a_fisher_that_was_stopped_goes_on_from_the_prompts_that_it_has_seen(mon
     assert len(kept) == 6
 
 
+@pytest.mark.slow
 def test_fishers_of_all_stages_are_summed_whether_seen_one_by_one_or_at_once(
     model: HookedTransformer, history: History
 ) -> None:

@@ -380,6 +380,7 @@ def function_vectors_sum(folder: Path, mean_z: Tensor, heads: list[Head]) -> Ten
     return total.reshape(-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_mean_activations_and_effects_of_function_vectors_become_their_vector(
     family: str, checkpoint: Callable[[str], Path], tmp_path: Path
