@@ -56,8 +56,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         head = {**MACHINE, "include_dashboard": False, "ray_client_server_port": port}
-        found = Cluster(initialize_head=True, head_node_args=head)
-        found.add_node(**MACHINE)
+        try:
+            found = Cluster(initialize_head=True, head_node_args=head)
+            found.add_node(**MACHINE)
+        except Exception as error:  # Without shared memory, or ports that may be listened on.
+            pytest.skip(f"Ray starts no cluster on this machine: {error}")
         found.client_address, found.place = f"ray://127.0.0.1:{port}", Path(place)
         yield found
         found.shutdown()
