@@ -18,14 +18,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from ivlens.bounded_process import Answer, BoundedProcess, serve
+from ivlens.bounded_process import Answer, serve
+from ivlens.storage.parquet import arrow_process, ask_about, from_stream, to_stream
 
 LARGEST = 2**29
 """Bytes of the columns that are read."""
-_SECONDS, _BYTES_A_SECOND = 5.0, 20e6
 _MEMORY = 2**29
-# Its own allocators would reserve more than they use.
-_PROCESS = BoundedProcess(__name__, ARROW_DEFAULT_MEMORY_POOL="system", MALLOC_ARENA_MAX="1")
+_PROCESS = arrow_process(__name__)
 # Fields by their numbers in Arrow's Message.fbs.
 _HEADER, _COMPRESSION = 2, 3
 
@@ -44,7 +43,7 @@ def read_columns(folder: Path, name: str, columns: Sequence[str]) -> pa.Table:
         ValueError: it is packed, damaged or too large, has dictionaries or no such columns, or is no stream.
     """
     _, content = _ask(folder, name, {"wanted": "columns", "columns": list(columns)})
-    return pa.ipc.open_stream(pa.py_buffer(content)).read_all()
+    return from_stream(content)
 
 
 def _ask(folder: Path, name: str, asked: dict[str, Any]) -> Answer:
@@ -54,14 +53,7 @@ def _ask(folder: Path, name: str, asked: dict[str, Any]) -> Answer:
     if not path.resolve().is_relative_to(folder.resolve()):
         raise OSError(f"{name[:60]!r} is not in that folder")
     refuse_unusual(path, None)
-    size = path.stat().st_size
-    asked = {**asked, "path": str(path.resolve())}
-    found = _PROCESS.ask(asked, seconds=_SECONDS + size / _BYTES_A_SECOND, memory=_MEMORY + size + 2 * LARGEST)
-    if found is None:
-        raise ValueError(f"to read {name} ends the process that does, or takes more time or memory than it may")
-    if "reason" in found[0]:
-        raise ValueError(f"{name} {found[0]['reason']}")
-    return found
+    return ask_about(_PROCESS, path, asked, memory=_MEMORY + path.stat().st_size + 2 * LARGEST, name=name)
 
 
 def _answer(asked: dict[str, Any]) -> Answer:
@@ -80,10 +72,7 @@ def _answer(asked: dict[str, Any]) -> Answer:
         if table.nbytes > LARGEST:
             raise ValueError(f"has {table.nbytes:,} bytes in these columns, and may have {LARGEST:,}")
         table.validate(full=True)
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, table.schema) as writer:
-            writer.write_table(table)
-        return {}, sink.getvalue().to_pybytes()
+        return {}, to_stream(table)
 
 
 def _is_packed(message: bytes) -> bool:

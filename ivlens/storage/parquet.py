@@ -25,8 +25,14 @@ LARGEST = 2**30
 """Bytes of a file, and of what it unfolds to."""
 _SECONDS, _BYTES_A_SECOND = 5.0, 20e6
 _MEMORY = 2**29
-# Its own allocators would reserve more than they use.
-_PROCESS = BoundedProcess(__name__, ARROW_DEFAULT_MEMORY_POOL="system", MALLOC_ARENA_MAX="1")
+
+
+def arrow_process(module: str) -> BoundedProcess:
+    """One for pyarrow, whose own allocators would reserve more than they use."""
+    return BoundedProcess(module, ARROW_DEFAULT_MEMORY_POOL="system", MALLOC_ARENA_MAX="1")
+
+
+_PROCESS = arrow_process(__name__)
 
 start = _PROCESS.start
 """Begin the process that reads, so that it is ready when it is needed."""
@@ -102,21 +108,44 @@ def read_columns(path: Path, columns: Sequence[str], *, most: int, most_text: in
 
 
 def _table(path: Path, asked: dict[str, Any], *, memory: int) -> pa.Table:
-    return pa.ipc.open_stream(pa.py_buffer(_ask(path, asked, memory=memory)[1])).read_all()
+    return from_stream(_ask(path, asked, memory=memory)[1])
 
 
 def _ask(path: Path, asked: dict[str, Any], *, memory: int) -> Answer:
     from ivlens.storage.atomic_files import refuse_unusual  # Whose imports the bounded process need not wait for.
 
     refuse_unusual(path, LARGEST)
-    size = path.stat().st_size
-    seconds = _SECONDS + size / _BYTES_A_SECOND
-    found = _PROCESS.ask({**asked, "path": str(path.resolve())}, seconds=seconds, memory=memory + 2 * size)
+    return ask_about(_PROCESS, path, asked, memory=memory + 2 * path.stat().st_size)
+
+
+def ask_about(process: BoundedProcess, path: Path, asked: dict[str, Any], *, memory: int, name: str = "") -> Answer:
+    """What a process that is asked about a file answers, in a time by its size.
+
+    Args:
+        name: Of the file, to begin the sentence about it with.
+
+    Raises:
+        ValueError: the file is damaged or too much, or has ended the process.
+    """
+    seconds = _SECONDS + path.stat().st_size / _BYTES_A_SECOND
+    found = process.ask({**asked, "path": str(path.resolve())}, seconds=seconds, memory=memory)
     if found is None:
-        raise ValueError("to read it ends the process that does, or takes more time or memory than it may")
+        raise ValueError(f"to read {name or 'it'} ends the process that does, or takes more time or memory than it may")
     if "reason" in found[0]:
-        raise ValueError(found[0]["reason"])
+        raise ValueError(f"{name} {found[0]['reason']}".lstrip())
     return found
+
+
+def to_stream(table: pa.Table) -> bytes:
+    """A table on its way between processes."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def from_stream(content: bytes) -> pa.Table:
+    return pa.ipc.open_stream(pa.py_buffer(content)).read_all()
 
 
 def _answer(asked: dict[str, Any]) -> Answer:
@@ -134,10 +163,7 @@ def _answer(asked: dict[str, Any]) -> Answer:
     # Without what the file says of pandas, which could have columns become others there.
     table = read(source, schema, metadata, asked).replace_schema_metadata(None)
     table.validate(full=True)
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return {}, sink.getvalue().to_pybytes()
+    return {}, to_stream(table)
 
 
 def _unfold_flat(source: pa.BufferReader, schema: pa.Schema, metadata: Any, asked: dict[str, Any]) -> pa.Table:
