@@ -26,8 +26,7 @@ from ivlens.prompts.tokens import Tokens, tokenize
 from ivlens.random_streams import Stream, open_stream
 from ivlens.shapes import Head, MeanZ, Residual
 from ivlens.steering import controls
-from ivlens.steering.necessity import OTHER_PROMPTS as OTHER_PROMPTS
-from ivlens.steering.necessity import other_prompts as other_prompts
+from ivlens.steering.necessity import other_prompts
 from ivlens.vectors.head_writing import write_vector
 from ivlens.vectors.instruction_vector import InstructionVector
 

@@ -36,7 +36,7 @@ from ivlens.prompts.tokens import Tokens, tokenize
 from ivlens.replies.inquiry import measure_prompts
 from ivlens.shapes import GIB, Head
 from ivlens.steering import controls, trials
-from ivlens.steering.necessity import NECESSITY, Asked, measure_necessity
+from ivlens.steering.necessity import NECESSITY, Asked, measure_necessity, other_prompts
 from ivlens.steering.steered_replies import replace_accuracy
 from ivlens.steering.trial_plan import Sizes, TrialPlan, plan_trials
 from ivlens.steering.trials import BY_QUERY, DRAWS, PLACES
@@ -286,9 +286,7 @@ class Work:
         seed, template, asked = self.asked.seed, self.asked.template, {}
         for kind, shots in (("instructed", 0), ("few-shot", self.asked.shots)):
             own = self.asked_prompts[kind][: self.plan.ablated_prompts]
-            others = (
-                probes.other_prompts(self.model, self.task, template=template, seed=seed, shots=shots) if own else []
-            )
+            others = other_prompts(self.model, self.task, template=template, seed=seed, shots=shots) if own else []
             if others:
                 z = mean_z(self.model, tokenize(self.model, others))
                 asked[kind] = Asked(tokenize(self.model, own), z)

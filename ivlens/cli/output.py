@@ -94,10 +94,10 @@ def forecast(work: Work) -> list[str]:
 def forecast_seconds(work: Work, pace: Pace) -> dict[str, float]:
     """Of each part of an audit, from the pace of its first prompts and from how much there is of each."""
     from ivlens.analysis.options import MOST_VALIDATION
-    from ivlens.analysis.probes import OTHER_PROMPTS
     from ivlens.prompts.choices import GREEDY_MATCH
     from ivlens.prompts.tokens import tokenize
     from ivlens.replies.generation import NEW_TOKENS
+    from ivlens.steering.necessity import OTHER_PROMPTS
     from ivlens.steering.trial_plan import count_replies, count_work
 
     sizes, plan, asked = work.sizes, work.plan, work.asked

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ivlens.analysis.probes import ability_prompts, other_prompts
+from ivlens.analysis.probes import ability_prompts
 from ivlens.datasets.task import Task, tasks
 from ivlens.datasets.task import task as find_task
 from ivlens.explorer.attention import read_attention
@@ -26,6 +26,7 @@ from ivlens.prompts.builders import zero_shot
 from ivlens.prompts.template import Prompt
 from ivlens.prompts.tokens import tokenize
 from ivlens.shapes import Cie
+from ivlens.steering.necessity import other_prompts
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer

@@ -20,7 +20,7 @@ from ivlens.prompts.template import DEFAULT
 from ivlens.prompts.tokens import Tokens
 from ivlens.shapes import Head
 from ivlens.steering.controls import draw_heads
-from ivlens.steering.necessity import NECESSITY, Asked, measure_necessity
+from ivlens.steering.necessity import NECESSITY, Asked, measure_necessity, other_prompts
 
 pytestmark = pytest.mark.numeric
 
@@ -120,7 +120,7 @@ def test_the_lab_does_without_the_head_of_largest_aie_and_not_without_the_other_
 ) -> None:
     task = ivlens.task(name)
     tokens = prompts.tokenize(lab, prompts.instructed(task, task.split(shots=10).evaluation))
-    others = probes.other_prompts(lab, task, template=DEFAULT, seed=0)
+    others = other_prompts(lab, task, template=DEFAULT, seed=0)
     given = {"instructed": Asked(tokens, mean_z(lab, prompts.tokenize(lab, others)))}
     whole, first = measure_necessity(lab, given, [Head(3, 3)], draws=1)["accuracy"].tolist()[:2]
     together = measure_necessity(lab, given, CARRIERS, draws=1).set_index(["heads", "n_heads"])["accuracy"]
