@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator
 from inspect import ismodule
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from playwright.sync_api import Page, sync_playwright
+from chromium import CHROME, open_browser
+from playwright.sync_api import Page
 from test_docstrings import EVERYTHING
 from transformer_lens import HookedTransformerConfig
 
@@ -21,7 +21,6 @@ from ivlens.shapes import GIB
 
 ROOT = Path(__file__).parents[1]
 NAV = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("nav:")[2].partition("exclude_docs:")[0]
-CHROME = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 CALCULATOR = (ROOT / "docs" / "calculator.js").read_text(encoding="utf-8")
 
 
@@ -47,12 +46,10 @@ def test_every_public_name_has_its_place_in_the_reference() -> None:
 def page() -> Iterator[Page]:
     if CHROME is None:
         pytest.skip("no Chrome or Chromium on this machine")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROME, args=["--no-sandbox"])
+    with open_browser() as browser:
         page = browser.new_context(offline=True).new_page()
         page.set_content(f'<div id="ivlens-calculator"></div><script>{CALCULATOR}</script>')
         yield page
-        browser.close()
 
 
 def config(shape: dict[str, Any], dtype: torch.dtype) -> HookedTransformerConfig:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chromium import needs_chrome, open_browser
 from made_up import made_up_contents, made_up_replies
-from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page
 from transformer_lens import HookedTransformer
 
 import ivlens
@@ -27,11 +28,9 @@ from ivlens.models import lora
 from ivlens.shapes import Head
 from ivlens.storage.run_folder import read_run
 
-CHROME = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.skipif(CHROME is None, reason="no Chrome or Chromium on this machine"),
+    needs_chrome,
 ]
 HOSTILE = "</script><script>window.hit=1</script><img src=x onerror=window.hit=2><!-- $\\alpha$ &lt;b>"
 FEW: dict[str, Any] = {"shots": 4, "clean_prompts": 8, "prompts": 7}
@@ -39,10 +38,8 @@ FEW: dict[str, Any] = {"shots": 4, "clean_prompts": 8, "prompts": 7}
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROME, args=ARGUMENTS)
+    with open_browser() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 import torch
+from chromium import needs_chrome, open_browser
 from conftest import WORD_TEMPLATE
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 from plotly.offline import get_plotlyjs
 from small import small_plan
 from transformer_lens import HookedTransformer
@@ -44,12 +45,9 @@ SHOWN = HOSTILE.replace("\u2028", "\\u2028")
 KINDS = ("audit", "compare", "study")
 SMALL: dict[str, Any] = {"shots": 3, "clean_prompts": 4, "prompts": 4, "top": 3, "draws": 2, "template": WORD_TEMPLATE}
 TYPED = ("audit", "a model's folder", "--task", f"{HOSTILE}\n", "--out", "$HOME `x`")
-CHROME = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 UNDRAWN = ".plot:not(.js-plotly-plot)"
 PATIENCE = 60_000
 """Milliseconds, for a machine with much else to do."""
-ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-needs_chrome = pytest.mark.skipif(CHROME is None, reason="no Chrome or Chromium on this machine")
 
 
 @pytest.fixture(scope="module")
@@ -292,10 +290,8 @@ def test_the_call_that_is_shown_has_the_runs_chat_template(folders: dict[str, Pa
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROME, args=ARGUMENTS)
+    with open_browser() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
