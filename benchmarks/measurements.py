@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrain
 from ivlens.checkpoints.architectures import hooked_fields
 from ivlens.checkpoints.checkpoint import quiet_transformers
 from ivlens.forward.makers import forward_of
-from ivlens.models.hooked import has_hooked
+from ivlens.models.hooked import has_hooked, lay_out
 from ivlens.patching import sweep
 from ivlens.patching.activations import mean_z
 from ivlens.patching.interventions import Change, run_changes
@@ -148,8 +148,11 @@ def build(shape: Shape, device: str = "cpu") -> dict[str, Callable[[], Any]]:
     def hooked() -> Any:
         from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-        fields = {**hooked_fields(config, name), "init_weights": True}
-        return HookedTransformer(HookedTransformerConfig(**fields, device=device, dtype=dtype, seed=0))
+        fields = {**hooked_fields(config, name), "device": device, "dtype": dtype}
+        with torch.device(device):
+            model = randomise(HookedTransformer(HookedTransformerConfig(**fields)))
+        lay_out(model)  # As those that are loaded lie.
+        return model
 
     def bridge() -> Any:
         from transformer_lens.model_bridge import TransformerBridge
@@ -161,6 +164,15 @@ def build(shape: Shape, device: str = "cpu") -> dict[str, Callable[[], Any]]:
 
     makers = {"bridge": bridge} | ({"hooked": hooked} if has_hooked() else {})
     return {maker: _quietly(make) for maker, make in makers.items()}
+
+
+def randomise(model: Any) -> Any:
+    """Weights of a usual size, drawn where they lie; biases stay 0."""
+    for name, weight in model.named_parameters():
+        if ".b_" not in name and "._b_" not in name and not name.endswith(".b"):
+            with torch.no_grad():
+                weight.fill_(1.0) if weight.dim() == 1 else weight.normal_(0, 0.02)
+    return model
 
 
 def one_word_tokenizer() -> Any:

@@ -129,15 +129,15 @@ _LOAD = "import ivlens; ivlens.load('lab')"
 
 
 def main() -> None:
-    """Print all tables; of a GPU those of the measurements alone."""
+    """Print all tables; of a GPU those of measurements and training steps."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     device, console = parser.parse_args().device, Console(width=120)
     measurements.print_all(console, device)
+    adapter_training.print_all(console, device)
     if device == "cpu":
         print_commands(console)
         print_steps(console)
-        adapter_training.print_trainings(console)
         print_peers(console)
 
 

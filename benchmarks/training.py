@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-from measurements import LARGE, SHAPES, Shape, clock, one_word_tokenizer, random_prompts
+from measurements import LARGE, SHAPES, Shape, clock, one_word_tokenizer, random_prompts, randomise
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -65,11 +65,8 @@ def build_hooked(shape: Shape, *, device: str, dtype: torch.dtype) -> HookedTran
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*HookedTransformer.*", DeprecationWarning)
-        model = HookedTransformer(config).eval().requires_grad_(False)
-    for name, weight in model.named_parameters():
-        if ".b_" not in name and "._b_" not in name:
-            weight.fill_(1.0) if weight.dim() == 1 else weight.normal_(0, 0.02)
-    return model
+        with torch.device(device):
+            return randomise(HookedTransformer(config)).eval().requires_grad_(False)
 
 
 def build_transformers(shape: Shape, *, device: str, dtype: torch.dtype) -> Any:
@@ -273,7 +270,13 @@ def _ratio(one: Sequence[float], other: Sequence[float]) -> str:
     return f"{median(a / b for a, b in zip(one, other, strict=True)):.2f}"
 
 
+def print_all(console: Console, device: str = "cpu") -> None:
+    """At SmolLM2's size; on a GPU at a 7B model's, in 16 bits."""
+    if device == "cpu":
+        print_trainings(console)
+    else:
+        print_trainings(console, shape=LLAMA_7B, name="a 7B", device=device, dtype=torch.bfloat16)
+
+
 if __name__ == "__main__":
-    if torch.cuda.is_available():
-        print_trainings(Console(width=160), shape=LLAMA_7B, name="a 7B", device="cuda", dtype=torch.bfloat16)
-    print_trainings(Console(width=160))
+    print_all(Console(width=160), "cuda" if torch.cuda.is_available() else "cpu")

@@ -124,9 +124,12 @@ class BridgeForward:
 
     def __init__(self, bridge: TransformerBridge) -> None:
         self._bridge = bridge
-        # Norms and softmax are float32 in most of transformers' models, whatever their weights are.
-        self.precision: torch.dtype = torch.float32 if bridge.cfg.dtype == torch.float64 else bridge.cfg.dtype
         self.entrance: nn.Module = bridge.original_model
+
+    @property
+    def precision(self) -> torch.dtype:
+        # Norms and softmax are float32 in most of transformers' models, whatever their weights are.
+        return torch.float32 if self._bridge.cfg.dtype == torch.float64 else self._bridge.cfg.dtype
 
     def read(self, tokens: Tokens) -> BridgeReading:
         """See `rows.Forward`."""

@@ -86,8 +86,11 @@ class HookedForward:
 
     def __init__(self, model: HookedTransformer) -> None:
         self._model = model
-        self.precision: torch.dtype = model.cfg.dtype
         self.entrance: nn.Module = model.embed
+
+    @property
+    def precision(self) -> torch.dtype:
+        return self._model.cfg.dtype
 
     def read(self, tokens: Tokens) -> HookedReading:
         """See `rows.Forward`.

@@ -7,7 +7,7 @@ a TransformerBridge. What stands on it (sweep, steering, ablation, trials) never
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -132,10 +132,13 @@ class Forward(Protocol):
 
     others_seen: int
     """Tokens of other rows that a row's attention computes with (and masks), beside its own prompt."""
-    precision: torch.dtype
-    """What the least precise operation computes in."""
     entrance: nn.Module
     """Is given the ids of every pass."""
+
+    @property
+    def precision(self) -> torch.dtype:
+        """What the least precise operation computes in."""
+        ...
 
     def read(self, tokens: Tokens) -> Reading:
         """Run prompts and answers once through the model."""
@@ -186,11 +189,17 @@ class Forward(Protocol):
 
 def check_finite(resid: Tensor, layer: int) -> None:
     """Raises ModelError naming the layer when a residual stream is NaN or infinite."""
-    if not bool(resid.isfinite().all()):
-        raise ModelError(
-            f"the residual stream after layer {layer} is NaN or infinite; load the model in another dtype, or check "
-            "its weights"
-        )
+    refuse_infinite({layer: resid.isfinite().all()})
+
+
+def refuse_infinite(finite: Mapping[int, Bool[Tensor, ""]]) -> None:
+    """The same of several layers, by whether each one's stream is finite: a GPU is waited for once, at their end."""
+    for layer, one in finite.items():
+        if not bool(one):
+            raise ModelError(
+                f"the residual stream after layer {layer} is NaN or infinite; load the model in another dtype, or "
+                "check its weights"
+            )
 
 
 def compare_with_model(forward: Forward, reading: Reading, unpatched: Tail) -> None:

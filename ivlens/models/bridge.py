@@ -159,6 +159,7 @@ def check_bridge(model: HookedTransformer | TransformerBridge) -> None:
     refuse_unready(model)
     if model not in _CHECKED:
         _refuse_without_heads(model)
+        _state_precision(model)
         _check(model)
         _CHECKED.add(model)
 
@@ -176,6 +177,13 @@ def _refuse_without_heads(bridge: TransformerBridge) -> None:
                     f"{name} has no {point}, where ivlens reads and changes heads and residual streams: its blocks "
                     "are not all made of attention heads (state-space or hybrid models are not)"
                 )
+
+
+def _state_precision(bridge: TransformerBridge) -> None:
+    """TransformerLens takes a model that it is handed for one in float32, unless it is told otherwise."""
+    found = {weight.dtype for weight in bridge.blocks.parameters() if weight.is_floating_point()}
+    if found and not is_quantised(bridge):
+        bridge.cfg.dtype = min(found, key=lambda dtype: torch.finfo(dtype).bits)
 
 
 def _check(bridge: TransformerBridge) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ivlens.forward.makers import forward_of
 from ivlens.forward.memory import Budget, count_at_once
-from ivlens.forward.rows import Forward, Reading, Rows, check_finite, compare_with_model
+from ivlens.forward.rows import Forward, Reading, Rows, compare_with_model, refuse_infinite
 from ivlens.forward.token_batches import batches
 from ivlens.kept_batches import keep_batch
 from ivlens.measures import greedy_match, token_log_probs
@@ -126,19 +126,20 @@ def climb(
     reading = forward.read(tokens)
     stack = reading.start.new_empty(len(tokens), 1 + sum(counts), *reading.start.shape[1:])
     stack[:, 0] = reading.start
-    grown = 1
+    grown, finite = 1, dict[int, Tensor]()
     for layer, more in enumerate(counts):
         before = stack[:, :1].clone()
-        junction = Junction(layer=layer, reading=reading, before=before, after=reading.carry(layer, before))
-        stack = stack.to(junction.after.device)  # Layers may lie on several devices.
-        stack[:, :1] = junction.after
-        for rows in _chunks(1, grown, chunk):
-            stack[:, rows.start : rows.stop] = reading.carry(layer, stack[:, rows.start : rows.stop])
+        for rows in _chunks(0, grown, chunk):
+            carried = reading.carry(layer, stack[:, rows.start : rows.stop])
+            stack = stack.to(carried.device)  # Layers may lie on several devices.
+            stack[:, rows.start : rows.stop] = carried
+        junction = Junction(layer=layer, reading=reading, before=before, after=stack[:, :1].clone())
         for rows in _chunks(0, more, chunk):
             stack[:, grown + rows.start : grown + rows.stop] = branch(junction, rows)
         grown += more
-        check_finite(junction.after, layer)
+        finite[layer] = junction.after.isfinite().all()
         advance()
+    refuse_infinite(finite)
     compare_with_model(forward, reading, stack[:, 0])
     return stack
 

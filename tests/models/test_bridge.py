@@ -317,6 +317,20 @@ def test_a_bridge_is_returned_as_it_is(folders: Folders) -> None:
         ivlens.load(bridge, dtype="bfloat16")
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_bridge_that_was_not_told_the_precision_of_its_weights_is_measured_in_it(
+    dtype: torch.dtype, folders: Folders
+) -> None:
+    told = bridge_to(transformers_model(folders("llama"), dtype), folders("llama"))
+    bridge = TransformerBridge.boot_transformers(
+        "tiny", hf_model=transformers_model(folders("llama"), dtype), tokenizer=told.tokenizer, device="cpu"
+    )
+    assert bridge.cfg.dtype == torch.float32, "TransformerLens finds out by itself"
+    tokens, z = random_tokens(n=2), random_z(bridge.cfg)
+    torch.testing.assert_close(sweep.sweep(bridge, tokens, z), sweep.sweep(told, tokens, z), rtol=0, atol=0)
+    assert bridge.cfg.dtype == dtype
+
+
 def test_what_a_bridge_cannot_do_is_refused_with_the_reason(folders: Folders) -> None:
     bridge = bridge_of(folders("llama"))
     with pytest.raises(IvlensError, match="adapter was given with a TransformerBridge, which is taken as it is"):
