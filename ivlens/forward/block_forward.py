@@ -14,6 +14,7 @@ import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from ivlens.forward.rows import FedHead, Rows, RowsZ, SetPart
 
@@ -43,8 +44,8 @@ def attend(block: Block, layer: int, prefix: Prefix, rows: Rows, fed: FedHead | 
         others = dict(zip("qkv", _project(block, fed.rows), strict=True))
         q, k, v = (others[part] if part == fed.part else own for part, own in zip("qkv", (q, k, v), strict=True))
     if attn.cfg.positional_embedding_type == "rotary":
-        positions = prefix.positions[:, None].expand(-1, n_rows, -1).flatten(1)
-        q, k = _rotate(attn, q, positions), _rotate(attn, k, positions)
+        rotations = _rotations(attn, prefix.positions)
+        q, k = _rotate(q, rotations), _rotate(k, rotations)
     pattern = _scores(attn, layer, prefix, q, k, n_rows).softmax(-1)
     before, own = pattern.split([prefix.keys[layer].shape[2], rows.shape[2]], dim=-1)
     kv_heads = v.shape[2]
@@ -52,7 +53,7 @@ def attend(block: Block, layer: int, prefix: Prefix, rows: Rows, fed: FedHead | 
     from_prefix = rearrange(from_prefix, "p kv (g r t) d -> p r t (kv g) d", r=n_rows, t=rows.shape[2])
     v = _per_query_head(rearrange(v, "p (r t) kv d -> p r t kv d", r=n_rows), attn.cfg.n_heads)
     if rows.shape[2] == 1:
-        return from_prefix + rearrange(own, "p h r t 1 -> p r t h 1") * v
+        return torch.addcmul(from_prefix, rearrange(own, "p h r t 1 -> p r t h 1"), v)
     return from_prefix + torch.einsum("phrts,prshd->prthd", own, v)
 
 
@@ -67,7 +68,7 @@ def write(block: Block, rows: Rows, z: RowsZ, change: SetPart | None = None) -> 
         return torch.where(change.where[:, None, :, None], change.value[:, None], own).flatten(1, 2)
 
     weight = attn.W_O.reshape(-1, cfg.d_model)
-    attn_out = rearrange(z, "p r t h d -> p (r t) (h d)") @ weight + attn.b_O
+    attn_out = linear(rearrange(z, "p r t h d -> p (r t) (h d)"), weight.T, attn.b_O)
     resid = rearrange(rows, "p r t d -> p (r t) d")
     norm = output_norm(block)
     if norm is not None:
@@ -127,13 +128,24 @@ def _per_query_head(heads: Float[Tensor, "p r t kv d"], n_heads: int) -> Float[T
     return heads if groups == 1 else heads.repeat_interleave(groups, dim=3)
 
 
-def _rotate(attn: Attention, heads: Tensor, positions: Int[Tensor, "p rt"]) -> Tensor:
-    """Rotary embedding at given positions: TransformerLens' own only knows consecutive ones."""
+def _rotations(attn: Attention, positions: Int[Tensor, "p t"]) -> Float[Tensor, "p t d_head d_head"]:
+    """What rotary embedding multiplies heads with at given positions: TransformerLens' own only knows consecutive ones.
+
+    A product with it passes all rows once, where sums of turned copies pass them ten times.
+    """
     dim = attn.cfg.rotary_dim
-    turned, rest = heads[..., :dim], heads[..., dim:]
     cos, sin = attn.rotary_cos[positions, None], attn.rotary_sin[positions, None]
-    turned = turned * cos + attn.rotate_every_two(turned) * sin
-    return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
+    units = torch.eye(attn.cfg.d_head, dtype=cos.dtype, device=cos.device)
+    turned = units[:dim, :dim] * cos + attn.rotate_every_two(units[:dim, :dim]) * sin
+    whole = units.repeat(*positions.shape, 1, 1)
+    whole[..., :dim, :dim] = turned
+    return whole
+
+
+def _rotate(heads: Float[Tensor, "p rt h d"], rotations: Float[Tensor, "p t d d"]) -> Float[Tensor, "p rt h d"]:
+    tail = rotations.shape[1]
+    by_token = rearrange(heads, "p (r t) h d -> p t (r h) d", t=tail)
+    return rearrange(by_token @ rotations.to(heads.dtype), "p t (r h) d -> p (r t) h d", h=heads.shape[2])
 
 
 def _scores(
@@ -141,7 +153,6 @@ def _scores(
 ) -> Float[Tensor, "p h r t key"]:
     """Attention scores of every row to the prefix and to its own tail, masked."""
     kv_heads, tail = k.shape[2], k.shape[1] // n_rows
-    q = q / attn.attn_scale
     to_prefix = rearrange(q, "p rt (kv g) d -> p kv (g rt) d", kv=kv_heads) @ prefix.keys[layer].transpose(-1, -2)
     to_prefix = rearrange(to_prefix, "p kv (g r t) n -> p (kv g) r t n", r=n_rows, t=tail)
     q = rearrange(q, "p (r t) h d -> p r t h d", r=n_rows)
@@ -150,7 +161,7 @@ def _scores(
         to_own = rearrange((q * k).sum(-1), "p r t h -> p h r t 1")
     else:
         to_own = torch.einsum("prthd,prshd->phrts", q, k)
-    scores = torch.cat([to_prefix, to_own], dim=-1)
+    scores = torch.cat([to_prefix, to_own], dim=-1) / attn.attn_scale
     cap = attn.cfg.attn_scores_soft_cap
     if cap > 0:
         scores = cap * torch.tanh(scores / cap)

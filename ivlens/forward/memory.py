@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 # Copies of its rows that a block makes on the way (scores and pattern; gate, activation and its intermediates).
 SCORE_COPIES, MLP_COPIES = 4, 6
-WORK = 5 * 10**10
-"""Multiply-adds of one batch on a processor, about: a second on two cores."""
+WORK = 10**11
+"""Multiply-adds of one batch on a processor, about: two seconds on two cores."""
 
 
 @dataclass(frozen=True, kw_only=True)
