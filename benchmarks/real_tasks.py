@@ -1,4 +1,4 @@
-"""Tasks of function_vectors' files with written instructions, as docs/smollm2.md has them.
+"""Tasks of function_vectors' files with written instructions, as docs/smollm2.md and `smollm2-trace` have them.
 
     python benchmarks/real_tasks.py function_vectors/dataset_files --into tasks
 
@@ -26,11 +26,15 @@ INSTRUCTIONS = {
     "choose_last_of_3": ("Give the last word of the three.", "Write the last word of the list."),
 }
 TASKS = tuple(INSTRUCTIONS)
+LEARNED = {
+    "commonsense_qa": ("Answer with the letter of the right option.", "Which option is right? Give its letter."),
+}
+"""What `ivlens study smollm2-trace --tasks tasks` trains on beside tasks of its own."""
 
 
 def find_files(folder: Path) -> dict[str, Path]:
     """The file of every task, wherever in a folder it lies (in a clone, in `dataset_files/abstractive`, say)."""
-    found = {name: sorted(folder.rglob(f"{name}.json")) for name in INSTRUCTIONS}
+    found = {name: sorted(folder.rglob(f"{name}.json")) for name in INSTRUCTIONS | LEARNED}
     missing = [f"{name}.json" for name, paths in found.items() if not paths]
     if missing:
         raise TaskError(f"{folder} has no {', '.join(missing)}; give the folder of function_vectors' task files")
@@ -45,9 +49,10 @@ def main(arguments: list[str] | None = None) -> None:
     asked.into.mkdir(parents=True, exist_ok=True)
     for name, path in find_files(asked.folder).items():
         pairs = [{"input": pair.input, "output": pair.output} for pair in ivlens.task(path).pairs]
-        task = {"name": name, "instructions": INSTRUCTIONS[name], "pairs": pairs}
+        wordings = (INSTRUCTIONS | LEARNED)[name]
+        task = {"name": name, "instructions": wordings, "pairs": pairs}
         (asked.into / f"{name}.json").write_text(json.dumps(task, ensure_ascii=False, indent=1), encoding="utf-8")
-        print(f"{name}: {len(pairs)} pairs, {len(INSTRUCTIONS[name])} wordings")
+        print(f"{name}: {len(pairs)} pairs, {len(wordings)} wordings")
 
 
 if __name__ == "__main__":
