@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from io import StringIO
 from pathlib import Path
@@ -146,3 +147,14 @@ def test_scores_of_rows_do_not_grow_with_the_square_of_rows(measurements: Module
                     reading.carry(0, reading.start[:, None].repeat(1, rows, 1, 1))
                 done.append(counted.get_total_flops())
         assert done[1] == 2 * done[0]
+
+
+def test_letter_and_option_of_questions_are_two_tasks_that_share_no_question(tmp_path: Path) -> None:
+    entries = [{"input": f"Which {i}?\na: red {i}\nb: blue {i}", "output": "ab"[i % 2]} for i in range(21)]
+    entries += [{"input": "Without options?", "output": "a"}, {"input": f"Long? {'x' * 200}\na: red", "output": "a"}]
+    (tmp_path / "commonsense_qa.json").write_text(json.dumps(entries))
+    letters, options = read("real_tasks").question_tasks(tmp_path / "commonsense_qa.json")
+    assert letters["pairs"][1] == {"input": "Which 2?\na: red 2\nb: blue 2", "output": "a", "knowledge": "red 2"}
+    assert options["pairs"][0] == {"input": "Which 1?\na: red 1\nb: blue 1", "output": "blue 1"}
+    asked = [{pair["input"] for pair in one["pairs"]} for one in (letters, options)]
+    assert not asked[0] & asked[1] and len(asked[0] | asked[1]) == 21

@@ -36,6 +36,9 @@ def study(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how long it takes; write nothing.")] = False,
     score: options.StudyScore = None,
+    tasks: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the tasks of the study that are not built in.")
+    ] = None,
     *,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -57,6 +60,7 @@ def study(
     asked = plan.read_plan(name).with_changes(
         methods=None if methods is None else tuple(options.split_list(methods)),
         seeds=None if seeds is None else tuple(map(options.parse_whole, options.split_list(seeds))),
+        tasks_in=None if tasks is None else str(tasks),
     )
     if score is not None:
         asked = asked.with_changes(evaluation=dataclasses.replace(asked.evaluation, score=score.value))
@@ -98,6 +102,7 @@ def _say_cost(asked: Plan, out: Path, seconds: float | None, *, workers: int | N
     n_seeds = len(asked.seeds)
     counts = {"method": len(asked.methods), "seed": n_seeds, "stage": len(asked.tasks)}
     sizes = " x ".join(f"{n} {name}{'s' if n > 1 else ''}" for name, n in counts.items())
+    at_once = min(at_once, counts["method"] * n_seeds)  # A cell is not parted.
     total = (cost.once + n_seeds * cost.seed) / at_once
     print(
         f"ivlens: {sizes}: {about(total)}, {at_once} at once (before the first cell {about(cost.once)}; then "

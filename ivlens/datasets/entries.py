@@ -31,16 +31,23 @@ class Pair(_Sides):
 
     also: tuple[str, ...] = ()
     """Other outputs that are right, too, where there are several."""
+    knowledge: str | None = None
+    """What is right behind the statement where that is not the output, but a letter in front of it, say."""
 
-    def __new__(cls, input: str, output: str, also: Sequence[str] = ()) -> Pair:
+    def __new__(cls, input: str, output: str, also: Sequence[str] = (), knowledge: str | None = None) -> Pair:
         pair = super().__new__(cls, input, output)
-        pair.also = tuple(also)
+        pair.also, pair.knowledge = tuple(also), knowledge
         return pair
 
     @classmethod
-    def of(cls, given: str, outputs: Sequence[str]) -> Pair:
+    def of(cls, given: str, outputs: Sequence[str], knowledge: str | None = None) -> Pair:
         """An input and all of its right outputs."""
-        return cls(given, outputs[0], outputs[1:])
+        return cls(given, outputs[0], outputs[1:], knowledge)
+
+    @property
+    def stated(self) -> Pair:
+        """What the statement asks for."""
+        return self if self.knowledge is None else Pair(self.input, self.knowledge)
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -49,10 +56,12 @@ class Pair(_Sides):
 
     def __repr__(self) -> str:
         also = f", also={self.also!r}" if self.also else ""
-        return f"Pair(input={self.input!r}, output={self.output!r}{also})"
+        knowledge = "" if self.knowledge is None else f", knowledge={self.knowledge!r}"
+        return f"Pair(input={self.input!r}, output={self.output!r}{also}{knowledge})"
 
     def __eq__(self, other: object) -> bool:
-        return tuple.__eq__(self, other) and self.also == getattr(other, "also", ())
+        beside = getattr(other, "also", ()), getattr(other, "knowledge", None)
+        return tuple.__eq__(self, other) and (self.also, self.knowledge) == beside
 
     def __ne__(self, other: object) -> bool:
         return not self == other
@@ -145,7 +154,7 @@ def check_pair(pair: object, where: str) -> None:
     """Raise a TaskError for what is no pair of texts."""
     if not isinstance(pair, Pair):
         raise TaskError(f"{where} has {str(pair)[:60]} for a pair; give ivlens.Task.from_pairs(pairs, name=...)")
-    for text in (pair.input, *pair.outputs):
+    for text in (pair.input, *pair.outputs, pair.stated.output):
         check_text(text, f"a pair of {where}")
         if not text.strip():
             raise TaskError(f"{where} has the pair {pair} with an empty side; fill it in or drop it")
@@ -156,7 +165,8 @@ def merge(pairs: Iterable[Pair], where: str) -> list[Pair]:
 
     Which of them is right the file does not say: all of them are taken to be, aloud.
     """
-    outputs: dict[str, dict[str, None]] = {}
+    pairs, outputs = list(pairs), dict[str, dict[str, None]]()
+    knowledge = {pair.input: pair.knowledge for pair in reversed(pairs) if pair.knowledge is not None}
     unlike: dict[str, None] = {}
     for pair in pairs:
         known = outputs.setdefault(pair.input, dict.fromkeys(pair.outputs))
@@ -170,7 +180,7 @@ def merge(pairs: Iterable[Pair], where: str) -> list[Pair]:
             f"{list_names(outputs[first])}: all of them count as right, and the first is the one that prompts show and "
             "probabilities are of; drop those that are wrong"
         )
-    return [Pair.of(given, list(right)) for given, right in outputs.items()]
+    return [Pair.of(given, list(right), knowledge.get(given)) for given, right in outputs.items()]
 
 
 def list_names(names: Iterable[str], most: int = 5) -> str:

@@ -16,6 +16,8 @@ from ivlens.errors import TaskError
 INPUTS = ("input", "question", "query", "prompt", "source", "text", "sentence", "word", "x")
 OUTPUTS = ("output", "answer", "response", "completion", "target", "label", "y", "outputs", "answers")
 """Names that are taken without being asked for, the first of them that is there."""
+KNOWLEDGE = "knowledge"
+"""What is right behind the task's statement, where that is not the output."""
 CONVERSATIONS = ("messages", "conversations")
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 KNOWN = (
@@ -32,6 +34,8 @@ class Asked(NamedTuple):
     instruction: str
     input: str
     outputs: tuple[str, ...]
+    knowledge: str | None = None
+    """See `Pair`."""
 
 
 class Form(NamedTuple):
@@ -62,7 +66,8 @@ def find_form(names: Sequence[str], columns: Columns | None, where: str) -> Form
         keys = (by_name["instruction"], beside, right)
         form = Form(tuple(filter(None, keys)), partial(_alpaca, *keys))
     elif given is not None and right is not None:
-        form = Form((given, right), partial(_pair, given, right))
+        beside = by_name.get(KNOWLEDGE)
+        form = Form(tuple(filter(None, (given, right, beside))), partial(_pair, given, right, beside=beside))
     else:
         raise TaskError(
             f"{where} has {list_names(names, 12)}, which do not tell input and output; known are {KNOWN}. Name two "
@@ -105,10 +110,10 @@ def _write_instructions(asked: Sequence[Asked], where: str) -> tuple[list[Pair],
     """Entries, and the instruction that all of them have; where they have several, each stands before its input."""
     wordings = dict.fromkeys(one.instruction for one in asked)
     if len(wordings) == 1 and all(one.input for one in asked):
-        return [Pair.of(one.input, one.outputs) for one in asked], tuple(filter(None, wordings))
+        return [Pair.of(*one[1:]) for one in asked], tuple(filter(None, wordings))
     if len(wordings) > 1:
         say(f"{where} has {len(wordings)} instructions: each is read as a part of its input, and the task has none")
-    return [Pair.of("\n".join(filter(None, one[:2])), one.outputs) for one in asked], ()
+    return [Pair.of("\n".join(filter(None, one[:2])), *one[2:]) for one in asked], ()
 
 
 def _read(form: Form, record: object, place: str) -> Asked:
@@ -123,9 +128,11 @@ def _texts(record: Mapping[str, Any], key: str, place: str) -> tuple[str, ...]:
     return texts_of(record[key], f"{place}: {key!r}")
 
 
-def _pair(given: str, right: str, record: Mapping[str, Any], place: str) -> Asked:
+def _pair(given: str, right: str, record: Mapping[str, Any], place: str, *, beside: str | None = None) -> Asked:
+    has_knowledge = beside is not None and record.get(beside) not in (None, "")
+    knowledge = _texts(record, beside, place)[0] if has_knowledge else None
     # Of several inputs the first, as function_vectors takes it of its queries.
-    return Asked("", _texts(record, given, place)[0], _texts(record, right, place))
+    return Asked("", _texts(record, given, place)[0], _texts(record, right, place), knowledge)
 
 
 def _alpaca(instruction: str, beside: str, right: str, record: Mapping[str, Any], place: str) -> Asked:

@@ -162,7 +162,8 @@ class Task:
         >>> len(task.digest), dataclasses.replace(task, name="opposites").digest == task.digest
         (64, True)
         """
-        pairs = [[*pair, pair.also] if pair.also else pair for pair in self.pairs]
+        beside = [(pair.also, pair.knowledge) if pair.knowledge is not None else (pair.also,) for pair in self.pairs]
+        pairs = [[*pair, *more] if any(more) else pair for pair, more in zip(self.pairs, beside, strict=True)]
         content = [pairs, self.instructions, self.statement]
         return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
 

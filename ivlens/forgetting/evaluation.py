@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
 COLUMNS = ("task", "kind", "measure", "heads", "value", "n")
+STATED = "knowledge accuracy"
+"""Of what statements ask for."""
 Drawn = Literal["seed", "once"]
 Shown = Literal["query", "task"]
 
@@ -210,12 +212,17 @@ def find_able(model: HookedTransformer, tasks: Sequence[Task], evaluation: Evalu
     """
     if not evaluation.able_only:
         return None
-    shares = {task.name: most_frequent_share(pair.output for pair in task.pairs) for task in tasks}
     others = _general_sets(model, tasks, evaluation, first=max(evaluation.queries, evaluation.few_shot_queries))
+    named, found = {task.name: task for task in tasks}, {one.accuracy: one.scores(model) for one in others}
     return {
-        one.accuracy: {task for task, right, _ in one.scores(model) if interval(right.double()).low > shares[task]}
-        for one in others
+        form: {name for name, right, _ in scored if interval(right.double()).low > _share(named[name], form)}
+        for form, scored in found.items()
     }
+
+
+def _share(task: Task, form: str) -> float:
+    """Of the most frequent answer to prompts of that form."""
+    return most_frequent_share((pair.stated if form == STATED else pair).output for pair in task.pairs)
 
 
 def _general_sets(
@@ -228,7 +235,7 @@ def _general_sets(
     return (
         prompt_set("instruction accuracy", "instruction probability", asked),
         replace(prompt_set("few-shot accuracy", None, few), begin_alike=evaluation.demonstrations == "task"),
-        prompt_set("knowledge accuracy", "knowledge probability", stated),
+        prompt_set(STATED, "knowledge probability", stated),
     )
 
 

@@ -8,7 +8,6 @@ there are. What is nonsense the dataclasses say themselves, which are other room
 
 from __future__ import annotations
 
-import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -17,9 +16,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-import pydantic
-
-from ivlens.datasets.task import tasks
+from ivlens.datasets.task import exists, tasks
 from ivlens.errors import IvlensError, StudyError, list_choices
 from ivlens.forgetting.evaluation import Evaluation as Evaluation
 from ivlens.lab import FAMILIES
@@ -27,6 +24,7 @@ from ivlens.lab.sequences import FILES
 from ivlens.models.lora import LoraConfig
 from ivlens.random_streams import Stream, open_stream
 from ivlens.storage.atomic_files import LARGEST_TEXT, refuse_unusual
+from ivlens.storage.json_files import as_type
 from ivlens.storage.user_cache import expand_user
 from ivlens.training.guidance import GUIDANCE, Guidance
 from ivlens.training.methods import METHODS
@@ -73,6 +71,12 @@ class Plan:
     """Each orders the tasks, parts their pairs, draws the adapters, orders the batches and draws what is asked."""
     train_prompts: int | None = None
     """At most so many training prompts a stage; None: all."""
+    shortest: bool = False
+    """Of more than `train_prompts` and `evaluation.learned_queries`, are the shortest prompts taken?"""
+    tasks_in: str | None = None
+    """Folder of the tasks that are not built in; no part of the record, which has their digests."""
+    tasks_from: str = ""
+    """Where these are from, for whoever lacks them."""
     threads: int = 1
     """Threads of a cell on the CPU. Part of the record, since sums depend on it in their last bits."""
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -133,6 +137,17 @@ class Plan:
         found = {one: name for known in (FAMILIES, self.families) for name, own in known.items() for one in own}
         return found.get(task, task)
 
+    def locate(self, name: str) -> str:
+        """What a task is read by: its name where it is built in, else its path in `tasks_in` if there is one.
+
+        >>> plan.with_changes(tasks_in="CL_Benchmark").locate("antonym")
+        'antonym'
+        """
+        if self.tasks_in is None or name in {*tasks(), *FILES}:
+            return name
+        inside = expand_user(self.tasks_in)
+        return next((str(path) for path in (inside / name, inside / f"{name}.json") if exists(path)), name)
+
     def parts(self, cell: str) -> tuple[str, Guidance | None]:
         """What a name such as `ewc+iv` stands for.
 
@@ -168,7 +183,7 @@ class Plan:
         given, kind = self.settings.get(name, {}), METHODS[name]
         _refuse_unknown(kind, given, f"settings.{name}.")
         types = get_type_hints(kind)
-        return kind(**{key: _as_type(types[key], value, f"settings.{name}.{key}") for key, value in given.items()})
+        return kind(**{key: as_type(types[key], value, f"settings.{name}.{key}") for key, value in given.items()})
 
     def with_changes(self, **changes: Any) -> Plan:
         """The same plan but for what is not None.
@@ -187,7 +202,8 @@ class Plan:
         recorded = asdict(self) | {"evaluation": self.evaluation.record()}
         used = {name.partition("+")[2]: self.parts(name)[1] for name in self.methods}
         recorded["guidance"] |= {name: asdict(form) for name, form in used.items() if form is not None}
-        del recorded["model"]
+        for key in ("model", "tasks_in", "tasks_from", *(() if self.shortest else ("shortest",))):
+            del recorded[key]
         return recorded
 
 
@@ -213,6 +229,7 @@ def read_plan(name: str | Path) -> Plan:
         raise StudyError(f"{path}: {error}") from error
     beside = {key: tuple(_beside(path, one) for one in getattr(plan, key)) for key in ("tasks", "general", "guides")}
     probes = tuple(_beside(path, one) for one in plan.evaluation.probes)
+    beside |= {"tasks_in": plan.tasks_in and _beside(path, plan.tasks_in)}
     return replace(plan, **beside, evaluation=replace(plan.evaluation, probes=probes), model=_beside(path, plan.model))
 
 
@@ -251,31 +268,13 @@ def _plan(content: Mapping[str, Any]) -> Plan:
     if "guidance" in given:
         forms = _table(given["guidance"], "guidance")
         given["guidance"] = {name: _guidance(name, form) for name, form in forms.items()}
-    return _as_type(Plan, given, "")
+    return as_type(Plan, given, "")
 
 
 def _guidance(name: str, form: Any) -> dict[str, Any]:
     """A form of a known name changes that form; any other starts from `iv`."""
     _refuse_unknown(Guidance, _table(form, f"guidance.{name}"), f"guidance.{name}.")
     return {**asdict(GUIDANCE.get(name, Guidance())), **form}
-
-
-def _as_type(kind: Any, content: Any, where: str) -> Any:
-    """A value, or a dataclass of a table of values, nothing of which is taken for something of another type.
-
-    Raises:
-        StudyError: a value of another type, or a missing one.
-    """
-    try:
-        # From JSON, where a list may become a tuple, while a number in quotes stays a text.
-        return pydantic.TypeAdapter(kind).validate_json(json.dumps(content, default=str), strict=True)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(filter(None, [where, *map(str, first["loc"])]))
-        if first["type"] == "missing":
-            raise StudyError(f"{key} is missing; add it") from error
-        wanted = first["msg"].replace("Input", "it").replace("a valid array", "a list").replace("an object", "a table")
-        raise StudyError(f"{key} is {first['input']!r}; {wanted}") from error
 
 
 def _refuse_unknown(kind: type, given: Mapping[str, Any], place: str) -> None:

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from ivlens.analysis import probes
-from ivlens.datasets.task import Task, tasks
+from ivlens.datasets.huggingface import HUB
+from ivlens.datasets.task import Task, exists, tasks
 from ivlens.datasets.task import task as find_task
 from ivlens.errors import StudyError, TaskError
 from ivlens.forgetting.cell import BASE
 from ivlens.forgetting.evaluation import Evaluation, find_able, prepare_evaluation
 from ivlens.forgetting.method_run import PreparedBase
 from ivlens.forgetting.plan import Plan
+from ivlens.lab.sequences import FILES
 from ivlens.patching.effects import mean_prompts
 from ivlens.patching.settings import Settings
 from ivlens.prompts.tokens import tokenize
@@ -35,11 +37,13 @@ def general_tasks(asked: Plan) -> list[Task]:
     """The general tasks of a plan, refused before the model is read where they cannot serve.
 
     Raises:
-        StudyError: one is trained on, too, or a guide, a probe or a member of a family is not among them.
+        StudyError: tasks of the plan are missing, one is trained on, too, or a guide, a probe or a member of a family
+            is not among them.
         TaskError: one has no instruction, or too few pairs.
     """
+    _refuse_missing(asked)
     names = asked.general or tuple(tasks())
-    found = {name: find_task(name) for name in names}
+    found = {name: find_task(asked.locate(name)) for name in names}
     own = [task.name for task in found.values()]
     repeated = sorted({name for name in own if own.count(name) > 1})
     if repeated:
@@ -56,6 +60,19 @@ def general_tasks(asked: Plan) -> list[Task]:
         if {name, task.name} & set(asked.evaluation.probes):
             task.split(shots=shots)
     return list(found.values())
+
+
+def _refuse_missing(asked: Plan) -> None:
+    """All that are missing in a folder at once, rather than one after the other."""
+    wanted = [name for name in dict.fromkeys((*asked.tasks, *asked.general)) if name not in {*tasks(), *FILES}]
+    missing = [name for name in wanted if not name.startswith(HUB) and not exists(Path(asked.locate(name)))]
+    if missing and (asked.tasks_in is not None or asked.tasks_from):
+        where = "are not built in" if asked.tasks_in is None else f"are neither built in nor in {asked.tasks_in}"
+        about = f" ({asked.tasks_from})" if asked.tasks_from else ""
+        raise StudyError(
+            f"study {asked.name} needs {len(missing)} tasks that {where}: {', '.join(missing)}{about}; give the folder "
+            "that has them (--tasks DIR, in Python tasks_in)"
+        )
 
 
 def _refuse_unfit(task: Task, shots: int) -> None:
@@ -82,7 +99,11 @@ def sequence(asked: Plan, seed: int, general: Sequence[Task]) -> list[Stage]:
         TaskError: there is no such task, it is too small for its split or for the demonstrations of a guidance, or it
             is named twice.
     """
-    found = [benchmark_stages.stage(name, seed=seed, limit=asked.train_prompts) for name in asked.ordered(seed)]
+    limit, most = asked.train_prompts, asked.evaluation.learned_queries
+    places = map(asked.locate, asked.ordered(seed))
+    found = [benchmark_stages.stage(place, seed=seed, limit=None if asked.shortest else limit) for place in places]
+    if asked.shortest:
+        found = [benchmark_stages.keep_shortest(one, train=limit, test=most) for one in found]
     stages.check_sequence(found)
     both = sorted({stage.name for stage in found} & {task.name for task in general})
     if both:

@@ -46,6 +46,7 @@ def study(
     *,
     out: str | Path,
     model: HookedTransformer | None = None,
+    tasks_in: str | Path | None = None,
     device: str = "auto",
     dtype: str = "auto",
     taken_from: Sequence[str | Path] = (),
@@ -57,6 +58,7 @@ def study(
         name: A plan, the name of a built-in study, or a TOML file.
         out: Run folder to write to, and to resume from.
         model: In place of the plan's; cells are then run in this process, one after the other, where the model is.
+        tasks_in: Folder of those tasks of the plan that are not built in, in place of the plan's.
         device, dtype: Of the model, as for `ivlens.load`, unless `model` is given.
         taken_from: Other run folders of this plan, complete or not, with other methods or seeds: cells that are done
             there are taken over.
@@ -80,6 +82,7 @@ def study(
         asks = "engine is 'ray'" if engine.engine == "ray" else f"workers is {engine.workers}"
         raise StudyError(f"{asks}, but a model that is given is trained in this process; leave one out")
     asked = name if isinstance(name, Plan) else plan.read_plan(name)
+    asked = asked.with_changes(tasks_in=None if tasks_in is None else str(tasks_in))
     general = general_tasks(asked)
     sequences = {seed: sequence(asked, seed, general) for seed in asked.seeds}
     check_engine(engine)

@@ -12,9 +12,9 @@ in them.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -191,17 +191,19 @@ def _run_block(block: Any, *args: Any, **kwargs: Any) -> Tensor:
 
 def _run(module: Any, *args: Any, **kwargs: Any) -> Tensor:
     """A layer's forward pass, with the updates beside its weights where one of them is trained."""
-    forward = partial(type(module).forward, module)
     chains = {name.removeprefix("_"): list(chain) for name, chain in module.parametrizations.items()}
     if not any(update.trained for chain in chains.values() for update in chain) or _is_split(module.cfg):
-        return forward(*args, **kwargs)
+        return type(module).forward(module, *args, **kwargs)
     active = {name: [update for update in chain if update.active] for name, chain in chains.items()}
     everything = [update for chain in active.values() for update in chain]
     with ExitStack() as stack:
         for update in everything:
             update.beside = True
             stack.callback(setattr, update, "beside", False)
-        return _run_beside(module, forward, active, stack, *args, **kwargs)
+        return _run_beside(module, active, stack, *args, **kwargs)
+
+
+_signature = cache(inspect.signature)  # Every layer of every step asks for it.
 
 
 def _is_split(cfg: Any) -> bool:
@@ -210,15 +212,10 @@ def _is_split(cfg: Any) -> bool:
 
 
 def _run_beside(
-    module: Any,
-    forward: Callable[..., Tensor],
-    updates: Mapping[str, Sequence[Update]],
-    stack: ExitStack,
-    *args: Any,
-    **kwargs: Any,
+    module: Any, updates: Mapping[str, Sequence[Update]], stack: ExitStack, *args: Any, **kwargs: Any
 ) -> Tensor:
     """Add what the updates write where the layer has what its weights do, before any hook sees that."""
-    bound = inspect.signature(forward).bind(*args, **kwargs).arguments
+    bound = _signature(type(module).forward).bind(module, *args, **kwargs).arguments
     for name, (point, read) in _places(module).items():
         if updates.get(name):
             before = partial(_add_before_hooks, updates[name], bound[read])
@@ -228,7 +225,7 @@ def _run_beside(
         # Behind all other hooks: the layer reads what they make of it.
         keep = getattr(module, point).register_forward_hook(lambda point, args, out: kept.append(out))
         stack.callback(keep.remove)
-    out = forward(*args, **kwargs)
+    out = type(module).forward(module, *args, **kwargs)
     for update in updates.get(last, ()):
         out = update.added_behind(out, kept[0].flatten(2) if last == "W_O" else kept[0])
     return out

@@ -44,9 +44,9 @@ def score_groups(
         for batch in batches(group, most=count_at_once(model, ends)):
 
             def compute(batch: Tokens = batch, shared: int = shared) -> dict[str, Tensor]:
-                logits = _answer_logits(model, batch, shared)
-                right = greedy_match(logits, batch.answers, batch.answer_mask)
-                return {"right": right, "first": first_token_probability(logits, batch.answers)}
+                logits, there = _answer_logits(model, batch, shared), batch.to(model.cfg.device)
+                right = greedy_match(logits, there.answers, there.answer_mask)
+                return {"right": right, "first": first_token_probability(logits, there.answers)}
 
             found.append(keep_batch("answers behind one beginning", [*vars(batch).values()], compute, device="cpu"))
     return torch.cat([part["right"] for part in found]), torch.cat([part["first"] for part in found])
@@ -59,22 +59,30 @@ def count_read(tokens: Tokens, sizes: Sequence[int]) -> int:
 
 
 def _parts(tokens: Tokens, sizes: Sequence[int]) -> list[Tokens]:
+    """On the CPU, where they are cut token by token."""
+    tokens = tokens.to("cpu")
     bounds = torch.tensor([0, *sizes]).cumsum(0).tolist()
     return [tokens[start:stop] for start, stop in pairwise(bounds) if stop > start]
 
 
 @torch.no_grad()
 def _answer_logits(model: HookedTransformer, tokens: Tokens, shared: int) -> Float[Tensor, "prompt answer vocab"]:
-    """`activations.answer_logits`, with the first so many tokens read once for all."""
+    """`activations.answer_logits`, with the first so many tokens read once for all.
+
+    Args:
+        tokens: On the CPU.
+    """
     forward, (ids, mask), width = forward_of(model), with_answers(tokens), tokens.answers.shape[1]
+    device = model.cfg.device
     rows = [own[is_own] for own, is_own in zip(ids, mask, strict=True)]
     # Pads stand behind each end, where no token that is read sees them, and move no position.
     behind = pad_sequence([row[shared:] for row in rows], batch_first=True)
-    places = (tokens.mask.sum(1) - 1 - shared)[:, None] + torch.arange(width, device=ids.device)
+    places = (tokens.mask.sum(1) - 1 - shared)[:, None] + torch.arange(width)
     found = None
     if shared:
-        found = forward.read_behind(rows[0][:shared], behind, places.clamp(max=behind.shape[1] - 1))
-    return forward.last_logits(ids, mask, width) if found is None else found
+        at = places.clamp(max=behind.shape[1] - 1).to(device)
+        found = forward.read_behind(rows[0][:shared].to(device), behind.to(device), at)
+    return forward.last_logits(ids.to(device), mask.to(device), width) if found is None else found
 
 
 def _count_shared(tokens: Tokens) -> int:

@@ -127,7 +127,7 @@ def statements(task: Task, pairs: Sequence[Pair], *, bos: Bos = "auto") -> list[
     if task.statement is None:
         return []
     text = task.statement.rstrip()
-    told = [(text.replace("{input}", pair.input), pair) for pair in pairs]
+    told = [(text.replace("{input}", pair.input), pair.stated) for pair in pairs]
     return [Prompt(text=one, answer=f" {pair.output}", query=pair, bos=bos) for one, pair in told]
 
 

@@ -54,14 +54,24 @@ class Tokens:
     def __getitem__(self, rows: slice | Int[Tensor, " row"]) -> Tokens:
         """Some of the prompts, by a slice or by their numbers, with columns that none of them needs cut off."""
         mask, answer_mask = self.mask[rows], self.answer_mask[rows]
-        start = mask.shape[1] - int(mask.sum(1).max())
-        stop = int(answer_mask.sum(1).max())
+        width, stop = torch.stack([mask.sum(1).max(), answer_mask.sum(1).max()]).tolist()
+        start = mask.shape[1] - width
         return Tokens(
             prompts=self.prompts[rows, start:],
             mask=mask[:, start:],
             answers=self.answers[rows, :stop],
             answer_mask=answer_mask[:, :stop],
         )
+
+    def to(self, device: torch.device | str | None) -> Tokens:
+        """The same on a device; itself where it is there already.
+
+        >>> prompts.tokenize(model, prompts.zero_shot(pairs)).to("cpu").prompts.device
+        device(type='cpu')
+        """
+        # What is copied to a GPU need not be waited for; what comes from one must be.
+        goes_on = torch.device(device or "cpu").type != "cpu"
+        return Tokens(**{name: held.to(device, non_blocking=goes_on) for name, held in vars(self).items()})
 
     def first(self) -> Tokens:
         """The same prompts, of the answers only the first token.

@@ -9,9 +9,9 @@ import json
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from ivlens.errors import TaskError
+from ivlens.errors import StudyError, TaskError
 from ivlens.storage.atomic_files import LARGEST_TEXT, parse_json, refuse_unusual
 
 Entry = TypeVar("Entry", bound=BaseModel)
@@ -78,6 +78,24 @@ def check_object(form: type[Entry], content: object, where: str) -> Entry:
         return form.model_validate(content)
     except ValidationError as error:
         raise TaskError(f"{where}: {_first_complaint(error)}") from error
+
+
+def as_type(kind: Any, content: Any, where: str) -> Any:
+    """A value, or a dataclass of a table of values, nothing of which is taken for something of another type.
+
+    Raises:
+        StudyError: a value of another type, or a missing one.
+    """
+    try:
+        # From JSON, where a list may become a tuple, while a number in quotes stays a text.
+        return TypeAdapter(kind).validate_json(json.dumps(content, default=str), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(filter(None, [where, *map(str, first["loc"])]))
+        if first["type"] == "missing":
+            raise StudyError(f"{key} is missing; add it") from error
+        wanted = first["msg"].replace("Input", "it").replace("a valid array", "a list").replace("an object", "a table")
+        raise StudyError(f"{key} is {first['input']!r}; {wanted}") from error
 
 
 def _first_complaint(error: ValidationError) -> str:

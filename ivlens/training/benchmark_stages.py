@@ -68,6 +68,35 @@ def _limit(whole: Stage, seed: int, limit: int | None) -> Stage:
     return replace(whole, train=tuple(whole.train[i] for i in kept), bare=tuple(whole.bare[i] for i in kept))
 
 
+def keep_shortest(whole: Stage, *, train: int | None, test: int | None) -> Stage:
+    """A stage of the training and the test prompts of the fewest characters; what was left out is said in a warning.
+
+    Args:
+        train, test: How many of each; None: all of them.
+    """
+    parts = {"train": whole.train, "test": whole.test}
+    kept = {name: _shortest(parts[name], most) for name, most in (("train", train), ("test", test))}
+    said = [
+        f"{len(kept[name])} of {len(prompts)} {name} prompts (up to {max(len(prompts[i].text) for i in kept[name])} "
+        "characters)"
+        for name, prompts in parts.items()
+        if len(kept[name]) < len(prompts)
+    ]
+    if said:
+        warnings.warn(f"{whole.name}: kept are the shortest, {' and '.join(said)}", TaskWarning, stacklevel=2)
+    return replace(
+        whole,
+        train=tuple(whole.train[i] for i in kept["train"]),
+        bare=tuple(whole.bare[i] for i in kept["train"]),
+        test=tuple(whole.test[i] for i in kept["test"]),
+    )
+
+
+def _shortest(prompts: Sequence[Prompt], most: int | None) -> list[int]:
+    """Numbers of the shortest prompts, the shortest first."""
+    return sorted(range(len(prompts)), key=lambda number: len(prompts[number].text))[:most]
+
+
 class _Asked(NamedTuple):
     """A prompt, and the same without its instruction."""
 

@@ -8,9 +8,9 @@ and where each is from, is told in `forms`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -82,17 +82,18 @@ class Guide:
         (torch.Size([4, 1]), torch.Size([]), True)
         """
         guidance, drawn = self.guidance, self._drawn(len(batch), generator)
-        steered = (guidance.strength(progress) if guidance.student else 0.0) * drawn
+        strength = guidance.strength(progress) if guidance.student else 0.0
+        steered = strength * drawn
         rehearsed = (bare if guidance.bare else batch).first()
         asked, vectors = batch, steered
         if guidance.rehearsal:  # As rows of one run, which is quicker than two.
             asked, vectors = batch.followed_by(rehearsed), torch.cat([torch.zeros_like(steered), steered])
-        with self._steered(model, asked, vectors), keep_z(model, asked, self._watched) as z:
+        with self._steered(model, asked, vectors, strength), keep_z(model, asked, self._watched) as z:
             read, beside = self._read(model, asked).tensor_split([len(batch)])
         penalty = torch.zeros((), device=read.device)
         if guidance.kl > 0 or guidance.kl_everywhere > 0:
             compared, student = (rehearsed, beside[:, :1]) if guidance.rehearsal else (batch, read)
-            with torch.no_grad(), self.teacher(), self._steered(model, compared, drawn):
+            with torch.no_grad(), self.teacher(), self._steered(model, compared, drawn, 1.0):
                 teacher = self._read(model, compared)
             penalty = penalty + self._divergence(teacher, student, compared)
         if guidance.heads > 0:
@@ -105,8 +106,17 @@ class Guide:
     def _watched(self) -> tuple[Head, ...]:
         return self.heads if self.guidance.heads > 0 else ()
 
-    def _steered(self, model: HookedTransformer, tokens: Tokens, vectors: Vectors) -> AbstractContextManager[None]:
+    @cached_property
+    def _is_zero(self) -> bool:
+        """Asked once: a GPU would be waited for at every step."""
+        return not bool(self.vectors.any())
+
+    def _steered(
+        self, model: HookedTransformer, tokens: Tokens, vectors: Vectors, strength: float
+    ) -> AbstractContextManager[None]:
         guidance = self.guidance
+        if strength == 0 or self._is_zero:
+            return nullcontext()
         return steer_answers(model, tokens, vectors, self.layer, site=guidance.site, places=guidance.places)
 
     def _read(self, model: HookedTransformer, tokens: Tokens) -> Float[Tensor, "prompt place vocab"]:
@@ -118,7 +128,7 @@ class Guide:
         if len(self.vectors) == 1:
             return self.vectors.expand(n, -1)
         numbers = torch.randint(len(self.vectors), (n,), generator=generator)
-        return self.vectors[numbers.to(self.vectors.device)]
+        return self.vectors[numbers.to(self.vectors.device, non_blocking=True)]
 
     def _divergence(
         self, teacher: Float[Tensor, "prompt place vocab"], student: Float[Tensor, "prompt place vocab"], tokens: Tokens
@@ -169,9 +179,6 @@ def steer_answers(
     places: Places = "answer",
 ) -> Iterator[None]:
     """Add one vector per prompt at block `layer`, at the tokens that predict the answer or the first one of it."""
-    if not bool(vectors.any()):
-        yield
-        return
     width = tokens.answers.shape[1]
 
     def add(resid: Float[Tensor, "prompt pos d_model"], hook: Any) -> Float[Tensor, "prompt pos d_model"]:

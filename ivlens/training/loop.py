@@ -12,23 +12,22 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from ivlens.errors import IvlensError, ShapeMismatch, TrainingError
+from ivlens.errors import IvlensError, TrainingError
 from ivlens.measures import token_log_probs
 from ivlens.models.lora import Adapter
 from ivlens.patching.activations import AnswerLogits, differentiable_answer_logits
 from ivlens.prompts.tokens import Tokens
-from ivlens.random_streams import Stream, open_stream
 from ivlens.training import checkpoints
+from ivlens.training.examples import Examples as Examples
 from ivlens.training.guidance import Guide
 from ivlens.training.methods import Method
 from ivlens.training.settings import Training as Training
@@ -56,77 +55,6 @@ class Step(NamedTuple):
     rate: float
     gradient: float
     """Norm of the gradient before clipping."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Examples:
-    """What is trained on.
-
-    Which prompts a step reads follows from the seed alone (`rows`). They are padded to the longest of them, and where a
-    step is taken in parts, sorted by length first, so that a part is padded to its own.
-
-    Raises:
-        ShapeMismatch: not as many prompts with an instruction as without.
-        IvlensError: `new` or `replayed` is out of range.
-
-    >>> training.Examples(prompts=examples.prompts, bare=examples.bare, new=12, replayed=0.25).new
-    12
-    """
-
-    prompts: Tokens
-    bare: Tokens
-    """The same queries without their instruction, in the same order."""
-    new: int
-    """The first so many are of the task being learned; the others are replayed."""
-    replayed: float = 0.0
-    """Share of replayed prompts in a batch."""
-
-    def __post_init__(self) -> None:
-        if len(self.bare) != len(self.prompts):
-            raise ShapeMismatch(
-                f"there are {len(self.prompts)} prompts, but {len(self.bare)} without an instruction; give as many"
-            )
-        if not 1 <= self.new <= len(self.prompts):
-            raise IvlensError(f"{self.new} of {len(self.prompts)} prompts are said to be new; name 1 or more of them")
-        if not 0 <= self.replayed < 1:
-            raise IvlensError(f"the share of replayed prompts is {self.replayed}; it must be 0 or more and below 1")
-
-    @cached_property
-    def lengths(self) -> Int[Tensor, " prompt"]:
-        """Tokens of each prompt and its answer.
-
-        >>> examples.lengths.shape, bool((examples.lengths > 1).all())
-        (torch.Size([16]), True)
-        """
-        return self.prompts.mask.sum(1) + self.prompts.answer_mask.sum(1)
-
-    def rows(self, step: int, batch: int, seed: int) -> np.ndarray:
-        """Which prompts a step reads: the new ones in random order, epoch by epoch, and a draw of the others.
-
-        Args:
-            step: Counted from 0.
-            batch: How many.
-
-        Raises:
-            IvlensError: the batch is too small for its share of replayed prompts.
-
-        >>> two = [examples.rows(step, 8, 0) for step in (0, 1)]  # An epoch of 16 prompts.
-        >>> two[0].shape, sorted({*two[0].tolist(), *two[1].tolist()}) == list(range(16))
-        ((8,), True)
-        """
-        replaying = self.replayed > 0 and len(self.prompts) > self.new
-        old = round(self.replayed * batch) if replaying else 0
-        if replaying and not 0 < old < batch:
-            raise IvlensError(
-                f"a batch of {batch} with a share of {self.replayed} replayed has {old} old and {batch - old} new "
-                "prompts; choose a larger batch"
-            )
-        places = range(step * (batch - old), (step + 1) * (batch - old))
-        begun = {place // self.new for place in places}
-        epochs = {epoch: open_stream(seed, Stream.TRAINING_ORDER, epoch).permutation(self.new) for epoch in begun}
-        fresh = [epochs[place // self.new][place % self.new] for place in places]
-        drawn = open_stream(seed, Stream.REPLAYED, step).integers(self.new, max(self.new + 1, len(self.prompts)), old)
-        return np.array([*fresh, *drawn], dtype=np.int64)
 
 
 def finetune(
@@ -170,6 +98,8 @@ def finetune(
     optimizer = torch.optim.AdamW(factors, lr=training.rate, weight_decay=training.weight_decay)
     own = [weight for weight in model.parameters() if weight.requires_grad]
     record = _record(examples, training, method, guide, seed=seed, name=name)
+    # Cut from prompts on the CPU, a batch's sizes are known without asking a GPU for them.
+    asked = replace(examples, prompts=examples.prompts.to("cpu"), bare=examples.bare.to("cpu"))
     start = 0
     if checkpoint is not None and checkpoint.exists():
         start = checkpoints.resume(checkpoint, factors, optimizer, record)
@@ -178,8 +108,8 @@ def finetune(
         for group in optimizer.param_groups:
             group["lr"] = training.rate_at(number)
         with _frozen(own):
-            loss, penalty = _backward(model, adapter, examples, training, method, guide, seed=seed, step=number)
-        norm = float(torch.nn.utils.clip_grad_norm_(factors, training.clip))
+            parts = _backward(model, adapter, asked, training, method, guide, seed=seed, step=number)
+        loss, penalty, norm = _read(parts, torch.nn.utils.clip_grad_norm_(factors, training.clip))
         if not math.isfinite(loss + penalty + norm):
             raise TrainingError(
                 f"the loss of {name} is {loss + penalty} and the norm of its gradient {norm} at step {number}; lower "
@@ -192,6 +122,15 @@ def finetune(
             checkpoints.write_checkpoint(checkpoint, factors, optimizer, record, steps=number + 1)
             written = time.monotonic()
         yield Step(number, loss, penalty, training.rate_at(number), norm)
+
+
+class _Part(NamedTuple):
+    """What a part of a batch was trained on."""
+
+    share: float
+    """Of the batch's answer tokens."""
+    loss: Float[Tensor, ""]
+    penalty: Float[Tensor, ""]
 
 
 @contextmanager
@@ -216,18 +155,22 @@ def _backward(
     *,
     seed: int,
     step: int,
-) -> tuple[float, float]:
-    """Add the gradients of one step's batch; its loss and its penalty."""
-    device = examples.prompts.prompts.device
-    rows = torch.from_numpy(examples.rows(step, training.batch, seed)).to(device)
+) -> list[_Part]:
+    """Add the gradients of one step's batch, part by part.
+
+    Args:
+        examples: On the CPU.
+    """
+    rows = torch.from_numpy(examples.rows(step, training.batch, seed))
     if training.accumulate > 1 and (guide is None or len(guide.vectors) == 1):
         # Parts of like lengths have fewer pads. Where each prompt draws a vector, that stays the one it drew.
         rows = rows[examples.lengths[rows].argsort(stable=True)]
     generator = torch.Generator().manual_seed(mix_seeds(seed, step))
     n_answer_tokens = int(examples.prompts.answer_mask[rows].sum())
-    loss = penalty = 0.0
+    parts = list[_Part]()
     for part in rows.chunk(training.accumulate):
-        batch, bare = examples.prompts[part], examples.bare[part]
+        here = examples.prompts[part]
+        batch, bare = here.to(model.cfg.device), examples.bare[part].to(model.cfg.device)
         with _precision(model, training):
             progress = step / training.steps
             logits, extra = _run(model, batch, bare, guide, progress=progress, generator=generator)
@@ -236,11 +179,18 @@ def _backward(
         if not wanted.requires_grad:
             raise IvlensError("the adapter is not attached to the model; train it inside `with attached(...)`")
         # Parts differ in answer tokens: the mean of their means is not the mean over the batch.
-        share = int(batch.answer_mask.sum()) / n_answer_tokens
+        share = int(here.answer_mask.sum()) / n_answer_tokens
         ((wanted + extra) * share).backward()
-        loss += wanted.item() * share
-        penalty += extra.item() * share
-    return loss, penalty
+        parts.append(_Part(share, wanted.detach(), extra.detach()))
+    return parts
+
+
+def _read(parts: Sequence[_Part], norm: Tensor) -> tuple[float, float, float]:
+    """Loss and penalty of a batch, and a norm, read at once: a GPU is waited for a single time."""
+    found = [one.to(norm.device) for part in parts for one in (part.loss, part.penalty)]
+    *values, gradient = torch.stack([*found, norm]).tolist()
+    loss = sum(value * part.share for value, part in zip(values[::2], parts, strict=True))
+    return loss, sum(value * part.share for value, part in zip(values[1::2], parts, strict=True)), gradient
 
 
 def answer_loss(logits: AnswerLogits, tokens: Tokens) -> Float[Tensor, ""]:

@@ -175,6 +175,23 @@ def test_the_digest_of_a_task_with_one_right_output_each_is_that_of_its_pairs_al
     assert Task(name="t", pairs=(Pair("a", "b"),)).digest == hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
+def test_a_pair_may_have_another_answer_for_the_statement(tmp_path: Path) -> None:
+    entries = [
+        {"input": "a: Rome b: Paris", "output": "b", "knowledge": "Paris"},
+        {"input": "a: Oslo b: Bonn", "output": "a", "knowledge": ""},
+        {"input": "a: Rome b: Paris", "output": "B"},
+    ]
+    with pytest.warns(TaskWarning, match="several outputs"):
+        found = read_task(written(tmp_path, entries))
+    assert found.pairs == (Pair("a: Rome b: Paris", "b", ("B",), "Paris"), Pair("a: Oslo b: Bonn", "a"))
+    first, second = found.pairs
+    assert (first.stated, second.stated) == (Pair("a: Rome b: Paris", "Paris"), second)
+    assert first != Pair(*first, first.also) and "knowledge='Paris'" in repr(first)
+    assert pickle.loads(pickle.dumps(first)).stated == first.stated == copy.deepcopy(first).stated
+    without = Task(name="mine", pairs=(Pair(*first, first.also), second))
+    assert found.digest != without.digest
+
+
 def test_pairs_of_python_are_a_task() -> None:
     found = Task.from_pairs([("a", "b"), ("c", ["d", "e"]), (1, 2.5), ["a", "b"]], name="t", instructions="Do it.")
     assert found.pairs == (Pair("a", "b"), Pair("c", "d", ("e",)), Pair("1", "2.5"))

@@ -171,6 +171,18 @@ def test_only_what_the_base_model_can_do_is_asked(lab: HookedTransformer, genera
     assert not every[is_senseless]["value"].isna().any()
 
 
+def test_what_a_statement_asks_for_is_compared_with_its_own_most_frequent_answer(
+    lab: HookedTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = tuple(Pair(f"query {number}", "ab"[number % 2], (), f"word {number}") for number in range(40))
+    task = Task(name="letters", pairs=pairs, instructions=("Give the letter.",), statement="{input} is")
+    scored = ("letters", torch.tensor([1.0] * 8 + [0.0] * 8), torch.zeros(16))
+    monkeypatch.setattr(evaluation.PromptSet, "scores", lambda one, model: iter([scored]))
+    able = find_able(lab, [task], replace(EVALUATION, able_only=True))
+    # Half right: no more than by saying one of two letters, and much more than by any one of 40 words.
+    assert able == {"instruction accuracy": set(), "few-shot accuracy": set(), "knowledge accuracy": {"letters"}}
+
+
 def test_what_the_model_can_do_is_told_by_queries_that_are_not_reported(
     lab: HookedTransformer, general: list[Task], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import benchmark_folders
 import pytest
 
 import ivlens
-from ivlens.errors import IvlensError, StudyError
+from ivlens.errors import IvlensError, StudyError, TaskWarning
 from ivlens.forgetting import plan
 from ivlens.forgetting.plan import Evaluation, Plan
-from ivlens.forgetting.preparation import general_tasks, guiding_tasks
+from ivlens.forgetting.preparation import general_tasks, guiding_tasks, sequence
 from ivlens.lab import FAMILIES
+from ivlens.lab.sequences import FILES
 from ivlens.models.lora import LoraConfig
 from ivlens.training import benchmark_stages
 from ivlens.training.guidance import GUIDANCE, Guidance
@@ -310,14 +313,63 @@ def test_methods_get_their_settings() -> None:
 @pytest.mark.parametrize("name", plan.studies())
 def test_the_built_in_studies_can_be_read_and_their_tasks_exist(name: str) -> None:
     asked = plan.read_plan(name)
-    assert asked.name == name and name.startswith(f"{asked.model}-") and again(asked) == asked
+    assert asked.name == name and name.startswith(f"{asked.model}-")
+    assert again(asked) == replace(asked, tasks_from="")
+    built_in = [task for task in asked.tasks if task in FILES]
     for seed in asked.seeds:
-        assert [benchmark_stages.stage(task, seed=seed).name for task in asked.tasks] == list(asked.tasks)
+        assert [benchmark_stages.stage(task, seed=seed).name for task in built_in] == built_in
+    if len(built_in) < len(asked.tasks):
+        with pytest.raises(StudyError, match=re.escape(asked.tasks_from)):
+            general_tasks(asked)
+        asked = asked.with_changes(tasks=("kind-direction",))
     general = [task.name for task in general_tasks(asked)]
     assert not set(general) & set(asked.tasks) and set(asked.evaluation.probes) <= set(general)
     assert asked.evaluation.probes or name.endswith(("-weights", "-methods", "-variants"))
     # The variants are held against forms of lab-func-weights.
     assert asked.methods[0] == "lora" or name == "lab-func-variants"
+
+
+def test_tasks_that_are_not_built_in_are_read_from_the_folder_that_is_given(tmp_path: Path) -> None:
+    benchmark_folders.o_lora(tmp_path / "SC" / "mine")
+    pairs = [{"input": f"a{number}", "output": "b"} for number in range(20)]
+    benchmark_folders.write(tmp_path / "other.json", {"instructions": ["Say b."], "pairs": pairs})
+    tasks = ("SC/mine", "class-letter", "other")
+    asked = Plan(name="x", tasks=tasks, general=("antonym",), order="given", tasks_in=str(tmp_path))
+    assert [one.name for one in sequence(asked, 0, general_tasks(asked))] == ["mine", "class-letter", "other"]
+    (tmp_path / "antonym.json").write_text("this is no task")
+    assert general_tasks(asked)[0] == ivlens.task("antonym"), "built-in names stay what they are"
+    assert asked.record() == replace(asked, tasks_in="elsewhere").record(), "digests of tasks are recorded, not places"
+    assert "shortest" not in asked.record() and replace(asked, shortest=True).record()["shortest"]
+
+
+def test_all_missing_tasks_of_a_folder_are_named_at_once(tmp_path: Path) -> None:
+    asked = Plan(name="x", tasks=("SC/mine", "class-letter"), general=("other",), tasks_from="a web page")
+    with pytest.raises(
+        StudyError, match=r"^study x needs 2 tasks that are not built in: SC/mine, other \(a web page\)"
+    ):
+        general_tasks(asked)
+    with pytest.raises(StudyError, match=rf"neither built in nor in {re.escape(str(tmp_path))}: SC/mine, other"):
+        general_tasks(replace(asked, tasks_in=str(tmp_path)))
+    with pytest.raises(IvlensError, match="other"):  # What is given by its path is told as before.
+        general_tasks(replace(asked, tasks_from=""))
+
+
+def test_the_shortest_prompts_are_learned_and_asked_where_a_plan_says_so(tmp_path: Path) -> None:
+    texts = ["word " * n for n in (9, 2, 7, 1, 5, 3, 8, 4, 6)]
+    parts = {
+        part: [{"label": "good", "sentence": f"{part} {one}"} for one in texts] for part in ("train", "test", "dev")
+    }
+    folder = benchmark_folders.o_lora(tmp_path / "mine", **parts)
+    asked = Plan(name="x", tasks=(str(folder),), general=("antonym",), shortest=True, train_prompts=3)
+    asked = replace(asked, evaluation=Evaluation(learned_queries=2))
+    with pytest.warns(
+        TaskWarning, match=r"mine: kept are the shortest, 3 of 9 train prompts \(up to \d+ characters\) and"
+    ):
+        (found,) = sequence(asked, 0, general_tasks(asked))
+    lengths = [[one.query.input.count("word") for one in prompts] for prompts in (found.train, found.bare, found.test)]
+    assert lengths == [[1, 2, 3], [1, 2, 3], [1, 2]] and len(found.validation) == 9
+    (every,) = sequence(replace(asked, train_prompts=None, evaluation=Evaluation()), 0, general_tasks(asked))
+    assert len(every.train) == len(every.test) == 9
 
 
 def test_the_three_sequences_are_built_in() -> None:

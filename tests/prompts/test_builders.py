@@ -95,6 +95,14 @@ def test_a_statement_ends_where_the_output_begins() -> None:
     assert prompts.statements(Task(name="t", pairs=tuple(PAIRS)), PAIRS) == []
 
 
+def test_a_statement_asks_for_what_the_pair_has_for_it() -> None:
+    pair = Pair("a: Rome b: Paris", "b", ("B",), "Paris")
+    task = Task(name="t", pairs=(pair,), instructions=("Give the letter.",), statement="{input}. It is")
+    (stated,), (asked,) = prompts.statements(task, task.pairs), prompts.instructed(task, task.pairs)
+    assert (stated.text, stated.answer) == ("a: Rome b: Paris. It is", " Paris")
+    assert (stated.query.outputs, asked.query.outputs, asked.answer) == (("Paris",), ("b", "B"), " b")
+
+
 def test_tokens_are_padded_on_the_left_and_answers_on_the_right(tiny: HookedTransformer) -> None:
     short = Prompt(text="w1 w2", answer=" w3", query=Pair("w1", "w3"))
     long = Prompt(text="w4 w5 w6", answer=" w7 w8", query=Pair("w4", "w7"))

@@ -19,6 +19,7 @@ from small import VOCAB, fresh_adapter, logits_alone, small_examples, small_mode
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import parametrize
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformer_lens import HookedTransformer
 
 from ivlens.errors import IvlensError, ShapeMismatch, TrainingError
@@ -138,6 +139,32 @@ def test_a_guide_is_told_what_share_of_the_steps_has_been_taken(model: HookedTra
     for stop in (2, None):
         train(model, guide=listener, stop=stop, checkpoint=tmp_path / "checkpoint", every=2)
     assert listener.told == [step / 6 for step in range(6)]
+
+
+class ReadNumbers(TorchDispatchMode):
+    """Notes the type of every tensor that a number is read of: where it lies on a GPU, that is waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.types: list[torch.dtype] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.ops.aten._local_scalar_dense.default:
+            self.types.append(args[0].dtype)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("form", [None, "iv", "iv-general", "fv-published"])
+def test_of_a_step_nothing_is_read_before_its_gradients_are_there(model: HookedTransformer, form: str | None) -> None:
+    examples, adapter = small_examples(), fresh_adapter(model).requires_grad_()
+    guide = guide_of(model, replace(GUIDANCE[form], heads=0.0)) if form else None
+    with lora.attached(model, adapter):
+        arguments = (model, adapter, examples, TRAINING, Lwf(), guide)
+        loop._backward(*arguments, seed=3, step=0)  # What a guide asks of its vectors, it asks once.
+        with ReadNumbers() as read:
+            parts = loop._backward(*arguments, seed=3, step=1)
+    assert set(read.types) == {torch.int64}, "counts of answer tokens, of masks on the CPU"
+    assert loop._read(parts, torch.tensor(0.5))[2] == 0.5
 
 
 def test_batches_depend_on_the_seed_and_the_step_only() -> None:

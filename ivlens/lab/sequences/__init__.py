@@ -57,6 +57,11 @@ REAL_SEQUENCES: dict[str, tuple[str, ...]] = {
         "last-spanish",
         "last-capital",
     ),
+    "smollm2-trace": (
+        "number-sum",
+        "reverse-three",
+        "country-sentence",
+    ),
 }
 """The same for real models, whose words are in pieces."""
 

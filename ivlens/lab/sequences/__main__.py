@@ -8,12 +8,13 @@ from ivlens.datasets.task import Task
 from ivlens.lab.sequences import TASKS
 from ivlens.lab.sequences.functions import functions, real_functions
 from ivlens.lab.sequences.labels import labels
-from ivlens.lab.sequences.lists import lists
+from ivlens.lab.sequences.lists import lists, real_lists
 
 
 def made() -> dict[str, str]:
     """Names of the task files and what is in them."""
-    return {f"{task.name}.json": as_json(task) for task in (*functions(), *labels(), *lists(), *real_functions())}
+    tasks = (*functions(), *labels(), *lists(), *real_functions(), *real_lists())
+    return {f"{task.name}.json": as_json(task) for task in tasks}
 
 
 def as_json(task: Task) -> str:

@@ -1,4 +1,4 @@
-"""lab-trace: what is written out in several words, and asked for in queries of unlike form?
+"""lab-trace and smollm2-trace: what is written out in several words, and asked for in queries of unlike form?
 
 Answers are words with nothing between them: the lab model has never written a comma or an "and", and what it has never
 written it hardly learns to write.
@@ -6,7 +6,7 @@ written it hardly learns to write.
 
 from __future__ import annotations
 
-from itertools import islice, permutations
+from itertools import islice, permutations, product
 
 from ivlens.datasets.task import Task
 from ivlens.lab.sequences.facts import draw, facts, new_task, words
@@ -15,6 +15,8 @@ NUMBERS = 20
 """Lists of numbers are made of the numbers below."""
 LIST_WORDS = 60
 """Other lists are made of so many words."""
+SUMMANDS = 12
+"""Sums are of two of the numbers from one to this."""
 
 
 def lists() -> list[Task]:
@@ -114,4 +116,35 @@ def list_french() -> Task:
         "Translate every word of the list into French.",
         draw("list-french", [", ".join(three) for three in permutations(islice(french, LIST_WORDS), 3)]),
         lambda listed: " ".join(french[word] for word in listed.split(", ")),
+    )
+
+
+def real_lists() -> list[Task]:
+    """For models that were not trained here, which write whole sentences."""
+    return [number_sum(), reverse_three(), country_sentence()]
+
+
+def number_sum() -> Task:
+    numbers = list(facts("number-digits"))
+    pairs = product(range(1, SUMMANDS + 1), repeat=2)
+    sums = {f"{numbers[a]} and {numbers[b]}": f"{numbers[a]} plus {numbers[b]} is {numbers[a + b]}" for a, b in pairs}
+    return new_task("number-sum", "Add the two numbers in words.", draw("number-sum", sums), sums.__getitem__)
+
+
+def reverse_three() -> Task:
+    return new_task(
+        "reverse-three",
+        "Write the list from its end to its beginning.",
+        draw("reverse-three", [", ".join(three) for three in permutations(_list_words(), 3)]),
+        lambda listed: ", ".join(reversed(listed.split(", "))),
+    )
+
+
+def country_sentence() -> Task:
+    capitals, currencies = facts("country-capital"), facts("country-currency")
+    return new_task(
+        "country-sentence",
+        "Write a sentence about the country.",
+        words("country-capital", "country-currency"),
+        lambda country: f"The capital of {country} is {capitals[country]}, and it pays with the {currencies[country]}.",
     )
