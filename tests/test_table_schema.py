@@ -23,7 +23,7 @@ from run_folders import (
 import ivlens
 from ivlens.analysis import audit, comparison, dependence, measure, wordings
 from ivlens.errors import IvlensError, RunError
-from ivlens.experiments.question import FINDINGS
+from ivlens.experiments.findings import FINDINGS
 from ivlens.forgetting import method_run
 from ivlens.patching import rounding
 from ivlens.patching.head_effects import EFFECTS

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from ivlens.attribution.head_scores import ablation_means, score_heads
-from ivlens.experiments.question import NONE, RANDOM, Found, Line, beyond, share
+from ivlens.experiments.findings import NONE, RANDOM, Found, Line, beyond, share
 from ivlens.experiments.work import Work
 from ivlens.patching.activations import score_answers
 from ivlens.patching.interventions import Change, run_changes

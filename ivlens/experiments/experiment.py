@@ -11,10 +11,11 @@ import pandas as pd
 
 from ivlens import plots
 from ivlens.errors import IvlensError, RunError, list_choices
+from ivlens.experiments.findings import CHOSEN, FINDINGS, NONE, Found
 from ivlens.experiments.latents import LATENTS
-from ivlens.experiments.question import CHOSEN, FINDINGS, NONE, Found, Question
 from ivlens.experiments.rankings import RANKINGS_QUESTION
 from ivlens.experiments.trained_vectors import TRAINED_QUESTION
+from ivlens.experiments.work import Question
 from ivlens.plots.style import LOOKS
 from ivlens.storage import run_folder
 from ivlens.tables import INTERVAL, Table, interval_text, safe, table_html

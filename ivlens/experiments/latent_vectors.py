@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ivlens.attribution.trained_vector import train_vector
 from ivlens.attribution.vector_comparison import best_of_layers, mean_difference
-from ivlens.experiments.question import CHOSEN, RANDOM
+from ivlens.experiments.findings import CHOSEN, RANDOM
 from ivlens.experiments.work import Work
 from ivlens.kept_batches import keep_batch
 from ivlens.patching.activations import mean_z, path_to_residual

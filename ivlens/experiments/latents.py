@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ivlens.attribution.head_scores import ablation_means
 from ivlens.experiments import ablations
+from ivlens.experiments.findings import CHOSEN, NONE, RANDOM, Found, Line, beyond, difference, share
 from ivlens.experiments.latent_vectors import (
     DIFFERENCE,
     HEAD_SUM,
@@ -22,8 +23,7 @@ from ivlens.experiments.latent_vectors import (
     STEPS,
     make_latents,
 )
-from ivlens.experiments.question import CHOSEN, NONE, RANDOM, Found, Line, Question, beyond, difference, share
-from ivlens.experiments.work import Work
+from ivlens.experiments.work import Question, Work
 from ivlens.patching.activations import score_answers
 from ivlens.patching.effects import indirect_effects
 from ivlens.patching.head_effects import HeadEffects

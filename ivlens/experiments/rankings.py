@@ -13,8 +13,8 @@ from scipy import stats
 
 from ivlens.attribution.head_scores import RANKINGS, score_heads
 from ivlens.attribution.rankings import HeadSets, try_heads
-from ivlens.experiments.question import CHOSEN, RANDOM, Found, Line, Question, beyond, difference, number, share
-from ivlens.experiments.work import Work
+from ivlens.experiments.findings import CHOSEN, RANDOM, Found, Line, beyond, difference, number, share
+from ivlens.experiments.work import Question, Work
 from ivlens.patching.pace import Pace
 from ivlens.patching.settings import Ranking
 from ivlens.shapes import Head

@@ -14,7 +14,7 @@ from ivlens.datasets.task import Task
 from ivlens.datasets.task import task as find_task
 from ivlens.errors import IvlensError, as_ivlens_error
 from ivlens.experiments.experiment import Experiment, find_question
-from ivlens.experiments.question import FINDINGS
+from ivlens.experiments.findings import FINDINGS
 from ivlens.experiments.settings import ExperimentOptions, ExperimentSettings
 from ivlens.experiments.work import Work
 from ivlens.models import hooked, loader

@@ -19,8 +19,8 @@ from ivlens.attribution.vector_comparison import (
     compare_vectors,
     count_wrong,
 )
-from ivlens.experiments.question import FINDINGS, Found, Line, Question
-from ivlens.experiments.work import Work
+from ivlens.experiments.findings import FINDINGS, Found, Line
+from ivlens.experiments.work import Question, Work
 from ivlens.measures import Interval
 from ivlens.patching.pace import Pace
 from ivlens.steering.search import NEIGHBOURS, SCALES, count_coarse

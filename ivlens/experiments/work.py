@@ -1,8 +1,8 @@
-"""What do all experiments need: the model, the task's parts, and what was computed before an interruption?"""
+"""What is an open question here, and what does its experiment work on?"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from ivlens.datasets.task import Pair, Split, Task
-from ivlens.experiments.question import FINDINGS, Line
+from ivlens.experiments.findings import FINDINGS, Found, Line
 from ivlens.experiments.settings import MOST_VALIDATION, ExperimentSettings
 from ivlens.patching.settings import Settings
 from ivlens.prompts.builders import clean, zero_shot
@@ -27,6 +27,24 @@ if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
     from ivlens.analysis.run_comparison import TunedModel
+    from ivlens.patching.pace import Pace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One question, and what is done about it."""
+
+    sentence: str
+    run: Callable[[Work], Iterator[Line]]
+    """Lines of `FINDINGS`, whatever is kept of them in between."""
+    cost: Callable[[Work, Pace], Mapping[str, float]]
+    """Seconds of each stretch of the work, about."""
+    verdict: Callable[[Found], str]
+    """The answer, in a sentence or two, with intervals."""
+    figures: Mapping[str, Mapping[str, str]]
+    """By figure: the parts that it draws, with their units. The first one answers at a glance."""
+    needs_tuned: bool = False
+    """Whether a second model is asked for, the first one after fine-tuning."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from ivlens.cli.app import main
 from ivlens.errors import IvlensError, RunError
 from ivlens.experiments import rankings, run_experiment, trained_vectors
 from ivlens.experiments.experiment import QUESTIONS
-from ivlens.experiments.question import FINDINGS, Found
+from ivlens.experiments.findings import FINDINGS, Found
 from ivlens.storage.run_tables import Tables
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from conftest import random_tokens
 import ivlens
 from ivlens.datasets.task import Task
 from ivlens.experiments import ablations, latents
+from ivlens.experiments.findings import CHOSEN, FINDINGS, NONE, RANDOM, Found
 from ivlens.experiments.latent_vectors import HEAD_SUM, make_latents, split_by_span
-from ivlens.experiments.question import CHOSEN, FINDINGS, NONE, RANDOM, Found
 from ivlens.experiments.run_experiment import prepare
 from ivlens.experiments.settings import ExperimentSettings
 from ivlens.experiments.work import Work

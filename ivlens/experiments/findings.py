@@ -1,12 +1,11 @@
-"""What is an open question here: a sentence, what is measured for it, and the sentence that answers it?
+"""In which form does every experiment say what it found? One tidy table, a line for each number with its interval.
 
-All experiments end in one tidy table: a line for each number, with its interval. Lines of one `part` are of one
-measure; `at` is what is varied, and `kind` tells what stands beside each other, such as chosen and random heads.
+Lines of one `part` are of one measure; `at` is what is varied, and `kind` tells what stands beside each other, such as
+chosen and random heads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,30 +18,10 @@ from ivlens.steering.verdict import above_random
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ivlens.experiments.work import Work
-    from ivlens.patching.pace import Pace
-
 FINDINGS = ("part", "at", "kind", "value", "low", "high", "draws", "queries")
 Line = dict[str, Any]
 CHOSEN, RANDOM, NONE = "chosen", "random", "none"
 """Kinds of heads, as figures know them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """One question, and what is done about it."""
-
-    sentence: str
-    run: Callable[[Work], Iterator[Line]]
-    """Lines of `FINDINGS`, whatever is kept of them in between."""
-    cost: Callable[[Work, Pace], Mapping[str, float]]
-    """Seconds of each stretch of the work, about."""
-    verdict: Callable[[Found], str]
-    """The answer, in a sentence or two, with intervals."""
-    figures: Mapping[str, Mapping[str, str]]
-    """By figure: the parts that it draws, with their units. The first one answers at a glance."""
-    needs_tuned: bool = False
-    """Whether a second model is asked for, the first one after fine-tuning."""
 
 
 @dataclass(frozen=True)
