@@ -13,6 +13,7 @@ from ivlens import plots
 from ivlens.errors import IvlensError, RunError, list_choices
 from ivlens.experiments.findings import CHOSEN, FINDINGS, NONE, Found
 from ivlens.experiments.latents import LATENTS
+from ivlens.experiments.overshadowing import OVERSHADOWING
 from ivlens.experiments.rankings import RANKINGS_QUESTION
 from ivlens.experiments.trained_vectors import TRAINED_QUESTION
 from ivlens.experiments.work import Question
@@ -29,8 +30,11 @@ QUESTIONS: Mapping[str, Question] = {
     "rankings": RANKINGS_QUESTION,
     "trained-vectors": TRAINED_QUESTION,
     "latents": LATENTS,
+    "overshadowing": OVERSHADOWING,
 }
 """By the name of the experiment."""
+MOST_LINES = 40
+"""Of a figure."""
 
 
 def find_question(name: str) -> Question:
@@ -128,11 +132,13 @@ class Experiment:
         """
         found = {}
         for name, units in self.question.figures.items():
-            lines = self.table[self.table["part"].isin(list(units))]
+            lines = pd.concat([self.table[self.table["part"] == part] for part in units])
+            if lines["at"].nunique() > MOST_LINES and self.question.details:
+                lines = lines[~lines["at"].str.fullmatch(self.question.details)]
             if len(lines):
                 found[name] = plots.method_dots(
                     lines.rename(columns={"part": "panel", "at": "method"}),
-                    units={part: unit for part, unit in units.items() if part in set(lines["part"])},
+                    units=units,
                     looks={"by AIE": LOOKS["chosen"], "by ablation": LOOKS["own"]},
                     title=f"{name}: {self.task} on {self.model}",
                     zero=True,

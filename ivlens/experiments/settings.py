@@ -17,6 +17,7 @@ class ExperimentOptions(Options, total=False):
     top: int
     draws: int
     queries: int
+    learned: str | None
 
 
 @document_options
@@ -35,10 +36,20 @@ class ExperimentSettings(Settings):
         ),
     )
 
+    learned: str | None = field(
+        default=None,
+        metadata=option(
+            "Of a question about fine-tuning: the task that was learned, to see which part does it; a name or a file.",
+            metavar="TASK",
+        ),
+    )
+
     def record(self) -> dict[str, Any]:
         """As a run keeps it, which has a place of its own for the seed."""
         from ivlens.prompts import chat
 
         values = asdict(self) | {"template": chat.to_record(self.template)}
         del values["seed"]
+        if self.learned is None:
+            del values["learned"]
         return values

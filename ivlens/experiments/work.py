@@ -43,6 +43,8 @@ class Question:
     """The answer, in a sentence or two, with intervals."""
     figures: Mapping[str, Mapping[str, str]]
     """By figure: the parts that it draws, with their units. The first one answers at a glance."""
+    details: str = ""
+    """A pattern of what is varied, which figures leave out where they would have too many lines."""
     needs_tuned: bool = False
     """Whether a second model is asked for, the first one after fine-tuning."""
 

@@ -45,6 +45,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "queries": ("9", 9),
     "score": ("rouge-l", "rouge-l"),
     "rank": ("ablation", "ablation"),
+    "learned": ("class-letter", "class-letter"),
 }
 
 
