@@ -256,8 +256,8 @@ def _verdict(found: Found) -> str:
     before, after = (found(NEGATIVE, "all heads", kind).mean for kind in (BEFORE, AFTER))
     return (
         f"Fine-tuning takes P(answer) from {told(alone, BASE, NONE)} to {told(alone, TUNED, AFTER)}. {worst} alone "
-        f"takes {told(LOST, worst)} of it, {told(f'{LOST}, {OVER_RANDOM}', worst)} more than parts drawn at random. Without "
-        f"{needed}, the rest leaves {told(but, needed)}; without what it does to {heads} that carried the task "
+        f"takes {told(LOST, worst)} of it, {told(f'{LOST}, {OVER_RANDOM}', worst)} more than parts drawn at random. "
+        f"Without {needed}, the rest leaves {told(but, needed)}; without what it does to {heads} that carried the task "
         f"{told(but, heads)}, to random heads {told(but, heads, RANDOM)}. Half of what was lost is back with the base "
         f"model's stream at the last token from {next(layers, 'no layer')} on; with the outputs of its {heads} that "
         f"carried the task P(answer) is {told(f'{HEADS_PATCHED}, more than by random ones', heads)} higher than with "
