@@ -74,14 +74,14 @@ class Experiment:
         'rankings'
         """
         run = run_folder.read_run(folder)
-        name = run.record.settings.get("name")
+        name = str(run.record.settings.get("name"))
         if run.record.command != "experiment" or name not in QUESTIONS:
             raise RunError(
                 f"{folder} is of `ivlens {run.record.command}`, not of an experiment of this version; give an "
                 "experiment's folder"
             )
         found = cls(
-            name=str(name),
+            name=name,
             model=run.source("model").name,
             task=run.source("task").name,
             table=run.read_table("findings", columns=FINDINGS),

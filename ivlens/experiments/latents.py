@@ -137,14 +137,15 @@ def _cost(work: Work, pace: Pace) -> Mapping[str, float]:
     sweep = asked.clean_prompts * pace.reading + asked.prompts * pace.patching
     searched = (1 + asked.draws) * (count_coarse(n_layers, 1) + NEIGHBOURS)
     searched += (n_layers + 2 * (1 + asked.draws)) * len(SCALES)
-    orders = (2 + asked.draws) * len(ablations.counts(n_layers * n_heads))
+    steps = len(ablations.counts(n_layers * n_heads))
+    ablated = queries * (2 + asked.draws) * steps + OTHER_PROMPTS * 2 * steps
     pairs = min(asked.clean_prompts, len(work.split.mean))
     return {
         "AIE": sweep,
         "places of vectors": (searched * validation + 3 * (1 + asked.draws) * queries) * pace.row,
         "two trained vectors": 2 * STEPS * 3 * pairs * pace.row,
         "patching": (2 * queries + OTHER_PROMPTS) * pace.reading + (2 + asked.draws) * queries * 2 * pace.row,
-        "ablating in order": sweep + (queries + OTHER_PROMPTS) * (pace.reading + orders * 2 * pace.row),
+        "ablating in order": sweep + (queries + OTHER_PROMPTS) * pace.reading + ablated * 2 * pace.row,
     }
 
 

@@ -32,7 +32,7 @@ ACCURACY, GAIN, COSINE = "accuracy", "more than the head sum", "cosine to the he
 
 
 def _part(name: str, wrong: float) -> str:
-    return f"{name}, {wrong:.0%} wrong"
+    return f"{name}, {wrong:.0%} of outputs wrong"
 
 
 def _cells(work: Work) -> list[tuple[int, float]]:

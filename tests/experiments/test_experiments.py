@@ -53,7 +53,7 @@ def test_trained_vectors_are_those_of_the_comparison(lab: HookedTransformer, mon
     asked = {**ASKED, "counts": [5, 10], "wrong": trained_vectors.WRONG, "steps": 5}
     known = ivlens.compare_vectors(lab, "antonym", **asked)
     cells = {part for part in found.table["part"] if part.startswith("accuracy")}
-    assert cells == {"accuracy, 0% wrong", "accuracy, 25% wrong", "accuracy, 50% wrong"}
+    assert cells == {f"accuracy, {share} of outputs wrong" for share in ("0%", "25%", "50%")}
     own = found.table[found.table["part"].isin(cells)]
     # Of five pairs, a quarter and a half are as many that change places.
     assert len(own) == len(known) == 5 * 6
