@@ -10,6 +10,7 @@
     audit   = ivlens.audit(model, task, out="runs/antonym")
     change  = ivlens.compare(model, "my-adapter", task)  # before and after fine-tuning
     study   = ivlens.study("lab-func", out="runs/lab-func")  # what each method of fine-tuning forgets
+    open    = ivlens.experiment("latents", model, task)   # what carries the task beside the vector
     page    = ivlens.report("runs/antonym")              # one HTML file about a run
     heads   = ivlens.explore(model, task, effects)       # every head, to be clicked on
 
@@ -52,6 +53,8 @@ Audits, an adapter that changes a little, a comparison and a study, all of them 
     >>> study = ivlens.study(plan, out="runs/short", model=model)
     >>> study.folder.name
     'short'
+    >>> brief = {"shots": 5, "clean_prompts": 8, "prompts": 6, "queries": 6, "top": 3, "draws": 2}
+    >>> experiment = ivlens.experiment("rankings", model, task, out="runs/rankings", **brief)
     >>> explorer = ivlens.explore(model, task, effects, shown=1)
 """
 
@@ -82,6 +85,8 @@ if TYPE_CHECKING:
     from ivlens.datasets.task import task as task
     from ivlens.datasets.task import tasks as tasks
     from ivlens.errors import IvlensError as IvlensError
+    from ivlens.experiments.experiment import Experiment as Experiment
+    from ivlens.experiments.run_experiment import experiment as experiment
     from ivlens.explorer.explorer import Explorer as Explorer
     from ivlens.explorer.run_explorer import explore as explore
     from ivlens.forgetting.plan import Plan as Plan
@@ -113,6 +118,7 @@ _HOME = {
     "Audit": "analysis.audit",
     "AuditMatrix": "matrix.audit_matrix",
     "Comparison": "analysis.comparison",
+    "Experiment": "experiments.experiment",
     "Explorer": "explorer.explorer",
     "Head": "shapes",
     "HeadEffects": "patching.head_effects",
@@ -135,6 +141,7 @@ _HOME = {
     "compare_vectors": "attribution.vector_comparison",
     "convert": "vectors.convert",
     "donor_effects": "attribution.two_models",
+    "experiment": "experiments.run_experiment",
     "explore": "explorer.run_explorer",
     "head_scores": "attribution.head_scores",
     "indirect_effects": "patching.effects",

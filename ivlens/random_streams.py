@@ -62,6 +62,8 @@ class Stream(IntEnum):
     """Where the training of a vector begins."""
     WRONG_LABELS = 18
     """Which pairs get another one's output, and whose."""
+    RANDOM_UPDATES = 29
+    """Updates of weights that no training made."""
 
 
 def open_stream(seed: int, stream: Stream, *numbers: int) -> np.random.Generator:

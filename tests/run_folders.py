@@ -12,6 +12,8 @@ from typing import Any
 import pandas as pd
 import torch
 
+from ivlens.experiments import rankings
+from ivlens.experiments.settings import ExperimentSettings
 from ivlens.forgetting import plan
 from ivlens.patching.head_effects import HeadEffects, table_of
 from ivlens.patching.settings import Settings
@@ -206,7 +208,25 @@ def study_folder(folder: Path) -> None:
         run.complete()
 
 
-FOLDERS = {"audit": audit_folder, "compare": comparison_folder, "study": study_folder}
+def experiment_tables() -> dict[str, pd.DataFrame]:
+    number = {"value": 0.3, "low": 0.1, "high": 0.5, "draws": 1, "queries": 4}
+    parts = (rankings.STEERED, rankings.PROBABLE, rankings.LOST, rankings.SHARED)
+    keys = [(part, by, "chosen") for part in parts for by in ("aie", "gradient", "ablation")]
+    keys += [(part, rankings.RANDOM_HEADS, "random") for part in parts]
+    return {"findings": _frame({"part": part, "at": at, "kind": kind, **number} for part, at, kind in keys)}
+
+
+def experiment_folder(folder: Path) -> None:
+    with _run(folder, "experiment", {"name": "rankings", **ExperimentSettings().record()}, experiment_tables()) as run:
+        run.complete()
+
+
+FOLDERS = {
+    "audit": audit_folder,
+    "compare": comparison_folder,
+    "study": study_folder,
+    "experiment": experiment_folder,
+}
 
 
 def forget_digests(folder: Path) -> None:

@@ -80,6 +80,21 @@ ROOMS = (
             "analysis",
         ),
     ),
+    Room(
+        "experiments",
+        (
+            "storage",
+            "datasets",
+            "plots",
+            "models",
+            "prompts",
+            "patching",
+            "vectors",
+            "steering",
+            "attribution",
+            "analysis",
+        ),
+    ),
     Room("training", ("storage", "datasets", "models", "prompts", "forward", "patching")),
     Room(
         "forgetting",
@@ -102,7 +117,7 @@ ROOMS = (
         "matrix",
         ("storage", "datasets", "plots", "models", "prompts", "patching", "engine", "steering", "analysis"),
     ),
-    Room("reports", ("storage", "plots", "vectors", "analysis", "explorer", "forgetting")),
+    Room("reports", ("storage", "plots", "vectors", "analysis", "experiments", "explorer", "forgetting")),
     Room("lab", ("storage", "datasets", "models", "prompts", "patching", "vectors", "steering")),
     # `ivlens`: commands call the public functions.
     Room(
@@ -121,6 +136,7 @@ ROOMS = (
             "steering",
             "analysis",
             "explorer",
+            "experiments",
             "forgetting",
             "matrix",
             "reports",

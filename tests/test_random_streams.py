@@ -34,6 +34,7 @@ VALUES = {
     16: {"SIGNS"},
     17: {"TRAINED_VECTOR"},
     18: {"WRONG_LABELS"},
+    29: {"RANDOM_UPDATES"},
 }
 
 

@@ -10,11 +10,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from run_folders import FOLDERS, audit_folder, audit_tables, comparison_tables, forget_digests, study_tables
+from run_folders import (
+    FOLDERS,
+    audit_folder,
+    audit_tables,
+    comparison_tables,
+    experiment_tables,
+    forget_digests,
+    study_tables,
+)
 
 import ivlens
 from ivlens.analysis import audit, comparison, dependence, measure, wordings
 from ivlens.errors import IvlensError, RunError
+from ivlens.experiments.findings import FINDINGS
 from ivlens.forgetting import method_run
 from ivlens.patching import rounding
 from ivlens.patching.head_effects import EFFECTS
@@ -55,8 +64,14 @@ WRITTEN = {
         "steps": method_run.STEPS,
         "aie": method_run.GRIDS,
     },
+    "experiment": {"findings": FINDINGS},
 }
-MADE = {"audit": audit_tables, "compare": comparison_tables, "study": study_tables}
+MADE = {
+    "audit": audit_tables,
+    "compare": comparison_tables,
+    "study": study_tables,
+    "experiment": experiment_tables,
+}
 
 
 @pytest.mark.parametrize("command", WRITTEN)

@@ -124,33 +124,49 @@ def compare_rankings(
         started = time.perf_counter()
         scores[by] = score_heads(model, task, by, chosen, memory=memory)
         seconds[by] = time.perf_counter() - started
-    sets: dict[str, list[Sequence[Head]]] = {by: [found.top(top)] for by, found in scores.items()}  # pyright: ignore
+    sets: HeadSets = {by: [found.top(top)] for by, found in scores.items()}  # pyright: ignore
     sets[RANDOM] = list(
         draw_heads((model.cfg.n_layers, model.cfg.n_heads), top, draws=draws, seed=chosen.seed, apart=sets["aie"][0])
     )
-    split = task.split(shots=chosen.shots, seed=chosen.seed)
-    split = split._replace(validation=split.validation[:MOST_VALIDATION], evaluation=split.evaluation[:queries])
-    z = task_mean_z(model, task, chosen)
-    steered = _steer(model, split, z, sets, chosen, memory=memory)
-    lost = _ablate(model, task, split, sets, chosen)
+    steered, _, lost = try_heads(model, task, sets, chosen, queries=queries, memory=memory)
     lines = [_line(name, scores, seconds, sets, steered, lost, total) for name in sets]
     return Rankings(scores=scores, top=top, table=pd.DataFrame(lines, columns=list(COLUMNS)))
 
 
 # By ranking: of each query and set of heads.
 Found = dict[str, Float[Tensor, "query draw"]]
+HeadSets = dict[str, list[Sequence[Head]]]
+"""By ranking: the first heads, or several draws of as many; those of the AIE come first."""
+
+
+def try_heads(
+    model: HookedTransformer, task: Task, sets: HeadSets, settings: Settings, *, queries: int, memory: int
+) -> tuple[Found, Found, Found]:
+    """What sets of heads do on evaluation pairs, with vectors of which layer and scale are chosen on validation pairs.
+
+    Args:
+        sets: The last ones' vectors get the first one's length.
+
+    Returns:
+        Whether each bare query is answered right with each set's vector; P(answer) there; P(answer) lost from clean
+        prompts without the heads.
+    """
+    split = task.split(shots=settings.shots, seed=settings.seed)
+    split = split._replace(validation=split.validation[:MOST_VALIDATION], evaluation=split.evaluation[:queries])
+    z = task_mean_z(model, task, settings)
+    return *_steer(model, split, z, sets, settings, memory=memory), _ablate(model, task, split, sets, settings)
 
 
 def _steer(
     model: HookedTransformer,
     split: Split,
     z: MeanZ,
-    sets: dict[str, list[Sequence[Head]]],
+    sets: HeadSets,
     settings: Settings,
     *,
     memory: int,
-) -> Found:
-    """Whether each bare query of the evaluation pairs is answered right with each set's vector."""
+) -> tuple[Found, Found]:
+    """Whether each bare query of the evaluation pairs is answered right with each set's vector, and P(answer)."""
     validation, evaluation = (
         tokenize(model, zero_shot(pairs, template=settings.template)) for pairs in (split.validation, split.evaluation)
     )
@@ -161,13 +177,11 @@ def _steer(
     best = [places.best(number) for number in range(len(vectors))]
     scales = torch.tensor([place.scale for place in best], dtype=vectors.dtype, device=vectors.device)
     layers = [place.layer for place in best]
-    found = steer_by_length(model, evaluation, scales[:, None] * vectors, layers, memory=memory).match[:, 1:]
-    return _by_ranking(found.double(), sets)
+    found = steer_by_length(model, evaluation, scales[:, None] * vectors, layers, memory=memory)
+    return _by_ranking(found.match[:, 1:].double(), sets), _by_ranking(found.first[:, 1:].double(), sets)
 
 
-def _ablate(
-    model: HookedTransformer, task: Task, split: Split, sets: dict[str, list[Sequence[Head]]], settings: Settings
-) -> Found:
+def _ablate(model: HookedTransformer, task: Task, split: Split, sets: HeadSets, settings: Settings) -> Found:
     """P(answer) lost from clean prompts of the evaluation pairs when each set is ablated."""
     prompts = clean(
         task,
@@ -184,7 +198,7 @@ def _ablate(
     return _by_ranking(found[:, :1] - found[:, 1:], sets)
 
 
-def _by_ranking(found: Tensor, sets: dict[str, list[Sequence[Head]]]) -> Found:
+def _by_ranking(found: Tensor, sets: HeadSets) -> Found:
     return dict(zip(sets, found.cpu().split([len(several) for several in sets.values()], dim=1), strict=True))
 
 
@@ -192,7 +206,7 @@ def _line(
     name: str,
     scores: dict[Ranking, SiteEffects],
     seconds: dict[Ranking, float],
-    sets: dict[str, list[Sequence[Head]]],
+    sets: HeadSets,
     steered: Found,
     lost: Found,
     total: int,

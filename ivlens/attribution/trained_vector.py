@@ -29,6 +29,7 @@ from ivlens.models import hooked, loader
 from ivlens.patching.activations import check_mean_z, path_to_residual
 from ivlens.patching.effects import task_mean_z
 from ivlens.patching.settings import Options, Settings, gather_options
+from ivlens.progress import track
 from ivlens.prompts.builders import zero_shot
 from ivlens.prompts.long_pairs import leave_out_long
 from ivlens.prompts.tokens import Tokens, tokenize
@@ -197,7 +198,7 @@ def _train(
 
     optimiser = torch.optim.Adam([parameters], lr=RATE)
     best, kept, waited = math.inf, scaled(), 0
-    for step in range(steps + 1):
+    for step in track(range(steps + 1), "training a vector"):
         if step % EVERY == 0 or step == steps:
             with torch.no_grad():
                 loss = float(answer_loss(forward, check, scaled()[1]))

@@ -36,7 +36,7 @@ from ivlens.random_streams import Stream, open_stream
 from ivlens.shapes import GIB, Head, Residual
 from ivlens.steering.controls import gaussians, with_norm
 from ivlens.steering.rows import steer_by_length
-from ivlens.steering.search import search_places
+from ivlens.steering.search import Place, search_places
 from ivlens.vectors.head_writing import write_vector
 
 if TYPE_CHECKING:
@@ -115,14 +115,14 @@ def compare_vectors(
     maker = _Maker(model, task, chosen, heads, place.layer, norm, steps, draws, validation, memory)
     lines = []
     for count in dict.fromkeys(min(count, len(split.mean)) for count in counts):
-        for n_wrong in dict.fromkeys(_count_wrong(share, count) for share in wrong):
+        for n_wrong in dict.fromkeys(count_wrong(share, count) for share in wrong):
             vectors = maker.vectors(with_wrong_outputs(split.mean[:count], n_wrong, seed=chosen.seed))
             about = {"pairs": count, "wrong": n_wrong / count}
             lines += _lines(model, split, chosen, vectors, whole, memory, about)
     return pd.DataFrame(lines, columns=list(COLUMNS))
 
 
-def _count_wrong(share: float, count: int) -> int:
+def count_wrong(share: float, count: int) -> int:
     """How many outputs change places: at least two, where any do."""
     return max(2, round(share * count)) if share > 0 else 0
 
@@ -174,14 +174,9 @@ class _Maker:
             template=template,
         )
         clean, bare = tokenize(model, shown), tokenize(model, zero_shot(pairs, template=template))
-        streams = []
-        for tokens in (clean, bare):
-            last = torch.zeros_like(tokens.mask)
-            last[:, -1] = True
-            streams.append(mean_values(model, tokens, last, "resid_post")[0, :, 0])
         z = mean_z(model, clean)
         summed = write_vector(model, z, self.heads)
-        difference = streams[0] - streams[1]
+        difference = mean_difference(model, clean, bare)
         about: dict[str, Any] = {"layer": self.layer, "norm": self.norm, "steps": self.steps, "settings": settings}
         found: dict[str, Residual] = {
             HEAD_SUM: summed,
@@ -193,18 +188,32 @@ class _Maker:
         }
         made = {kind: _Made(with_norm(one[None].to(summed), self.norm), self.layer) for kind, one in found.items()}
         random = gaussians(summed, draws=self.draws, seed=settings.seed, norm=self.norm)
-        return {**made, OWN_PLACE: self._at_its_best(difference.to(summed)), RANDOM: _Made(random, self.layer)}
+        own = best_of_layers(model, self.validation, difference.to(summed), memory=self.memory)
+        at_its_best = _Made(own.scale * difference[own.layer].to(summed)[None], own.layer)
+        return {**made, OWN_PLACE: at_its_best, RANDOM: _Made(random, self.layer)}
 
-    def _at_its_best(self, by_layer: Float[Tensor, "layer d_model"]) -> _Made:
-        """Of vectors that belong to a layer each, the one that validates best there, at its best length."""
-        found = []
-        for layer, vector in enumerate(by_layer):
-            tried = search_places(self.model, self.validation, vector[None], layer=layer, memory=self.memory)
-            place = tried.best()
-            cell = tried.cell(0, place)
-            found.append((float(tried.accuracy[cell]), float(tried.probability[cell]), -layer, place.scale))
-        _, _, layer, scale = max(found)
-        return _Made(scale * by_layer[-layer][None], -layer)
+
+def mean_difference(model: HookedTransformer, clean: Tokens, bare: Tokens) -> Float[Tensor, "layer d_model"]:
+    """Mean residual stream behind each block at the last token of clean prompts, less that of bare queries."""
+    streams = []
+    for tokens in (clean, bare):
+        last = torch.zeros_like(tokens.mask)
+        last[:, -1] = True
+        streams.append(mean_values(model, tokens, last, "resid_post")[0, :, 0])
+    return streams[0] - streams[1]
+
+
+def best_of_layers(
+    model: HookedTransformer, validation: Tokens, by_layer: Float[Tensor, "layer d_model"], *, memory: int
+) -> Place:
+    """Of vectors that belong to a layer each, where the one is that validates best there, and at what scale."""
+    found = []
+    for layer, vector in enumerate(by_layer):
+        tried = search_places(model, validation, vector[None], layer=layer, memory=memory)
+        place = tried.best()
+        cell = tried.cell(0, place)
+        found.append((float(tried.accuracy[cell]), float(tried.probability[cell]), -layer, place))
+    return max(found)[-1]
 
 
 def _lines(

@@ -123,6 +123,7 @@ for name, command in {
     "compare": compare.compare,
     "universal": universal.universal,
     "study": study.study,
+    "experiment": study.experiment,
     "show": runs.show,
     "figures": runs.redraw,
     "report": runs.report,

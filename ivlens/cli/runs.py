@@ -50,6 +50,8 @@ def show(
     from ivlens.analysis.audit_tables import print_audit
     from ivlens.analysis.comparison import Comparison
     from ivlens.analysis.comparison_tables import print_comparison
+    from ivlens.cli.study import print_experiment
+    from ivlens.experiments.experiment import Experiment
     from ivlens.forgetting.tables import print_study
     from ivlens.reports.findings import read_findings
     from ivlens.steering.trial_plan import describe
@@ -63,6 +65,8 @@ def show(
             print(describe(plan))
     elif isinstance(found, Comparison):
         print_comparison(found)
+    elif isinstance(found, Experiment):
+        print_experiment(found)
     else:
         print_study(found)
 

@@ -1,4 +1,4 @@
-"""`ivlens study`: what does each method of fine-tuning forget?"""
+"""`ivlens study`: what does each method of fine-tuning forget? `ivlens experiment`: an open question, as a command."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from ivlens.cli import options
-from ivlens.cli.output import about, draw_missing
+from ivlens.cli.checks import check_early, choose_template
+from ivlens.cli.output import about, draw_missing, file_name, say_stored
 from ivlens.engine.options import Engine
-from ivlens.tables import plain
+from ivlens.errors import IvlensError
+from ivlens.experiments.settings import ExperimentSettings
+from ivlens.tables import folded, plain, print_table
 
 if TYPE_CHECKING:
+    from ivlens.experiments.experiment import Experiment
+    from ivlens.experiments.work import Work
     from ivlens.forgetting.plan import Plan
 
 
@@ -111,3 +116,82 @@ def _say_cost(asked: Plan, out: Path, seconds: float | None, *, workers: int | N
         flush=True,
     )
     return asked
+
+
+@options.with_options(ExperimentSettings)
+def experiment(
+    name: Annotated[
+        str | None, typer.Argument(help="Of the experiment; all are listed without one.", metavar="[NAME]")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Argument(help=options.MODEL_WORDS, autocompletion=options.complete_model)
+    ] = None,
+    tuned: Annotated[
+        list[str] | None,
+        typer.Argument(help="Of questions about fine-tuning: the model after it, or PEFT adapter folders over MODEL."),
+    ] = None,
+    task: options.TaskName = "antonym",
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME-MODEL[-TUNED]-TASK unless given.")] = None,
+    columns: options.Columns = None,
+    listed: Annotated[bool, typer.Option("--list", help="List all experiments.")] = False,
+    *,
+    bos: options.BosToken = options.BosChoice.auto,
+    template_option: options.TemplateOptions = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    backend: options.Backend = "auto",
+    device_map: options.DeviceMap = None,
+    memory: options.Memory = "2GiB",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done and how long it takes; write nothing.")
+    ] = False,
+    **typed: Any,
+) -> None:
+    """Run the experiment of an open question, with its control: a table, a figure and a sentence."""
+    budget = options.parse_bytes(memory)
+    import ivlens
+    from ivlens.experiments import experiment as experiments
+    from ivlens.experiments import run_experiment
+
+    if listed or name is None:
+        for each, question in experiments.QUESTIONS.items():
+            print(folded(f"{each}: {question.sentence}"))
+        return
+    run_experiment.check_tuned(name, experiments.find_question(name).needs_tuned, tuned)
+    if model is None:
+        raise IvlensError(f"there is no model; write ivlens experiment {name} MODEL")
+    chosen = ivlens.task(task, columns=options.parse_columns(columns))
+    given = check_early(ExperimentSettings, typed, chosen)
+    template = choose_template(typed["template"], bos, template_option)
+    folder = out or Path("runs") / "-".join(map(file_name, [name, model, *(tuned or ()), chosen.name]))
+    hooked = ivlens.load(model, device=device, dtype=dtype, backend=backend, device_map=device_map)
+    say_stored(hooked)
+    given["template"] = template(hooked)
+    work = run_experiment.prepare(name, hooked, chosen, tuned=tuned, memory=budget, **given)
+    if dry_run:
+        print(_forecast(name, work))
+        return
+    if not (folder / "run.json").exists():
+        print(f"ivlens: {plain(_forecast(name, work))}", file=sys.stderr, flush=True)
+    print_experiment(run_experiment.run_experiment(name, work, folder), drawn=True)
+    draw_missing(experiments.Experiment.read(folder).figures(), folder)
+    print(f"In {plain(str(folder))}: run.json, findings.parquet and figures/.")
+
+
+def _forecast(name: str, work: Work) -> str:
+    """What an experiment does and how long each part takes, about; the first prompts are run for it."""
+    from ivlens.experiments.experiment import find_question
+    from ivlens.patching.pace import measure_pace
+
+    pace = measure_pace(work.model, work.task, work.settings, memory=work.memory)
+    seconds = find_question(name).cost(work, pace)
+    parts = "; ".join(f"{part}, {about(one)}" for part, one in seconds.items())
+    return f"{name}: {about(sum(seconds.values()))} ({parts})"
+
+
+def print_experiment(found: Experiment, *, drawn: bool = False) -> None:
+    """The answer, then the numbers; `drawn`: those of the figures alone."""
+    print(folded(f"{plain(found.title)}\n\n{plain(found.question.sentence)}\n\n{plain(found.verdict)}\n"))
+    for table in found.tables(drawn=drawn):
+        print_table(table)
+        print()

@@ -148,6 +148,15 @@ def as_weight(matrix: Float[Tensor, "d_in d_out"], weight: Tensor, module: nn.Mo
     return rearrange(matrix, "(head d_head) d_model -> head d_head d_model", head=n_heads)
 
 
+def as_matrix(weight: Tensor, module: nn.Module, own: str) -> Float[Tensor, "d_in d_out"]:
+    """The other way around: a weight of a module, by its own name there, as a matrix, inputs first."""
+    if weight.dim() == 2:
+        return weight.T if isinstance(module, nn.Linear) else weight
+    if own.endswith("W_O"):
+        return rearrange(weight, "head d_head d_model -> (head d_head) d_model")
+    return rearrange(weight, "head d_model d_head -> d_model (head d_head)")
+
+
 def is_adapted(module: nn.Module, weight: str) -> bool:
     """Is an adapter attached to it?"""
     return parametrize.is_parametrized(module, weight)

@@ -24,6 +24,7 @@ from ivlens import plots
 from ivlens.analysis.audit import Audit
 from ivlens.analysis.comparison import Comparison
 from ivlens.errors import RunError
+from ivlens.experiments.experiment import Experiment
 from ivlens.forgetting.study import Study
 from ivlens.plots import export
 from ivlens.plots.notebook import figure_json
@@ -96,7 +97,7 @@ def _of_run(path: Path) -> Iterator[tuple[str, Drawn]]:
     record = run_folder.read_run(path).record
     found = findings.read_findings(path)
     origin = record.model_dump(mode="json", include={"command", "settings", "sources", "seed", "versions", "finished"})
-    of_study = f" {record.settings['name']}" if record.command == "study" else ""
+    of_study = f" {record.settings['name']}" if record.command in ("study", "experiment") else ""
     origin = {**origin, "command": f"ivlens {record.command}{of_study}", "n": _counts(found)}
     for name, figure in found.figures().items():
         yield name, Drawn(figure, origin)
@@ -104,6 +105,8 @@ def _of_run(path: Path) -> Iterator[tuple[str, Drawn]]:
 
 def _counts(found: findings.Found) -> dict[str, int]:
     match found:
+        case Experiment():
+            return {"queries": int(found.table["queries"].to_numpy().max())}
         case Study():
             return {"seeds": len(set(found.evaluations["seed"])), "stages": len(found.plan.tasks)}
         case Comparison():

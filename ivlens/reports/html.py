@@ -173,10 +173,14 @@ def _again(record: RunRecord) -> str:
     names = {role: source.name for role, source in record.sources.items()}
     if record.command == "study":
         return 'import ivlens\n\nivlens.study("plan.toml", out="run")'
-    first = (
-        f"ivlens.load({names['model']!r})" if record.command == "audit" else f"{names['base']!r}, {names['tuned']!r}"
-    )
     settings: dict[str, Any] = {**record.settings, "seed": record.seed}
+    if record.command == "audit":
+        first = f"ivlens.load({names['model']!r})"
+    elif record.command == "experiment":
+        first = f"{settings.pop('name')!r}, {names['model']!r}"
+        settings |= {"tuned": names["tuned"]} if "tuned" in names else {}
+    else:
+        first = f"{names['base']!r}, {names['tuned']!r}"
     layout = settings.pop("template")
     template = ", ".join(f"{key}={value!r}" for key, value in layout.items())
     is_chat = "jinja" in layout

@@ -142,6 +142,8 @@ _FLAG, _SHARE = Column(kind="flag"), Column(kind="number", low=0, high=1, missin
 _SIGNED = Column(kind="number", low=-1, high=1, missing=True)
 _NUMBER = Column(kind="number", low=-1e9, high=1e9, missing=True)
 _KNOWN = Column(kind="number", low=-1e9, high=1e9)
+_ANY = Column(kind="number", missing=True)
+_TOLD = _all(_NUMBER, "value", "low", "high")
 # `bottom` is what version 0.1 called those of low AIE.
 _KINDS = _one_of("chosen", "random", "low-AIE", "gaussian", "other-task", "bottom")
 _SIDES, _PAIR, _LEVELS = ("base", "tuned", "difference"), ("chosen", "random"), ("accuracy", "probability")
@@ -225,8 +227,7 @@ _AUDIT = {
         most=10**5,
     ),
     "precision": Schema(
-        columns={"dtype": _TEXT, "prompts": _COUNT, "reason": _LONG}
-        | _all(Column(kind="number", missing=True), "largest_aie", "difference", "share"),
+        columns={"dtype": _TEXT, "prompts": _COUNT, "reason": _LONG} | _all(_ANY, "largest_aie", "difference", "share"),
         key=("dtype",),
         most=1,
     ),
@@ -242,19 +243,15 @@ _COMPARE = {
     "base_effects": _EFFECTS,
     "tuned_effects": _EFFECTS,
     "aie": Schema(
-        columns={
-            "model": _one_of(*_SIDES),
-            **_all(_INDEX, "layer", "head"),
-            "aie": _KNOWN,
-            **_all(_NUMBER, "low", "high"),
-        },
+        columns={"model": _one_of(*_SIDES), **_all(_INDEX, "layer", "head"), "aie": _KNOWN}
+        | _all(_NUMBER, "low", "high"),
         key=("model", "layer", "head"),
         full=(("model",), ("layer",), ("head",)),
         needed=tuple((side,) for side in _SIDES),
     ),
     "measures": Schema(
         columns={"measure": _TEXT, "heads": _TEXT, "n_heads": _COUNT, "model": _one_of(*_SIDES)}
-        | {"vector": _one_of("", "base", "tuned"), **_all(_NUMBER, "value", "low", "high"), "n": _COUNT},
+        | {"vector": _one_of("", "base", "tuned"), **_TOLD, "n": _COUNT},
         key=("measure", "heads", "model", "vector"),
         needed=tuple((*line, side, "base" if line[1] else "") for line in _COMPARED for side in _SIDES),
         most=10**4,
@@ -266,7 +263,7 @@ _COMPARE = {
         most=1000,
     ),
     "recovery": Schema(
-        columns=_all(_TEXT, "measure", "heads") | _all(_COUNT, "n_heads", "n") | _all(_NUMBER, "value", "low", "high"),
+        columns=_all(_TEXT, "measure", "heads") | _all(_COUNT, "n_heads", "n") | _TOLD,
         key=("measure", "heads"),
         may_be_empty=True,
         most=1000,
@@ -282,9 +279,7 @@ _STUDY = {
         most=10**7,
     ),
     "steps": Schema(
-        columns=_CELL
-        | {"step": _COUNT}
-        | _all(Column(kind="number", missing=True), "loss", "penalty", "rate", "gradient"),
+        columns=_CELL | {"step": _COUNT, **_all(_ANY, "loss", "penalty", "rate", "gradient")},
         key=("method", "seed", "stage", "step"),
         most=10**8,
     ),
@@ -296,5 +291,9 @@ _STUDY = {
         most=10**8,
     ),
 }
-TABLES: Mapping[str, Mapping[str, Schema]] = {"audit": _AUDIT, "compare": _COMPARE, "study": _STUDY}
+_OF = ("part", "at", "kind")
+_FINDINGS = Schema(columns=_all(_TEXT, *_OF) | _TOLD | _all(_COUNT, "draws", "queries"), key=_OF, most=10**4)
+TABLES: Mapping[str, Mapping[str, Schema]] = {"audit": _AUDIT, "compare": _COMPARE, "study": _STUDY} | {
+    "experiment": {"findings": _FINDINGS}
+}
 """By command and by the table's name without `.parquet`."""

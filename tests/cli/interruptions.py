@@ -73,6 +73,7 @@ def commands(adapter_folder: Path, tmp_path: Path) -> dict[str, list[str]]:
         "audit": ["audit", "lab", "--task", "antonym", *short, "--other-tasks", "1", "--score", "contains"],
         "compare": ["compare", "lab", str(adapter_folder), "--task", "antonym", *short],
         "universal": ["universal", "lab", "--tasks", "antonym,country-capital,english-french", *FEW],
+        "experiment": ["experiment", "latents", "lab", *FEW, "--queries", "4", "--draws", "2", "--top", "3"],
         "study": ["study", str(plan), "--workers", "1"],
         "study of two workers": ["study", str(plan), "--workers", "2"],
     }
@@ -152,7 +153,7 @@ def numbers(out: Path) -> dict[str, Any]:
     return json.loads((out / "run.json").read_text())["files"]
 
 
-@pytest.mark.parametrize("name", ["audit", "compare", "universal", "study", "study of two workers"])
+@pytest.mark.parametrize("name", ["audit", "compare", "universal", "experiment", "study", "study of two workers"])
 def test_signals_at_any_moment_change_no_number(
     name: str, commands: dict[str, list[str]], lab: HookedTransformer, tmp_path: Path
 ) -> None:

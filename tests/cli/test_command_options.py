@@ -13,15 +13,18 @@ import ivlens
 from ivlens.analysis.options import AuditSettings, ComparisonSettings
 from ivlens.cli.app import main
 from ivlens.engine.options import Engine
+from ivlens.experiments.settings import ExperimentSettings
 from ivlens.patching.settings import Settings
 from ivlens.shapes import Head
 
 MADE_OF = {"audit": AuditSettings, "compare": ComparisonSettings, "universal": Settings, "explore": Settings}
+MADE_OF["experiment"] = ExperimentSettings
 TYPED = {
     "audit": "audit MODEL --task antonym --out OUT",
     "compare": "compare MODEL TUNED --task antonym --out OUT",
     "universal": "universal MODEL --out OUT.json",
     "explore": "explore MODEL --task antonym --out OUT.html",
+    "experiment": "experiment latents MODEL --out OUT",
 }
 # Of every option: as it is typed, and as the function gets it.
 VALUES: dict[str, tuple[str, Any]] = {
@@ -42,6 +45,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "queries": ("9", 9),
     "score": ("rouge-l", "rouge-l"),
     "rank": ("ablation", "ablation"),
+    "learned": ("class-letter", "class-letter"),
 }
 
 
@@ -82,6 +86,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     for name in ("compare", "universal_heads", "study", "indirect_effects"):
         monkeypatch.setattr(ivlens, name, stop)
     monkeypatch.setattr("ivlens.analysis.run_audit.prepare", stop)
+    monkeypatch.setattr("ivlens.experiments.run_experiment.prepare", stop)
     return found
 
 
