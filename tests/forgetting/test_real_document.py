@@ -22,6 +22,14 @@ RECOVERED = (
     *(("zero-shot", vector) for vector in ("", "chosen", "random")),
     *(("instruction", vector) for vector in ("", "chosen", "random")),
 )
+DIFFERENCES = (
+    *((method, "lora") for method in ("lora+fv-published", "lwf", "replay-general", "lora+iv-general", "replay")),
+    *((method, "lora") for method in ("lora+iv-general-random", "ewc", "lora+iv", "lora+kl", "olora")),
+    ("lora+iv-general", "lora+iv-general-random"),
+    ("lora+iv-general", "lora+kl"),
+    ("lora+iv", "lora+kl"),
+    ("replay-general", "lora+iv-general"),
+)
 
 
 def pick(frame: Any, **values: Any) -> Any:
@@ -30,51 +38,61 @@ def pick(frame: Any, **values: Any) -> Any:
     return frame
 
 
-def only(frame: Any, **values: Any) -> float:
-    return float(pick(frame, **values)["value"].item())
+def of_general(study: Study) -> Any:
+    """Accuracy with demonstrations on the general tasks."""
+    return pick(study.evaluations, kind="general", measure="few-shot accuracy").dropna(subset="value")
 
 
 def method_lines(study: Study) -> Iterator[str]:
     table: Any = study.summary
     for method in study.plan.methods:
-        cells = [
-            f"{only(table, method=method, measure=measure):{'+' * ('change' in measure)}.2f}" for measure in MEASURES
-        ]
+        own = pick(table, method=method).set_index("measure")
+        cells = [f"{own.loc[measure, 'value']:{'+' * ('change' in measure)}.2f}" for measure in MEASURES]
         yield f"| `{method}` | {' | '.join(cells)} |"
 
 
 def stage_lines(study: Study) -> Iterator[str]:
-    """After every stage, accuracy with demonstrations on each general task, method by method."""
-    table = pick(study.evaluations, kind="general", measure="few-shot accuracy").dropna(subset="value")
+    """Its mean over the tasks after every stage, order by order."""
+    means = of_general(study).groupby(["method", "seed", "stage"])["value"].mean()
     for method in study.plan.methods:
-        for stage in sorted(set(table["stage"])):
-            own = pick(table, method=method, stage=stage)["value"]
-            yield f"| `{method}` | {stage} | {own.mean():.2f} | {' | '.join(f'{value:.2f}' for value in own)} |"
+        orders = [" → ".join(f"{value:.2f}" for value in means[method, seed]) for seed in study.plan.seeds]
+        yield f"| `{method}` | {' | '.join(orders)} |"
+
+
+def task_lines(study: Study) -> Iterator[str]:
+    """Of single tasks after every stage of plain training, over the orders."""
+    table = pick(of_general(study), method="lora")
+    for task in dict.fromkeys(table["task"]):
+        own = pick(table, task=task).groupby("stage")["value"].mean()
+        yield f"| {task} | {' | '.join(f'{value:.2f}' for value in own)} |"
 
 
 def recovery_lines(study: Study, task: str) -> Iterator[str]:
     table = pick(study.evaluations, method="lora", kind="probe", task=task)
     for stage in sorted(set(table["stage"])):
-        own = pick(table, stage=stage)
-        names = {(kind, vector): f"{'steered ' * bool(vector)}{kind} accuracy" for kind, vector in RECOVERED}
-        cells = [f"{only(own, measure=name, heads=vector):.2f}" for (_, vector), name in names.items()]
-        yield f"| {stage} | {' | '.join(cells)} | {only(own, measure='cosine', heads='chosen'):.2f} |"
+        own = pick(table, stage=stage).groupby(["measure", "heads"])["value"].mean()
+        names = [(f"{'steered ' * bool(vector)}{kind} accuracy", vector) for kind, vector in RECOVERED]
+        cells = [f"{own[name]:.2f}" for name in (*names, ("cosine", "chosen"))]
+        yield f"| {stage} | {' | '.join(cells)} |"
 
 
 def difference_lines(study: Study) -> Iterator[str]:
-    """Accuracy with demonstrations after the last stage, one method minus another, over the general tasks."""
-    table = pick(study.evaluations, kind="general", measure="few-shot accuracy").dropna(subset="value")
-    last = pick(table, stage=int(table["stage"].max())).pivot(index="task", columns="method", values="value")
-    reference = "lora+iv-general"
-    for other in (one for one in study.plan.methods if one != reference):
-        values = torch.tensor((last[reference] - last[other]).to_numpy())
+    """After the last stage, one method minus another: over the tasks, each one's mean over orders; and by order."""
+    table = of_general(study)
+    last = pick(table, stage=int(table["stage"].max())).pivot_table(
+        index=["seed", "task"], columns="method", values="value", sort=False
+    )
+    for method, other in DIFFERENCES:
+        difference = last[method] - last[other]
+        values = torch.tensor(difference.groupby("task", sort=False).mean().to_numpy())
         found = interval(values, torch.arange(len(values)), within=(-1.0, 1.0))
-        yield f"| `{reference}` minus `{other}` | {found.mean:+.2f} [{found.low:.2f}, {found.high:.2f}] |"
+        orders = ", ".join(f"{value:+.2f}" for value in difference.groupby("seed").mean())
+        yield f"| `{method}` minus `{other}` | {found.mean:+.2f} [{found.low:.2f}, {found.high:.2f}] | {orders} |"
 
 
 def lines(study: Study) -> list[str]:
     probes = [line for task in study.plan.evaluation.probes for line in recovery_lines(study, task)]
-    return [*method_lines(study), *stage_lines(study), *probes, *difference_lines(study)]
+    return [*method_lines(study), *stage_lines(study), *task_lines(study), *probes, *difference_lines(study)]
 
 
 @pytest.mark.slow
