@@ -128,7 +128,7 @@ class Experiment:
             width: See `ivlens.plots.WIDTHS`.
 
         >>> list(experiment.figures())
-        ['rankings']
+        ['heads']
         """
         found = {}
         for name, units in self.question.figures.items():
@@ -140,7 +140,7 @@ class Experiment:
                     lines.rename(columns={"part": "panel", "at": "method"}),
                     units=units,
                     looks={"by AIE": LOOKS["chosen"], "by ablation": LOOKS["own"]},
-                    title=f"{name}: {self.task} on {self.model}",
+                    title=f"{self.name}, {name}: {self.task} on {self.model}",
                     zero=True,
                     width=width,
                 )
@@ -153,7 +153,7 @@ class Experiment:
             drawn: Only those of the figures.
 
         >>> [table.columns[:2] for table in experiment.tables(drawn=True)]
-        [('rankings', 'accuracy with the vector')]
+        [('heads', 'accuracy with the vector')]
         """
         parts = [tuple(units) for units in self.question.figures.values()]
         found = [_side_by_side(self.table, name, own) for name, own in zip(self.question.figures, parts, strict=True)]

@@ -272,12 +272,12 @@ OVERSHADOWING = Question(
     cost=_cost,
     verdict=_verdict,
     figures={
-        "overshadowing": {
+        "parts": {
             f"{part}, {way}": unit
             for part, unit in ((PROBABILITY, "probability"), (LEARNED, "accuracy"))
             for way in (ALONE, BUT)
         },
-        "overshadowing-layers": dict.fromkeys(PATCHED.values(), "probability"),
+        "layers": dict.fromkeys(PATCHED.values(), "probability"),
     },
     needs_tuned=True,
     details=r"L\d+ W_\w+",
