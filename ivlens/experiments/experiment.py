@@ -132,7 +132,7 @@ class Experiment:
         """
         found = {}
         for name, units in self.question.figures.items():
-            lines = pd.concat([self.table[self.table["part"] == part] for part in units])
+            lines: Any = pd.concat([self.table[self.table["part"] == part] for part in units])
             if lines["at"].nunique() > MOST_LINES and self.question.details:
                 lines = lines[~lines["at"].str.fullmatch(self.question.details)]
             if len(lines):
@@ -157,7 +157,7 @@ class Experiment:
         """
         parts = [tuple(units) for units in self.question.figures.values()]
         found = [_side_by_side(self.table, name, own) for name, own in zip(self.question.figures, parts, strict=True)]
-        rest = self.table[~self.table["part"].isin([part for own in parts for part in own])]
+        rest: Any = self.table[~self.table["part"].isin([part for own in parts for part in own])]
         lines = [(f"{line['part']}: {_name(line)}", *_number(line)) for line in rest.to_dict("records")]
         others = [] if drawn else [Table("More numbers", ("more", "value", INTERVAL), (lines,))]
         return [table for table in (*found, *others) if table.parts[0]]
@@ -172,7 +172,8 @@ class Experiment:
 
 def _side_by_side(table: pd.DataFrame, heading: str, parts: Sequence[str]) -> Table:
     """The parts of a figure, each a column with its interval; lines are what they are of."""
-    lines = table[table["part"].isin(list(parts))].to_dict("records")
+    chosen: Any = table[table["part"].isin(list(parts))]
+    lines = chosen.to_dict("records")
     cells = {(line["part"], _name(line)): _number(line) for line in lines}
     names = dict.fromkeys(_name(line) for line in lines)
     rows = [(name, *(cell for part in parts for cell in cells.get((part, name), ("", "")))) for name in names]

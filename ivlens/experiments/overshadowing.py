@@ -180,7 +180,9 @@ def _patch(work: Work, effects: HeadEffects, carriers: Sequence[Head]) -> Iterat
     tokens = work.shown(work.split.evaluation)
     last = torch.zeros_like(tokens.mask)
     last[:, -1] = True
-    sites = {name: site for name, site in SITES.items() if site != "mlp_out" or not work.model.cfg.attn_only}
+    sites: dict[str, Site] = {
+        name: site for name, site in SITES.items() if site != "mlp_out" or not work.model.cfg.attn_only
+    }
 
     def read(model: HookedTransformer) -> dict[str, Tensor]:
         return {name: read_values(model, tokens, last, site) for name, site in sites.items()}

@@ -55,7 +55,7 @@ def test_trained_vectors_are_those_of_the_comparison(lab: HookedTransformer, mon
     known = ivlens.compare_vectors(lab, "antonym", **asked)
     cells = {part for part in found.table["part"] if part.startswith("accuracy")}
     assert cells == {f"accuracy, {share} of outputs wrong" for share in ("0%", "25%", "50%")}
-    own = found.table[found.table["part"].isin(cells)]
+    own: Any = found.table[found.table["part"].isin(list(cells))]
     # Of five pairs, a quarter and a half are as many that change places.
     assert len(own) == len(known) == 5 * 6
     assert (
@@ -180,8 +180,8 @@ def test_of_many_lines_a_figure_leaves_out_the_details() -> None:
     parts = [f"{overshadowing.PROBABILITY}, {way}" for way in (overshadowing.ALONE, overshadowing.BUT)]
     names = [*(f"L{layer} W_Q" for layer in range(30)), *(f"layer {layer}" for layer in range(30))]
     lines = [(part, at, "chosen", 0.5, 0.4, 0.6, 1, 8) for part in parts for at in names]
-    table = pd.DataFrame(lines, columns=list(FINDINGS))
+    table: Any = pd.DataFrame(lines, columns=list(FINDINGS))
     for shown, wanted in ((table, names[30:]), (table[table["at"] != "layer 3"][: len(lines) // 4], names[:30])):
         found = ivlens.Experiment(name="overshadowing", model="m", task="t", table=shown)
-        axis: Any = found.figures()["parts"].layout.yaxis
-        assert list(axis.ticktext) == wanted
+        layout: Any = found.figures()["parts"].layout
+        assert list(layout.yaxis.ticktext) == wanted
