@@ -49,7 +49,7 @@ class Experiment:
     """What an experiment found; the table is tidy, one line a number with its interval.
 
     >>> experiment
-    Experiment(rankings, antonym on lab: 36 numbers)
+    Experiment(rankings, antonym on lab: 37 numbers)
     >>> experiment.table.columns.tolist()
     ['part', 'at', 'kind', 'value', 'low', 'high', 'draws', 'queries']
     """
@@ -107,7 +107,7 @@ class Experiment:
     def verdict(self) -> str:
         """The answer, with intervals.
 
-        >>> experiment.verdict.startswith("The AIE's heads steer")
+        >>> experiment.verdict.startswith("With the vector of the AIE's heads")
         True
         """
         return self.question.verdict(Found(self.table))

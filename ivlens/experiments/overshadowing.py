@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ivlens.attribution import site_sweep
 from ivlens.attribution.site import Site, read_values
+from ivlens.datasets.task import Task
 from ivlens.datasets.task import task as find_task
 from ivlens.experiments import update_parts
 from ivlens.experiments.findings import CHOSEN, FINDINGS, NONE, RANDOM, Found, Line, beyond, difference, number, share
@@ -155,10 +156,15 @@ def _prompts(work: Work) -> dict[str, Tokens]:
     """Those that choose, those that are reported, and those of the task that was learned, where that is known."""
     found = {"choose": work.shown(work.split.validation), "report": work.shown(work.split.evaluation)}
     if work.asked.learned is not None:
-        task = find_task(FILES.get(work.asked.learned, work.asked.learned))
+        task = find_learned(work.asked.learned)
         pairs = task.pairs[: work.asked.queries]
         found["learned"] = tokenize(work.model, instructed(task, pairs, template=work.asked.template))
     return found
+
+
+def find_learned(name: str) -> Task:
+    """A task that was learned: one of a sequence that the lab learns, a built-in one, or a file."""
+    return find_task(FILES.get(name, name))
 
 
 def _random_part(work: Work, part: Adapter, draw: int) -> Adapter:

@@ -134,6 +134,8 @@ def test_what_makes_no_sense_is_refused(lab: HookedTransformer, tmp_path: Path) 
     for name, wrong, said in (
         ("ranking", {}, "there is no experiment 'ranking'; did you mean rankings"),
         ("rankings", {"tuned": "lab"}, "rankings is about one model; leave the tuned one out"),
+        ("rankings", {"learned": "class-letter"}, "rankings is about one model, which learned nothing in it"),
+        ("overshadowing", {"tuned": "x", "learned": "class-lettre"}, "no built-in task and no file 'class-lettre'"),
         ("rankings", {"top": 49}, "top is 49, but the model has 48 heads; take fewer"),
         ("rankings", {"draws": 1}, "draws is 1; it must be 2 or more"),
     ):
