@@ -49,7 +49,7 @@ class Experiment:
     """What an experiment found; the table is tidy, one line a number with its interval.
 
     >>> experiment
-    Experiment(rankings, antonym on lab: 36 numbers)
+    Experiment(rankings, antonym on lab: 37 numbers)
     >>> experiment.table.columns.tolist()
     ['part', 'at', 'kind', 'value', 'low', 'high', 'draws', 'queries']
     """
@@ -107,7 +107,7 @@ class Experiment:
     def verdict(self) -> str:
         """The answer, with intervals.
 
-        >>> experiment.verdict.startswith("The AIE's heads steer")
+        >>> experiment.verdict.startswith("With the vector of the AIE's heads")
         True
         """
         return self.question.verdict(Found(self.table))
@@ -128,11 +128,11 @@ class Experiment:
             width: See `ivlens.plots.WIDTHS`.
 
         >>> list(experiment.figures())
-        ['rankings']
+        ['heads']
         """
         found = {}
         for name, units in self.question.figures.items():
-            lines = pd.concat([self.table[self.table["part"] == part] for part in units])
+            lines: Any = pd.concat([self.table[self.table["part"] == part] for part in units])
             if lines["at"].nunique() > MOST_LINES and self.question.details:
                 lines = lines[~lines["at"].str.fullmatch(self.question.details)]
             if len(lines):
@@ -140,7 +140,7 @@ class Experiment:
                     lines.rename(columns={"part": "panel", "at": "method"}),
                     units=units,
                     looks={"by AIE": LOOKS["chosen"], "by ablation": LOOKS["own"]},
-                    title=f"{name}: {self.task} on {self.model}",
+                    title=f"{self.name}, {name}: {self.task} on {self.model}",
                     zero=True,
                     width=width,
                 )
@@ -153,11 +153,11 @@ class Experiment:
             drawn: Only those of the figures.
 
         >>> [table.columns[:2] for table in experiment.tables(drawn=True)]
-        [('rankings', 'accuracy with the vector')]
+        [('heads', 'accuracy with the vector')]
         """
         parts = [tuple(units) for units in self.question.figures.values()]
         found = [_side_by_side(self.table, name, own) for name, own in zip(self.question.figures, parts, strict=True)]
-        rest = self.table[~self.table["part"].isin([part for own in parts for part in own])]
+        rest: Any = self.table[~self.table["part"].isin([part for own in parts for part in own])]
         lines = [(f"{line['part']}: {_name(line)}", *_number(line)) for line in rest.to_dict("records")]
         others = [] if drawn else [Table("More numbers", ("more", "value", INTERVAL), (lines,))]
         return [table for table in (*found, *others) if table.parts[0]]
@@ -172,7 +172,8 @@ class Experiment:
 
 def _side_by_side(table: pd.DataFrame, heading: str, parts: Sequence[str]) -> Table:
     """The parts of a figure, each a column with its interval; lines are what they are of."""
-    lines = table[table["part"].isin(list(parts))].to_dict("records")
+    chosen: Any = table[table["part"].isin(list(parts))]
+    lines = chosen.to_dict("records")
     cells = {(line["part"], _name(line)): _number(line) for line in lines}
     names = dict.fromkeys(_name(line) for line in lines)
     rows = [(name, *(cell for part in parts for cell in cells.get((part, name), ("", "")))) for name in names]

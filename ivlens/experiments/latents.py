@@ -179,8 +179,8 @@ LATENTS = Question(
     cost=_cost,
     verdict=_verdict,
     figures={
-        "latents": {ACCURACY: "accuracy", PROBABILITY: "probability"},
-        "heads-needed": {
+        "steering": {ACCURACY: "accuracy", PROBABILITY: "probability"},
+        "ablation": {
             ablations.ACCURACY: "accuracy",
             f"{ablations.ACCURACY}, {ablations.OTHERS}": "accuracy",
             ablations.PROBABILITY: "probability",

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ivlens.attribution import site_sweep
 from ivlens.attribution.site import Site, read_values
+from ivlens.datasets.task import Task
 from ivlens.datasets.task import task as find_task
 from ivlens.experiments import update_parts
 from ivlens.experiments.findings import CHOSEN, FINDINGS, NONE, RANDOM, Found, Line, beyond, difference, number, share
@@ -155,10 +156,15 @@ def _prompts(work: Work) -> dict[str, Tokens]:
     """Those that choose, those that are reported, and those of the task that was learned, where that is known."""
     found = {"choose": work.shown(work.split.validation), "report": work.shown(work.split.evaluation)}
     if work.asked.learned is not None:
-        task = find_task(FILES.get(work.asked.learned, work.asked.learned))
+        task = find_learned(work.asked.learned)
         pairs = task.pairs[: work.asked.queries]
         found["learned"] = tokenize(work.model, instructed(task, pairs, template=work.asked.template))
     return found
+
+
+def find_learned(name: str) -> Task:
+    """A task that was learned: one of a sequence that the lab learns, a built-in one, or a file."""
+    return find_task(FILES.get(name, name))
 
 
 def _random_part(work: Work, part: Adapter, draw: int) -> Adapter:
@@ -180,7 +186,9 @@ def _patch(work: Work, effects: HeadEffects, carriers: Sequence[Head]) -> Iterat
     tokens = work.shown(work.split.evaluation)
     last = torch.zeros_like(tokens.mask)
     last[:, -1] = True
-    sites = {name: site for name, site in SITES.items() if site != "mlp_out" or not work.model.cfg.attn_only}
+    sites: dict[str, Site] = {
+        name: site for name, site in SITES.items() if site != "mlp_out" or not work.model.cfg.attn_only
+    }
 
     def read(model: HookedTransformer) -> dict[str, Tensor]:
         return {name: read_values(model, tokens, last, site) for name, site in sites.items()}
@@ -272,12 +280,12 @@ OVERSHADOWING = Question(
     cost=_cost,
     verdict=_verdict,
     figures={
-        "overshadowing": {
+        "parts": {
             f"{part}, {way}": unit
             for part, unit in ((PROBABILITY, "probability"), (LEARNED, "accuracy"))
             for way in (ALONE, BUT)
         },
-        "overshadowing-layers": dict.fromkeys(PATCHED.values(), "probability"),
+        "layers": dict.fromkeys(PATCHED.values(), "probability"),
     },
     needs_tuned=True,
     details=r"L\d+ W_\w+",

@@ -109,5 +109,5 @@ RANKINGS_QUESTION = Question(
     run=_run,
     cost=_cost,
     verdict=_verdict,
-    figures={"rankings": {STEERED: "accuracy of bare queries", PROBABLE: "of bare queries", LOST: "of clean prompts"}},
+    figures={"heads": {STEERED: "accuracy of bare queries", PROBABLE: "of bare queries", LOST: "of clean prompts"}},
 )

@@ -15,6 +15,7 @@ from ivlens.datasets.task import task as find_task
 from ivlens.errors import IvlensError, as_ivlens_error
 from ivlens.experiments.experiment import Experiment, find_question
 from ivlens.experiments.findings import FINDINGS
+from ivlens.experiments.overshadowing import find_learned
 from ivlens.experiments.settings import ExperimentOptions, ExperimentSettings
 from ivlens.experiments.work import Work
 from ivlens.models import hooked, loader
@@ -45,7 +46,7 @@ def experiment(
 
     >>> short = {"shots": 5, "clean_prompts": 8, "prompts": 6, "queries": 6, "top": 3, "draws": 2}
     >>> ivlens.experiment("rankings", model, task, **short)
-    Experiment(rankings, antonym on lab: 36 numbers)
+    Experiment(rankings, antonym on lab: 37 numbers)
 
     Args:
         name: Of the experiment, such as `rankings`; `ivlens experiment --list` names them all.
@@ -80,6 +81,10 @@ def prepare(
     question, task, memory = find_question(name), find_task(task), parse_bytes(memory)
     asked = gather_options(ExperimentSettings, settings, options)
     check_tuned(name, question.needs_tuned, tuned)
+    if asked.learned is not None:
+        if not question.needs_tuned:
+            raise IvlensError(f"{name} is about one model, which learned nothing in it; leave learned out")
+        find_learned(asked.learned)
     task.split(shots=asked.shots, seed=asked.seed)
     model = loader.as_model(model)
     total = model.cfg.n_layers * model.cfg.n_heads

@@ -114,5 +114,5 @@ TRAINED_QUESTION = Question(
     run=_run,
     cost=_cost,
     verdict=_verdict,
-    figures={"trained-vectors": {_part(ACCURACY, wrong): "accuracy" for wrong in WRONG}},
+    figures={"accuracy": {_part(ACCURACY, wrong): "accuracy" for wrong in WRONG}},
 )

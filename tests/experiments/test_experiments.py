@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from html import unescape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ import ivlens
 from ivlens.attribution import trained_vector, vector_comparison
 from ivlens.cli.app import main
 from ivlens.errors import IvlensError, RunError
-from ivlens.experiments import rankings, run_experiment, trained_vectors
+from ivlens.experiments import overshadowing, rankings, run_experiment, trained_vectors
 from ivlens.experiments.experiment import QUESTIONS
 from ivlens.experiments.findings import FINDINGS, Found
 from ivlens.storage.run_tables import Tables
@@ -54,7 +55,7 @@ def test_trained_vectors_are_those_of_the_comparison(lab: HookedTransformer, mon
     known = ivlens.compare_vectors(lab, "antonym", **asked)
     cells = {part for part in found.table["part"] if part.startswith("accuracy")}
     assert cells == {f"accuracy, {share} of outputs wrong" for share in ("0%", "25%", "50%")}
-    own = found.table[found.table["part"].isin(cells)]
+    own: Any = found.table[found.table["part"].isin(list(cells))]
     # Of five pairs, a quarter and a half are as many that change places.
     assert len(own) == len(known) == 5 * 6
     assert (
@@ -123,7 +124,7 @@ def test_the_command_lists_runs_and_shows(
     assert main(line) == 0
     said = capsys.readouterr().out
     found = ivlens.Experiment.read(tmp_path / "run")
-    assert " ".join(found.verdict.split()) in " ".join(said.split()) and "\nrankings\n" in said
+    assert " ".join(found.verdict.split()) in " ".join(said.split()) and "\nrandom heads " in said
     assert main(["show", str(tmp_path / "run")]) == 0
     assert "rank correlation with the AIE: gradient" in " ".join(capsys.readouterr().out.split())
 
@@ -133,6 +134,8 @@ def test_what_makes_no_sense_is_refused(lab: HookedTransformer, tmp_path: Path) 
     for name, wrong, said in (
         ("ranking", {}, "there is no experiment 'ranking'; did you mean rankings"),
         ("rankings", {"tuned": "lab"}, "rankings is about one model; leave the tuned one out"),
+        ("rankings", {"learned": "class-letter"}, "rankings is about one model, which learned nothing in it"),
+        ("overshadowing", {"tuned": "x", "learned": "class-lettre"}, "no built-in task and no file 'class-lettre'"),
         ("rankings", {"top": 49}, "top is 49, but the model has 48 heads; take fewer"),
         ("rankings", {"draws": 1}, "draws is 1; it must be 2 or more"),
     ):
@@ -163,3 +166,24 @@ def test_a_table_without_the_lines_of_the_answer_is_refused(tmp_path: Path) -> N
 def test_numbers_that_are_not_there_are_nan() -> None:
     table = pd.DataFrame([("a", "b", "chosen", 0.5, 0.4, 0.6, 1, 8)], columns=list(FINDINGS))
     assert tuple(Found(table)("a", "b")) == (0.5, 0.4, 0.6) and bool(torch.tensor(Found(table)("a", "c")).isnan().all())
+
+
+def test_a_page_says_the_answer_and_how_to_do_it_again(tmp_path: Path) -> None:
+    from run_folders import experiment_folder
+
+    experiment_folder(tmp_path)
+    found = ivlens.Experiment.read(tmp_path)
+    page = unescape(ivlens.report(tmp_path).read_text(encoding="utf-8"))
+    assert found.question.sentence in page and found.verdict in page
+    assert "ivlens.experiment(\n    'rankings', 'tiny', 'tiny',\n    out='run',\n" in page and "tuned='tiny'" in page
+
+
+def test_of_many_lines_a_figure_leaves_out_the_details() -> None:
+    parts = [f"{overshadowing.PROBABILITY}, {way}" for way in (overshadowing.ALONE, overshadowing.BUT)]
+    names = [*(f"L{layer} W_Q" for layer in range(30)), *(f"layer {layer}" for layer in range(30))]
+    lines = [(part, at, "chosen", 0.5, 0.4, 0.6, 1, 8) for part in parts for at in names]
+    table: Any = pd.DataFrame(lines, columns=list(FINDINGS))
+    for shown, wanted in ((table, names[30:]), (table[table["at"] != "layer 3"][: len(lines) // 4], names[:30])):
+        found = ivlens.Experiment(name="overshadowing", model="m", task="t", table=shown)
+        layout: Any = found.figures()["parts"].layout
+        assert list(layout.yaxis.ticktext) == wanted

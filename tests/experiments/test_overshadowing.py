@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import rounding
@@ -122,7 +122,8 @@ def test_a_part_does_what_its_weights_do(tiny: HookedTransformer, word_task: Tas
     part = update_parts.only(adapter, ["blocks.1.attn.W_V"])
     found = study._ask(work, "one", lambda: part)
     before = tiny.blocks[1].attn.W_V.detach().clone()
-    update = lora.update_matrix(*part.factors.values(), part.scale)
+    (factors,) = part.factors.values()
+    update = lora.update_matrix(factors, part.scale)
     try:
         for head in range(tiny.cfg.n_heads):
             tiny.blocks[1].attn.W_V.data[head] += update[:, head * tiny.cfg.d_head : (head + 1) * tiny.cfg.d_head]
@@ -175,13 +176,13 @@ def test_patching_between_models_is_that_of_donor_effects(tiny: HookedTransforme
         activation[:, -1] = cache[hook.name][:, -1]
         return activation
 
-    slow = []
+    slow, put_in = list[float](), [(hook, put)]
     for row in range(len(tokens)):
         own = tokens.prompts[row, tokens.mask[row]][None]
         _, cache = tiny.run_with_cache(own, names_filter=hook)
         patched, plain = (
             other.run_with_hooks(own, fwd_hooks=hooks)[0, -1].softmax(-1)[tokens.answers[row, 0]]
-            for hooks in ([(hook, put)], [])
+            for hooks in cast(Any, (put_in, []))
         )
         slow.append(float(patched - plain))
     fast = found(study.PATCHED["into the tuned model"], f"layer {layer}", "attention").mean
