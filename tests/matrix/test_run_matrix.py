@@ -247,9 +247,8 @@ def test_the_command_prints_the_table_and_draws_the_figure(
 def test_what_several_audits_do_is_said_beforehand(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(
-        pace, "measure_pace", lambda *given, **more: Pace(reading=9.0, patching=9.0, token=1.0, row=2.0)
-    )
+    slow = Pace(reading=9.0, patching=9.0, token=1.0, row=2.0)
+    monkeypatch.setattr(pace, "measure_pace", lambda *given, **more: slow)
     out = tmp_path / "out"
     line = ["audit", "lab", "gone", *(f"--task={task}" for task in TASKS), "--out", str(out), "--workers", "2", *TYPED]
     assert main([*line, "--dry-run"]) == 0 and not out.exists()
