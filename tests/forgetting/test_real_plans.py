@@ -28,9 +28,7 @@ QUESTIONS = [
 def in_small(name: str, **changes: object) -> Plan:
     """The plan on the lab model, with two tasks and one step."""
     asked = plan.read_plan(name)
-    few = dict.fromkeys(
-        ("queries", "few_shot_queries", "learned_queries", "shots", "probe_prompts", "clean_prompts"), 2
-    )
+    few = ("queries", "few_shot_queries", "learned_queries", "shots", "probe_prompts", "clean_prompts")
     return asked.with_changes(
         model="lab",
         general=("antonym", "country-capital"),
@@ -39,7 +37,7 @@ def in_small(name: str, **changes: object) -> Plan:
         seeds=(0,),
         train_prompts=3,
         training=replace(asked.training, steps=1, batch=2),
-        evaluation=replace(asked.evaluation, probes=(), top=2, **few),
+        evaluation=replace(asked.evaluation, probes=(), top=2, **dict.fromkeys(few, 2)),
         **changes,
     )
 

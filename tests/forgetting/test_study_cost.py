@@ -111,7 +111,7 @@ def test_cells_that_are_fewer_than_the_workers_are_not_parted(
 ) -> None:
     line = ["study", "lab-func", "--out", str(tmp_path / "run"), "--workers", "8", "--dry-run"]
     assert main([*line, "--methods", "lora", "--seeds", "0"]) == 0
-    assert "1 method x 1 seed x 5 stages: about 1.2 h, 1 at once" in " ".join(capsys.readouterr().err.split())
+    assert "1 method x 1 seed x 5 stages: about 70 min, 1 at once" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.slow
