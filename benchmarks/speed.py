@@ -1,4 +1,4 @@
-"""How fast is every measurement, and what does guidance cost a training step? `make bench`.
+"""How fast is every measurement, and what does guidance cost a training step, and a stage of a study? `make bench`.
 
 Measurements are held against the matrix products alone (`measurements`), the sweep against one run per head and other
 tools (`peers`). Everything is measured in one run on one machine. `python benchmarks/speed.py --device cuda` prints
@@ -19,6 +19,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 import measurements
+import stages
 import torch
 import training as adapter_training
 from rich.console import Console
@@ -129,12 +130,13 @@ _LOAD = "import ivlens; ivlens.load('lab')"
 
 
 def main() -> None:
-    """Print all tables; of a GPU those of measurements and training steps."""
+    """Print all tables; of a GPU those of measurements, training steps and stages of a study."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     device, console = parser.parse_args().device, Console(width=120)
     measurements.print_all(console, device)
     adapter_training.print_all(console, device)
+    stages.print_usual(console, device)
     if device == "cpu":
         print_commands(console)
         print_steps(console)

@@ -4,7 +4,7 @@
 
 From the folder of a study, of which the plan and the universal heads are read. Measured on the base model, which costs
 what a tuned one does: every set of prompts as the plan asks for them and, for comparison, with demonstrations drawn for
-every query, all forms and all prompts of the learned tasks.
+every query, all forms and all prompts of the learned tasks. `make bench` leaves the comparison out.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from measurements import clock
@@ -21,6 +22,7 @@ from rich.table import Table
 from transformer_lens import HookedTransformer
 
 import ivlens
+from ivlens.checkpoints import known_models
 from ivlens.forgetting import method_run, preparation
 from ivlens.forgetting.evaluation import StageEvaluation, prepare_evaluation
 from ivlens.forgetting.plan import Plan
@@ -31,6 +33,7 @@ from ivlens.training.methods import Lora
 from ivlens.training.stages import Stage
 
 STEPS, BATCH = 100, 16
+NUMBERS = Path(__file__).parents[1] / "figures" / "numbers"
 
 
 def seconds(run: Callable[[], object], device: str) -> float:
@@ -57,8 +60,17 @@ def asking_seconds(model: HookedTransformer, evaluation: StageEvaluation, device
     return {one.accuracy: seconds(lambda one=one: list(one.lines(model)), device) for one in evaluation.prompt_sets}
 
 
-def measure(folder: Path, device: str) -> tuple[float, dict[str, float], dict[str, float]]:
-    """Seconds of training, and of each part of measuring as the plan asks, and of all that could be asked."""
+class Measured(NamedTuple):
+    """Seconds."""
+
+    training: float
+    asked: dict[str, float]
+    """Of each part of measuring, as the plan asks."""
+    every: dict[str, float]
+    """Of all that could be asked; nothing where that is left out."""
+
+
+def measure(folder: Path, device: str, *, everything: bool = True) -> Measured:
     plan = ivlens.Study.read(folder).plan
     model, general = ivlens.load(plan.model, device=device), preparation.general_tasks(plan)
     model.requires_grad_(False)
@@ -67,29 +79,39 @@ def measure(folder: Path, device: str) -> tuple[float, dict[str, float], dict[st
     base = preparation.prepare_base(plan, plan.seeds[0], model, general, folder)
     chosen = plan.evaluation.of(plan.seeds[0])
     asked = prepare_evaluation(model, stages, general, chosen).of_able(base.able)
-    every = replace(chosen, able_only=False, demonstrations="query", learned_queries=None)
     probed = {
         f"probe {name}": seconds(lambda task=task, probe=probe: method_run._measure_probe(base, task, probe), device)
         for name, (task, probe) in base.probes.items()
     }
-    return (
+    whole = replace(chosen, able_only=False, demonstrations="query", learned_queries=None)
+    all_sets = prepare_evaluation(model, stages, general, whole) if everything else None
+    return Measured(
         training_seconds(model, plan, stages, device),
         asking_seconds(model, asked, device) | probed,
-        asking_seconds(model, prepare_evaluation(model, stages, general, every), device) | probed,
+        asking_seconds(model, all_sets, device) | probed if all_sets is not None else {},
     )
 
 
-def main(folder: str) -> None:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    trained, asked, every = measure(Path(folder), device)
-    table = Table("measured", "as the plan asks, s", "everything, query by query, s")
-    for name in asked:
-        table.add_row(name, f"{asked[name]:.1f}", f"{every[name]:.1f}")
-    both = [sum(one.values()) for one in (asked, every)]
-    table.add_row("a stage", *(f"{one:.1f}" for one in both))
-    table.add_row(f"beside {STEPS} steps of {BATCH}: {trained:.0f} s", *(f"{one / trained:.2f}" for one in both))
-    Console().print(table)
+def print_stage(console: Console, folder: Path, device: str, *, everything: bool = True) -> None:
+    """What each part of measuring a stage takes, and all of it beside training."""
+    trained, *columns = measure(folder, device, everything=everything)
+    columns = [one for one in columns if one]
+    table = Table(title=f"Seconds of measuring a stage of {folder.name}")
+    for head in ("measured", "as the plan asks", "everything, query by query")[: 1 + len(columns)]:
+        table.add_column(head, justify="left" if head == "measured" else "right")
+    for name in columns[0]:
+        table.add_row(name, *(f"{one[name]:.1f}" for one in columns))
+    sums = [sum(one.values()) for one in columns]
+    table.add_row("a stage", *(f"{one:.1f}" for one in sums))
+    table.add_row(f"beside {STEPS} steps of {BATCH}: {trained:.0f} s", *(f"{one / trained:.2f}" for one in sums))
+    console.print(table)
+
+
+def print_usual(console: Console, device: str) -> None:
+    """Of SmolLM2, if it was fetched; else of the lab model."""
+    is_there = known_models.find("smollm2") is not None
+    print_stage(console, NUMBERS / ("smollm2-func" if is_there else "lab-func"), device, everything=False)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    print_stage(Console(), Path(sys.argv[1]), "cuda" if torch.cuda.is_available() else "cpu")

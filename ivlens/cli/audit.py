@@ -13,13 +13,14 @@ from ivlens.analysis.options import AuditSettings
 from ivlens.cli import options
 from ivlens.cli.checks import check_early, choose_template
 from ivlens.cli.options import parse_bytes
-from ivlens.cli.output import draw, draw_missing, file_name, forecast, is_long, say_stored
+from ivlens.cli.output import about, draw, draw_missing, file_name, forecast, forecast_audits, is_long, say_stored
 from ivlens.engine.options import Engine
 from ivlens.errors import IvlensError
 from ivlens.tables import plain
 
 if TYPE_CHECKING:
     from ivlens.datasets.task import Task
+    from ivlens.matrix.run_matrix import AuditPlan
 
 
 class Only(StrEnum):
@@ -63,18 +64,20 @@ def audit(
     budget = parse_bytes(memory)
     import ivlens
     from ivlens.analysis import audit_tables, run_audit
+    from ivlens.matrix.audit_jobs import Layout
     from ivlens.steering.trial_plan import describe
 
     found = [ivlens.task(one, columns=options.parse_columns(columns)) for one in task]
     engine = options.read_options(Engine, typed) | ({} if threads is None else {"threads": threads})
     if len(models) > 1 or len(task) > 1:
-        if only or dry_run:
-            raise IvlensError("--only and --dry-run are of one audit; name one model and one --task, or leave them out")
+        if only:
+            raise IvlensError("--only is of one audit; name one model and one --task, or leave it out")
         *_, given = (check_early(AuditSettings, typed, one) for one in found)
         choose_template(typed["template"], bos, template_option)
         layout = (typed["template"], options.parse_template_options(template_option), bos.value)
         loading = {"adapter": adapter, "device": device, "dtype": dtype, "backend": backend, "device_map": device_map}
-        _audit_many(models, found, out, layout, memory=budget, **loading, **engine, **given)
+        asked: Any = {"layout": Layout(*layout), "memory": budget, **loading, **engine, **given}
+        _audit_many(models, found, out or Path("runs") / "matrix", asked, dry_run=dry_run)
         return
     if engine:
         raise IvlensError(f"{', '.join(engine)} says how several audits are run; name more models or --task, too")
@@ -106,15 +109,33 @@ def audit(
     print(f"In {plain(str(folder))}: run.json, tables, vector.safetensors and figures/.")
 
 
-def _audit_many(
-    models: list[str], tasks: list[Task], out: Path | None, layout: tuple[str, dict[str, Any], Any], **options: Any
-) -> None:
+def _audit_many(models: list[str], tasks: list[Task], folder: Path, asked: dict[str, Any], *, dry_run: bool) -> None:
     import ivlens
-    from ivlens.matrix.audit_jobs import Layout
+    from ivlens.matrix.run_matrix import plan_audits
     from ivlens.matrix.tables import print_matrix
 
-    folder = out or Path("runs") / "matrix"
-    found = ivlens.audit_many(models, tasks, out=folder, layout=Layout(*layout), **options)
+    lines, any_long = _forecast(plan_audits(models, tasks, **asked), folder)
+    if dry_run:
+        print(*map(plain, lines), sep="\n")
+        return
+    if any_long:
+        print(*(f"ivlens: {plain(line)}" for line in lines), sep="\n", file=sys.stderr, flush=True)
+    found = ivlens.audit_many(models, tasks, out=folder, **asked)
     print_matrix(found)
     draw(found.figures(), folder)  # Anew: there may be more audits than when it was drawn.
     print(f"In {plain(str(folder))}: a run folder for each audit, recurring_heads.csv and figures/.")
+
+
+def _forecast(plan: AuditPlan, folder: Path) -> tuple[list[str], bool]:
+    """What several audits do and how long it takes, about, and whether any takes more than seconds.
+
+    Workers of a cluster load models that need not be here: how long they take is not said.
+    """
+    left = plan.left(folder)
+    kept = len(plan.asked) - len(left)
+    said = f"{len(plan.asked)} audits{f', of which {kept} are done' if kept else ''}"
+    if plan.engine.engine == "ray" or not left:
+        return [said], False
+    lines, seconds, any_long = forecast_audits(list(left.values()))
+    workers = plan.count_workers(len(left))
+    return [f"{said}: {about(seconds / workers)}, {workers} at once", *lines], any_long

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
     from ivlens.analysis.run_audit import Work
+    from ivlens.matrix.audit_jobs import AskedAudit
     from ivlens.patching.pace import Pace
     from ivlens.plots.export import Exported
 
@@ -89,6 +91,48 @@ def forecast(work: Work) -> list[str]:
     ]
     left_out = plan.record()
     return ["; ".join(parts), *([describe(left_out)] if left_out else [])]
+
+
+def forecast_audits(left: Sequence[AskedAudit]) -> tuple[list[str], float, bool]:
+    """A line for each model of several audits, the seconds of all of them on one worker, and whether any is long.
+
+    Each model is loaded, and its pace measured on its first task. What cannot be audited will say so in its turn.
+    """
+    from itertools import groupby
+
+    from ivlens.errors import IvlensError
+    from ivlens.matrix.audit_jobs import prepare_audit
+    from ivlens.patching.pace import measure_pace
+
+    lines, total, any_long = [], 0.0, False
+    for model, own in groupby(left, key=lambda one: one.model):
+        each, pace = dict[str, float](), None
+        try:
+            for work in map(prepare_audit, own):
+                pace = pace or measure_pace(work.model, work.task, work.settings, memory=work.memory)
+                each[work.task.name] = sum(forecast_seconds(work, _of_task(pace, work)).values())
+                any_long = any_long or is_long(work)
+        except IvlensError as error:
+            lines.append(f"{model.name}: not known, since {error}")
+            continue
+        shortest, longest = (choose(each, key=lambda name: each[name]) for choose in (min, max))
+        ends = f", from {shortest} ({about(each[shortest])}) to {longest} ({about(each[longest])})" * (len(each) > 1)
+        audits = f"{len(each)} audit{'s' if len(each) > 1 else ''}"
+        lines.append(f"{model.name}: {audits}, {about(sum(each.values()))} of one worker{ends}")
+        total += sum(each.values())
+    return lines, total, any_long
+
+
+def _of_task(pace: Pace, work: Work) -> Pace:
+    """The pace of a model on another task: by its tokens and rows."""
+    from dataclasses import replace
+
+    from ivlens.prompts.tokens import tokenize
+
+    asked = work.asked_prompts
+    tokens = tokenize(work.model, asked["few-shot"] or asked["instructed"] or asked["zero-shot"])
+    reading = pace.token * float(tokens.mask.sum()) / len(tokens)
+    return replace(pace, reading=reading, patching=reading + work.sizes.n_layers * work.sizes.n_heads * pace.row)
 
 
 def forecast_seconds(work: Work, pace: Pace) -> dict[str, float]:

@@ -96,8 +96,9 @@ def _say_cost(asked: Plan, out: Path, seconds: float | None, *, workers: int | N
     from ivlens.forgetting import cell_jobs, preparation
     from ivlens.storage.run_record import read_record
 
+    general = preparation.general_tasks(asked)  # Refused before the model is read.
     model = ivlens.load(asked.model, device=device, dtype=dtype)
-    cost = preparation.estimate_cost(asked, model, preparation.general_tasks(asked))
+    cost = preparation.estimate_cost(asked, model, general)
     at_once = workers or cell_jobs.count_cores(model)
     begun = read_record(out)
     if begun is not None and seconds is not None:

@@ -23,12 +23,18 @@ from ivlens.forgetting.figures import (
     some_methods,
 )
 from ivlens.forgetting.method_run import PROBE_BOUNDS
-from ivlens.plots.stages import stage_panels
+from ivlens.measures import correlation
+from ivlens.plots.stages import stage_panels, stage_points
 from ivlens.plots.style import LOOKS, NAMES, Width, hollow
+from ivlens.tables import interval_text
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+CORRELATED = "Intervals are for other probes and for other stages and seeds: the sum of both variances."
+BOUNDS = ("value", "low", "high")
+SIMILARITY = ("method", "seed", "stage", "task", "cosine", "accuracy")
+_ASKED = ("instruction accuracy", "few-shot accuracy")
 RECOVERY = ("method", "prompts", "vector", "stage", "value", "low", "high", "n")
 PROMPTS = {"query alone": "zero-shot", "instruction": "instruction", "demonstrations": "few-shot"}
 """What is asked, and what its measures are called."""
@@ -95,9 +101,49 @@ def _one(evaluations: Frame, measure: str, heads: str, prompts: str, vector: str
     return table.assign(prompts=prompts, vector=vector)[list(RECOVERY)]
 
 
+def similarity(evaluations: pd.DataFrame) -> pd.DataFrame:
+    """How alike base and own vector are, and how well the task is done: a row for every probe after every stage.
+
+    Accuracy is with the instruction or with demonstrations, whichever the base model is better at. Stage 0, where the
+    vectors are one and the same, is left out.
+
+    Returns:
+        Columns `method`, `seed`, `stage`, `task`, `cosine`, `accuracy`.
+    """
+    probes: Frame = evaluations[evaluations["kind"] == "probe"].dropna(subset="value")
+    asked = probes[(probes["heads"] == "") & probes["measure"].isin(_ASKED)]
+    base = asked[asked["stage"] == 0].groupby("measure")["value"].mean()
+    chosen = asked[asked["measure"] == base.idxmax()] if len(base) else asked
+    cosines = probes[(probes["measure"] == COSINE) & (probes["heads"] == "chosen") & (probes["stage"] > 0)]
+    each, place = cosines.rename(columns={"value": "cosine"}), [*CELL, "task"]
+    both = each.merge(chosen.rename(columns={"value": "accuracy"})[[*place, "accuracy"]], on=place)
+    return both[list(SIMILARITY)].reset_index(drop=True)
+
+
+def correlations(points: pd.DataFrame) -> pd.DataFrame:
+    """Correlation of cosine and accuracy by method, with an interval for other tasks and for other stages and seeds.
+
+    Args:
+        points: As `similarity` gives them.
+
+    Returns:
+        Columns `method` (and `all`, where there are several), `value`, `low`, `high`, `tasks`, `n` (points).
+    """
+    lines, by_method = [], list(points.groupby("method", sort=False))
+    for method, own in [*by_method, *([("all", points)] if len(by_method) > 1 else [])]:
+        columns = (own[name].to_numpy() for name in ("cosine", "accuracy", "task"))
+        cells = own.groupby(["seed", "stage"]).ngroup().to_numpy()  # What a stage does, it does to all tasks.
+        lines.append((method, *correlation(*columns, cells), own["task"].nunique(), len(own)))
+    return pd.DataFrame(lines, columns=["method", "value", "low", "high", "tasks", "n"])
+
+
 def figures(found: Findings, *, width: Width = "page") -> dict[str, go.Figure]:
     """By file name, what comes back stage by stage and after the last stage, where there are probes."""
-    drawn = {"recovery-by-stage": _stage_by_stage(found, width), "recovery": _after_last(found, width)}
+    drawn = {
+        "recovery-by-stage": _stage_by_stage(found, width),
+        "recovery": _after_last(found, width),
+        "similarity": _similarity(found, width),
+    }
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
@@ -123,6 +169,24 @@ def _stage_by_stage(found: Findings, width: Width) -> go.Figure | None:
     return stage_panels(
         table, unit="accuracy, cosine", bounds=(-0.03, 1.03), looks=_LOOKS, pale=pale, title=title, width=width
     )
+
+
+def _similarity(found: Findings, width: Width) -> go.Figure | None:
+    """Of the methods that are shown, each with its correlation; the follow-up of the paper has such a figure."""
+    points: Frame = similarity(found.evaluations)
+    if points.empty:
+        return None
+    shown, left_out = some_methods(list(dict.fromkeys(points["method"])))
+    points = points[points["method"].isin(shown)]
+    names = {
+        line["method"]: f"{line['method']}: r {interval_text(*(line[key] for key in BOUNDS), digits=2)}"
+        for line in correlations(points).to_dict("records")
+    }
+    what = f"Accuracy against the cosine of the vectors{left_out}; r with 95 % intervals over tasks and stages"
+    title = figure_title(found, what, points, interval=False)
+    table = points.rename(columns={"cosine": "x", "accuracy": "y"})
+    axes = ("cosine of the own vector and the base model's", "accuracy")
+    return stage_points(table, names=names, axes=axes, title=title, width=width)
 
 
 def _after_last(found: Findings, width: Width) -> go.Figure | None:

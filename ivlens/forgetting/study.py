@@ -159,6 +159,17 @@ class Study:
 
         return recovery.by_stage(self.evaluations)
 
+    @property
+    def similarity(self) -> pd.DataFrame:
+        """How alike the tuned model's own vector and the base model's are, and accuracy, by probe and stage.
+
+        >>> study.similarity.columns.tolist(), len(study.similarity)  # This study has no probes.
+        (['method', 'seed', 'stage', 'task', 'cosine', 'accuracy'], 0)
+        """
+        from ivlens.forgetting import recovery
+
+        return recovery.similarity(self.evaluations)
+
     def difference(self, method: str, other: str) -> pd.DataFrame:
         """What one method has over another, paired by seed; see `metrics.difference`.
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ivlens.forgetting.metrics import DIFFERENCES
-from ivlens.forgetting.recovery import COSINE, PROMPTS, VECTORS
+from ivlens.forgetting.recovery import BOUNDS, CORRELATED, COSINE, PROMPTS, VECTORS, correlations
 from ivlens.measures import holm
 from ivlens.prompts.choices import GREEDY_MATCH
 from ivlens.tables import UNMEASURED, Line, Table, folded, interval_text, plain, print_table, safe, table_html
@@ -58,6 +58,8 @@ class Findings(Protocol):
     @property
     def recovery(self) -> pd.DataFrame: ...
     @property
+    def similarity(self) -> pd.DataFrame: ...
+    @property
     def unmeasured(self) -> Mapping[str, Sequence[str]]: ...
 
 
@@ -84,6 +86,7 @@ def all_tables(found: Findings) -> Iterator[Table]:
     """Those of the study, and the recovery of methods without guidance; that of the others is on its page."""
     yield from study_tables(found)
     yield from recovery_tables(found, [method for method in found.plan.methods if "+" not in method])
+    yield from correlation_table(found)
 
 
 def study_tables(found: Findings) -> Iterator[Table]:
@@ -188,6 +191,16 @@ def recovery_tables(found: Findings, methods: Sequence[str]) -> Iterator[Table]:
         parts = [_recovery_lines(own, prompts) for prompts in [*PROMPTS, COSINE]]
         heading, note = f"Accuracy on probes by stage, {method}", RECOVERY_NOTE if method == probed[-1] else ""
         yield Table(heading, ("prompts, stage", *VECTORS), tuple(filter(None, parts)), note)
+
+
+def correlation_table(found: Findings) -> Iterator[Table]:
+    """One, or none where there are no probes."""
+    table: Any = correlations(found.similarity)
+    if len(table):
+        told = [interval_text(*bounds, digits=2) for bounds in table[list(BOUNDS)].to_numpy()]
+        lines = [*zip(table["method"], told, table["n"].map(str), strict=True)]
+        heading = "Correlation of accuracy with the cosine of the vectors, over probes and stages"
+        yield Table(heading, ("method", "r", "points"), (lines,), CORRELATED)
 
 
 def _recovery_lines(own: Any, prompts: str) -> list[Line]:

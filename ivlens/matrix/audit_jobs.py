@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ivlens.analysis.options import AuditOptions, AuditSettings
 from ivlens.analysis.run_audit import prepare, run_audit
@@ -111,16 +111,18 @@ def pack_run(folder: Path) -> bytes:
 
 
 def _audit(asked: AskedAudit, folder: Path) -> None:
+    work = prepare_audit(asked)
+    with remember_arguments(asked.typed):
+        run_audit(work, folder)
+
+
+def prepare_audit(asked: AskedAudit) -> Any:
+    """The audit before it begins, on its model, which is loaded."""
     options: AuditOptions = {**asked.options}
     model = load(asked.model)
     if asked.layout is not None:
         name, chosen, bos = asked.layout
         options["template"] = template(name, model, options=chosen, bos=bos)
-    with remember_arguments(asked.typed):
-        run_audit(_prepare(model, asked, **options), folder)
-
-
-def _prepare(model: HookedTransformer, asked: AskedAudit, **options: Unpack[AuditOptions]) -> Any:
     return prepare(model, asked.task, memory=asked.memory, **options)
 
 

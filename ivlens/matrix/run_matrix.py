@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import torch
 
@@ -83,19 +83,50 @@ def audit_many(
     >>> sorted(path.name for path in matrix.folders)
     ['lab-antonym', 'lab-synonym']
     """
+    plan = plan_audits(models, tasks, memory=memory, threads=threads, layout=layout, **options)
+    check_engine(plan.engine)
+    folder, lock = Path(out), Lock.take(Path(out))
+    try:
+        _run(folder, plan)
+        return _gather(folder, plan.asked)
+    finally:
+        audit_jobs.load.cache_clear()
+        lock.release()
+
+
+class AuditPlan(NamedTuple):
+    """Which audits are asked for, and how they are run."""
+
+    asked: list[AskedAudit]
+    engine: Engine
+    threads: int
+
+    def left(self, folder: Path) -> dict[str, AskedAudit]:
+        """Those that are not done in a folder, by their names in it."""
+        digests = read_kept(folder)
+        return {one.folder: one for one in self.asked if not is_kept(folder, one, digests)}
+
+    def count_workers(self, n_jobs: int) -> int:
+        """How many are run side by side on this machine."""
+        return count_workers(self.engine, n_jobs, _usual_workers(self.asked, self.threads))
+
+
+def plan_audits(
+    models: str | Path | Sequence[str | Path],
+    tasks: Task | str | Path | Sequence[Task | str | Path],
+    *,
+    memory: int | str = 2 * GIB,
+    threads: int = 1,
+    layout: Layout | None = None,
+    **options: Unpack[MatrixOptions],
+) -> AuditPlan:
+    """What `audit_many` would do, refused as it would be refused."""
     if threads < 1:
         raise IvlensError(f"threads is {threads}; it must be 1 or more")
     given: dict[str, Any] = dict(options)
     engine = gather_options(Engine, None, {key: given.pop(key) for key in _ENGINE & given.keys()})
     asked = _ask(_listed(models), list(map(find_task, _listed(tasks))), given, layout, parse_bytes(memory))
-    check_engine(engine)
-    folder, lock = Path(out), Lock.take(Path(out))
-    try:
-        _run(folder, asked, engine, threads)
-        return _gather(folder, asked)
-    finally:
-        audit_jobs.load.cache_clear()
-        lock.release()
+    return AuditPlan(asked, engine, threads)
 
 
 def _ask(
@@ -135,18 +166,17 @@ def _ask(
     return asked
 
 
-def _run(folder: Path, asked: Sequence[AskedAudit], engine: Engine, threads: int) -> None:
+def _run(folder: Path, plan: AuditPlan) -> None:
     """Do what is not done."""
-    digests = read_kept(folder)
-    left = {one.folder: one for one in asked if not is_kept(folder, one, digests)}
-    workers = count_workers(engine, len(left), _usual_workers(asked, threads))
+    digests, left, engine = read_kept(folder), plan.left(folder), plan.engine
 
     def begin(one: AskedAudit) -> Work:
         place = folder / one.folder
         return partial(audit_apart, one, pack_run(place)) if engine.engine == "ray" else partial(audit_in, one, place)
 
     jobs = [Job(name=name, begin=partial(begin, one)) for name, one in left.items()]
-    with closing(run_jobs(jobs, engine, workers=workers, threads=threads)) as pieces:
+    workers = plan.count_workers(len(jobs))
+    with closing(run_jobs(jobs, engine, workers=workers, threads=plan.threads)) as pieces:
         for name in track(_keep_pieces(pieces, folder), "audits", total=len(jobs)):
             digests[name] = left[name].digest
             write_kept(folder, digests)

@@ -22,6 +22,7 @@ from ivlens.plots.methods import trade_off as trade_off
 from ivlens.plots.stage_heatmaps import accuracy_heatmaps as accuracy_heatmaps
 from ivlens.plots.stage_heatmaps import aie_heatmaps as aie_heatmaps
 from ivlens.plots.stages import stage_panels as stage_panels
+from ivlens.plots.stages import stage_points as stage_points
 from ivlens.plots.steering import accuracy_by_heads as accuracy_by_heads
 from ivlens.plots.steering import measures_bars as measures_bars
 from ivlens.plots.steering import steering_by_layer as steering_by_layer

@@ -14,11 +14,14 @@ import plotly.graph_objects as go
 
 from ivlens.errors import FigureError
 from ivlens.plots import marks
-from ivlens.plots.layout import Panels, arrange, finish, step
+from ivlens.plots.layout import Panels, arrange, finish, legend_height, step
 from ivlens.plots.marks import Point, read_points
-from ivlens.plots.style import FONT, GREY, LEFT, Look, Width, is_narrow, safe
+from ivlens.plots.notebook import Figure
+from ivlens.plots.style import FONT, GREY, LEFT, Look, Width, is_narrow, lay_out, method_looks, safe
 from ivlens.plots.style import looks as find_looks
 
+_LONGEST = 60
+"""Characters of a name in a legend."""
 _FLAT = 0.08
 """Share of the axis: of a line that moves by less, the panel says where it stays."""
 
@@ -76,6 +79,56 @@ def stage_panels(
     units = [unit for unit in units for _ in range(len(drawn) // len(rows) // across)] if across else units
     _axes(panels, int(max(point.at for point in every)), units, (low, high))
     return finish(panels, title)
+
+
+def stage_points(
+    frame: pd.DataFrame,
+    *,
+    axes: tuple[str, str],
+    names: Mapping[str, str] | None = None,
+    title: str | None = None,
+    width: Width = "page",
+) -> go.Figure:
+    """Two measures of the same tasks against each other, a point for every stage.
+
+    Args:
+        frame: Columns `method`, which is the colour, `x` and `y`, and `task`, `stage` and `seed`, which hovering tells.
+        axes: Names of the two axes.
+        names: Of the methods, in the legend.
+
+    Raises:
+        FigureError: a column is missing, there are no rows, or a value is infinite.
+
+    >>> frame = pd.DataFrame({"method": "lora", "x": [0.9, 0.6], "y": [0.8, 0.1], "task": "antonym", "stage": [1, 2]})
+    >>> figure = plots.stage_points(frame.assign(seed=0), axes=("cosine", "accuracy"), names={"lora": "lora: r 1"})
+    >>> figure.data[0].name, list(figure.data[0].y), figure.data[0].text[1]
+    ('lora: r 1', [0.8, 0.1], 'antonym, stage 2, seed 0')
+    """
+    missing = [name for name in ("method", "x", "y", "task", "stage", "seed") if name not in frame.columns]
+    if missing:
+        raise FigureError(f"the table has no column {missing[0]}; it has {', '.join(map(str, frame.columns))}")
+    if frame.empty or not frame[["x", "y"]].abs().lt(math.inf).to_numpy().all():
+        raise FigureError("the table has no rows, or a value in it is infinite or NaN; there is nothing to draw")
+    figure, legend = Figure(), list[str]()
+    for method, look in method_looks(dict.fromkeys(frame["method"].map(str))).items():
+        own = frame[frame["method"] == method]
+        legend.append(safe((names or {}).get(method, method), _LONGEST))
+        where = zip(own["task"], own["stage"], own["seed"], strict=True)
+        dots = go.Scatter(
+            x=own["x"].tolist(),
+            y=own["y"].tolist(),
+            mode="markers",
+            marker={"color": look.colour, "symbol": look.symbol, "size": 6, "opacity": 0.75},
+            name=legend[-1],
+            showlegend=True,
+            text=[f"{safe(str(task))}, stage {stage}, seed {seed}" for task, stage, seed in where],
+            hovertemplate="%{text}: %{x:.2f}, %{y:.2f}<extra></extra>",
+        )
+        figure.add_trace(dots)
+    figure.update_xaxes(title_text=safe(axes[0], 60))
+    figure.update_yaxes(title_text=safe(axes[1], 60))
+    lay_out(figure, title, width, height=220 if is_narrow(width) else 300, below=legend_height(legend, width))
+    return figure
 
 
 def _across(count: int, width: Width) -> int:

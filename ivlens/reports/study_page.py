@@ -32,6 +32,12 @@ _STUDY = {
         "AIE before the first stage, after the last, and the difference. Colours grow with the square root of the "
         "effect.",
     ),
+    "similarity": (
+        "Accuracy against the cosine of the vectors",
+        "A point is a probe after a stage: how alike is what the heads write to what they wrote in the base model, and "
+        "how right are answers in the form that the base model is better at? The interval of r is for other tasks and "
+        "for other stages, in which all tasks fall together.",
+    ),
     "recovery-by-stage": (
         "What the vector brings back, stage by stage",
         "Accuracy on the probes without a vector, with the base model's, with what the same heads write in the tuned "
@@ -68,7 +74,11 @@ def study_page(found: Study) -> Page:
         captions=_STUDY,
         figures=order_figures(found.figures(), _STUDY),
         narrow=found.figures(width="column"),
-        tables=(*study_tables.study_tables(found), *study_tables.recovery_tables(found, plan.methods)),
+        tables=(
+            *study_tables.study_tables(found),
+            *study_tables.recovery_tables(found, plan.methods),
+            *study_tables.correlation_table(found),
+        ),
         words=_STUDY_WORDS | DEPENDENCE | {"interval": study_tables.interval_note(found)},
         method="Every cell, a method with a seed, trained a LoRA adapter on the tasks in their order; after each stage "
         "all tasks so far, the general tasks and the dependence on the base model's vector were measured, on the same "

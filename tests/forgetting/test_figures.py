@@ -79,6 +79,7 @@ def study(methods=METHODS, seeds=(0, 1, 2), learned=LEARNED, probed=True, **chan
         "plan": plan,
         "summary": metrics.summary(table, guided=(STATED,)),
         "recovery": recovery.by_stage(table),
+        "similarity": recovery.similarity(table),
         "unmeasured": {},
     }
     return SimpleNamespace(**(found | changes))
@@ -133,6 +134,7 @@ def test_every_figure_is_there_and_says_model_study_and_seeds(drawn):
         "trade-off",
         "recovery-by-stage",
         "recovery",
+        "similarity",
     ]
     for figure in drawn.values():
         text = figure.layout.title.text.replace("<br>", " ")

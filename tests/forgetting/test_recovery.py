@@ -51,6 +51,7 @@ class Findings:
         self.evaluations, self.grids = table, pd.DataFrame()
         self.plan = Plan(name="tiny", tasks=("class-letter", "kind-form"), methods=METHODS)
         self.recovery, self.summary, self.unmeasured = recovery.by_stage(table), pd.DataFrame(), {}
+        self.similarity = recovery.similarity(table)
 
 
 def line(table: pd.DataFrame, prompts: str, vector: str, method: str = "lora") -> pd.DataFrame:
@@ -162,3 +163,33 @@ def test_without_probes_there_is_no_table_and_no_figure():
     found = Findings(evaluations().query("kind == 'general'"))
     assert found.recovery.empty and list(found.recovery.columns) == list(recovery.RECOVERY)
     assert not recovery.figures(found) and not list(tables.recovery_tables(found, METHODS))
+
+
+def test_accuracy_stands_beside_the_cosine_of_its_own_probe_and_stage():
+    table = evaluations()
+    points = recovery.similarity(table)
+    assert len(points) == len(METHODS) * 3 * len(TASKS) * 2 and set(points["stage"]) == {1, 2}
+    probes = table[table["kind"] == "probe"].set_index(["method", "seed", "stage", "task", "measure", "heads"])["value"]
+    for row in points.itertuples():
+        key = (row.method, row.seed, row.stage, row.task)
+        # In the base model instructed accuracy is above that with demonstrations.
+        assert (
+            row.cosine == probes[*key, "cosine", "chosen"] and row.accuracy == probes[*key, "instruction accuracy", ""]
+        )
+    better = table.replace({"instruction accuracy": "few-shot accuracy", "few-shot accuracy": "instruction accuracy"})
+    assert recovery.similarity(better)["accuracy"].equals(points["accuracy"]), "whatever it is called"
+    assert recovery.similarity(table[table["kind"] == "general"]).empty
+
+
+def test_a_correlation_is_told_of_every_method_and_of_all_and_drawn_beside_its_points():
+    found = Findings(evaluations())
+    lines = recovery.correlations(found.similarity).set_index("method")
+    assert list(lines.index) == [*METHODS, "all"] and lines.loc["all", "n"] == len(found.similarity)
+    own = found.similarity.query("method == 'lora+iv'")
+    assert lines.loc["lora+iv", "value"] == pytest.approx(np.corrcoef(own["cosine"], own["accuracy"])[0, 1])
+    figure = recovery.figures(found)["similarity"]
+    assert [len(trace.x) for trace in figure.data] == [12] * 3 and figure.data[0].name.startswith("lora: r ")
+    assert list(figure.data[0].y) == list(found.similarity.query("method == 'lora'")["accuracy"])
+    (table,) = tables.correlation_table(found)
+    assert [row[0] for row in table.parts[0]] == [*METHODS, "all"]
+    assert not list(tables.correlation_table(Findings(evaluations().query("kind == 'general'"))))

@@ -106,6 +106,15 @@ def test_a_budget_chooses_the_seeds_and_the_cost_is_said(
 
 
 @pytest.mark.slow
+def test_cells_that_are_fewer_than_the_workers_are_not_parted(
+    asked: list[Plan], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["study", "lab-func", "--out", str(tmp_path / "run"), "--workers", "8", "--dry-run"]
+    assert main([*line, "--methods", "lora", "--seeds", "0"]) == 0
+    assert "1 method x 1 seed x 5 stages: about 70 min, 1 at once" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.slow
 def test_a_run_that_was_begun_keeps_its_seeds(asked: list[Plan], tmp_path: Path) -> None:
     record = tmp_path / "run" / "run.json"
     record.parent.mkdir()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ivlens.forgetting import recovery
 from ivlens.forgetting.study import Study
 
 ROOT = Path(__file__).parents[2]
@@ -53,3 +54,19 @@ def test_the_tables_of_the_document_are_those_of_the_record(name: str):
     lines = [*method_lines(study), *([] if name == "lab-func-methods" else recovery_lines(study))]
     assert lines and "\n".join(lines[: len(set(study.summary["method"]))]) in TEXT
     assert [line for line in lines if line not in TEXT] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("smollm2-func", "lora"),
+        ("smollm2-func", "all"),
+        ("lab-func", "lora"),
+        ("lab-long", "lora"),
+        ("lab-trace", "lora"),
+    ],
+)
+def test_correlations_in_the_page_of_studies_are_those_of_the_runs(name: str, method: str) -> None:
+    lines: Any = recovery.correlations(Study.read(ROOT / "figures" / "numbers" / name).similarity)
+    assert told(lines[lines["method"] == method]) in (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")

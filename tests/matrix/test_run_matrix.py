@@ -14,13 +14,20 @@ import pytest
 from choreographer.browsers.chromium import Chromium
 
 import ivlens
+from ivlens.cli import output
 from ivlens.cli.app import main
+from ivlens.cli.output import about, forecast_seconds
 from ivlens.engine.packed_files import unpack_files
 from ivlens.engine.worker import use_threads
 from ivlens.errors import EngineError, IvlensError, PromptError, RunError, TaskError
 from ivlens.matrix import audit_jobs, kept_audits
-from ivlens.matrix.audit_jobs import AskedAudit, Layout, Named, audit_apart, pack_run
+from ivlens.matrix.audit_jobs import AskedAudit, Layout, Named, audit_apart, pack_run, prepare_audit
 from ivlens.matrix.audit_matrix import AuditMatrix
+from ivlens.matrix.run_matrix import plan_audits
+from ivlens.patching import pace
+from ivlens.patching.pace import Pace
+from ivlens.prompts.tokens import tokenize
+from ivlens.steering import trial_plan
 from ivlens.storage.run_record import RECORD
 
 pytestmark = pytest.mark.slow
@@ -237,6 +244,58 @@ def test_the_command_prints_the_table_and_draws_the_figure(
     assert main(line) == 0 and capsys.readouterr().out == shown
 
 
+def test_what_several_audits_do_is_said_beforehand(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    slow = Pace(reading=9.0, patching=9.0, token=1.0, row=2.0)
+    monkeypatch.setattr(pace, "measure_pace", lambda *given, **more: slow)
+    out = tmp_path / "out"
+    line = ["audit", "lab", "gone", *(f"--task={task}" for task in TASKS), "--out", str(out), "--workers", "2", *TYPED]
+    assert main([*line, "--dry-run"]) == 0 and not out.exists()
+    first, lab, gone = capsys.readouterr().out.splitlines()
+    each = [about(sum(forecast_seconds(work, output._of_task(slow, work)).values())) for work in works()]
+    assert first.startswith("4 audits: about ") and first.endswith(" h, 2 at once")
+    assert lab.startswith("lab: 2 audits, about ") and all(one in lab for one in each)
+    assert gone.startswith("gone: not known, since ")
+
+
+def test_the_pace_of_a_model_on_a_task_is_that_of_its_tokens_and_rows() -> None:
+    first, second = works()
+    of_model = pace.measure_pace(first.model, first.task, first.settings, memory=first.memory)
+    known = Pace(reading=0.0, patching=0.0, token=of_model.token, row=of_model.row)
+    tokens = tokenize(second.model, second.asked_prompts["few-shot"])
+    read = of_model.token * float(tokens.mask.sum()) / len(tokens)
+    assert output._of_task(known, second).reading == pytest.approx(read)
+    assert output._of_task(known, second).patching == pytest.approx(read + 48 * of_model.row)
+
+
+def test_long_audits_are_announced_and_short_ones_are_not(
+    folder: Path,
+    found: AuditMatrix,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    line = ["audit", "lab", *(f"--task={task}" for task in TASKS), "--workers", "1", *TYPED]
+    monkeypatch.setattr(ivlens, "audit_many", lambda *given, **asked: None)
+    monkeypatch.setattr("ivlens.matrix.tables.print_matrix", lambda found: 1 / 0)
+    for floor, said in ((10**15, ""), (0, "ivlens: 2 audits: ")):
+        monkeypatch.setattr(trial_plan, "FLOOR", floor)
+        with pytest.raises(ZeroDivisionError):
+            main([*line, "--out", str(tmp_path / "out")])
+        err = capsys.readouterr().err
+        assert err.startswith(said) and bool(err) == bool(said)
+
+
+def test_what_is_there_is_not_left(folder: Path, found: AuditMatrix) -> None:
+    plan = plan_audits("lab", TASKS, **SHORT)
+    assert plan.left(folder) == {} and len(plan.left(folder.parent)) == 2
+
+
+def works() -> list[Any]:
+    return [prepare_audit(one) for one in plan_audits("lab", TASKS, **SHORT).asked]
+
+
 @pytest.mark.parametrize(
     ("typed", "sentence"),
     [
@@ -249,8 +308,8 @@ def test_the_command_prints_the_table_and_draws_the_figure(
             "threads says how several audits are run; name more models",
         ),
         (
-            ["--task", "antonym", "--task", "synonym", "--dry-run"],
-            "--only and --dry-run are of one audit; name",
+            ["--task", "antonym", "--task", "synonym", "--only", "heads"],
+            "--only is of one audit; name",
         ),
         (["--task", "antonym", "--task", "synonym", "--engine", "dask"], "'dask' is not one of 'local', 'ray'"),
         (["--task", "antonym", "--task", "synonym", "--address", "here"], "address is 'here'; give auto, HOST:PORT"),

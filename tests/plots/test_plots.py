@@ -291,6 +291,21 @@ def test_in_a_column_the_panels_of_a_row_stand_two_by_two_beside_its_name():
         assert figure.layout.width == plots.WIDTHS[width] == {"double": 648, "single": 312}[width]
 
 
+def test_points_of_stages_are_drawn_by_method_and_nothing_without_a_value():
+    frame = pd.DataFrame({"method": ["lora", "ewc", "lora"], "x": [0.9, 0.8, 0.7], "y": [1.0, 0.5, 0.2]})
+    frame = frame.assign(task="<b>", stage=[1, 1, 2], seed=3)
+    figure = plots.stage_points(frame, axes=("cosine", "accuracy"), names={"ewc": "ewc: r 0.1"})
+    assert {trace.name: (trace.x, trace.y) for trace in figure.data} == {
+        "lora": ((0.9, 0.7), (1.0, 0.2)),
+        "ewc: r 0.1": ((0.8,), (0.5,)),
+    }
+    assert figure.data[0].text[1] == "&lt;b&gt;, stage 2, seed 3"
+    assert (figure.layout.xaxis.title.text, figure.layout.yaxis.title.text) == ("cosine", "accuracy")
+    for broken in (frame.assign(y=[1.0, math.nan, 0.0]), frame.head(0), frame.drop(columns="stage")):
+        with pytest.raises(FigureError, match=r"nothing to draw|no column stage"):
+            plots.stage_points(broken, axes=("cosine", "accuracy"))
+
+
 def test_measures_have_the_colours_that_they_have_in_other_figures():
     looks = {measures()["measure"][0]: style.LOOKS["chosen"]}
     colours = plots.measures_bars(measures(), looks=looks).data[0].marker.color
