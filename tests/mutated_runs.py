@@ -4,8 +4,8 @@
 batch and all of them at the end. `--counts FILE` keeps the batches, and one that is there is not run again: the same
 command goes on, and another seed adds. A batch runs in a process that is forked off this one, and the next turn in
 another one where a file has ended it or keeps it. Every turn draws for itself: `try_turns` does one of them alone.
-A change is read twice: as of a run that lists its files' digests, which must be refused, and without, for run folders of
-before listed none, and who changes a table can change its digest, too.
+A change is read twice: in a run that lists its files' digests, which must be refused, and in one that does not, for run
+folders of before listed none, and who changes a table can change its digest, too.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ COUNTED = ("read", "refused", "ended")
 SECONDS = 5.0
 """Of processor time and of memory, above what the unchanged file takes."""
 PATIENCE = 120.0
-"""Seconds that a turn may take on a busy machine before its process is ended: Python's own limits do not reach into C."""
+"""Seconds of a turn, on a busy machine, until its process is ended: Python's own limits do not reach into C."""
 BATCH = {"values": 250, "bits": 5000}
 FORK = multiprocessing.get_context("fork")
 DRAWN = {"study": 8}
