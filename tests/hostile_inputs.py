@@ -88,7 +88,9 @@ def _call(read: Any) -> int:
 
 
 def _judge(status: int | None, place: Path) -> str:
-    out, err = ((place / name).read_text(errors="replace") if (place / name).exists() else "" for name in ("out", "err"))
+    out, err = (
+        (place / name).read_text(errors="replace") if (place / name).exists() else "" for name in ("out", "err")
+    )
     said = [line for line in err.splitlines() if line.startswith("ivlens: ") and "warning: " not in line]
     if sorted(path.name for path in place.iterdir() if path.name not in ("out", "err")) != ["here", "outside"]:
         return "wrote beside its folder"

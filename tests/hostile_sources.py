@@ -116,8 +116,14 @@ LINES: Sequence[Sequence[str]] = (
     *(["audit", "@", "--task", "antonym", "--dry-run"], ["audit", "lab", "--task", "@", "--dry-run"]),
     *(["audit", "lab", "--task", "antonym", "--heads", "@", "--dry-run"], ["compare", "lab", "@", "--task", "antonym"]),
     *(["audit", "lab", "--task", "antonym", "--out", "@", "--prompts", "2", "--only", "heads"],),
-    *(["audit", "lab", "--task", "antonym", "--adapter", "@"], ["universal", "lab", "--tasks", "@,antonym", "--out", "o.json"]),
-    *(["universal", "lab", "--tasks", "antonym", "--out", "@"], ["audit", "lab", "lab", "--task", "antonym", "--out", "@"]),
+    *(
+        ["audit", "lab", "--task", "antonym", "--adapter", "@"],
+        ["universal", "lab", "--tasks", "@,antonym", "--out", "o.json"],
+    ),
+    *(
+        ["universal", "lab", "--tasks", "antonym", "--out", "@"],
+        ["audit", "lab", "lab", "--task", "antonym", "--out", "@"],
+    ),
 )
 """Commands with every place for a path."""
 
@@ -169,7 +175,15 @@ def in_runs() -> Iterator[Input]:
     commands = (["report", "run"], ["figures", "run", "--format", "html"], ["show", "run"])
     for kind in FOLDERS:
         names = sorted(path.name for path in _made(kind).iterdir())
-        names += ["report.html", "figures", "figures/aie.html", ".ivlens-lock", "parts", "explorer.json", "prompts.json"]
+        names += [
+            "report.html",
+            "figures",
+            "figures/aie.html",
+            ".ivlens-lock",
+            "parts",
+            "explorer.json",
+            "prompts.json",
+        ]
         for number, name in enumerate(dict.fromkeys(names)):
             for at, (what, make) in enumerate(IN_PLACE.items()):
                 command = commands[(number + at) % 3]
@@ -291,7 +305,19 @@ def _other_record(content: bytes | bytearray, chance: random.Random) -> bytes:
 
 
 TOMLS: Sequence[Any] = (
-    *("", "x", "a" * 10_000, "\x1b[31m", "../../../etc/passwd", "/dev/zero", "~nobody/x", "hf:x", "lab", "antonym", "a\nb"),
+    *(
+        "",
+        "x",
+        "a" * 10_000,
+        "\x1b[31m",
+        "../../../etc/passwd",
+        "/dev/zero",
+        "~nobody/x",
+        "hf:x",
+        "lab",
+        "antonym",
+        "a\nb",
+    ),
     *(0, 1, -1, 2**31, 2**62, 0.0, -0.5, 1e300, float("nan"), float("inf"), True, [], [[]], {}, [1], ["x", "x"], [""]),
     *([f"t{i}" for i in range(50_000)], list(range(200_000)), {"a": {"a": {"a": 1}}}, [{"a": 1}], ["antonym"] * 2),
     *(["antonym", "/dev/zero"], {"x" * 1000: 1}, {"\x1b[31m": 1}),
@@ -503,7 +529,10 @@ def tensors() -> Iterator[Input]:
     for name, content in _headers().items():
         for line in (
             *(["convert", "t.safetensors", "o.npy"], ["ask", "lab", "x", "--vector", "t.safetensors"]),
-            *(["show", "t.safetensors"], ["audit", "lab", "--task", "antonym", "--heads", "t.safetensors", "--dry-run"]),
+            *(
+                ["show", "t.safetensors"],
+                ["audit", "lab", "--task", "antonym", "--heads", "t.safetensors", "--dry-run"],
+            ),
         ):
             yield Input(f"{name}: {line[0]}", partial(_bytes_file, "t.safetensors", content, line))
         for reader in (_load_checkpoint, _load_adapter):
@@ -650,7 +679,10 @@ COMMANDS = (
     *(["tasks"], ["tasks", "antonym"], ["prompts", "antonym"], ["show", "run"], ["report", "run"], ["show", "study"]),
     *(["figures", "run", "--format", "html"], ["report", "compare"], ["convert", "v.safetensors", "o.npy"], ["--help"]),
     *(["ask", "lab", "The opposite of hot is"], ["ask", "lab", "hot", "--vector", "v.safetensors"]),
-    *(["audit", "lab", "--task", "antonym", "--prompts", "2", "--only", "heads", "--out", "o"], ["explore", "lab", "--task", "antonym"]),
+    *(
+        ["audit", "lab", "--task", "antonym", "--prompts", "2", "--only", "heads", "--out", "o"],
+        ["explore", "lab", "--task", "antonym"],
+    ),
 )
 
 
@@ -670,7 +702,9 @@ def machines() -> Iterator[Input]:
             yield Input(f"{name}: {' '.join(line)}", partial(_on_machine, line, change))
 
 
-def _on_machine(line: Sequence[str], change: Callable[[Path], object], folder: Path) -> Callable[[], object] | list[str]:
+def _on_machine(
+    line: Sequence[str], change: Callable[[Path], object], folder: Path
+) -> Callable[[], object] | list[str]:
     for kind, name in (("audit", "run"), ("compare", "compare"), ("study", "study")):
         shutil.copytree(_made(kind), folder / name)
     vector().save(folder / "v.safetensors")
@@ -703,7 +737,20 @@ def _leave(_: Path) -> None:
 
 SOURCES: Mapping[str, Callable[[], Iterator[Input]]] = {
     one.__name__: one
-    for one in (paths, in_runs, explorers, printed, universals, packed, plans, task_files, tensors, archives, heads, machines)
+    for one in (
+        paths,
+        in_runs,
+        explorers,
+        printed,
+        universals,
+        packed,
+        plans,
+        task_files,
+        tensors,
+        archives,
+        heads,
+        machines,
+    )
 }
 
 
