@@ -139,7 +139,7 @@ class Universal:
                 f"{path} is of format {metadata.get('format')!r}, not {FORMAT!r}; delete it and run again"
             )
         try:
-            record = atomic_files.parse_json(metadata["record"])
+            record = atomic_files.parse_record(metadata["record"])
             loaded = cls(
                 aie=tensor_files.as_floats(found["aie"], path, "an AIE grid"),
                 vectors=tensor_files.as_floats(found["vectors"], path, "vectors"),
