@@ -1,12 +1,13 @@
-"""Inputs of bad faith for every place where a path, a folder, a plan or bytes come in; what becomes of whoever reads them?
+"""Inputs of bad faith for every place where paths, folders, plans or bytes come in: what becomes of whoever reads them?
 
 `python tests/hostile_inputs.py` tries all of them, each in a process that is forked off this one, and prints what is
-broken; `SOURCES` has the kinds. Every input ends with status 0 or 2; then a line of 500 characters says why. Nothing is
-written outside of its folder, nothing unprintable to the terminal.
+broken; `--help` names the kinds. Every input ends with status 0, or with 2 and a line of 500 characters that says why.
+Nothing is written outside of its folder, and nothing to the terminal that cannot be printed.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import multiprocessing
 import os
@@ -16,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from bounds import bounded
 
 import ivlens
 from ivlens.cli.app import main
+from ivlens.cli.output import complain
 from ivlens.errors import LONGEST, IvlensError
 
 FORK = multiprocessing.get_context("fork")
@@ -44,6 +47,7 @@ class Input:
 def attempt(one: Input, place: Path) -> str:
     """`read`, `refused`, `stopped`, or what should not have happened."""
     here = place / "here"
+    place.chmod(0o755)
     for folder in (here, place / "outside"):
         folder.mkdir()
     (place / "outside" / "kept").write_text("as it was")
@@ -61,10 +65,9 @@ def _child(one: Input, here: Path, out: Path, err: Path) -> None:
     status = 1
     try:
         os.chdir(here)
-        called = one.make(Path())
         for path, stream in ((out, 1), (err, 2)):
-            if not (stream == 1 and os.environ.get("IVLENS_FULL")):
-                os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
+        called = one.make(Path())
         sys.stdout, sys.stderr = (os.fdopen(stream, "w", errors="replace") for stream in (1, 2))
         with bounded(SECONDS):
             status = main(called) if isinstance(called, list) else _call(called)
@@ -82,8 +85,7 @@ def _call(read: Any) -> int:
     try:
         read()
     except IvlensError as error:
-        print(f"ivlens: {ascii(str(error))}"[:LONGEST] if len(str(error)) <= LONGEST else str(error), file=sys.stderr)
-        return 2
+        return complain(str(error))
     return 0
 
 
@@ -102,11 +104,13 @@ def _judge(status: int | None, place: Path) -> str:
         return f"status {status}: {' | '.join(err.strip().splitlines()[-3:])[-600:]}"
     strange = next((sign for sign in out + err if not (sign.isprintable() or sign == "\n")), None)
     if strange is not None:
-        return f"{strange!r} on the terminal: {next(line for line in (out + err).split(chr(10)) if strange in line)[:200]!r}"
+        return (
+            f"{strange!r} on the terminal, in {next(line for line in (out + err).split(chr(10)) if strange in line)!a}"
+        )
     if max(map(len, said), default=0) > LONGEST:
         return f"a line of {max(map(len, said))} characters"
-    if status == 2 and len(said) != 1:
-        return f"{len(said)} lines: {err[-300:]!r}"
+    if status == 2 and not said:
+        return f"no line says why: {err[-300:]!r}"
     return {0: "read", 2: "refused"}.get(status, "stopped")
 
 
@@ -140,12 +144,24 @@ def try_all(inputs: Iterator[Input] | Sequence[Input], *, shown: bool = False) -
     return {"tried": counts.total(), **counts, "faults": faults}
 
 
-if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from hostile_sources import SOURCES, warm_up
+def main_of_all() -> None:
+    from hostile_files import archives, task_files, tensors
+    from hostile_paths import in_runs, machines, paths, warm_up
+    from hostile_runs import explorers, heads, packed, plans, printed, universals
 
+    files = (task_files, tensors, archives, heads, universals)
+    kinds = {one.__name__: one for one in (*files, explorers, printed, packed, plans, machines, in_runs, paths)}
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("kinds", nargs="*", default=list(kinds), help=", ".join(kinds))
+    parser.add_argument("--every", type=int, default=1, help="one in so many")
+    asked = parser.parse_args()
     stop_at_models()
     warm_up()
-    wanted = sys.argv[1:] or list(SOURCES)
-    for name in wanted:
-        print(name, json.dumps({**try_all(SOURCES[name](), shown=True), "faults": []}), flush=True)
+    found = {name: try_all(islice(kinds[name](), 0, None, asked.every), shown=True) for name in asked.kinds}
+    print(json.dumps(found, indent=1))
+    sys.exit(any("broken" in counts for counts in found.values()))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main_of_all()
