@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy import stats
+from scipy import special
 from torch import Tensor
 
 from ivlens.random_streams import Stream, open_stream
@@ -113,7 +113,7 @@ def mean_bounds(
     flat = spread <= 1e-12 * means.abs().amax(0)
     cubed = torch.where(flat, 0.0, (deviations / torch.where(flat, 1.0, spread)).pow(3).mean(0))
     skewness = cubed * math.sqrt(n * (n - 1)) / (n - 2) if n > 2 else torch.zeros_like(mean)
-    half = torch.full_like(mean, float(stats.t.ppf((1 + confidence) / 2, n - 1)))
+    half = torch.full_like(mean, student_quantile((1 + confidence) / 2, n - 1))
     error = torch.where(flat, 0.0, means.std(0)) / math.sqrt(n)
     # The skewness of a handful of samples is uncertain itself: never more than twice Student's.
     below, above = (torch.clamp(sign * _without_skewness(sign * half, skewness, n), half, 2 * half) for sign in (1, -1))
@@ -158,7 +158,7 @@ def crossed_interval(
         alike = bool(((values == 0) | (values == 1)).all())
         return interval(values[:, 0], confidence=confidence) if alike else Interval(mean, mean, mean)
     freedom = max(variance**2 / (of_samples**2 / (n - 1) + of_draws**2 / (m - 1)), min(n, m) - 1)
-    half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * math.sqrt(variance)
+    half = student_quantile((1 + confidence) / 2, freedom) * math.sqrt(variance)
     return _clipped(Interval(mean, mean - half, mean + half), within)
 
 
@@ -253,10 +253,22 @@ def interval(
     values = values.reshape(-1)
     mean = float(values.mean())
     if groups is None and bool(((values == 0) | (values == 1)).all()):
-        wilson = stats.binomtest(int(values.sum()), len(values)).proportion_ci(confidence, method="wilson")
-        return Interval(mean, float(wilson.low), float(wilson.high))
+        return _wilson(int(values.sum()), len(values), confidence)
     low, high = mean_bounds(values, groups, confidence=confidence)
     return _clipped(Interval(mean, float(low), float(high)), within)
+
+
+def student_quantile(share: float, freedom: int | float) -> float:
+    """Below which that share of Student's distribution lies; as `scipy.stats.t.ppf`, whose import takes longer."""
+    return float(special.stdtrit(freedom, share))
+
+
+def _wilson(successes: int, n: int, confidence: float) -> Interval:
+    """Of a share of successes; as `scipy.stats.binomtest` has it, to the bit."""
+    z, share = float(special.ndtri(0.5 + 0.5 * confidence)), successes / n
+    whole = 2 * (n + z**2)
+    middle, half = (2 * n * share + z**2) / whole, z / whole * math.sqrt(4 * n * share * (1 - share) + z**2)
+    return Interval(share, 0.0 if successes == 0 else middle - half, 1.0 if successes == n else middle + half)
 
 
 def holm(p_values: Sequence[float] | np.ndarray | Tensor) -> np.ndarray:

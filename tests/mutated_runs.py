@@ -1,22 +1,27 @@
 """Folders of runs that somebody else hands over, with values or bits changed: what becomes of whoever reads them?
 
-`python tests/mutated_runs.py values 1000` changes values, `bits 20000` flips bits; the counts are printed as JSON.
-Batches run in processes of their own, so that one that is ended by a file is seen. No file says what it was before: run
-folders of before listed no digests, and who changes a table can change its digest, too.
+`python tests/mutated_runs.py values 1000` changes values, `bits 20000` flips bits; counts are printed as JSON, a line a
+batch and all of them at the end. `--counts FILE` keeps the batches, and one that is there is not run again: the same
+command goes on, and another seed adds. A batch runs in a process that is forked off this one, and the next turn in
+another one where a file has ended it or keeps it. Every turn draws for itself: `try_turns` does one of them alone.
+A change is read twice: in a run that lists its files' digests, which must be refused, and in one that does not, for run
+folders of before listed none, and who changes a table can change its digest, too.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import multiprocessing
 import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +50,10 @@ COUNTED = ("read", "refused", "ended")
 """A value came back, or our sentence; `ended`: one that says that the process which read the file ended."""
 SECONDS = 5.0
 """Of processor time and of memory, above what the unchanged file takes."""
+PATIENCE = 120.0
+"""Seconds of a turn, on a busy machine, until its process is ended: Python's own limits do not reach into C."""
 BATCH = {"values": 250, "bits": 5000}
-"""Of a process: its start takes seconds."""
+FORK = multiprocessing.get_context("fork")
 DRAWN = {"study": 8}
 """One page in so many is drawn, of others one in four: its figures take ten times as long as the rest."""
 NUMBERS = (
@@ -247,33 +254,37 @@ def saved_folder(folder: Path) -> None:
 MAKERS: Mapping[str, Callable[[Path], object]] = {**FOLDERS, "task": task_folder, "saved": saved_folder}
 
 
-def run_batch(what: str, kind: str, number: int, seed: int) -> dict[str, Any]:
-    """Change a file of a folder so many times; count what came of it, and list what should not have."""
-    chance, counts, faults = random.Random(f"{what} {kind} {seed}"), Counter[str](), list[str]()
+def try_turns(what: str, kind: str, seed: int, turns: Iterable[int]) -> Iterator[str]:
+    """Change a file of a folder, once a turn: one of `COUNTED`, or what should not have happened."""
     torch.manual_seed(0)
     change, read = (change_values, use) if what == "values" else (flip_bit, read_one)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "run"
         MAKERS[kind](folder)
-        if kind in FOLDERS:
+        listed = (folder / "run.json").read_bytes() if kind in FOLDERS else b""
+        if listed:
             forget_digests(folder)
         contents = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name[0] != "."}
         began = time.process_time()
         for name in contents if what == "bits" else ["run.json"]:
             read(folder, name)  # They are valid before they are changed.
         allowed = SECONDS + time.process_time() - began
-        for turn in range(number):
+        for turn in turns:
+            chance = random.Random(f"{what} {kind} {seed} {turn}")
             name = chance.choice(sorted(contents))
-            (folder / name).write_bytes(change(name, contents[name], chance))
+            changed = change(name, contents[name], chance)
+            (folder / name).write_bytes(changed)
             outcome = _outcome(partial(read, folder, name, drawn=turn % DRAWN.get(kind, 4) == 0), allowed)
+            if listed and name != "run.json" and changed != contents[name]:
+                (folder / "run.json").write_bytes(listed)
+                if _outcome(partial(read_run, folder), SECONDS) != "refused":
+                    outcome = "the record has the digest of another file, and it was read"
+                (folder / "run.json").write_bytes(contents["run.json"])
             if sorted(path.name for path in Path(place).iterdir()) != ["run"]:
                 outcome = "wrote outside of the folder"
-            counts[outcome if outcome in COUNTED else "broken"] += 1
-            if outcome not in COUNTED:
-                faults.append(f"{kind}, seed {seed}, turn {turn}, {name}: {outcome}")
             (folder / name).write_bytes(contents[name])
             (folder / "report.html").unlink(missing_ok=True)
-    return {"tried": number, **counts, "faults": faults}
+            yield f"{name}: {outcome}" if outcome not in COUNTED else outcome
 
 
 def _outcome(read: Callable[[], object], seconds: float) -> str:
@@ -294,44 +305,93 @@ def _outcome(read: Callable[[], object], seconds: float) -> str:
     return "read"
 
 
-def fuzz(what: str, number: int, seed: int, kinds: tuple[str, ...] = ()) -> dict[str, Any]:
-    """All batches, one process each; counts of all, by kind of folder."""
+def _send(sink: Connection, *asked: Any) -> None:
+    for outcome in try_turns(*asked):
+        sink.send(outcome)
+
+
+def run_batch(what: str, kind: str, number: int, seed: int) -> dict[str, Any]:
+    """So many turns, in a process of their own until one of them ends it."""
+    counts, faults = Counter[str](), list[str]()
+    while (done := counts.total()) < number:
+        ours, theirs = FORK.Pipe(duplex=False)
+        process = FORK.Process(target=_send, args=(theirs, what, kind, seed, range(done, number)))
+        process.start()
+        theirs.close()
+        for outcome in _received(ours, number - done):
+            if outcome not in COUNTED:
+                faults.append(f"{kind}, seed {seed}, turn {counts.total()}, {outcome}")
+            counts[outcome if outcome in COUNTED else "broken"] += 1
+        if counts.total() < number:
+            process.kill()
+            process.join()
+            faults.append(f"{kind}, seed {seed}, turn {counts.total()}: ended its process, or had to be ended")
+            counts["aborted"] += 1
+        process.join()
+    return {"what": what, "kind": kind, "seed": seed, "tried": number, **counts, "faults": faults}
+
+
+def _received(source: Connection, most: int) -> Iterator[str]:
+    """What comes, until there is nothing for too long or the other side has ended."""
+    try:
+        for _ in range(most):
+            if not source.poll(PATIENCE):
+                return
+            yield source.recv()
+    except EOFError:
+        return
+
+
+def fuzz(
+    what: str, number: int, seed: int, kinds: tuple[str, ...] = (), counts: Path | None = None
+) -> Iterator[dict[str, Any]]:
+    """What each batch found, all kinds of folders in turn.
+
+    Args:
+        counts: A file of a line a batch: those in it are not run again, others are added.
+    """
     kinds = kinds or tuple(MAKERS if what == "bits" else FOLDERS)
-    total: dict[str, Any] = {
-        "what": what,
-        "tried": 0,
-        **dict.fromkeys((*COUNTED, "broken", "aborted"), 0),
-        "faults": [],
-    }
-    begun = time.monotonic()
-    for kind in kinds:
-        left = number // len(kinds)
-        for batch in range(-(-left // BATCH[what])):
-            size = min(BATCH[what], left - batch * BATCH[what])
-            command = [sys.executable, __file__, what, str(size), f"{seed + batch}", kind]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                total["aborted"] += 1
-                total["faults"].append(f"{kind}, seed {seed + batch}: status {done.returncode}, {done.stderr[-300:]}")
-                continue
-            found = json.loads(done.stdout)
-            for key in ("tried", *COUNTED, "broken"):
-                total[key] += found.get(key, 0)
-            total["faults"] += found["faults"]
-    return {**total, "seconds": round(time.monotonic() - begun)}
+    lines = counts.read_text().splitlines() if counts is not None and counts.exists() else []
+    kept = {tuple(found[key] for key in ("what", "kind", "seed", "tried")): found for found in map(json.loads, lines)}
+    each = number // len(kinds)
+    for batch in range(-(-each // BATCH[what])):
+        size = min(BATCH[what], each - batch * BATCH[what])
+        for kind in kinds:
+            found = kept.get((what, kind, seed + batch, size))
+            if found is None:
+                found = run_batch(what, kind, size, seed + batch)
+                if counts is not None:
+                    with counts.open("a") as file:
+                        file.write(json.dumps(found) + "\n")
+            yield found
+
+
+def total(batches: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The counts of all batches, and all that should not have happened."""
+    sums, faults = Counter[str](), list[str]()
+    for found in batches:
+        sums.update({key: found.get(key, 0) for key in ("tried", *COUNTED, "broken", "aborted")})
+        faults += found["faults"]
+    return {**sums, "faults": faults}
+
+
+def _printed(batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for found in batches:
+        print(json.dumps(found), flush=True)
+        yield found
 
 
 def main() -> None:
-    drawn = str(random.randrange(10**6))
-    what, number, seed, kind, *_ = [*sys.argv[1:], *("values", "1000", drawn, "")[len(sys.argv) - 1 :]]
-    alone = bool(kind) and "," not in kind
-    found = (
-        run_batch(what, kind, int(number), int(seed))
-        if alone
-        else fuzz(what, int(number), int(seed), tuple(filter(None, kind.split(","))))
-    )
-    print(json.dumps(found, indent=None if alone else 1))
-    sys.exit(not alone and bool(found["broken"] or found["aborted"]))
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("what", choices=BATCH, nargs="?", default="values")
+    parser.add_argument("number", type=int, nargs="?", default=1000)
+    parser.add_argument("seed", type=int, nargs="?", default=random.randrange(10**6))
+    parser.add_argument("kinds", nargs="*", choices=[*MAKERS, []], help="of folders; all of them unless named")
+    parser.add_argument("--counts", type=Path, help="a file that keeps what each batch found")
+    asked = parser.parse_args()
+    found = total(_printed(fuzz(asked.what, asked.number, asked.seed, tuple(asked.kinds), asked.counts)))
+    print(json.dumps(found, indent=1))
+    sys.exit(bool(found["broken"] or found["aborted"]))
 
 
 if __name__ == "__main__":

@@ -180,6 +180,12 @@ def test_a_proportion_gets_wilsons_interval(successes: int, failures: int) -> No
     assert found.mean == pytest.approx(p)
     assert found.low == pytest.approx(max(0.0, centre - half), abs=1e-9)
     assert found.high == pytest.approx(min(1.0, centre + half), abs=1e-9)
+    assert found[1:] == stats.binomtest(successes, n).proportion_ci(method="wilson")
+
+
+@given(share=st.floats(0.5, 0.999), freedom=st.floats(1, 1000))
+def test_students_quantile_is_that_of_scipys_stats(share: float, freedom: float) -> None:
+    assert measures.student_quantile(share, freedom) == stats.t.ppf(share, freedom)
 
 
 def step_down(p_values: list[float]) -> list[float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -132,6 +133,10 @@ class Audit:
         >>> print(audit.verdict.outcome, audit.verdict.share)  # Of a short audit.
         cannot tell 0.05
         """
+        return self._verdict
+
+    @cached_property
+    def _verdict(self) -> Verdict:
         lines = {line["measure"]: line for line in self.measures.to_dict("records")}
         n_heads = len(self.vector.heads)
         tried = "steered" in lines and not math.isnan(lines["steered"]["accuracy"])

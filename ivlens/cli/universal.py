@@ -96,20 +96,20 @@ def _shown(found: Universal) -> _Shown:
 
 
 def _read_json(path: Path) -> _Shown:
-    from ivlens.steering.universal_heads import Considered
+    from ivlens.steering.universal_heads import CONSIDERED
     from ivlens.storage.json_files import read_given_json
 
     content = read_given_json(path, wanted="give a run folder, or a file of universal heads")
     try:
         return _Shown(
             str(content["model"]),
-            [Considered(**one) for one in content["considered"]],
+            CONSIDERED.validate_python(content["considered"]),
             [(str(head), float(aie)) for head, aie in zip(content["heads"], content["heads_aie"], strict=True)],
             Settings.from_record(content["settings"]).unit,
             int(content["layer"]),
             float(content["scale"]),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise IvlensError(f"{path} is no file that `ivlens universal` wrote ({error}); give one, or a run") from error
 
 

@@ -47,6 +47,8 @@ def unpack_files(content: bytes, *, below: str = "") -> dict[str, bytes]:
                 raise EngineError(f"a worker sent {len(infos):,} files at once; {MOST_FILES:,} are the most")
             for info in infos:
                 _check(info, below)
+            if sum(max(info.file_size, info.compress_size) for info in infos) > len(content):  # Or one is read often.
+                raise EngineError("a worker sent files that are larger than what it sent; run the same command again")
             found = {info.filename: archive.read(info) for info in infos}
     except (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, EOFError, OSError) as error:
         raise EngineError(f"what a worker sent is no archive of files ({error}); run the same command again") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import math
+import zlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -134,6 +135,27 @@ def pack(found: Attention) -> str:
     keys = found.keys.astype(np.uint8) if found.last.shape[2] <= 256 else found.keys.astype("<u2")
     content = b"".join(part.tobytes() for part in (found.last, found.counts, found.weights, keys))
     return base64.b64encode(gzip.compress(content, compresslevel=4, mtime=0)).decode()
+
+
+def check_packed(text: str, heads: int, tokens: int, *, most: int) -> int:
+    """How many bytes a text unfolds to, which is as many as `pack` has of so many heads and tokens.
+
+    Raises:
+        ValueError: it is no such text, or they are more than `most`; no more are unfolded.
+    """
+    stream, packed = zlib.decompressobj(wbits=31), base64.b64decode(text, validate=True)
+    rows, size = heads * tokens, 2 if tokens <= 256 else 3
+    if not 0 < 2 * rows <= most:
+        raise ValueError(f"attention of {heads} heads on {tokens} tokens is nothing, or more than {most:,} bytes")
+    try:
+        content = stream.decompress(packed, 2 * rows)  # From the last token, and how many there are from each.
+        kept = int(np.frombuffer(content, np.uint8)[rows:].sum(dtype=np.int64))
+        rest = stream.decompress(stream.unconsumed_tail, min(size * kept, most) + 1)
+    except zlib.error as error:
+        raise ValueError(f"attention is damaged ({error})") from error
+    if len(content) < 2 * rows or len(rest) != size * kept or not stream.eof:
+        raise ValueError("attention is of other heads or tokens, or too much")
+    return len(content) + len(rest)
 
 
 def _query(prompt: Prompt) -> EncodedQuery:

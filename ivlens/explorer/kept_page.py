@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pydantic
-
 from ivlens.analysis.audit import Audit
 from ivlens.analysis.comparison import Comparison
 from ivlens.errors import RunError
+from ivlens.explorer.encoding import check_packed
 from ivlens.explorer.page import write_page
 from ivlens.explorer.page_data import Encoded
 from ivlens.patching.head_effects import HeadEffects
@@ -17,6 +16,8 @@ from ivlens.storage.run_folder import Run
 from ivlens.vectors.instruction_vector import InstructionVector
 
 NUMBERS, PAGE = "explorer.json", "explorer.html"
+_LARGEST_ATTENTION = 2**28
+"""Bytes that all of it may unfold to, as of 1,024 heads on 6 prompts of 20,000 tokens."""
 _ROLES = {"audit": ("model",), "compare": ("base", "tuned")}
 """Whose heads a run of that command is about."""
 
@@ -66,10 +67,19 @@ def read_kept(run: Run) -> Encoded | None:
     try:
         refuse_unusual(path, LARGEST_TEXT)
         found = Encoded.model_validate_json(path.read_bytes())
-    except (OSError, pydantic.ValidationError) as error:
+        _check_attention(found)
+    except (OSError, ValueError) as error:  # pydantic's is one.
         raise RunError(f"{path} cannot be read ({reason(error)}); delete it, or run ivlens explore again") from error
     _refuse_another(run, found)
     return found
+
+
+def _check_attention(found: Encoded) -> None:
+    """A small text may unfold to any size, in the browser of whoever opens the page."""
+    left = _LARGEST_ATTENTION
+    for one in found.models:
+        for text, prompt in zip(one.attention, found.shown, strict=True):
+            left -= check_packed(text, found.layers * found.heads, len(prompt.tokens), most=left)
 
 
 def _roles(run: Run) -> tuple[str, ...]:

@@ -7,15 +7,16 @@ tasks, which are never trained on, zero-shot with their instruction and with dem
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special
 
 from ivlens.errors import IvlensError
-from ivlens.measures import holm
+from ivlens.measures import holm, student_quantile
 
 SUMMARY = ("method", "measure", "value", "low", "high", "n", "p")
 DIFFERENCES = ("learned", "AP", "GP", "GP, unguided", "IP")
@@ -246,10 +247,10 @@ def paired_p(differences: np.ndarray) -> float:
     n, mean = len(differences), float(differences.mean()) if len(differences) else 0.0
     if n < 2:
         return float("nan")
-    error = float(stats.sem(differences))
+    error = float(differences.std(ddof=1)) / math.sqrt(n)
     if error == 0:
         return 1.0 if mean == 0 else 0.0
-    return float(2 * stats.t.sf(abs(mean) / error, n - 1))
+    return float(2 * special.stdtr(n - 1, -abs(mean) / error))
 
 
 def over_seeds(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
@@ -266,13 +267,10 @@ def over_seeds(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 def _interval(values: np.ndarray) -> tuple[float, float, float, int]:
     """Mean over seeds and Student's 95 % interval; of a single seed no interval."""
     values = values[~np.isnan(values)]
-    n = len(values)
-    if n == 0:
-        return float("nan"), float("nan"), float("nan"), 0
+    if (n := len(values)) < 2:
+        return float(values[0]) if n else float("nan"), float("nan"), float("nan"), n
     mean = float(values.mean())
-    if n == 1:
-        return mean, float("nan"), float("nan"), 1
-    half = float(stats.t.ppf(0.975, n - 1) * stats.sem(values))
+    half = student_quantile(0.975, n - 1) * (float(values.std(ddof=1)) / math.sqrt(n))
     return mean, mean - half, mean + half, n
 
 
@@ -284,6 +282,8 @@ def aie_agreement(grids: pd.DataFrame, *, top: int = 10) -> pd.DataFrame:
     Raises:
         IvlensError: the table has no stage but the base model's.
     """
+    from scipy import stats  # Not at once: whoever reads a study does not wait for it.
+
     if len(set(grids["stage"])) < 2:
         raise IvlensError("the table of AIE holds the base model only; give one of a complete study")
     lines, groups = [], cast(Any, grids.groupby(["method", "seed", "task"], sort=False))

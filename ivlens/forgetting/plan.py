@@ -9,10 +9,11 @@ there are. What is nonsense the dataclasses say themselves, which are other room
 from __future__ import annotations
 
 import re
-import tomllib
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -24,7 +25,7 @@ from ivlens.lab.sequences import FILES
 from ivlens.models.lora import LoraConfig
 from ivlens.random_streams import Stream, open_stream
 from ivlens.storage.atomic_files import LARGEST_TEXT, refuse_unusual
-from ivlens.storage.json_files import as_type
+from ivlens.storage.json_files import as_type, parse_toml
 from ivlens.storage.user_cache import expand_user
 from ivlens.training.guidance import GUIDANCE, Guidance
 from ivlens.training.methods import METHODS
@@ -217,20 +218,21 @@ def read_plan(name: str | Path) -> Plan:
     path = built_in if str(name) in studies() else Path(name)
     try:
         refuse_unusual(path, LARGEST_TEXT)
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = parse_toml(path.read_text(encoding="utf-8"))
     except OSError as error:
         known = list_choices(name, studies(), lead="built-in are")
         raise StudyError(f"there is no built-in study and no file {str(name)!r} ({error.strerror}); {known}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise StudyError(f"{path} is no TOML file ({error}); mend that place") from error
     try:
         plan = _plan({"name": path.stem, **content})
-    except IvlensError as error:
+    except (IvlensError, ValueError) as error:  # Thousands of digits, which TOML takes where they are hexadecimal.
         raise StudyError(f"{path}: {error}") from error
-    beside = {key: tuple(_beside(path, one) for one in getattr(plan, key)) for key in ("tasks", "general", "guides")}
-    probes = tuple(_beside(path, one) for one in plan.evaluation.probes)
-    beside |= {"tasks_in": plan.tasks_in and _beside(path, plan.tasks_in)}
-    return replace(plan, **beside, evaluation=replace(plan.evaluation, probes=probes), model=_beside(path, plan.model))
+    place = partial(_beside, path, built_in={"lab", *tasks(), *FILES})
+    beside = {key: tuple(map(place, getattr(plan, key))) for key in ("tasks", "general", "guides")}
+    probes = tuple(map(place, plan.evaluation.probes))
+    beside |= {"tasks_in": plan.tasks_in and place(plan.tasks_in)}
+    return replace(plan, **beside, evaluation=replace(plan.evaluation, probes=probes), model=place(plan.model))
 
 
 def from_record(record: Mapping[str, Any]) -> Plan:
@@ -248,9 +250,9 @@ def studies() -> list[str]:
     return sorted(path.stem for path in BUILT_IN.glob("*.toml"))
 
 
-def _beside(path: Path, name: str) -> str:
+def _beside(path: Path, name: str, built_in: Collection[str]) -> str:
     """A path in a file is meant from the file's folder; what is built in, and a hub id, is no path."""
-    if path.parent == BUILT_IN or name in {"lab", *tasks(), *FILES}:
+    if path.parent == BUILT_IN or name in built_in:
         return name
     found = path.parent / expand_user(name)
     with suppress(OSError, ValueError):  # A name too long for the file system, or with a null in it, is no path.
@@ -285,7 +287,7 @@ def _refuse_unknown(kind: type, given: Mapping[str, Any], place: str) -> None:
 
 
 def _refuse_repeated(name: str, values: Sequence[object]) -> None:
-    repeated = sorted({str(value) for value in values if values.count(value) > 1})
+    repeated = sorted(str(value) for value, times in Counter(values).items() if times > 1)
     if repeated:
         raise StudyError(f"the study's list of {name} names {', '.join(repeated)} more than once; name each one once")
 

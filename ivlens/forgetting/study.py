@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -107,6 +108,11 @@ class Study:
         >>> float(study.summary.set_index(["method", "measure"]).loc[("lora", "F"), "value"])
         nan
         """
+        return self._summary.copy()
+
+    @cached_property
+    def _summary(self) -> pd.DataFrame:
+        """Computed once: a page asks for it a dozen times."""
         return metrics.summary(
             self.evaluations, guided=self.guided, families=self.families, reference=self.plan.reference
         )

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -92,6 +93,11 @@ class HeadEffects:
         >>> effects.p_values().shape, float(effects.p_values()[3, 3]) < 0.01
         (torch.Size([6, 8]), True)
         """
+        return self._p_values.clone()
+
+    @cached_property
+    def _p_values(self) -> HeadGrid:
+        """Computed once: every sentence and figure asks which heads are clear of 0."""
         return familywise_p_values(self.cie, self.queries, seed=self.settings.seed)
 
     def clear(self, level: float = 0.05) -> list[Head]:

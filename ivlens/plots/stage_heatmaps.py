@@ -60,17 +60,19 @@ def accuracy_heatmaps(frame: pd.DataFrame, *, title: str | None = None, width: W
     tasks = list(dict.fromkeys(frame["task"]))
     rows = int(frame["stage"].to_numpy().max()) + 1
     panels = arrange(list(dict.fromkeys(frame["panel"])), width=width, height=max(90, 9 * rows), right=_BESIDE)
+    boxes, line = list[dict[str, Any]](), {"color": BLACK, "width": 1}
     for place, (_, own) in zip(panels.places, frame.groupby("panel", sort=False), strict=True):
         cells = _accuracies(own, tasks, rows)
         panels.figure.add_trace(cells, row=place[0], col=place[1])
         if panels.size[0] / len(tasks) >= 28 and panels.size[1] / rows >= 13:
             numbers = marks.cell_numbers(np.asarray(cells.z), size=8.5, first=1)
             panels.figure.add_trace(numbers, row=place[0], col=place[1])
+        drawn: Any = panels.figure.data[-1]
         for number in range(1, min(rows, len(tasks) + 1)):
-            box = {"x0": number - 0.5, "x1": number + 0.5, "y0": number - 0.5, "y1": number + 0.5}
-            line = {"color": BLACK, "width": 1}
-            panels.figure.add_shape(type="rect", line=line, row=place[0], col=place[1], **box)
-    panels.figure.update_layout(coloraxis=_bar(SEQUENTIAL, 0.0, 1.0))
+            ends = {"x0": number - 0.5, "x1": number + 0.5, "y0": number - 0.5, "y1": number + 0.5}
+            boxes.append({"type": "rect", "line": line, "xref": drawn.xaxis, "yref": drawn.yaxis, **ends})
+    # All at once: plotly copies those that there are for each that is added.
+    panels.figure.update_layout(coloraxis=_bar(SEQUENTIAL, 0.0, 1.0), shapes=boxes)
     _axes(panels, ("task" if named else "task of stage", 1, len(tasks)), ("stage", 0, rows - 1))
     _beside(panels.figure, "accuracy")
     if not named:

@@ -203,7 +203,7 @@ def is_narrow(width: Width) -> bool:
 
 def lay_out(figure: go.Figure, title: str | None, width: Width, *, height: int, below: int = 0) -> None:
     """Size the figure for a plot of `height` pixels with `below` pixels of legend; break the title into lines."""
-    lines = break_text(title or "", pixels(width) - 20.0, FONT + 1.33)
+    lines = break_text((title or "")[:2000], pixels(width) - 20.0, FONT + 1.33)  # Far more than is shown.
     most = 6 if is_narrow(width) else 3
     lines = [*lines[: most - 1], f"{lines[most - 1]} …"] if len(lines) > most else lines
     above, below = TOP + 16 * len(lines), BOTTOM + below
@@ -268,8 +268,10 @@ def text_width(text: str, size: float = FONT) -> float:
 
 def fit(text: object, pixels: float, size: float = FONT) -> str:
     """The text, safe to show; of one that is wider the middle is left out."""
-    plain = " ".join(str(text).split())
-    limits = range(len(plain), 5, -1)
+    plain, most = " ".join(str(text).split()), int(pixels / text_width("'", size)) + 1  # The narrowest letter.
+    if len(plain) > most:  # A file may call something by a million letters.
+        plain = plain[:most] + plain[-most:]
+    limits = range(min(len(plain), most), 5, -1)
     fits = (limit for limit in limits if text_width(html.unescape(safe(plain, limit)), size) <= pixels)
     return safe(plain, next(fits, 5))
 

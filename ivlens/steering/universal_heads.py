@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
+import pydantic
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -57,6 +58,9 @@ class Considered(NamedTuple):
     """Share of the most frequent answer among all of its pairs."""
     entered: bool
     reason: str
+
+
+CONSIDERED = pydantic.TypeAdapter(list[Considered], config={"strict": True})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +139,7 @@ class Universal:
                 f"{path} is of format {metadata.get('format')!r}, not {FORMAT!r}; delete it and run again"
             )
         try:
-            record = atomic_files.parse_json(metadata["record"])
+            record = atomic_files.parse_record(metadata["record"])
             loaded = cls(
                 aie=tensor_files.as_floats(found["aie"], path, "an AIE grid"),
                 vectors=tensor_files.as_floats(found["vectors"], path, "vectors"),
@@ -145,7 +149,7 @@ class Universal:
                 tasks=tuple(map(str, record["tasks"])),
                 settings=Settings.from_record(record["settings"]),
                 # Files of before have none of these, nor a scale.
-                considered=tuple(Considered(**one) for one in record.get("considered", ())),
+                considered=tuple(CONSIDERED.validate_python(record.get("considered", []))),
                 model=str(record.get("model", "")),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float
-from scipy import stats
 from torch import Tensor
 
-from ivlens.measures import Interval, crossed_interval
+from ivlens.measures import Interval, crossed_interval, student_quantile
 from ivlens.prompts.template import Template
 
 if TYPE_CHECKING:
@@ -202,7 +201,7 @@ def _beside_draws(found: Interval, value: float, draws: Float[Tensor, " draw"]) 
     m = len(draws)
     if m < 2 or math.isnan(found.low):
         return found._replace(low=math.nan, high=math.nan)
-    half = float(stats.t.ppf(0.975, m - 1)) * float(draws.std()) * math.sqrt(1 + 1 / m)
+    half = student_quantile(0.975, m - 1) * float(draws.std()) * math.sqrt(1 + 1 / m)
     ordered, number = draws.sort().values, max(1, (m + 1) // 20)
     best, worst = float(ordered[-number]), float(ordered[number - 1])
     low = min(found.low, found.mean - half, value - best)

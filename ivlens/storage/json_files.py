@@ -1,4 +1,4 @@
-"""What does a JSON file that somebody else wrote hold, and what is wrong with it?
+"""What does a JSON or TOML file that somebody else wrote hold, and what is wrong with it?
 
 Sizes are bounded, nothing is waited for, and every complaint is one sentence that names the place.
 """
@@ -6,6 +6,8 @@ Sizes are bounded, nothing is waited for, and every complaint is one sentence th
 from __future__ import annotations
 
 import json
+import re
+import tomllib
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +17,7 @@ from ivlens.errors import StudyError, TaskError
 from ivlens.storage.atomic_files import LARGEST_TEXT, parse_json, refuse_unusual
 
 Entry = TypeVar("Entry", bound=BaseModel)
+_DOTTED = re.compile(r"""(?:\.[ \t]*[\w"'-]+[ \t]*){50}""")
 
 
 def read_json(path: Path) -> Any:
@@ -25,6 +28,16 @@ def read_json(path: Path) -> Any:
         ValueError: it is no JSON in UTF-8, or nested without end.
     """
     return parse_json(_decode(path))
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """What a TOML text says; raises ValueError where it is none, or nested without end."""
+    if _DOTTED.search(text):  # The time that Python's parser takes for one key grows with the square of its parts.
+        raise ValueError("a key has more than 50 parts")
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def read_given_json(path: Path, *, wanted: str = "give the path of a task file") -> Any:

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from scipy import stats
 from torch import Tensor
 
 from ivlens.datasets.task import Task
@@ -163,6 +162,8 @@ def _jaccard(base: np.ndarray, tuned: np.ndarray, k: int) -> float:
 
 def _spearman(base: np.ndarray, tuned: np.ndarray) -> np.ndarray:
     """Of every row; NaN where all heads have the same effect."""
+    from scipy import stats  # Not at once: whoever reads a comparison does not wait for it.
+
     ranks = [stats.rankdata(grid, axis=1) for grid in (base, tuned)]
     before, after = (rank - rank.mean(1, keepdims=True) for rank in ranks)
     with np.errstate(invalid="ignore"):

@@ -29,13 +29,13 @@ def read_fields(path: Path) -> dict[str, Any]:
             "InstructionVector.save wrote, or bring it in with `ivlens convert`"
         )
     try:
-        written = {key: atomic_files.parse_json(metadata[key]) for key in ("heads", "layer", "settings", "versions")}
+        written = {key: atomic_files.parse_record(metadata[key]) for key in ("heads", "layer", "settings", "versions")}
         settings = written["settings"]
         fields = {
             "vector": found["vector"],
             "heads": tuple(Head.parse(head) for head in written["heads"]),
             "layer": written["layer"],
-            "scale": atomic_files.parse_json(metadata.get("scale", "1.0")),  # Files of before have none.
+            "scale": atomic_files.parse_record(metadata.get("scale", "1.0")),  # Files of before have none.
             "mean_z": found.get("mean_z"),
             "aie": found.get("aie"),
             "settings": None if settings is None else Settings.from_record(settings),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import stat
 import zipfile
 from pathlib import Path
 
 import pytest
+from bounds import bounded
 
 from ivlens.engine.packed_files import pack_files, unpack_files, write_files
 from ivlens.errors import EngineError
@@ -65,6 +67,24 @@ def test_only_what_is_below_is_taken() -> None:
 def test_links_and_compressed_files_are_refused() -> None:
     for content in (archive("a", kind=stat.S_IFLNK | 0o777), archive("a", way=zipfile.ZIP_DEFLATED)):
         with pytest.raises(EngineError, match="which is no plain file as it is"):
+            unpack_files(content)
+
+
+def test_files_that_are_larger_than_what_was_sent_are_refused_unread(folder: Path) -> None:
+    """One that says so of itself, and many names of one content."""
+    whole = pack_files(folder, NAMES)
+    at = whole.rindex(b"PK\x01\x02")
+    lying = bytearray(whole)
+    lying[at + 24 : at + 28] = (2**32 - 2).to_bytes(4, "little")
+    made = io.BytesIO(archive("a"))
+    with zipfile.ZipFile(made, "a") as file:
+        for number in range(100):
+            info = copy.copy(file.infolist()[0])
+            info.filename = f"a{number}"
+            file.filelist.append(info)
+        file._didModify = True
+    for content in (bytes(lying), made.getvalue()):
+        with bounded(5.0), pytest.raises(EngineError, match="larger than what it sent"):
             unpack_files(content)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pydantic
 import pytest
 import torch
+from bounds import bounded
 from made_up import made_up_attention, made_up_contents, made_up_replies
 
 from ivlens.explorer import encoding, page
@@ -35,6 +36,21 @@ def test_attention_is_unpacked_as_it_was_packed(tokens: int):
     made = made_up_attention(2, 2, tokens, torch.Generator().manual_seed(1))
     again = unpack(encoding.pack(made), made.last.shape)
     assert all((getattr(again, name) == getattr(made, name)).all() for name in ("last", "counts", "weights", "keys"))
+
+
+@pytest.mark.parametrize("tokens", [2, 256, 300])
+def test_packed_attention_is_unfolded_no_further_than_its_heads_and_tokens_allow(tokens: int):
+    made = made_up_attention(2, 2, tokens, torch.Generator().manual_seed(1))
+    packed, size = encoding.pack(made), 8 * tokens + len(made.weights) * (2 if tokens <= 256 else 3)
+    assert encoding.check_packed(packed, 4, tokens, most=size) == size
+    content = gzip.decompress(base64.b64decode(packed))
+    for other in (content[:-1], content + b"x", bytes(2**28), b"\xff" * 2**20, b""):
+        text = base64.b64encode(gzip.compress(other)).decode()
+        with bounded(1.0), pytest.raises(ValueError, match="of other heads or tokens, or too much"):
+            encoding.check_packed(text, 4, tokens, most=size)
+    for text, heads in (("x", 4), (packed[:40], 4), (packed, 4 * tokens), (packed, 0)):
+        with pytest.raises(ValueError, match=r"padding|base64|of other heads|is nothing, or more than"):
+            encoding.check_packed(text, heads, tokens, most=size)
 
 
 @pytest.mark.parametrize("digits", [2, 3, 7])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import benchmark_folders
 import pytest
+from bounds import bounded
 
 import ivlens
 from ivlens.errors import IvlensError, StudyError, TaskWarning
@@ -136,15 +138,31 @@ def test_a_file_that_is_not_there_or_no_toml_is_refused(tmp_path: Path) -> None:
     ):
         plan.read_plan("lab-fun")
     path = tmp_path / "mine.toml"
-    for content in (b"tasks = [", b"\xff\xfe"):
+    for content in (b"tasks = [", b"\xff\xfe", b"a" + b".a" * 50_000 + b" = 1", b"x = " + b"{x = " * 5000):
         path.write_bytes(content)
-        with pytest.raises(StudyError, match=r"mine\.toml is no TOML file .*; mend that place"):
+        with bounded(5.0), pytest.raises(StudyError, match=r"mine\.toml is no TOML file .*; mend that place"):
             plan.read_plan(path)
+    path.write_text(f"tasks = ['antonym']\nseeds = [0x{'f' * 5000}]")
+    with pytest.raises(StudyError, match=r"mine\.toml: Exceeds the limit .* for integer string conversion"):
+        plan.read_plan(path)
     path.write_text("tasks = ['antonym']\nstpes = 3")
     with pytest.raises(StudyError, match=r"mine\.toml: unknown key stpes"):
         plan.read_plan(path)
     with pytest.raises(StudyError, match="no file"):
         plan.read_plan(tmp_path)
+
+
+def test_a_plan_of_very_many_parts_is_read_in_time_by_its_length(tmp_path: Path) -> None:
+    many = {
+        "families": "[families]\n" + "".join(f"f{i} = ['a{i}']\n" for i in range(50_000)),
+        "guidance": "".join(f"[guidance.g{i}]\nkl = 0.1\n" for i in range(2_000)),
+        "general": "general = [" + ",".join(f"'t{i}'" for i in range(50_000)) + "]",
+        "methods": "methods = [" + ",".join(f"'lora+{i}'" for i in range(50_000)) + "]",
+    }
+    for name, text in many.items():
+        (tmp_path / f"{name}.toml").write_text(f"tasks = ['antonym']\n{text}")
+        with bounded(10.0), suppress(StudyError):
+            plan.read_plan(tmp_path / f"{name}.toml")
 
 
 def test_a_file_is_named_after_itself_and_what_it_leaves_out_has_a_default(tmp_path: Path) -> None:

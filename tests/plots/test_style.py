@@ -1,7 +1,9 @@
 """One thing has one colour in every figure, names fit their places, and nothing is drawn outside its panel."""
 
+import html
 import itertools
 import math
+import random
 import re
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+from bounds import bounded
 
 import ivlens
 from ivlens import plots
@@ -38,9 +41,12 @@ def dot_colours(methods) -> dict[str, str]:
     return dict(zip(methods, dots.marker.color, strict=True))
 
 
+def line_frame(methods) -> pd.DataFrame:
+    return pd.DataFrame({"line": list(methods), "panel": "cosine", "stage": 0, "value": 0.5, "low": 0.4, "high": 0.6})
+
+
 def line_colours(methods) -> dict[str, str]:
-    frame = pd.DataFrame({"line": list(methods), "panel": "cosine", "stage": 0, "value": 0.5, "low": 0.4, "high": 0.6})
-    figure = plots.stage_panels(frame, unit="cosine", looks=style.method_looks(methods))
+    figure = plots.stage_panels(line_frame(methods), unit="cosine", looks=style.method_looks(methods))
     return {trace.name: trace.line.color for trace in figure.data if trace.name}
 
 
@@ -119,6 +125,19 @@ def test_lines_and_names_are_no_wider_than_their_place(text, pixels):
     assert max(map(style.text_width, [*lines, style.fit(text, pixels)])) <= pixels
     if pixels == 400:
         assert lines == [text] and style.fit(text, pixels) == text
+
+
+def test_a_name_of_a_million_letters_is_fitted_at_once_and_as_letter_by_letter():
+    drawn = random.Random(0)
+    for length in (10, 100, 400):
+        for pixels in (60.0, 300.0):
+            name = "".join(drawn.choices("iW'l<&é ", k=length)).strip()
+            shown = (style.safe(name, limit) for limit in range(len(" ".join(name.split())), 5, -1))
+            slowly = next((one for one in shown if style.text_width(html.unescape(one)) <= pixels), style.safe(name, 5))
+            assert style.fit(name, pixels) == slowly
+    with bounded(2.0):
+        assert style.text_width(style.fit("a" * 10**6, 300.0)) <= 300
+        plots.stage_panels(line_frame(["a" * 10**6]), unit="x", title="b" * 10**6)
 
 
 @pytest.mark.parametrize("width", ["column", "page"])

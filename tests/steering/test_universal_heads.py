@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import rounding
+import run_folders
 import torch
 from safetensors.torch import save_file
 from transformer_lens import HookedTransformer
 
+from ivlens.cli.app import main
 from ivlens.datasets.task import Pair, Task, TaskWarning, task
 from ivlens.errors import IvlensError
 from ivlens.patching.effects import measure_effects, task_mean_z
 from ivlens.patching.settings import Settings
 from ivlens.shapes import Head
-from ivlens.steering.universal_heads import Universal, universal_heads
+from ivlens.steering.universal_heads import FORMAT, Considered, Universal, universal_heads
 from ivlens.vectors.head_writing import write_vector
 
 pytestmark = pytest.mark.numeric
@@ -114,3 +118,38 @@ def test_a_foreign_or_damaged_file_is_refused(found: Universal, tmp_path: Path) 
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(IvlensError, match="is no readable safetensors file"):
         Universal.load(path)
+
+
+CONSIDERED = Considered("antonym", "7", 0.5, 0.25, True, "above")
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"accuracy": "x"}, "considered"),
+        ({"majority": None}, "considered"),
+        ({"entered": 10**30}, "considered"),
+        ({"task": 5}, "considered"),
+        ({"tasks": ["\ud800", "b"]}, "record"),
+        ({"model": "\ud800"}, "record"),
+        ({"layer": float("inf")}, "record"),
+    ],
+)
+def test_what_cannot_stand_in_a_record_is_refused_by_whoever_reads_it(
+    change: dict[str, Any], where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = dataclasses.replace(run_folders.universal(), considered=(CONSIDERED,))
+    record = found._record()
+    (record["considered"][0] if where == "considered" else record).update(change)
+    tensors = {"aie": found.aie, "vectors": found.vectors}
+    save_file(tensors, tmp_path / "u.safetensors", metadata={"format": FORMAT, "record": json.dumps(record)})
+    with pytest.raises(IvlensError):
+        Universal.load(tmp_path / "u.safetensors")
+    found.save(tmp_path / "u.json")
+    written = json.loads((tmp_path / "u.json").read_text())
+    (written["considered"][0] if where == "considered" else written).update(change)
+    (tmp_path / "u.json").write_text(json.dumps(written))
+    assert main(["show", str(tmp_path / "u.safetensors")]) == 2
+    status = main(["show", str(tmp_path / "u.json")])
+    assert status == (0 if "\\ud800" in json.dumps(change) else 2)  # It is printed as an escape, and nothing else is.
+    capsys.readouterr()
