@@ -47,12 +47,11 @@ def unpack_files(content: bytes, *, below: str = "") -> dict[str, bytes]:
                 raise EngineError(f"a worker sent {len(infos):,} files at once; {MOST_FILES:,} are the most")
             for info in infos:
                 _check(info, below)
-            found = {info.filename: archive.read(info) for info in infos}
+            if len({info.filename for info in infos}) < len(infos):
+                raise EngineError("a worker sent a file twice; run the same command again")
+            return {info.filename: archive.read(info) for info in infos}
     except (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, EOFError, OSError) as error:
         raise EngineError(f"what a worker sent is no archive of files ({error}); run the same command again") from error
-    if len(found) < len(infos):
-        raise EngineError("a worker sent a file twice; run the same command again")
-    return found
 
 
 def _check(info: zipfile.ZipInfo, below: str) -> None:
