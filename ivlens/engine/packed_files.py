@@ -49,12 +49,11 @@ def unpack_files(content: bytes, *, below: str = "") -> dict[str, bytes]:
                 _check(info, below)
             if sum(max(info.file_size, info.compress_size) for info in infos) > len(content):  # Or one is read often.
                 raise EngineError("a worker sent files that are larger than what it sent; run the same command again")
-            found = {info.filename: archive.read(info) for info in infos}
+            if len({info.filename for info in infos}) < len(infos):
+                raise EngineError("a worker sent a file twice; run the same command again")
+            return {info.filename: archive.read(info) for info in infos}
     except (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, EOFError, OSError) as error:
         raise EngineError(f"what a worker sent is no archive of files ({error}); run the same command again") from error
-    if len(found) < len(infos):
-        raise EngineError("a worker sent a file twice; run the same command again")
-    return found
 
 
 def _check(info: zipfile.ZipInfo, below: str) -> None:

@@ -106,6 +106,9 @@ def _instruction_knowledge(found: Findings, width: Width) -> go.Figure | None:
     what = f"Instruction and knowledge, {count} general {'task' if count == 1 else 'tasks'}"
     if len(stated):
         what += " with a statement"
+    for name in ("instruction", "knowledge"):
+        if all(lines[f"{name} {kind}"]["value"].isna().all() for kind in ("probability", "accuracy")):
+            what += f" ({name}: not measured)"
     return _by_stage(lines, figure_title(found, what), "P(answer), accuracy", bounds=_SHARE, pale=_PALE, width=width)
 
 
@@ -217,8 +220,9 @@ def _trade_off(found: Findings, summary: Frame, width: Width) -> go.Figure:
         parts.append(own.rename(columns={"value": name, "low": f"{name}_low", "high": f"{name}_high"}))
     table = pd.concat(parts, axis=1).reset_index()
     axes = ("accuracy on new tasks, each right after its stage", "accuracy on general tasks after the last stage (GP)")
-    title = figure_title(found, "Learned against kept (numbers: weight of the guidance)")
     forms = _forms(found.plan, list(table["method"]))
+    numbers = " (numbers: weight of the guidance)" if len({form.kind for form in forms}) < len(forms) else ""
+    title = figure_title(found, f"Learned against kept{numbers}")
     return trade_off(table, forms, axes=axes, base=_base(found, _GENERAL["GP"]), title=title, width=width)
 
 

@@ -31,7 +31,6 @@ from ivlens.plots.style import (
     lay_out,
     pixels,
     safe,
-    text_width,
 )
 
 MODELS = ("base", "tuned", "difference")
@@ -124,7 +123,7 @@ def aie_scatter(
     down = 220 if is_narrow(width) else 300
     size = np.array([pixels(width) - LEFT - 12, down]) / (ends[1] - ends[0])
     edges = (ends[0] * size, ends[1] * size)
-    names = _place_names(_heads(both), values * size, edges, most=_NAMED // (1 + is_narrow(width)))
+    names = _place_heads(_heads(both), values * size, edges, most=_NAMED // (1 + is_narrow(width)))
     figure = Figure()
     groups = {name: lines for name, lines in _by_rank(both, marked or {}).items() if lines}
     for name, lines in groups.items():
@@ -229,32 +228,13 @@ def _heads(both: pd.DataFrame) -> list[str]:
     return [f"L{layer}H{head}" for layer, head in zip(both["layer"], both["head"], strict=True)]
 
 
-def _place_names(
+def _place_heads(
     heads: list[str], points: np.ndarray, edges: tuple[np.ndarray, np.ndarray], *, most: int
 ) -> dict[str, str]:
-    """On which side of its point a head's name touches no other name and no point; those of largest effect first.
-
-    A head that is not among the `most` of largest effect, or for which there is no place, is named on hover.
-
-    Args:
-        points: `[head 2]`, in pixels.
-        edges: The lower left corner of the plot and its upper right one, which no name crosses.
-    """
+    """On which side of its point a head is named, of the `most` of largest effect; others are named on hover."""
     order = np.argsort(-np.nan_to_num(np.abs(points).max(1)), kind="stable")[:most]
-    boxes = [(*(point - 3), *(point + 3)) for point in points]
-    found = {}
-    for index in order:
-        half, (x, y) = text_width(heads[index], _NAME_SIZE) / 2, points[index]
-        sides = {"top center": (0, 10), "bottom center": (0, -10)}
-        sides |= {"middle right": (half + 7, 0), "middle left": (-half - 7, 0)}
-        for side, (across, up) in sides.items():
-            box = (x + across - half, y + up - 5, x + across + half, y + up + 5)
-            inside = edges[0][0] <= box[0] and edges[0][1] <= box[1] and box[2] <= edges[1][0] and box[3] <= edges[1][1]
-            if inside and not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in boxes):
-                boxes.append(box)
-                found[heads[index]] = side
-                break
-    return found
+    found = marks.place_names([heads[at] for at in order], points[order], edges, size=_NAME_SIZE, points=points)
+    return {heads[at]: side for at, side in zip(order, found, strict=True) if side}
 
 
 def _head_points(name: str, lines: list[dict], names: Mapping[str, str]) -> go.Scatter:

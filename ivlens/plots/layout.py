@@ -92,7 +92,8 @@ def finish(panels: Panels, title: str | None, *, below: int = 0) -> go.Figure:
     figure = panels.figure
     entries: Any = figure.select_traces(lambda trace: trace.showlegend is not False and trace.type != "heatmap")
     names = [str(trace.name) for trace in entries]
-    lay_out(figure, title, panels.width, height=panels.height, below=below + legend_height(names, panels.width))
+    legend = legend_height(names, panels.width, sides=panels.left + panels.right)
+    lay_out(figure, title, panels.width, height=panels.height, below=below + legend)
     raise_panels(figure, title, size=panels.title_size, l=panels.left, r=panels.right)
     return figure
 
@@ -107,14 +108,15 @@ def raise_panels(figure: go.Figure, title: str | None, *, size: float = FONT, **
     figure.update_annotations(selector={"yanchor": "bottom"}, font_size=size)
 
 
-def legend_height(names: Sequence[str], width: Width, *, grouped: bool = False) -> int:
-    """Pixels of a legend under the plot.
+def legend_height(names: Sequence[str], width: Width, *, grouped: bool = False, sides: int = LEFT + RIGHT) -> int:
+    """Pixels of a legend under the plot, which is no wider than the plot.
 
     Args:
         grouped: Every entry has a group of its own: plotly then sets one behind the other, as wide as each is, where
             it otherwise stands them in columns as wide as the longest.
+        sides: Pixels beside the plot.
     """
-    across = pixels(width) - LEFT
+    across = pixels(width) - sides
     if grouped:
         rows, used = 1, 0.0
         for wide in (text_width(name) + _KEY for name in names):
@@ -134,6 +136,18 @@ def step(last: int, across: float) -> int:
     """Between the numbers 0 to `last` on an axis of `across` pixels, so that they stand apart."""
     most = max(2, int(across / 20))
     return next(step for step in (1, 2, 3, 5, 10, 20, 50, last + 1) if last // step < most)
+
+
+def decimal_step(low: float, high: float, across: float) -> float:
+    """Between the numbers from `low` to `high` on an axis of `across` pixels, so that they stand apart."""
+    finest = math.floor(math.log10(high - low)) - 2
+    steps = ((first * 10.0**power, -power) for power in itertools.count(finest) for first in (1, 2, 5))
+    return next(step for step, digits in steps if step * across >= (high - low) * _room(low, high, digits))
+
+
+def _room(low: float, high: float, digits: int) -> float:
+    """Pixels that the wider of two numbers takes, with what is between it and the next."""
+    return max(text_width(f"{end:.{max(0, digits)}f}") for end in (low, high)) + 6
 
 
 def _across(count: int, width: Width) -> int:

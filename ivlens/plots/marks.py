@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,11 +16,15 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ivlens.errors import FigureError
-from ivlens.plots.style import BLACK, LOOKS, NAMES, UNSTEERED, WHITE, Look, looks, safe
+from ivlens.plots.style import BLACK, LOOKS, NAMES, UNSTEERED, WHITE, Look, looks, safe, text_width
 from ivlens.tables import interval_text
 
 _DARK = 0.5
 """Between -1 and 1, values of whose colour black does not stand out."""
+
+
+Box = tuple[float, float, float, float]
+"""Left, lower, right and upper end."""
 
 
 class Kind(NamedTuple):
@@ -97,9 +101,9 @@ def baselines(values: Mapping[str, float], first: Any, last: Any) -> list[go.Sca
 def error_bars(points: Sequence[Point]) -> dict[str, Any]:
     """From each value to the ends of its interval."""
     # An interval may miss its value by rounding; plotly draws a negative bar the wrong way round. NaN stays NaN: a bar
-    # of no length would say that the value is certain.
-    above = [max(point.high - point.value, 0.0) for point in points]
-    below = [max(point.value - point.low, 0.0) for point in points]
+    # of no length would say that the value is certain. In a list it would become null, which plotly takes for 0.
+    above = np.array([max(point.high - point.value, 0.0) for point in points])
+    below = np.array([max(point.value - point.low, 0.0) for point in points])
     return {"array": above, "arrayminus": below, "symmetric": False, "thickness": 1, "width": 3}
 
 
@@ -121,6 +125,65 @@ def cell_numbers(grid: np.ndarray, *, size: float, first: int = 0) -> go.Scatter
         hoverinfo="skip",
         showlegend=False,
     )
+
+
+def axis_range(points: Sequence[Point], *, zero: bool = False) -> list[float]:
+    """Around the values and their intervals."""
+    ends = [end for point in points for end in point[2:] if not math.isnan(end)] + ([0.0] if zero else [])
+    low, high = min(ends, default=0.0), max(ends, default=1.0)
+    room = 0.08 * (max(high - low, 0.2 * max(abs(low), abs(high))) or 1.0)
+    return [low - room, high + room]
+
+
+def place_names(
+    names: Sequence[str],
+    at: Iterable[np.ndarray],
+    edges: tuple[np.ndarray, np.ndarray],
+    *,
+    size: float,
+    points: Iterable[np.ndarray],
+    bars: Sequence[Box] = (),
+) -> list[str | None]:
+    """On which side of its point each name touches no name before it, no point and no bar; None: on none.
+
+    All in pixels, from left to right and from below to above.
+
+    Args:
+        at: The point of each name.
+        edges: The lower left corner of the plot and its upper right one, which no name crosses.
+        size: Of the letters.
+        points: All that are drawn.
+        bars: Whatever else is in the way.
+    """
+    taken = [*bars, *((x - 3, y - 3, x + 3, y + 3) for x, y in points)]
+    found: list[str | None] = []
+    for name, (x, y) in zip(names, at, strict=True):
+        half = text_width(name, size) / 2
+        boxes = {
+            side: (x + across - half, y + up - 5, x + across + half, y + up + 5)
+            for side, (across, up) in _sides(half).items()
+        }
+        free = (side for side, box in boxes.items() if _is_inside(box, edges) and not _touches(box, taken))
+        found.append(next(free, None))
+        taken += [boxes[side] for side in found[-1:] if side]
+    return found
+
+
+def _sides(half: float) -> dict[str, tuple[float, float]]:
+    """Where the middle of a name is, seen from its point, as plotly calls it; `half` is half of its width."""
+    sides = {"top center": (0.0, 10.0), "bottom center": (0.0, -10.0)}
+    sides |= {"middle right": (half + 7, 0.0), "middle left": (-half - 7, 0.0)}
+    sides |= {"top right": (half + 5, 10.0), "bottom right": (half + 5, -10.0)}
+    return sides | {"top left": (-half - 5, 10.0), "bottom left": (-half - 5, -10.0)}
+
+
+def _is_inside(box: Box, edges: tuple[np.ndarray, np.ndarray]) -> bool:
+    (left, low), (right, high) = edges
+    return bool(left <= box[0] and low <= box[1] and box[2] <= right and box[3] <= high)
+
+
+def _touches(box: Box, others: Sequence[Box]) -> bool:
+    return any(box[0] < one[2] and one[0] < box[2] and box[1] < one[3] and one[1] < box[3] for one in others)
 
 
 class Point(NamedTuple):

@@ -6,19 +6,23 @@ Numbers in, figures out. NaN means "not measured": a gap, never a 0.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from ivlens.errors import FigureError
 from ivlens.plots import marks
-from ivlens.plots.layout import arrange, finish, legend_height
-from ivlens.plots.marks import Point, read_points
+from ivlens.plots.layout import RIGHT, arrange, decimal_step, finish, legend_height
+from ivlens.plots.marks import Point, axis_range, read_points
 from ivlens.plots.notebook import Figure
 from ivlens.plots.style import (
+    BLACK,
     GREY,
+    LEFT,
     REFERENCE,
     Look,
     Width,
@@ -26,6 +30,7 @@ from ivlens.plots.style import (
     is_narrow,
     lay_out,
     method_looks,
+    pixels,
     safe,
     text_width,
 )
@@ -34,10 +39,18 @@ from ivlens.tables import interval_text
 
 _LONGEST, _LONGEST_NARROW = 34, 26
 """Letters of a method's name, on a page and in a column."""
-
+_NAME_SIZE = 9.0
+"""Of the letters beside a point."""
 
 _SHORTEST = 1e-5
 """Of an interval that is more than what processors round differently."""
+
+
+class _Name(NamedTuple):
+    """What stands beside a point, and on which side of it."""
+
+    text: str
+    side: str
 
 
 class Form(NamedTuple):
@@ -108,12 +121,11 @@ def method_dots(
             )
         low, top = axis_range([*points, Point("", "", base, base, base)], zero=zero)
         unit = "<br>".join(break_text(units.get(name, ""), panels.size[0]))
-        panels.figure.update_xaxes(range=[low, top], title_text=unit, row=place[0], col=place[1])
+        ticks = {"tick0": 0, "dtick": decimal_step(low, top, panels.size[0])}
+        panels.figure.update_xaxes(range=[low, top], title_text=unit, row=place[0], col=place[1], **ticks)
     figure = panels.figure.update_yaxes(range=[len(methods) - 0.5, -0.5], showticklabels=False, ticks="")
     figure.update_yaxes(tickvals=list(range(len(methods))), ticktext=shown).update_yaxes(showticklabels=True, col=1)
-    figure.update_xaxes(
-        nticks=4 if is_narrow(width) else 5, tickangle=0, zeroline=True, zerolinecolor=GREY, zerolinewidth=1
-    )
+    figure.update_xaxes(tickangle=0, zeroline=True, zerolinecolor=GREY, zerolinewidth=1)
     return finish(panels, title)
 
 
@@ -149,31 +161,24 @@ def trade_off(
     )
     at = {x.at: (x, y) for x, y in zip(across, up, strict=True)}
     kinds = list(dict.fromkeys(form.kind for form in forms))
+    shown = sorted((form for form in forms if form.method in at), key=lambda form: form.strength)
+    ends = axis_range(across), axis_range([*up, Point("", "", base, base, base)])
+    height = 220 if is_narrow(width) else 330
+    names = _name_points(shown, at, ends, (pixels(width) - LEFT - RIGHT, height))
+    in_legend = not {form.kind for form in shown} <= {name.text for name in names.values()}
     figure = Figure()
     for kind, look in method_looks(kinds).items():
-        own = sorted((form for form in forms if form.kind == kind and form.method in at), key=lambda one: one.strength)
-        figure.add_trace(_curve(kind, own, at, look))
+        curve = _curve(kind, [form for form in shown if form.kind == kind], at, look, names)
+        figure.add_trace(curve.update(showlegend=in_legend))
     if not math.isnan(base):
-        text: Any = {
-            "annotation_text": "base model",
-            "annotation_position": "bottom left",
-            "annotation_font_color": GREY,
-        }
-        figure.add_hline(base, line=REFERENCE, **text)
-    figure.update_xaxes(title_text=safe(axes[0]), range=axis_range(across))
-    height = 220 if is_narrow(width) else 330
-    kept = "<br>".join(break_text(axes[1], float(height)))
-    figure.update_yaxes(title_text=kept, range=axis_range([*up, Point("", "", base, base, base)]))
-    lay_out(figure, title, width, height=height, below=legend_height(kinds, width))
+        text: Any = {"annotation_text": "base model", "annotation_position": "top left"}
+        figure.add_hline(base, line=REFERENCE, annotation_font_color=GREY, **text)
+    kept = break_text(axes[1], float(height))
+    figure.update_xaxes(title_text=safe(axes[0]), range=ends[0])
+    figure.update_yaxes(title_text="<br>".join(kept), range=ends[1])
+    sides = LEFT + RIGHT + 14 * (len(kept) - 1)
+    lay_out(figure, title, width, height=height, below=legend_height(kinds, width, sides=sides) if in_legend else 0)
     return figure
-
-
-def axis_range(points: Sequence[Point], *, zero: bool = False) -> list[float]:
-    """Around the values and their intervals."""
-    ends = [end for point in points for end in point[2:] if not math.isnan(end)] + ([0.0] if zero else [])
-    low, high = min(ends, default=0.0), max(ends, default=1.0)
-    room = 0.08 * (max(high - low, 0.2 * max(abs(low), abs(high))) or 1.0)
-    return [low - room, high + room]
 
 
 def _kinds(frame: pd.DataFrame, looks: Mapping[str, Look]) -> dict[str, Look]:
@@ -230,22 +235,61 @@ def _rename(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     return frame.rename(columns={name: "value", f"{name}_low": "low", f"{name}_high": "high"})
 
 
-def _curve(kind: str, own: Sequence[Form], at: Mapping[str, tuple[Point, Point]], look: Look) -> go.Scatter:
+def _name_points(
+    shown: Sequence[Form], at: Mapping[str, tuple[Point, Point]], ends: tuple[list[float], list[float]], size: Any
+) -> dict[str, _Name]:
+    """What stands beside a method's point: how strong a form of several is.
+
+    Where no kind has several forms, its name; none of them, unless all of them find a place.
+
+    Args:
+        ends: Of both axes.
+        size: Of the plot, in pixels.
+    """
+    counts = Counter(form.kind for form in shown)
+    several = [form for form in shown if counts[form.kind] > 1]
+    named = several or shown
+    texts = [f"{form.strength:g}" if several else safe(form.kind, _LONGEST) for form in named]
+    low, high = np.array(ends).T
+
+    def place(*values: float) -> np.ndarray:
+        return (np.array(values) - low) / (high - low) * size
+
+    points = {method: place(x.value, y.value) for method, (x, y) in at.items()}
+    bars = []
+    for x, y in at.values():
+        bars.append((*(place(x.low, y.value) - 1), *(place(x.high, y.value) + 1)))
+        bars.append((*(place(x.value, y.low) - 1), *(place(x.value, y.high) + 1)))
+    own, every = [points[form.method] for form in named], list(points.values())
+    edges = np.zeros(2), np.array(size, float)
+    sides = marks.place_names(texts, own, edges, size=_NAME_SIZE, points=every, bars=bars)
+    if not several and None in sides:
+        return {}
+    named_at = zip(named, texts, sides, strict=True)
+    return {form.method: _Name(text, side or "top right") for form, text, side in named_at}
+
+
+def _curve(
+    kind: str,
+    own: Sequence[Form],
+    at: Mapping[str, tuple[Point, Point]],
+    look: Look,
+    names: Mapping[str, _Name],
+) -> go.Scatter:
     across, up = [at[form.method][0] for form in own], [at[form.method][1] for form in own]
-    several = len(own) > 1
+    beside = [names.get(form.method, _Name("", "top right")) for form in own]
     return go.Scatter(
         x=[point.value for point in across],
         y=[point.value for point in up],
-        mode="lines+markers+text" if several else "markers",
-        text=[f"{form.strength:g}" for form in own] if several else None,
-        textposition="top right",
-        textfont={"size": 9, "color": look.colour},
+        mode=f"{'lines+' if len(own) > 1 else ''}markers+text",
+        text=[name.text for name in beside],
+        textposition=[name.side for name in beside],
+        textfont={"size": _NAME_SIZE, "color": look.colour if len(own) > 1 else BLACK},
         line={"color": look.colour, "dash": look.dash, "width": 1.2},
         marker={"color": look.colour, "symbol": look.symbol, "size": 7},
         error_x=_bars(across, look.colour),
         error_y=_bars(up, look.colour),
         name=safe(kind, _LONGEST),
-        showlegend=True,
         customdata=[
             f"{safe(x.at)}: {interval_text(*x[2:])} learned, {interval_text(*y[2:])} kept"
             for x, y in zip(across, up, strict=True)

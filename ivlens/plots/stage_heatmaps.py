@@ -33,6 +33,8 @@ from ivlens.plots.style import (
 
 _BESIDE = 76
 """Pixels for the colour bar, its numbers and its title."""
+_TALLEST = 700
+"""Of all rows of panels, so that the figure with its title stands on a page of nine inches."""
 SIDES = ("before", "after", "difference")
 
 
@@ -136,7 +138,7 @@ def _triples(names: list[str], shape: tuple[int, int], width: Width) -> Panels:
     """Three sides beside each other; below each other where a column is too narrow for so many heads."""
     stacked = is_narrow(width) and len(names) == 1 and shape[1] > 12
     across = pixels(width) - LEFT - _BESIDE if stacked else (pixels(width) - LEFT - _BESIDE - 28) / 3
-    height = max(90, round(shape[0] * min(across / shape[1], 28)))
+    height = max(90, min(round(shape[0] * min(across / shape[1], 28)), _TALLEST // (1 if stacked else len(names))))
     if len(names) == 1 or is_narrow(width):  # The panel is named elsewhere: there is no room, or no need.
         titles = [*SIDES[:2], "change" if is_narrow(width) and not stacked else "difference"] * len(names)
     else:

@@ -74,7 +74,7 @@ def steering_by_layer(
         texts = [f"{kind.name}, layer {point.at:g}: {point}" for point in kind.points]
         if draws is None or kind.points[0].heads in _WITH_BAND:
             figure.add_trace(marks.band(kind))
-        figure.add_trace(marks.line(kind, [point.at for point in kind.points], texts))
+        figure.add_trace(_named(marks.line(kind, [point.at for point in kind.points], texts), kind))
         if draws is not None:
             own = _drawn(draws, kind)
             at = [layer + _aside(index, kinds) for layer in own["layer"]]
@@ -164,7 +164,7 @@ def accuracy_by_heads(
         aside = _aside(index, kinds)
         places = [counts.index(point.at) + aside for point in kind.points]
         texts = [f"{kind.name}, n = {point.at:g}: {point}" for point in kind.points]
-        line = marks.line(kind, places, texts)
+        line = _named(marks.line(kind, places, texts), kind)
         figure.add_trace(line.update(error_y=marks.error_bars(kind.points)))
         if draws is not None:
             own = _drawn(draws, kind)
@@ -176,6 +176,12 @@ def accuracy_by_heads(
     figure.update_xaxes(title_text="number of heads", **ticks)
     _lay_out_accuracy(figure, title, width)
     return figure
+
+
+def _named(line: go.Scatter, kind: marks.Kind) -> go.Scatter:
+    """A level line has its value in its name, as lines of the unsteered model have: others may lie on it."""
+    values = {round(point.value, 2) for point in kind.points if not math.isnan(point.value)}
+    return line.update(name=f"{kind.name} {values.pop():.2f}") if len(values) == 1 < len(kind.points) else line
 
 
 def _aside(index: int, kinds: list[marks.Kind]) -> float:

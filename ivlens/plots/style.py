@@ -108,7 +108,7 @@ NAMES = {
 """What figures call it; what is not named here is called as in tables."""
 REFERENCE = {"color": GREY, "width": 1, "dash": "dash"}
 """The line of what there was before, or of no change."""
-UNSTEERED = {"zero-shot": "dash", "instructed": "longdash", "few-shot": "dot"}
+UNSTEERED = {"zero-shot": "dash", "instructed": "12px,3px", "few-shot": "dot"}
 """Of black level lines: what the model does by itself."""
 
 # Of a method's name the part before `+` is its symbol, the guidance its colour; a control is hollow and dashed.

@@ -428,7 +428,9 @@ def test_a_kept_explorer_that_is_damaged_or_of_another_task_is_named(run: Path, 
 # In a notebook
 
 
-def test_in_a_notebook_the_kernel_answers_what_the_sliders_ask(browser: Browser, lab_explorer: Explorer):
+@pytest.fixture
+def in_notebook(browser: Browser, lab_explorer: Explorer) -> Iterator[tuple[Page, list[dict[str, Any]]]]:
+    """The widget in a page that stands for a notebook, and what its kernel sent."""
     sent: list[dict[str, Any]] = []
     widget = HeadExplorer(encoding.encode(lab_explorer.contents), lab_explorer.reply)
     widget.send = lambda content, buffers=None: sent.append(content)
@@ -439,7 +441,8 @@ def test_in_a_notebook_the_kernel_answers_what_the_sliders_ask(browser: Browser,
         return sent[-1]
 
     page.expose_function("kernel", ask)
-    page.set_content("<div id=here></div>")
+    page.set_content("<div id=here class=jp-OutputArea-output></div>")
+    page.add_style_tag(content=asset("explorer.css"))
     page.add_script_tag(
         type="module",
         content=asset("explorer.js").replace("export default", "window.widget =").replace("export async", "async"),
@@ -458,6 +461,14 @@ def test_in_a_notebook_the_kernel_answers_what_the_sliders_ask(browser: Browser,
         }""",
         widget.data,
     )
+    yield page, sent
+    page.close()
+
+
+def test_in_a_notebook_the_kernel_answers_what_the_sliders_ask(
+    in_notebook: tuple[Page, list[dict[str, Any]]], lab_explorer: Explorer
+):
+    page, sent = in_notebook
     page.get_by_role("slider", name="strength").focus()
     page.keyboard.press("End")
     wanted = lab_explorer.reply(lab_explorer.contents.steering.layer, 16.0)
@@ -465,7 +476,58 @@ def test_in_a_notebook_the_kernel_answers_what_the_sliders_ask(browser: Browser,
     (line,) = cells_of(page, "Replies")
     assert line[2] == f"{wanted.replies[0]}{wanted.probability[0] / 1000:.3f}"  # pyright: ignore
     assert sent[-1] == {"number": len(sent), **wanted.model_dump()}
-    page.close()
+
+
+# JupyterLab 4.6: its style of lists, and how it takes keys, of which "d" twice deletes the cell, unless told not to.
+LISTS = """
+.jp-OutputArea-output dl, .jp-OutputArea-output dt, .jp-OutputArea-output dd { display: block; }
+.jp-OutputArea-output dt { font-weight: bold; float: left; width: 20%; }
+.jp-OutputArea-output dd { float: left; width: 80%; }
+"""
+SHORTCUTS = """
+window.taken = [];
+document.addEventListener("keydown", (event) => {
+  if (event.target.hasAttribute("data-lm-suppress-shortcuts")) return;
+  window.taken.push(event.key);
+  event.preventDefault();
+  event.stopPropagation();
+}, true);
+"""
+
+
+def test_jupyterlab_keeps_its_keys_and_its_style_to_itself(in_notebook: tuple[Page, list[dict[str, Any]]]):
+    page, _ = in_notebook
+    page.add_style_tag(content=LISTS)
+    page.add_script_tag(content=SHORTCUTS)
+    cell_of(page, Head(1, 2)).click()
+    for key in ("ArrowDown", "d", "d", "ArrowRight"):
+        page.keyboard.press(key)
+    assert page.locator(".ivx-head h3").text_content() == "Head L2H3"
+    strength = page.get_by_role("slider", name="strength")
+    strength.press("End")
+    strength.press("ArrowLeft")
+    assert strength.get_attribute("aria-valuetext") == "8 ×"
+    assert page.evaluate("window.taken") == []
+    for key in ("Control+s", "Shift+Enter"):
+        page.keyboard.press(key)
+    assert page.evaluate("window.taken") == ["Control", "s", "Enter"]
+    lefts, tops = (
+        [
+            page.locator(f".ivx-facts {tag}").evaluate_all(f"(all) => all.map((one) => one.{side})")
+            for tag in ("dt", "dd")
+        ]
+        for side in ("offsetLeft", "offsetTop")
+    )
+    assert len(set(lefts[0])) == len(set(lefts[1])) == 1 and lefts[0][0] < lefts[1][0] and tops[0] == tops[1]
+
+
+def test_enter_finds_a_head_where_it_changes_nothing_by_itself(in_notebook: tuple[Page, list[dict[str, Any]]]):
+    page, _ = in_notebook
+    page.evaluate("addEventListener('keydown', (event) => { if (event.key === 'Enter') event.preventDefault(); })")
+    page.get_by_label("Head", exact=True).click()
+    page.keyboard.type("l4h2")  # In place of the address that was there.
+    page.keyboard.press("Enter")
+    assert page.locator(".ivx-head h3").text_content() == "Head L4H2"
 
 
 def test_the_last_line_of_a_cell_is_the_widget(lab_explorer: Explorer):

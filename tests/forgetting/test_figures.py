@@ -16,7 +16,7 @@ from ivlens.forgetting import figures, metrics, recovery
 from ivlens.forgetting import tables as study_tables
 from ivlens.forgetting.method_run import EVALUATIONS, GRIDS
 from ivlens.forgetting.plan import Plan
-from ivlens.plots import layout, stage_heatmaps, stages
+from ivlens.plots import layout, marks, stage_heatmaps, stages
 from ivlens.plots import methods as method_plots
 from ivlens.training.guidance import GUIDANCE, Guidance
 
@@ -189,7 +189,7 @@ def test_knowledge_that_was_not_measured_is_no_line_and_not_0():
     frame.loc[frame["measure"].str.startswith("knowledge"), "value"] = NAN
     figure = draw(study(evaluations=frame))["instruction-knowledge"]
     assert {trace.name for trace in figure.data if trace.name} == {"instruction probability", "instruction accuracy"}
-    assert "2 general tasks: lab" in figure.layout.title.text.replace("<br>", " ")
+    assert "2 general tasks (knowledge: not measured): lab" in figure.layout.title.text.replace("<br>", " ")
 
 
 def test_every_cell_of_r_has_its_mean_and_what_seeds_gave(found, drawn):
@@ -292,6 +292,10 @@ def test_the_trade_off_joins_forms_that_differ_in_their_weight_only(found, drawn
     assert list(joined.text) == ["0.05", "1"] and "lines" in joined.mode and "lines" not in figure.data[0].mode
     assert list(joined.x) == [summary["learned", "lora+kl"], summary["learned", "lora+kl-1"]]
     assert list(joined.y) == [summary["GP", "lora+kl"], summary["GP", "lora+kl-1"]]
+    numbered = "Learned against kept (numbers: weight of the guidance):"
+    assert figure.layout.title.text.replace("<br>", " ").startswith(numbered)
+    plain = draw(study(methods=("lora",)))["trade-off"].layout.title.text
+    assert plain.replace("<br>", " ").startswith("Learned against kept: lab")
 
 
 @pytest.mark.parametrize("name", GUIDANCE)
@@ -374,9 +378,9 @@ def test_over_seeds_agrees_with_the_summary(found):
 
 def test_an_axis_holds_every_value_and_every_interval():
     points = [method_plots.Point("", "", value, value - 9, value + 0.01) for value in (0.4, 0.6)]
-    low, high = method_plots.axis_range(points)
+    low, high = marks.axis_range(points)
     assert low < -8.6 and 0.61 < high < 1.5
-    assert method_plots.axis_range([points[0]._replace(low=0.3)], zero=True)[0] < 0
+    assert marks.axis_range([points[0]._replace(low=0.3)], zero=True)[0] < 0
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,8 @@ def test_html_alone_starts_no_browser(tmp_path, monkeypatch):
 def test_without_chrome_html_is_written_and_said_at_once(tmp_path, no_chrome, formats):
     start = time.monotonic()
     exported = export.export({"a": grid(), "b": grid()}, tmp_path, formats)
-    assert names(exported) == ["a.html", "b.html"] and time.monotonic() - start < 2
+    # Not after the minute that a browser may take to start; how long pages take is the machine's.
+    assert names(exported) == ["a.html", "b.html"] and time.monotonic() - start < 30
     assert exported.notice == (
         "no Chrome or Chromium was found (plotly_get_chrome installs one): "
         "4 of 4 images (png, pdf) are missing, HTML was written in their place"

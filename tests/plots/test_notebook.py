@@ -1,4 +1,5 @@
 import html
+import inspect
 import re
 import subprocess
 from pathlib import Path
@@ -40,8 +41,8 @@ def page_of(shown: notebook.Figure) -> str:
 
 @pytest.mark.parametrize("name", sorted(name for name, plot in vars(plots).items() if isinstance(plot, FunctionType)))
 def test_every_plot_is_public_and_says_what_it_needs(name):
-    written = getattr(ivlens.plots, name).__doc__
-    assert "Args:" in written and "Raises:\n        FigureError:" in written
+    written = str(inspect.getdoc(getattr(ivlens.plots, name)))
+    assert "Args:" in written and "Raises:\n    FigureError:" in written
 
 
 @pytest.mark.slow

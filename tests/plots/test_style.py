@@ -16,7 +16,7 @@ from bounds import bounded
 import ivlens
 from ivlens import plots
 from ivlens.plots import marks, style
-from ivlens.plots.methods import Form, axis_range
+from ivlens.plots.methods import Form
 from ivlens.training.guidance import GUIDANCE
 from ivlens.training.methods import METHODS
 
@@ -166,9 +166,9 @@ def test_no_interval_leaves_its_panel():
         0.0,
         1.0,
     )
-    low, high = axis_range([marks.Point("", "", 0.5, -3.0, 4.0)])
+    low, high = marks.axis_range([marks.Point("", "", 0.5, -3.0, 4.0)])
     assert low < -3 and high > 4
-    assert axis_range([marks.Point("", "", math.nan, math.nan, math.nan)]) == pytest.approx([-0.08, 1.08])
+    assert marks.axis_range([marks.Point("", "", math.nan, math.nan, math.nan)]) == pytest.approx([-0.08, 1.08])
 
 
 def test_an_effect_of_a_hundredth_of_the_largest_can_be_seen():

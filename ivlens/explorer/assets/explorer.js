@@ -166,14 +166,18 @@ export async function mount(root, data, live = null) {
   const pick = make("select", { id: `${prefix}-map` }, ...maps.map((one, at) => make("option", { value: at }, one.name)));
   pick.addEventListener("change", () => { map = maps[pick.value]; colour(); tell(state.head); });
   const typed = make("input", { id: `${prefix}-head`, size: "7", autocomplete: "off", spellcheck: "false", "aria-describedby": `${prefix}-keys` });
-  typed.addEventListener("change", () => {
+  const find = () => {
     const match = /^\s*L?(\d+)[\s,]*H?(\d+)\s*$/i.exec(typed.value);
     const at = match ? Number(match[1]) * nHeads + Number(match[2]) : -1;
     const is = match !== null && Number(match[1]) < nLayers && Number(match[2]) < nHeads;
     typed.setAttribute("aria-invalid", String(!is));
     if (is) choose(at);
     else note.textContent = `There is no head ${typed.value}: write it as L${nLayers - 1}H${nHeads - 1}, counted from 0.`;
-  });
+  };
+  typed.addEventListener("change", find);
+  // In JupyterLab Enter changes nothing by itself.
+  typed.addEventListener("keydown", (event) => { if (event.key === "Enter") find(); });
+  typed.addEventListener("focus", () => typed.select());
 
   const choose = (at, focus = false) => {
     cells[state.head].tabIndex = -1;
@@ -467,7 +471,16 @@ function render({ model, el }) {
     waiting.set(++number, resolve);
     model.send({ number, layer, scale });
   }));
-  return () => model.off("msg:custom", hear);
+  // JupyterLab looks at keys first, and to it a "d" pressed twice deletes the cell: it leaves alone what has this mark.
+  const keep = (event) => {
+    const isTheirs = event.ctrlKey || event.metaKey || event.altKey || (event.shiftKey && event.key === "Enter");
+    if (root.contains(event.target)) event.target.toggleAttribute("data-lm-suppress-shortcuts", !isTheirs);
+  };
+  window.addEventListener("keydown", keep, true);
+  return () => {
+    model.off("msg:custom", hear);
+    window.removeEventListener("keydown", keep, true);
+  };
 }
 
 export default { render };
