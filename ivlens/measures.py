@@ -289,24 +289,3 @@ def holm(p_values: Sequence[float] | np.ndarray | Tensor) -> np.ndarray:
     order = np.argsort(flat, kind="stable")[:n]  # NaN is sorted last.
     adjusted[order] = np.minimum(np.maximum.accumulate(flat[order] * np.arange(n, 0, -1)), 1.0)
     return adjusted.reshape(given.shape)
-
-
-def correlation(x: np.ndarray, y: np.ndarray, *groupings: np.ndarray) -> Interval:
-    """Pearson's, with a 95 % interval for other groups of samples, by the jackknife over them on Fisher's scale.
-
-    Variances over several groupings (by task, say, and by stage) are added, which counts twice what they share; degrees
-    of freedom are those of the fewest groups. NaN where nothing varies, or a grouping is of a single group.
-    """
-    whole, variance, fewest = _fisher(x, y), 0.0, len(x)
-    for groups in groupings:
-        others = [_fisher(x[groups != one], y[groups != one]) for one in np.unique(groups)]
-        variance += (1 - 1 / len(others)) * np.square(others - np.mean(others)).sum()
-        fewest = min(fewest, len(others))
-    half = float(stats.t.ppf(0.975, fewest - 1)) * math.sqrt(variance) if fewest > 1 else math.nan
-    return Interval(*np.tanh([whole, whole - half, whole + half]).tolist())
-
-
-def _fisher(x: np.ndarray, y: np.ndarray) -> float:
-    if len(x) < 3 or not (np.ptp(x) and np.ptp(y)):
-        return math.nan
-    return float(np.arctanh(np.clip(np.corrcoef(x, y)[0, 1], 1e-12 - 1, 1 - 1e-12)))

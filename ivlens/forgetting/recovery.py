@@ -7,8 +7,10 @@ model's layer and scale. Queries alone are not the form that was trained.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from ivlens.forgetting import metrics
@@ -23,7 +25,7 @@ from ivlens.forgetting.figures import (
     some_methods,
 )
 from ivlens.forgetting.method_run import PROBE_BOUNDS
-from ivlens.measures import correlation
+from ivlens.measures import Interval, student_quantile
 from ivlens.plots.stages import stage_panels, stage_points
 from ivlens.plots.style import LOOKS, NAMES, Width, hollow
 from ivlens.tables import interval_text
@@ -205,3 +207,24 @@ def _after_last(found: Findings, width: Width) -> go.Figure | None:
             parts.append(own.assign(line=line, measure=panel))
     title = figure_title(found, "Accuracy with the base model's vector added", probes)
     return dots(pd.concat(parts), dict.fromkeys(panels, "accuracy"), _AFTER, title, within=(0.0, 1.0), width=width)
+
+
+def correlation(x: np.ndarray, y: np.ndarray, *groupings: np.ndarray) -> Interval:
+    """Pearson's, with a 95 % interval for other groups of samples, by the jackknife over them on Fisher's scale.
+
+    Variances over several groupings (by task, say, and by stage) are added, which counts twice what they share; degrees
+    of freedom are those of the fewest groups. NaN where nothing varies, or a grouping is of a single group.
+    """
+    whole, variance, fewest = _fisher(x, y), 0.0, len(x)
+    for groups in groupings:
+        others = [_fisher(x[groups != one], y[groups != one]) for one in np.unique(groups)]
+        variance += (1 - 1 / len(others)) * np.square(others - np.mean(others)).sum()
+        fewest = min(fewest, len(others))
+    half = student_quantile(0.975, fewest - 1) * math.sqrt(variance) if fewest > 1 else math.nan
+    return Interval(*np.tanh([whole, whole - half, whole + half]).tolist())
+
+
+def _fisher(x: np.ndarray, y: np.ndarray) -> float:
+    if len(x) < 3 or not (np.ptp(x) and np.ptp(y)):
+        return math.nan
+    return float(np.arctanh(np.clip(np.corrcoef(x, y)[0, 1], 1e-12 - 1, 1 - 1e-12)))

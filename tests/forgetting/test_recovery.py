@@ -193,3 +193,36 @@ def test_a_correlation_is_told_of_every_method_and_of_all_and_drawn_beside_its_p
     (table,) = tables.correlation_table(found)
     assert [row[0] for row in table.parts[0]] == [*METHODS, "all"]
     assert not list(tables.correlation_table(Findings(evaluations().query("kind == 'general'"))))
+
+
+def test_a_correlation_has_the_jackknifes_interval_over_groups() -> None:
+    generator = np.random.default_rng(0)
+    groups = np.repeat(["a", "b", "c"], 5)
+    x = generator.normal(size=15)
+    y = x + generator.normal(size=15)
+    found = recovery.correlation(x, y, groups)
+    assert found.mean == pytest.approx(stats.pearsonr(x, y)[0])
+    z = [math.atanh(stats.pearsonr(x[groups != one], y[groups != one])[0]) for one in "abc"]
+    error = math.sqrt(2 / 3 * sum((one - sum(z) / 3) ** 2 for one in z))
+    half = stats.t.ppf(0.975, 2) * error
+    assert (found.low, found.high) == pytest.approx(tuple(np.tanh(math.atanh(found.mean) + np.array([-half, half]))))
+
+
+@pytest.mark.parametrize("groupings", [1, 2])
+def test_the_interval_of_a_correlation_covers_that_of_other_groups(groupings: int) -> None:
+    """Groups differ in both means, so that samples of one are no independent evidence."""
+    generator, root = np.random.default_rng(1), np.linalg.cholesky([[1.0, 0.6], [0.6, 1.0]])
+    groups, covered = (np.repeat(np.arange(4), 6), np.tile(np.arange(6), 4))[:groupings], 0
+    for _ in range(400):
+        found = generator.normal(size=(24, 2)) + sum(generator.normal(size=(6, 2))[group] for group in groups)
+        _, low, high = recovery.correlation(*(found @ root.T).T, *groups)
+        covered += low <= 0.6 <= high
+    assert covered / 400 >= 0.93
+
+
+def test_without_variation_or_a_second_group_there_is_no_correlation_or_no_interval() -> None:
+    x, groups = np.arange(6.0), np.array(list("aabbcc"))
+    assert all(map(math.isnan, recovery.correlation(x, np.ones(6), groups)))
+    found = recovery.correlation(x, x[[1, 0, 2, 4, 3, 5]], np.full(6, "a"))
+    assert found.mean > 0.8 and math.isnan(found.low) and math.isnan(found.high)
+    assert recovery.correlation(x, 2 * x, groups) == pytest.approx((1.0, 1.0, 1.0))
