@@ -28,6 +28,9 @@ def convert(
     ] = None,
     heads: Annotated[str | None, typer.Option(metavar="LIST", help="In place of --effects: L9H6,L3H2")] = None,
     top: Annotated[int, options.number("Heads of the vector.")] = 10,
+    blocks: Annotated[
+        str, typer.Option(metavar="NAME", help="For lm-eval: what the model calls its list of blocks; h of GPT-2.")
+    ] = "layers",
 ) -> None:
     """Turn a vector or effects into the file of another tool, or its file into one of ivlens.
 
@@ -37,6 +40,7 @@ def convert(
     vector            *.safetensors  ivlens: vector, heads, their means and AIE
     gguf              *.gguf         control vector of llama.cpp and repeng
     steering-vector   *.pt           SteeringVector of steering-vectors (--to)
+    lm-eval           *.pt           for the model `steered` of lm-evaluation-harness (--to)
     npy               *.npy          one numpy array
     function-vector   *.pt           function_vectors' vector, [1, d_model]
     mean-activations  *_mean_head_activations.pt  of function_vectors
@@ -64,6 +68,7 @@ def convert(
         effects=effects,
         heads=[Head.parse(head) for head in options.split_list(heads)] if heads else (),
         top=top,
+        blocks=blocks,
     )
     for notice in notices:
         complain(notice)

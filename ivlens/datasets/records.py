@@ -129,8 +129,9 @@ def _texts(record: Mapping[str, Any], key: str, place: str) -> tuple[str, ...]:
 
 
 def _pair(given: str, right: str, record: Mapping[str, Any], place: str, *, beside: str | None = None) -> Asked:
-    has_knowledge = beside is not None and record.get(beside) not in (None, "")
-    knowledge = _texts(record, beside, place)[0] if has_knowledge else None
+    knowledge = None
+    if beside is not None and record.get(beside) not in (None, ""):
+        knowledge = _texts(record, beside, place)[0]
     # Of several inputs the first, as function_vectors takes it of its queries.
     return Asked("", _texts(record, given, place)[0], _texts(record, right, place), knowledge)
 

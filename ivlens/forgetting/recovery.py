@@ -112,7 +112,8 @@ def similarity(evaluations: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Columns `method`, `seed`, `stage`, `task`, `cosine`, `accuracy`.
     """
-    probes: Frame = evaluations[evaluations["kind"] == "probe"].dropna(subset="value")
+    of_probes: Frame = evaluations[evaluations["kind"] == "probe"]
+    probes = of_probes.dropna(subset="value")
     asked = probes[(probes["heads"] == "") & probes["measure"].isin(_ASKED)]
     base = asked[asked["stage"] == 0].groupby("measure")["value"].mean()
     chosen = asked[asked["measure"] == base.idxmax()] if len(base) else asked
@@ -217,7 +218,7 @@ def correlation(x: np.ndarray, y: np.ndarray, *groupings: np.ndarray) -> Interva
     """
     whole, variance, fewest = _fisher(x, y), 0.0, len(x)
     for groups in groupings:
-        others = [_fisher(x[groups != one], y[groups != one]) for one in np.unique(groups)]
+        others = np.array([_fisher(x[groups != one], y[groups != one]) for one in np.unique(groups)])
         variance += (1 - 1 / len(others)) * np.square(others - np.mean(others)).sum()
         fewest = min(fewest, len(others))
     half = student_quantile(0.975, fewest - 1) * math.sqrt(variance) if fewest > 1 else math.nan

@@ -16,7 +16,7 @@ from ivlens.patching.head_effects import EFFECTS, cie_of, of_prompts, rank_heads
 from ivlens.shapes import Head
 from ivlens.storage import atomic_files, parquet
 from ivlens.storage.table_schema import check_table
-from ivlens.vectors import function_vectors, vector_formats
+from ivlens.vectors import function_vectors, lm_eval, vector_formats
 from ivlens.vectors.head_writing import write_vector
 from ivlens.vectors.instruction_vector import InstructionVector
 from ivlens.vectors.vector_formats import Facts, Form, Found
@@ -40,6 +40,7 @@ def convert(
     effects: str | Path | None = None,
     heads: Sequence[Head] = (),
     top: int = 10,
+    blocks: str = lm_eval.BLOCKS,
 ) -> tuple[str, ...]:
     """Turn one file into another; numbers stay as they are, to the bit, where both hold float32.
 
@@ -53,6 +54,7 @@ def convert(
         effects: For mean activations: the effects that rank the heads.
         heads: In place of `effects`: the heads that write the vector.
         top: How many heads of largest AIE write it.
+        blocks: For lm-eval: what transformers' model calls its list of blocks, such as `layers` or, of GPT-2, `h`.
 
     Returns:
         What was left out, one sentence each.
@@ -85,7 +87,7 @@ def convert(
     if wanted == "mean-activations":
         notices = vector_formats.write_mean_activations(found.vector, target)
     else:
-        notices = vector_formats.write_vector(found.vector, target, form=wanted)
+        notices = vector_formats.write_vector(found.vector, target, form=wanted, blocks=blocks)
     return (*_left_out(found.left_out), *notices)
 
 

@@ -92,6 +92,8 @@ def head_drift(base: HeadEffects, tuned: HeadEffects, k: int) -> list[Line]:
 
 def chance_jaccard(n_heads: int, k: int) -> float:
     """Mean Jaccard overlap of two sets of k of `n_heads` heads that are drawn independently."""
+    from scipy import stats  # Not at once: see `_spearman`.
+
     shared = np.arange(k + 1)
     return float((stats.hypergeom.pmf(shared, n_heads, k, k) * shared / (2 * k - shared)).sum())
 

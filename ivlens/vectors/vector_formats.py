@@ -19,15 +19,23 @@ from torch import Tensor
 from ivlens.errors import IvlensError
 from ivlens.shapes import Residual
 from ivlens.storage import atomic_files, tensor_files
-from ivlens.vectors import gguf
+from ivlens.vectors import gguf, lm_eval
 from ivlens.vectors.gguf import ControlVector
 from ivlens.vectors.instruction_vector import InstructionVector
 
 Form = Literal[
-    "vector", "gguf", "steering-vector", "npy", "function-vector", "mean-activations", "effects", "indirect-effect"
+    "vector",
+    "gguf",
+    "steering-vector",
+    "lm-eval",
+    "npy",
+    "function-vector",
+    "mean-activations",
+    "effects",
+    "indirect-effect",
 ]
 FORMS: tuple[Form, ...] = get_args(Form)
-VECTORS: tuple[Form, ...] = ("vector", "gguf", "steering-vector", "npy", "function-vector")
+VECTORS: tuple[Form, ...] = ("vector", "gguf", "steering-vector", "lm-eval", "npy", "function-vector")
 # The longest first: function_vectors tells its files apart by these names.
 _ENDINGS: dict[str, Form] = {
     "_mean_head_activations.pt": "mean-activations",
@@ -38,10 +46,13 @@ _ENDINGS: dict[str, Form] = {
     ".npy": "npy",
     ".pt": "function-vector",
 }
+# These name the layer, and are added at every token by those who read them.
+_STEERED = ("gguf", "steering-vector", "lm-eval")
 _STEERING = "steering_vectors.steering_vector.SteeringVector"
 _HELD: dict[Form, set[str]] = {
     "gguf": {"layer", "model", "task"},
     "steering-vector": {"layer"},
+    "lm-eval": {"layer"},
     "npy": set(),
     "function-vector": set(),
 }
@@ -88,7 +99,7 @@ def form_of(path: Path, *, is_source: bool) -> Form:
         return form
     content = _torch(path)
     if not isinstance(content, Tensor):
-        return "steering-vector"
+        return "lm-eval" if lm_eval.is_steering_config(content) else "steering-vector"
     if content.dim() == 4:
         raise IvlensError(
             f"{path} holds a tensor {tuple(content.shape)}, which may be mean activations or effects by class of "
@@ -115,6 +126,11 @@ def read_vector(path: str | Path, *, form: Form | None = None, facts: Facts | No
             return _chosen(control.directions, path, known)
         case "steering-vector":
             return _chosen(_activations(_torch(path), path), path, facts)
+        case "lm-eval":
+            content = _torch(path)
+            if not lm_eval.is_steering_config(content):
+                raise IvlensError(f"{path} holds no steering_vector by module; give a file for lm-eval's steered model")
+            return _chosen(lm_eval.read_steering_config(content, path), path, facts)
         case "npy":
             return Found(_foreign(_flat(tensor_files.read_numpy(path), path), path, facts), ())
         case "function-vector":
@@ -123,8 +139,13 @@ def read_vector(path: str | Path, *, form: Form | None = None, facts: Facts | No
             raise IvlensError(f"{path} holds {other}, no vector; convert it with the model that it is of")
 
 
-def write_vector(vector: InstructionVector, path: str | Path, *, form: Form | None = None) -> tuple[str, ...]:
+def write_vector(
+    vector: InstructionVector, path: str | Path, *, form: Form | None = None, blocks: str = lm_eval.BLOCKS
+) -> tuple[str, ...]:
     """Write a vector in any of the forms `VECTORS`, whole or not at all.
+
+    Args:
+        blocks: For lm-eval: what transformers' model calls its list of blocks.
 
     Returns:
         What the form has no place for, or does otherwise, one sentence each.
@@ -136,7 +157,7 @@ def write_vector(vector: InstructionVector, path: str | Path, *, form: Form | No
     form = form or form_of(path, is_source=False)
     if form in ("vector", "gguf") and not vector.model:
         raise IvlensError(f"{form} files name their model, which {vector.task} does not; say which model it is of")
-    if form in ("gguf", "steering-vector") and vector.layer is None:
+    if form in _STEERED and vector.layer is None:
         raise IvlensError(f"{form} files name the layer to steer, which {vector.task} does not; choose a layer")
     if form == "vector":
         vector.save(path)
@@ -152,6 +173,11 @@ def write_vector(vector: InstructionVector, path: str | Path, *, form: Form | No
         atomic_files.write_whole(path, buffer.getvalue())
     elif form in ("function-vector", "steering-vector"):
         content = kept[None] if form == "function-vector" else steering_arguments(vector)
+        atomic_files.write_whole(path, tensor_files.torch_bytes(content))
+    elif form == "lm-eval":
+        assert vector.layer is not None
+        own = vector.vector.detach().cpu().clone()
+        content = lm_eval.steering_config(own, layer=vector.layer, scale=vector.scale, blocks=blocks)
         atomic_files.write_whole(path, tensor_files.torch_bytes(content))
     else:
         raise IvlensError(f"a vector cannot be written as {form}; choose one of {', '.join(VECTORS)}")
@@ -265,10 +291,10 @@ def _facts(vector: InstructionVector) -> Iterator[tuple[str, str]]:
 
 
 def _notices(vector: InstructionVector, form: Form) -> Iterator[str]:
-    if vector.scale != 1.0:
+    if vector.scale != 1.0 and form != "lm-eval":
         yield f"the scale {vector.scale:g} is multiplied into the numbers: {form} files have no place for it"
     yield from (f"{form} files have no place for {said}" for said, name in _facts(vector) if name not in _HELD[form])
     if form == "gguf" and vector.vector.dtype == torch.float64:
         yield "gguf control vectors are float32: the vector was rounded"
-    if form in ("gguf", "steering-vector"):
+    if form in _STEERED:
         yield "tools that read it add the vector at every token; ivlens adds it at the last prompt token"

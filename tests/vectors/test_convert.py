@@ -9,6 +9,7 @@ import types
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -29,7 +30,7 @@ from ivlens.patching.settings import Settings
 from ivlens.reports import gallery
 from ivlens.shapes import Head
 from ivlens.storage import gguf_files, parquet
-from ivlens.vectors import function_vectors, vector_formats
+from ivlens.vectors import function_vectors, lm_eval, vector_formats
 from ivlens.vectors import gguf as control_vectors
 from ivlens.vectors.convert import read_effects
 from ivlens.vectors.gguf import ControlVector
@@ -39,8 +40,8 @@ from ivlens.vectors.vector_formats import Facts, Form
 
 pytestmark = pytest.mark.numeric
 
-OTHERS: tuple[Form, ...] = ("gguf", "steering-vector", "npy", "function-vector")
-NAMES = {"gguf": "a.gguf", "steering-vector": "s.pt", "npy": "a.npy", "function-vector": "f.pt"}
+OTHERS: tuple[Form, ...] = ("gguf", "steering-vector", "lm-eval", "npy", "function-vector")
+NAMES = {"gguf": "a.gguf", "steering-vector": "s.pt", "lm-eval": "l.pt", "npy": "a.npy", "function-vector": "f.pt"}
 GENERATOR = torch.Generator().manual_seed(3)
 # Numbers that rounding through text or another type would change.
 NUMBERS = torch.cat([torch.tensor([-0.0, 1e-45, 3.4e38, 1 / 3]), torch.randn(28, generator=GENERATOR)])
@@ -121,8 +122,8 @@ def test_what_a_form_has_no_place_for_is_said_fact_by_fact(vector: InstructionVe
     assert said["function-vector"] == tuple(f"function-vector files have no place for {fact}" for fact in everything)
     every_token = "tools that read it add the vector at every token; ivlens adds it at the last prompt token"
     assert said["gguf"] == (*(f"gguf files have no place for {fact}" for fact in everything[3:]), every_token)
-    steering = [f"steering-vector files have no place for {fact}" for fact in everything[1:]]
-    assert said["steering-vector"] == (*steering, every_token)
+    for form in ("steering-vector", "lm-eval"):
+        assert said[form] == (*(f"{form} files have no place for {fact}" for fact in everything[1:]), every_token)
 
 
 @pytest.mark.parametrize("form", OTHERS)
@@ -131,7 +132,8 @@ def test_other_tools_get_the_vector_as_long_as_it_is_added(
 ) -> None:
     scaled = replace(vector, scale=0.5)
     notices = vector_formats.write_vector(scaled, tmp_path / NAMES[form], form=form)
-    assert notices[0] == f"the scale 0.5 is multiplied into the numbers: {form} files have no place for it"
+    multiplied = f"the scale 0.5 is multiplied into the numbers: {form} files have no place for it"
+    assert (notices[0] == multiplied) == (form != "lm-eval")
     found = vector_formats.read_vector(tmp_path / NAMES[form], form=form).vector
     assert same(found.vector, 0.5 * NUMBERS) and found.scale == 1.0
     assert same(torch.as_tensor(vector_formats.steering_arguments(scaled)["layer_activations"][2]), 0.5 * NUMBERS)
@@ -310,6 +312,52 @@ def test_a_layer_means_in_other_tools_what_it_means_here(
         theirs.model.layers[layer].register_forward_hook(add)
         steered = theirs(token).logits.log_softmax(-1)
     assert (ours - steered).abs().max() < rounding.of_forward(model, token) < 0.1 < (plain - steered).abs().max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "blocks"), [("llama", "layers"), ("gpt2", "h")])
+def test_the_steered_model_of_lm_eval_adds_it_at_every_token(
+    family: str, blocks: str, vector: InstructionVector, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """As `lm_eval/models/hf_steered.py` reads the file and uses it."""
+    folder, tokens = checkpoint(family), torch.tensor([[17, 3, 9, 4]])
+    made = replace(vector, layer=1, vector=torch.randn(32), scale=3.0)
+    made.save(tmp_path / "ours.safetensors")
+    ivlens.convert(tmp_path / "ours.safetensors", tmp_path / "l.pt", target_form="lm-eval", blocks=blocks)
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    ((name, steering),) = torch.load(tmp_path / "l.pt", weights_only=True).items()
+    assert steering["action"] == "add" and steering["bias"] is None and steering["head_index"] is None
+
+    def add(block: object, inputs: object, output: Any) -> Any:
+        added = steering["steering_coefficient"] * steering["steering_vector"]
+        return (output[0] + added, *output[1:]) if isinstance(output, tuple) else output + added
+
+    with torch.no_grad():
+        theirs.base_model.get_submodule(name).register_forward_hook(add)
+        wanted = theirs(tokens).logits.log_softmax(-1)
+        model, found = ivlens.load(folder), vector_formats.read_vector(tmp_path / "l.pt").vector
+        with ivlens.steered(model, found, position=0, every_token=True):
+            ours = model(tokens).log_softmax(-1)
+    assert (ours - wanted).abs().max() < rounding.of_forward(model, tokens)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"action": "clamp"}, {"bias": torch.zeros(32)}, {"head_index": 0}, {"steering_coefficient": "3"}, {"": "norm"}],
+)
+def test_what_ivlens_does_not_do_in_a_file_of_lm_eval_is_refused(
+    changed: dict[str, Any], vector: InstructionVector, tmp_path: Path
+) -> None:
+    content = lm_eval.steering_config(vector.vector, layer=2, scale=1.0)
+    name = changed.pop("", "layers.2")
+    torch.save({name: {**content["layers.2"], **changed}}, tmp_path / "l.pt")
+    with pytest.raises(IvlensError, match=r"does something else at .* than add a vector to a block's output"):
+        vector_formats.read_vector(tmp_path / "l.pt", facts=Facts(layer=2))
+
+
+def test_a_list_of_blocks_is_named_as_modules_are() -> None:
+    with pytest.raises(IvlensError, match=r"blocks is '\.\./h'; give what the model calls its list of blocks"):
+        lm_eval.steering_config(NUMBERS, layer=2, scale=1.0, blocks="../h")
 
 
 def test_a_vector_without_heads_steers_but_cannot_patch_them(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
