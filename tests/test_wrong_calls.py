@@ -195,6 +195,10 @@ WRONG: dict[str, tuple[Call, str]] = {
         "a Tensor is no vector; give what ivlens.instruction_vector returns, or the path of its file",
     ),
     "a vector's file that is not there": (lambda m, t: steer(m, "./vector.safetensors"), "vector.safetensors"),
+    "a text for a position": (
+        lambda m, words: steer(m, ivlens.instruction_vector(m, words, heads="L0H1", **PLACE), position="-1"),
+        "position is '-1'; give the number of a token, such as -1, or several",
+    ),
     "a vector of another model": (
         vector_of_another_model,
         "the vector of .* has width 32, but .* has d_model 20; build",

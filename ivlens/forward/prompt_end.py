@@ -6,7 +6,7 @@ model are followed, so that what is steered is a token of the prompt, whatever i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -37,8 +37,8 @@ def answers_behind(n_tokens: int) -> Iterator[None]:
 class PromptEnds:
     """Follows what a model reads, pass by pass."""
 
-    def __init__(self, model: HookedTransformer, *, position: int, every_token: bool) -> None:
-        self._model, self._position, self._every_token = model, position, every_token
+    def __init__(self, model: HookedTransformer, *, positions: Sequence[int], every_token: bool) -> None:
+        self._model, self._positions, self._every_token = model, positions, every_token
         self._cached = 0
         self._mask: Tensor | None = None
         self._ids: Tensor | None = None
@@ -58,20 +58,20 @@ class PromptEnds:
         """Which tokens of the running pass are steered; None where none is: only new tokens are read.
 
         Raises:
-            IvlensError: a prompt has no token at that position.
+            IvlensError: a prompt has no token at one of the positions.
         """
         if self._cached:
             return torch.ones(n_prompts, width, dtype=torch.bool) if self._every_token else None
         own = self._not_pads(n_prompts, width)
         own[:, width - self._behind(width) :] = False
         # Pads do not count, on either side: the first token of each prompt has number 0, the last one -1.
-        numbers = own.cumsum(1) - 1
-        if self._position < 0:
-            numbers = numbers - own.sum(1, keepdim=True)
-        steered = own & (numbers == self._position)
-        if not bool(steered.any(1).all()):
-            shortest = int(own.sum(1).min())
-            raise IvlensError(f"position is {self._position}, but a prompt has only {shortest} tokens; -1 is the last")
+        numbers, steered = own.cumsum(1) - 1, torch.zeros_like(own)
+        for position in self._positions:
+            wanted = own & (numbers == (position if position >= 0 else own.sum(1, keepdim=True) + position))
+            if not bool(wanted.any(1).all()):
+                shortest = int(own.sum(1).min())
+                raise IvlensError(f"position is {position}, but a prompt has only {shortest} tokens; -1 is the last")
+            steered |= wanted
         return steered.cumsum(1) > 0 if self._every_token else steered
 
     def _watched(self, layer: int) -> Iterator[tuple[torch.nn.Module, Any]]:

@@ -7,7 +7,7 @@ the site of the evaluation of Todd et al. 2024, arXiv:2310.15213. Layer and scal
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -37,13 +37,14 @@ def steered(
     scale: float | None = None,
     layer: int | None = None,
     site: Site = "resid_post",
-    position: int = -1,
+    position: int | Sequence[int] = -1,
     every_token: bool = False,
 ) -> Iterator[HookedTransformer]:
     """Steer every run inside the `with` block; leaves no trace, also on an exception.
 
     Steered is a token of the prompt, whatever is read behind it: answers that ivlens reads along, pads, tokens that
-    `model.generate` wrote. Tokens that one hands to the model oneself are all taken for the prompt.
+    `model.generate` wrote. Tokens that one hands to the model oneself are all taken for the prompt. Of `with` blocks
+    inside one another each adds its own vector; what is added at one place is summed.
 
     Args:
         model: Also by what `ivlens.load` takes: a name, a path; the block is given the model that was loaded.
@@ -53,12 +54,14 @@ def steered(
         layer: After which block to add it; the vector's own layer by default. `distributed` has no such block.
         site: `resid_post`: add the vector at one layer. `distributed`: put each head's own mean output, times `scale`,
             back at its own layer; with a scale of 1 that is to patch the heads.
-        position: Which token of each prompt is steered, pads not counted; -1 is the last one.
-        every_token: Steer at every token behind that one, too: those of the answer, and new ones while generating.
+        position: Which token of each prompt is steered, or which tokens, pads not counted; -1 is the last one.
+        every_token: Steer at every token behind the first of them, too: those of the answer, and new ones while
+            generating.
 
     Raises:
         ShapeMismatch: the vector is from a model of other width or heads.
-        IvlensError: no layer, a scale that is not finite, or a prompt without a token at `position`.
+        IvlensError: no layer, a scale that is not finite, `position` is no number and no numbers, or a prompt has no
+            token there.
 
     >>> bare = ivlens.prompts.zero_shot(task.pairs[:20])
     >>> with ivlens.steered(model, vector):
@@ -79,7 +82,7 @@ def steered(
         layers, hooks = _resid_hooks(model, vector, scale, layer)
     else:
         raise IvlensError(f"site is {site!r}; it must be 'resid_post' or 'distributed'")
-    ends = PromptEnds(model, position=position, every_token=every_token)
+    ends = PromptEnds(model, positions=_positions(position), every_token=every_token)
 
     def steer(hook_fn: Any, activation: Tensor, hook: Any) -> Tensor | None:
         columns = ends.columns(*activation.shape[:2])
@@ -88,6 +91,13 @@ def steered(
     named: list[Any] = [(name, partial(steer, hook_fn)) for name, hook_fn in hooks]
     with ends.followed(layers[0]), model.hooks(fwd_hooks=named):
         yield model
+
+
+def _positions(position: int | Sequence[int]) -> tuple[int, ...]:
+    found = tuple(position) if isinstance(position, Sequence) and not isinstance(position, str) else (position,)
+    if not found or any(type(one) is not int for one in found):
+        raise IvlensError(f"position is {position!r}; give the number of a token, such as -1, or several")
+    return found
 
 
 def as_vector(vector: InstructionVector | str | Path) -> InstructionVector:

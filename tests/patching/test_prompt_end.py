@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -94,6 +96,44 @@ def test_positions_are_counted_in_the_prompts_own_tokens(
     refused = pytest.raises(IvlensError, match="position is -7, but a prompt has only 6 tokens")
     with refused, steered(tiny, vector, position=-7):
         answer_logits(tiny, TOKENS)
+
+
+@pytest.mark.parametrize("every_token", [False, True])
+@pytest.mark.parametrize("positions", [[-1], (0, -1), (2, -3, -1), (-1, -1)])
+def test_several_tokens_are_steered_each_once(
+    tiny: HookedTransformer, vector: InstructionVector, positions: Sequence[int], every_token: bool
+) -> None:
+    with steered(tiny, vector, position=positions, every_token=every_token):
+        batched = answer_logits(tiny, TOKENS)
+    found = []
+    for row in range(len(TOKENS)):
+        prompt, answer = alone(TOKENS, row)
+        columns = {len(prompt) + one if one < 0 else one for one in positions}
+        with ExitStack() as stack:
+            for column in [min(columns)] if every_token else columns:
+                at = slice(column, None if every_token else column + 1)
+                stack.enter_context(edited(tiny, at, added(2 * vector.vector)))
+            found.append(tiny(torch.cat([prompt, answer[:-1]])[None])[0, len(prompt) - 1 :])
+    assert_alike(batched, found)
+
+
+@pytest.mark.parametrize("position", [(), True])
+def test_what_is_no_position_is_refused(tiny: HookedTransformer, vector: InstructionVector, position: Any) -> None:
+    with pytest.raises(IvlensError, match="give the number of a token, such as -1, or several"):
+        steered.__wrapped__(tiny, vector, position=position).__next__()
+
+
+@pytest.mark.parametrize("layer", [1, 2])
+def test_vectors_inside_one_another_are_each_added(
+    tiny: HookedTransformer, vector: InstructionVector, layer: int
+) -> None:
+    other = replace(vector, vector=vector.vector.flip(0), layer=layer, scale=0.5)
+    with steered(tiny, vector), steered(tiny, other):
+        batched = answer_logits(tiny, TOKENS)
+    first, second = added(2 * vector.vector), added(0.5 * other.vector, layer)
+    if layer == vector.layer:
+        first, second = added(2 * vector.vector + 0.5 * other.vector), {}
+    assert_alike(batched, by_hand(tiny, TOKENS, first | second))
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
