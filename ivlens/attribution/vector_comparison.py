@@ -36,7 +36,7 @@ from ivlens.random_streams import Stream, open_stream
 from ivlens.shapes import GIB, Head, Residual
 from ivlens.steering.controls import gaussians, with_norm
 from ivlens.steering.rows import steer_by_length
-from ivlens.steering.search import Place, search_places
+from ivlens.steering.search import SCALES, Place, attempts, search_places
 from ivlens.vectors.head_writing import write_vector
 
 if TYPE_CHECKING:
@@ -207,13 +207,9 @@ def best_of_layers(
     model: HookedTransformer, validation: Tokens, by_layer: Float[Tensor, "layer d_model"], *, memory: int
 ) -> Place:
     """Of vectors that belong to a layer each, where the one is that validates best there, and at what scale."""
-    found = []
-    for layer, vector in enumerate(by_layer):
-        tried = search_places(model, validation, vector[None], layer=layer, memory=memory)
-        place = tried.best()
-        cell = tried.cell(0, place)
-        found.append((float(tried.accuracy[cell]), float(tried.probability[cell]), -layer, place))
-    return max(found)[-1]
+    places = [Place(layer, scale) for layer in range(len(by_layer)) for scale in SCALES]
+    tried = attempts(model, validation, by_layer, memory=memory)([(place.layer, place) for place in places])
+    return max(zip(tried, places, strict=True), key=lambda one: (one[0], -one[1].layer))[1]
 
 
 def _lines(

@@ -105,6 +105,8 @@ def _name(k: int) -> str:
 def needed(found: Found, kind: str) -> int | None:
     """The fewest ablated heads, of those tried, after which the task is gone; None where it never is."""
     bare, whole = (found(ACCURACY, at, NONE).mean for at in (BARE, NO_HEADS))
+    if whole <= bare:  # Nothing is there that could go.
+        return None
     for at, accuracy in found.values(ACCURACY, kind).items():
         if accuracy <= bare + LEFT * (whole - bare):
             return int(at.split()[0])

@@ -11,7 +11,7 @@ import pandas as pd
 
 from ivlens import plots
 from ivlens.errors import IvlensError, RunError, list_choices
-from ivlens.experiments.findings import CHOSEN, FINDINGS, NONE, Found
+from ivlens.experiments.findings import CHOSEN, FINDINGS, NONE, Found, caution
 from ivlens.experiments.latents import LATENTS
 from ivlens.experiments.overshadowing import OVERSHADOWING
 from ivlens.experiments.rankings import RANKINGS_QUESTION
@@ -49,7 +49,7 @@ class Experiment:
     """What an experiment found; the table is tidy, one line a number with its interval.
 
     >>> experiment
-    Experiment(rankings, antonym on lab: 37 numbers)
+    Experiment(rankings, antonym on lab: 39 numbers)
     >>> experiment.table.columns.tolist()
     ['part', 'at', 'kind', 'value', 'low', 'high', 'draws', 'queries']
     """
@@ -110,7 +110,8 @@ class Experiment:
         >>> experiment.verdict.startswith("With the vector of the AIE's heads")
         True
         """
-        return self.question.verdict(Found(self.table))
+        found = Found(self.table)
+        return " ".join(filter(None, [caution(found), self.question.verdict(found)]))
 
     @property
     def title(self) -> str:

@@ -43,6 +43,20 @@ class Found:
         return dict(zip(lines["at"], lines["value"].astype(float), strict=True))
 
 
+ABLE, ASKED, SAME = "accuracy unsteered", "prompts that show the task", "the most frequent answer to all"
+
+
+def caution(found: Found) -> str:
+    """What is to be said first where a model is right no more often than with one answer to all queries."""
+    able, same = found(ABLE, ASKED, NONE), found(ABLE, SAME, NONE)
+    if not able.low <= same.mean:  # Nor where it was not measured.
+        return ""
+    return (
+        f"The model does not clearly do this task ({able.text(2)} right by greedy match where it is shown, "
+        f"{same.mean:.2f} with the most frequent answer), so what follows says little."
+    )
+
+
 def share(part: str, at: str, kind: str, values: Tensor) -> Line:
     """A line of a share or probability: over queries and, where there are several, over draws."""
     return _line(part, at, kind, values, interval(values.double().cpu(), within=(0.0, 1.0)))

@@ -162,7 +162,7 @@ def _verdict(found: Found) -> str:
         f"higher than with random heads' by {found(over, HEAD_SUM).text(2)}."
     ]
     if best != HEAD_SUM:
-        said.append(f"Most does: {best}, {found(short, best).text(2)} fewer.")
+        said.append(f"On these queries {best} does most, {found(short, best).text(2)} fewer.")
     if OUTSIDE in names:
         said.append(
             f"The mean difference makes P(answer) {found(PROBABILITY, DIFFERENCE).text(2)}, its part inside the heads' "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
@@ -12,17 +13,19 @@ import pandas as pd
 from ivlens.analysis.run_comparison import find_tuned_model
 from ivlens.datasets.task import Task
 from ivlens.datasets.task import task as find_task
-from ivlens.errors import IvlensError, as_ivlens_error
+from ivlens.errors import IvlensError, TaskWarning, as_ivlens_error
 from ivlens.experiments.experiment import Experiment, find_question
-from ivlens.experiments.findings import FINDINGS
+from ivlens.experiments.findings import ABLE, ASKED, FINDINGS, NONE, SAME, Found, Line, caution, number, share
 from ivlens.experiments.overshadowing import find_learned
 from ivlens.experiments.settings import ExperimentOptions, ExperimentSettings
 from ivlens.experiments.work import Work
 from ivlens.models import hooked, loader
 from ivlens.models.lora import Adapter
+from ivlens.patching.activations import score_answers
 from ivlens.patching.settings import Settings, gather_options, parse_bytes
 from ivlens.prompts.long_pairs import leave_out_long
 from ivlens.shapes import GIB
+from ivlens.steering.verdict import most_frequent_share
 from ivlens.storage.run_folder import Source, open_run
 from ivlens.storage.run_tables import Tables
 
@@ -46,7 +49,7 @@ def experiment(
 
     >>> short = {"shots": 5, "clean_prompts": 8, "prompts": 6, "queries": 6, "top": 3, "draws": 2}
     >>> ivlens.experiment("rankings", model, task, **short)
-    Experiment(rankings, antonym on lab: 37 numbers)
+    Experiment(rankings, antonym on lab: 39 numbers)
 
     Args:
         name: Of the experiment, such as `rankings`; `ivlens experiment --list` names them all.
@@ -127,4 +130,14 @@ def run_experiment(name: str, work: Work, out: str | Path | None) -> Experiment:
 
 
 def _find(name: str, work: Work) -> pd.DataFrame:
-    return pd.DataFrame(list(find_question(name).run(work)), columns=list(FINDINGS))
+    lines = work.lines("abilities", lambda: _ask_first(work))
+    if said := caution(Found(pd.DataFrame(lines))):
+        warnings.warn(said, TaskWarning, stacklevel=2)
+    return pd.DataFrame([*lines, *find_question(name).run(work)], columns=list(FINDINGS))
+
+
+def _ask_first(work: Work) -> Iterator[Line]:
+    """Can the model do the task at all? In seconds, before anything that takes longer."""
+    right, _ = score_answers(work.model, work.shown(work.split.evaluation))
+    yield share(ABLE, ASKED, NONE, right)
+    yield number(ABLE, SAME, NONE, most_frequent_share(pair.output for pair in work.split.evaluation))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from conftest import WORD_TEMPLATE
 
 import ivlens
 from ivlens.attribution.vector_comparison import (
@@ -15,6 +16,7 @@ from ivlens.attribution.vector_comparison import (
     RANDOM,
     TRAINED,
     WEIGHED,
+    best_of_layers,
     with_wrong_outputs,
 )
 from ivlens.datasets.task import Pair
@@ -23,6 +25,7 @@ from ivlens.patching.activations import mean_z
 from ivlens.prompts.builders import few_shot, zero_shot
 from ivlens.prompts.tokens import tokenize
 from ivlens.random_streams import Stream, open_stream
+from ivlens.steering.search import search_places
 from ivlens.vectors.head_writing import write_vector
 
 if TYPE_CHECKING:
@@ -74,6 +77,20 @@ def test_every_kind_is_of_one_length_and_the_head_sum_is_what_it_says(lab: Hooke
     )
     with ivlens.steered(lab, steered):
         assert ivlens.ask(lab, zero_shot(split.evaluation[:12])).accuracy.mean == line["accuracy"]
+
+
+@pytest.mark.numeric
+def test_the_best_of_all_layers_is_the_best_of_those_that_are_searched_one_by_one(tiny: HookedTransformer) -> None:
+    pairs = [Pair(f"w{i}", f"w{i + 50}") for i in range(12)]
+    validation = tokenize(tiny, zero_shot(pairs, template=WORD_TEMPLATE))
+    drawn = torch.randn(3, tiny.cfg.d_model, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    slow = []
+    for layer, vector in enumerate(drawn):
+        tried = search_places(tiny, validation, vector[None], layer=layer)
+        place = tried.best()
+        cell = tried.cell(0, place)
+        slow.append((float(tried.accuracy[cell]), float(tried.probability[cell]), -layer, place))
+    assert best_of_layers(tiny, validation, drawn, memory=2**30) == max(slow)[-1]
 
 
 def test_what_cannot_be_compared_is_refused(lab: HookedTransformer) -> None:

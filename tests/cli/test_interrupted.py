@@ -16,7 +16,7 @@ import pytest
 @pytest.mark.slow
 @pytest.mark.command
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="signals and processes are others there")
-@pytest.mark.parametrize("name", ["audit", "compare", "universal", "study", "study of two workers"])
+@pytest.mark.parametrize("name", ["audit", "compare", "universal", "experiment", "study", "study of two workers"])
 def test_signals_at_any_moment_change_no_number(name: str) -> None:
     test = f"{Path(__file__).with_name('interruptions.py')}::test_signals_at_any_moment_change_no_number[{name}]"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", test]

@@ -87,6 +87,12 @@ def _planted(by_step: dict[str, float], kind: str) -> list[tuple[Any, ...]]:
     return [(ablations.ACCURACY, at, kind, value, value, value, 1, 20) for at, value in by_step.items()]
 
 
+def test_of_a_task_that_is_not_there_no_head_is_needed() -> None:
+    lines = _planted({ablations.BARE: 0.2, ablations.NO_HEADS: 0.2}, NONE)
+    lines += _planted({"1 head": 0.1}, ablations.BY_AIE)
+    assert ablations.needed(Found(pd.DataFrame(lines, columns=list(FINDINGS))), ablations.BY_AIE) is None
+
+
 def test_the_task_is_gone_where_a_tenth_of_what_prompts_add_is_left() -> None:
     lines = _planted({ablations.BARE: 0.2, ablations.NO_HEADS: 0.7}, NONE)
     lines += _planted({"1 head": 0.5, "2 heads": 0.26, "3 heads": 0.25, "5 heads": 0.9}, ablations.BY_AIE)

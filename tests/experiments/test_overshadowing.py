@@ -162,6 +162,7 @@ def test_the_part_in_which_forgetting_was_planted_is_found(lab: HookedTransforme
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The model does not clearly do this task")
 def test_patching_between_models_is_that_of_donor_effects(tiny: HookedTransformer, word_task: Task) -> None:
     adapter = random_adapter(tiny, size=1.0)
     found = Found(ivlens.experiment("overshadowing", tiny, word_task, tuned=adapter, **ASKED).table)
