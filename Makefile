@@ -38,12 +38,13 @@ test-tl4: .venv-tl4/installed
 	.venv-tl4/bin/python -m pytest tests/models/test_bridge.py tests/models/test_bridge_adapters.py tests/forward
 
 # 1,000 mutations of every kind of file, other ones each time; of runs 1,000 values and 8,000 bits, with their counts; 50
-# signals to every long command.
+# signals to every long command; 3,700 inputs of bad faith.
 fuzz: .venv/installed-test
 	IVLENS_FUZZ=1000 $(BIN)/python -m pytest tests/test_untrusted.py
 	IVLENS_FUZZ=50 $(BIN)/python -m pytest tests/cli/test_interrupted.py
 	$(BIN)/python tests/mutated_runs.py values 1000
 	$(BIN)/python tests/mutated_runs.py bits 8000
+	$(BIN)/python tests/hostile_inputs.py
 
 check: .venv/installed-check
 	$(BIN)/ruff check .

@@ -233,7 +233,6 @@ def _torch_files() -> dict[str, Make]:
         "complex": saved(torch.ones(1, 20, dtype=torch.complex64)),
         "flags": saved(torch.ones(1, 20, dtype=torch.bool)),
         "on no device": saved(torch.ones(1, 20, device="meta")),
-        "quantised": saved(torch.quantize_per_tensor(numbers, 0.1, 0, torch.qint8)),
         "of one number": saved(torch.tensor(1.0)),
         "of no numbers": saved(torch.ones(0, 20)),
         "of 60 axes": saved(torch.ones((1,) * 60)),

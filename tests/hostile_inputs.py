@@ -151,7 +151,7 @@ def main_of_all() -> None:
 
     files = (task_files, tensors, archives, heads, universals)
     kinds = {one.__name__: one for one in (*files, explorers, printed, packed, plans, machines, in_runs, paths)}
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("kinds", nargs="*", default=list(kinds), help=", ".join(kinds))
     parser.add_argument("--every", type=int, default=1, help="one in so many")
     asked = parser.parse_args()

@@ -382,7 +382,7 @@ def _printed(batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("what", choices=BATCH, nargs="?", default="values")
     parser.add_argument("number", type=int, nargs="?", default=1000)
     parser.add_argument("seed", type=int, nargs="?", default=random.randrange(10**6))
