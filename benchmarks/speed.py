@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
 REPEATS = 3
-STEPS = 60
+STEPS = 24
 PROMPTS = 8
 
 

@@ -4,7 +4,8 @@
 
 From the folder of a study, of which the plan and the universal heads are read. Measured on the base model, which costs
 what a tuned one does: every set of prompts as the plan asks for them and, for comparison, with demonstrations drawn for
-every query, all forms and all prompts of the learned tasks. `make bench` leaves the comparison out.
+every query, all forms and all prompts of the learned tasks. `make bench` leaves the comparison out, and takes the first
+task and the first probe for all.
 """
 
 from __future__ import annotations
@@ -72,6 +73,8 @@ class Measured(NamedTuple):
 
 def measure(folder: Path, device: str, *, everything: bool = True) -> Measured:
     plan = ivlens.Study.read(folder).plan
+    n_probes, probes = len(plan.evaluation.probes), plan.evaluation.probes[: None if everything else 1]
+    plan = plan.with_changes(evaluation=replace(plan.evaluation, probes=probes))
     model, general = ivlens.load(plan.model, device=device), preparation.general_tasks(plan)
     model.requires_grad_(False)
     torch.set_num_threads(plan.threads)
@@ -83,10 +86,12 @@ def measure(folder: Path, device: str, *, everything: bool = True) -> Measured:
         f"probe {name}": seconds(lambda task=task, probe=probe: method_run._measure_probe(base, task, probe), device)
         for name, (task, probe) in base.probes.items()
     }
+    if not everything:
+        probed = {f"{n_probes} probes like {probes[0]}": n_probes * sum(probed.values())} if probes else {}
     whole = replace(chosen, able_only=False, demonstrations="query", learned_queries=None)
     all_sets = prepare_evaluation(model, stages, general, whole) if everything else None
     return Measured(
-        training_seconds(model, plan, stages, device),
+        training_seconds(model, plan, stages if everything else stages[:1], device),
         asking_seconds(model, asked, device) | probed,
         asking_seconds(model, all_sets, device) | probed if all_sets is not None else {},
     )
