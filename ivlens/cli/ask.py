@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ import typer
 
 from ivlens.cli import options
 from ivlens.cli.checks import choose_template
-from ivlens.cli.output import say_stored
+from ivlens.cli.output import complain, say_stored
 from ivlens.errors import IvlensError
 from ivlens.tables import Table, plain, print_table
 
@@ -112,6 +113,8 @@ def _read(texts: Sequence[str], file: Path | None, answers: Sequence[str]) -> li
     """
     from ivlens.storage.json_files import read_text
 
+    if any(re.search(r"\\n(?![a-z])", text) for text in texts):
+        complain("a prompt has the two letters \\n in it; a line break is typed in bash and zsh as $'Q: hot\\nA:'")
     typed = [line for text in texts for line in (sys.stdin.read().splitlines() if text == "-" else [text])]
     if answers and len(answers) != len(typed):
         raise IvlensError(f"there are {len(answers)} answers to {len(typed)} prompts; give one for each, or none")
@@ -172,7 +175,7 @@ def _print(asked: Sequence[tuple[str, str]], found: Mapping[str, Said]) -> None:
     for name, said in found.items():
         columns += [name, "P(answer)"] if said.probabilities else [name]
         for line, *cells in zip(lines, *said[: 1 + bool(said.probabilities)], strict=True):
-            line += [cells[0], *(f"{value:.3f}" for value in cells[1:])]
+            line += [cells[0] or "(nothing)", *(f"{value:.3f}" for value in cells[1:])]
     print_table(Table("", tuple(columns), ([tuple(line) for line in lines],)), justify="left")
     for name, said in found.items():
         if said.score:

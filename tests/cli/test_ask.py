@@ -47,6 +47,19 @@ def test_replies_stand_side_by_side_and_are_those_of_python(capsys: pytest.Captu
 
 
 @pytest.mark.slow
+def test_a_line_break_that_is_none_and_a_reply_of_nothing_are_said(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ivlens.replies.generation.write_replies", lambda *_, **__: ["cold", ""])
+    assert main(["ask", "lab", r"Q: hot\nA:", "Q: $\\nabla$"]) == 0
+    said = capsys.readouterr()
+    assert table(said.out)[-1][-1] == "(nothing)"
+    assert "a line break is typed in bash and zsh as $'Q: hot\\nA:'" in said.err
+    assert main(["ask", "lab", "Q: hot\nA:", "Q: $\\nabla$"]) == 0
+    assert "line break" not in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_answers_are_scored_and_need_not_be(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "asked.txt").write_text("big\tsmall\n\nhot\tcold\n")
     line = ["ask", "lab", "--file", str(tmp_path / "asked.txt"), "--template", "qa", "--vector", str(RUN)]
