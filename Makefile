@@ -7,7 +7,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
-.PHONY: demo smollm2 fetch quick test test-numerics test-tl4 fuzz check bench figures notebooks docs lab clean
+.PHONY: demo smollm2 fetch quick test test-all test-numerics test-tl4 fuzz check bench figures notebooks docs lab clean
 
 demo: .venv/installed
 	$(BIN)/ivlens audit lab --task antonym --out runs/demo
@@ -24,9 +24,14 @@ fetch: .venv/installed-gguf
 
 # In a few minutes: what each room does on tiny models, without training, browser, notebooks or other processes.
 quick: .venv/installed-test
-	$(PYTEST) tests -m "not (slow or command or browser)"
+	$(PYTEST) tests -m "not (slow or long or command or browser)"
 
+# In ten minutes: all but kills and signals, whole documents and plans, and notebooks.
 test: .venv/installed-test
+	$(PYTEST) tests -m "not long"
+
+# Everything: in half an hour.
+test-all: .venv/installed-test
 	$(PYTEST)
 
 # On this processor's kernels and on those of older ones: numbers are compared within what rounding allows.

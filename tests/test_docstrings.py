@@ -164,7 +164,7 @@ def test_a_public_name_says_what_its_type_cannot_and_shows_it(one: Public):
     assert not found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("one", EVERYTHING, ids=str)
 def test_an_example_prints_what_it_says(one: Public, notebook: Notebook, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(notebook.folder)

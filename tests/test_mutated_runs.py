@@ -15,7 +15,7 @@ from ivlens.storage.atomic_files import LOCK, Lock
 FEW = {"values": 30, "bits": 240}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.command
 @pytest.mark.parametrize("what", FEW)
 def test_a_changed_file_is_a_value_or_a_sentence_and_ends_no_process(what: str) -> None:

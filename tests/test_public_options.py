@@ -107,7 +107,7 @@ def without_top(usual: dict[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in usual.items() if (name, key) != ("heads", "top")}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", off_default(AUDIT))
 def test_an_audit_records_what_it_was_asked_for(tiny: HookedTransformer, word_task: Task, tmp_path: Path, name: str):
     asked = {**without_top(AUDITED, name), name: off_default(AUDIT)[name]}
@@ -119,7 +119,7 @@ def test_an_audit_records_what_it_was_asked_for(tiny: HookedTransformer, word_ta
     assert len(found.vector.heads) == recorded(tmp_path / "run")["top"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", off_default(COMPARISON))
 def test_a_comparison_records_what_it_was_asked_for(
     tiny: HookedTransformer, adapter: Adapter, word_task: Task, tmp_path: Path, name: str

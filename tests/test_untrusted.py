@@ -362,6 +362,7 @@ def fuzz(reader: Reader, folder: Path, examples: int) -> None:
     mutated()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", READERS)
 def test_a_mutated_file_is_read_or_refused_in_a_sentence_of_ours(name: str, tmp_path: Path) -> None:
     fuzz(READERS[name], tmp_path / "files", 50)

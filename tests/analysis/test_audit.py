@@ -268,7 +268,7 @@ def test_a_complete_run_is_read_and_not_computed_again(
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("after", ["effects", "steering", "heads", "measures", "vector"])
 def test_a_run_that_was_cut_off_goes_on_to_the_same_numbers(
     tiny: HookedTransformer, known: Task, found: Audit, folder: Path, tmp_path: Path, after: str
@@ -358,6 +358,7 @@ def test_abilities_are_measured_first_and_kept(
     assert not (tmp_path / "parts").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("at", [3, 8, 14])
 def test_what_was_done_before_an_interruption_is_not_done_again(
     tiny: HookedTransformer, known: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int

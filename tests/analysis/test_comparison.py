@@ -317,7 +317,7 @@ def test_the_base_model_is_left_as_it_was(
     assert hooked.weight_digest(base) == digest
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("given", ["adapter", "model", "merged checkpoint"])
 def test_the_tuned_model_can_be_given_in_every_form(
     found: Comparison,
@@ -346,7 +346,7 @@ def test_models_can_be_given_by_name(checkpoint: Path, adapter_folder: Path, wor
     assert "base → base + tuned" in repr(compare(str(checkpoint), adapter_folder, word_task, **few))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_several_adapters_are_compared_as_their_sum(
     checkpoint: Path, adapter_folder: Path, word_task: Task, tmp_path: Path
 ) -> None:
@@ -445,7 +445,7 @@ def test_without_out_nothing_is_written_and_the_numbers_are_the_same(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("after", [0, 1, 2, 3, 4, 5])
 def test_a_run_that_was_cut_off_goes_on_to_the_same_numbers(
     found: Comparison,
@@ -489,7 +489,7 @@ def test_a_killed_run_leaves_the_base_model_and_goes_on(
     assert_same(compare(base, adapter_folder, word_task, out=tmp_path / "run", **SMALL), found)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("at", [2, 7])
 def test_what_was_done_before_an_interruption_is_not_done_again(
     base: HookedTransformer,

@@ -32,7 +32,7 @@ def opposites() -> Task:
     return dataclasses.replace(whole, pairs=whole.pairs[:40], instructions=(VAGUE, whole.instructions[0], VAGUE))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_wording_that_the_model_follows_is_the_best(
     lab: HookedTransformer, opposites: Task, tmp_path: Path
 ) -> None:

@@ -90,7 +90,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("command", "name"), [(command, one.name) for command, settings in MADE_OF.items() for one in fields(settings)]
 )

@@ -586,6 +586,7 @@ def test_a_torn_record_is_refused(ivlens: Ivlens, checkpoint: Path, copy: Path) 
     assert "run.json cannot be read" in audit_again(ivlens, checkpoint, copy).complaint()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("damage", ["cut", "empty", "another's", "away"])
 def test_a_damaged_or_missing_file_is_refused_by_readers_and_made_again_by_the_command(
     ivlens: Ivlens, checkpoint: Path, copy: Path, finished: Path, damage: str
@@ -682,6 +683,7 @@ def stopped(checkpoint: Path, folder: Path, wanted: signal.Signals) -> Outcome:
     return Outcome(process.returncode, out, err)
 
 
+@pytest.mark.long
 @pytest.mark.command
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are others there")
 @pytest.mark.parametrize("wanted", [signal.SIGINT, signal.SIGKILL])
@@ -712,7 +714,7 @@ memory.WORK = 10**6
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.command
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are others there")
 def test_kills_at_any_moment_change_no_number(checkpoint: Path, tmp_path: Path) -> None:
@@ -819,7 +821,7 @@ CHAT = (
 )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_checkpoints_own_chat_template_is_taken_by_name(ivlens: Ivlens, checkpoint: Path, tmp_path: Path) -> None:
     talking, line = tmp_path / "talking", ["--task", "antonym", "--out", tmp_path / "run", "--template", "chat", *SMALL]
     shutil.copytree(checkpoint, talking)

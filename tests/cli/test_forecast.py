@@ -46,6 +46,7 @@ def words() -> Task:
     return Task(name="words", pairs=pairs, instructions=("w100 w101", "w102"), statement="w103 {input} w104")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("score", "floor"), [("greedy-match", trial_plan.FLOOR), ("f1", 0)])
 def test_what_is_forecast_is_what_is_done(
     score: str, floor: int, tiny: HookedTransformer, words: Task, monkeypatch: pytest.MonkeyPatch

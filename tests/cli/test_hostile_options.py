@@ -94,6 +94,7 @@ def lines(command: str, out: Path) -> Iterator[list[str]]:
                 yield typed
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("command", COMMANDS)
 def test_whatever_is_typed_for_an_option_is_taken_or_refused_in_one_line(
     command: str, capsys: pytest.CaptureFixture[str], tmp_path: Path

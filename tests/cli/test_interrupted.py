@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.command
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="signals and processes are others there")
 @pytest.mark.parametrize("name", ["audit", "compare", "universal", "experiment", "study", "study of two workers"])

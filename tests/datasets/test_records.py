@@ -180,7 +180,7 @@ def test_a_category_of_pandas_is_text(tmp_path: Path) -> None:
     assert task(tmp_path / "mine.parquet").pairs == (Pair("a", "good"), Pair("b", "bad"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_reading_takes_time_in_proportion_to_the_file(tmp_path: Path) -> None:
     def seconds(n: int) -> float:
         records = [{"input": f"word {i}", "output": [f"v{i}", "x"], "id": i} for i in range(n)]
@@ -208,7 +208,7 @@ def quietly(path: Path) -> tuple[Task, list[str]]:
         return task(path), [str(one.message) for one in caught]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_function_vectors_files_are_read() -> None:
     for path in sorted(shared("data/function_vectors").glob("*.json")):
         found, said = quietly(path)

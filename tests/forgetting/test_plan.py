@@ -327,7 +327,7 @@ def test_methods_get_their_settings() -> None:
     assert asked.method("ewc") is not asked.method("ewc"), "a method holds what it has seen of its own cell"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", plan.studies())
 def test_the_built_in_studies_can_be_read_and_their_tasks_exist(name: str) -> None:
     asked = plan.read_plan(name)

@@ -305,6 +305,7 @@ def lines_of(path: Path) -> list[int]:
     return [json.loads(line)["step"] for line in path.read_text().splitlines() if line]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_a_killed_study_goes_on_from_its_checkpoint_to_the_same_numbers(
     found: Study, folder: Path, lab: HookedTransformer, tmp_path: Path
@@ -325,6 +326,7 @@ def test_a_killed_study_goes_on_from_its_checkpoint_to_the_same_numbers(
     assert not list(out.rglob("*.checkpoint"))
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_workers_end_with_a_killed_study_and_several_go_on_to_the_numbers_of_one(
     found: Study, folder: Path, tmp_path: Path
@@ -398,6 +400,7 @@ def assert_same_files(one: Path, other: Path) -> None:
     assert records[0]["files"] == records[1]["files"] and {record["status"] for record in records} == {"complete"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("names", [*([name] for name in list(PARTS)[::2]), list(PARTS)], ids=len)
 def test_what_is_missing_or_broken_is_named_by_readers_and_computed_again(
     found: Study, folder: Path, lab: HookedTransformer, tmp_path: Path, names: list[str]
@@ -460,6 +463,7 @@ def test_a_worker_that_has_other_weights_of_the_name_is_refused(
         cell_jobs._load(cell_jobs.Named("lab", "auto", "auto", "other"))
 
 
+@pytest.mark.long
 def test_parts_of_another_study_are_not_believed(
     found: Study, folder: Path, lab: HookedTransformer, tmp_path: Path
 ) -> None:
@@ -500,6 +504,7 @@ def test_a_study_that_loses_a_part_while_it_works_is_not_complete(
     assert_same_files(out, folder)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("module", ["loop", "method_run"])
 def test_a_study_whose_folder_is_renamed_midway_is_complete_nowhere(
     module: str, lab: HookedTransformer, folder: Path, found: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -600,6 +605,7 @@ def test_guidance_that_adds_nothing_equals_the_plain_method_bit_for_bit(lab: Hoo
     assert str(values["lora+none"]) == str(values["lora+zero"]) == str(values["lora"])
 
 
+@pytest.mark.long
 def test_every_method_runs_with_guidance_and_each_trains_in_a_way_of_its_own(
     lab: HookedTransformer, tmp_path: Path
 ) -> None:
@@ -702,6 +708,7 @@ def test_too_few_prompts_for_the_demonstrations_of_a_guidance_are_refused_before
         ivlens.study(asked, out=tmp_path / "run")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", ["iv", "iv-random", "iv-general", "iv-general-random", "fv"])
 def test_guidance_is_as_long_as_chosen_or_as_said(
     form: str, lab: HookedTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -762,6 +769,7 @@ def test_a_last_step_that_spoils_the_adapter_is_not_kept(
     assert not list((tmp_path / "run").rglob("stage-1.safetensors"))
 
 
+@pytest.mark.long
 def test_an_error_in_a_worker_ends_the_study_with_its_sentence(tmp_path: Path) -> None:
     asked = small_plan(seeds=(0, 1), **DIVERGING)
     with pytest.raises(TrainingError, match=r"stage 1 \(class-letter\).* step \d"):
@@ -921,6 +929,7 @@ def test_a_run_folder_must_be_named(command: Callable[..., Outcome]) -> None:
     assert "--out" in command("lab-func").complaint()
 
 
+@pytest.mark.long
 def test_the_command_runs_what_was_asked_prints_it_and_draws_it(
     command: Callable[..., Outcome], file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

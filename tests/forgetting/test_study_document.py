@@ -47,7 +47,7 @@ def recovery_lines(study: Study) -> Iterator[str]:
         yield f"| {stage} | {' | '.join(cells)} |"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["lab-func", "lab-trace", "lab-long", "lab-func-methods"])
 def test_the_tables_of_the_document_are_those_of_the_record(name: str):
     study = Study.read(ROOT / "figures" / "numbers" / name)

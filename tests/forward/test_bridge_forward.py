@@ -70,7 +70,7 @@ def in_one_sequence(bridge: Any) -> bool:
     return forward_of(bridge).read(TOKENS).in_one_sequence  # pyright: ignore
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", EACH_ARCHITECTURE)
 def test_the_sweep_equals_one_run_per_head_and_each_prompt_alone(name: str) -> None:
     bridge = random_bridge(name, precise(name))
@@ -93,7 +93,7 @@ def test_what_heads_write_is_what_attention_adds_to_the_stream(name: str) -> Non
     assert [path.scale for path in paths] == [0.5 if name == "granite" else 1.0] * 3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", EACH_ARCHITECTURE)
 def test_steering_and_ablating_rows_equal_one_run_for_each(name: str) -> None:
     bridge = random_bridge(name, precise(name))

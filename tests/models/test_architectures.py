@@ -32,7 +32,7 @@ RECORD = json.loads(architectures.RECORD.read_text(encoding="utf-8"))
 DTYPES = {"load": torch.float32, "sweep": torch.float64, "steer": torch.float64, "lora": torch.float32}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_table_says_what_the_code_gives(family: str, tmp_path: Path) -> None:
     found, written = architectures.measure(family, tmp_path), RECORD[family]
@@ -43,7 +43,7 @@ def test_the_table_says_what_the_code_gives(family: str, tmp_path: Path) -> None
     assert [found[name] for name in ("audit", "compare")] == [written["audit"], written["compare"]] == [True, True]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("family", ARCHITECTURES)
 def test_the_table_says_what_the_code_gives_on_a_bridge(family: str) -> None:
     found, written = architectures.measure_bridge(family), RECORD[family]

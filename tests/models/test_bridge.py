@@ -140,7 +140,7 @@ def test_effects_on_a_bridge_are_those_of_hooks_on_transformers_own_model(family
                 assert abs(cie[row, layer, head] - (first_answer(hf, tokens, row) - plain)) < near
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @needs_hooked
 @pytest.mark.parametrize("effect", ["prob", "nll"])
 @pytest.mark.parametrize("family", FAMILIES)

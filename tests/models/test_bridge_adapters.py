@@ -67,7 +67,7 @@ def assert_near(one: Tensor, other: Tensor, tolerance: float) -> None:
     torch.testing.assert_close(one.detach(), other.detach(), rtol=0, atol=tolerance)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", EACH_ARCHITECTURE)
 def test_attaching_is_merging_on_every_architecture_and_leaves_no_trace(name: str) -> None:
     dtype = torch.float32 if name in NOT_IN_FLOAT64 else torch.float64

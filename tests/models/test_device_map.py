@@ -46,7 +46,7 @@ def measured(model: Any, task: Task, effect: str) -> dict[str, torch.Tensor]:
     return {name: one.cpu() for name, one in numbers.items()}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("family", "effect"), [("llama", "prob"), ("gemma2", "nll")])
 def test_an_audit_over_several_devices_is_that_on_one(
     family: str, effect: str, folders: Folders, word_task: Task

@@ -81,6 +81,7 @@ def test_what_was_kept_wrongly_is_not_believed(cached: Path, tmp_path: Path) -> 
     assert weight_digest(model) == digest
 
 
+@pytest.mark.long
 @pytest.mark.command
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

@@ -180,7 +180,7 @@ def in_record(folder: Path) -> Any:
     return json.loads((folder / "run.json").read_text(encoding="utf-8"))["settings"].get("answered_only", "not there")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_audit_is_of_the_queries_that_are_answered_and_says_so(lab: HookedTransformer, tmp_path: Path) -> None:
     few = [
         "--corruption",

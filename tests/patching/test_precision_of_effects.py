@@ -74,7 +74,7 @@ def test_what_does_not_fit_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> 
     assert model.W_O.dtype == torch.float16
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["hooked", "bridge"])
 def test_an_audit_in_16_bits_says_how_far_it_is_from_float32(
     backend: str, folders: Callable[[str], Path], word_task: Task, tmp_path: Path, capsys: pytest.CaptureFixture[str]

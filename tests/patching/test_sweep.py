@@ -94,7 +94,7 @@ def test_a_model_without_norms_is_exact_too() -> None:
     assert_sweep_is_exact(model, "nll")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_sweep_is_exact_on_loaded_checkpoints(family: str, tmp_path) -> None:
     assert_sweep_is_exact(ivlens.load(build(family, tmp_path / "model"), dtype="float64"), "prob")
@@ -129,7 +129,7 @@ def peak_of(run: Callable[[], object]) -> float:
     return max(accumulate(changes)) / 2**20
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("mebibytes", [64, 128, 256])
 def test_the_sweep_keeps_its_memory_budget(mebibytes: int) -> None:
     sizes = {"n_layers": 6, "n_heads": 8, "d_model": 256, "d_head": 32, "d_mlp": 1024, "d_vocab": 20000, "n_ctx": 256}

@@ -71,6 +71,7 @@ def assert_alike(one: object, other: object) -> None:
         assert one == (other if other is None else pytest.approx(other, rel=1e-4, abs=1e-6))
 
 
+@pytest.mark.long
 def test_every_figure_of_the_numbers_has_a_record_and_no_other(drawn):
     assert sorted(drawn) == NAMES
 

@@ -121,7 +121,7 @@ def data_of(folder: Path) -> dict[str, Any]:
 # What is in the file
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_page_can_leave_plotly_to_a_file_that_the_pages_of_a_run_share(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -334,6 +334,7 @@ def opened(tab: Callable[[str], Page], told: list[str]) -> Iterator[Any]:
     assert told == []
 
 
+@pytest.mark.long
 @pytest.mark.browser
 @needs_chrome
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -158,7 +158,7 @@ def test_a_vector_that_is_too_short_is_found_its_length(
     assert unscaled <= 0.3 and chosen >= 0.9
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_audit_reports_the_chosen_length_beside_scale_1(
     lab: HookedTransformer, split_lab: HookedTransformer, antonym: Task, tmp_path: Path
 ) -> None:
@@ -216,7 +216,7 @@ def test_dependence_is_measured_at_the_chosen_length_with_scale_1_beside_it(
     }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_universal_vectors_have_one_place_for_all_tasks(lab: HookedTransformer) -> None:
     tasks = [ivlens.task(name) for name in ("antonym", "english-french")]
     settings = Settings(clean_prompts=40, prompts=8)

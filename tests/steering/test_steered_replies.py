@@ -32,6 +32,7 @@ def lines(found: Audit) -> pd.DataFrame:
     return found.measures.set_index("measure")
 
 
+@pytest.mark.long
 def test_a_table_says_of_which_score_each_accuracy_is(both: dict[str, Audit]) -> None:
     assert set(both["greedy-match"].measures["score"]) == {"greedy-match"}
     scored = lines(both["f1"])["score"]

@@ -69,6 +69,7 @@ def train(model: HookedTransformer, *, form: str | None, method: str) -> tuple[l
     return steps, [factor.detach() for factor in adapter.parameters()]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("family", "form", "method"),
     [

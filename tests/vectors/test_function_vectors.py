@@ -40,7 +40,7 @@ def bytewise(tmp_path_factory: pytest.TempPathFactory) -> HookedTransformer:
 
 @needs_files
 @SPELLED
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("path", FILES or [FOLDER], ids=lambda path: path.stem)
 def test_every_file_is_read_and_audited(bytewise: HookedTransformer, path: Path) -> None:
     raw = json.loads(path.read_text(encoding="utf-8"))
