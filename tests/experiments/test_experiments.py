@@ -58,7 +58,7 @@ def test_trained_vectors_are_those_of_the_comparison(lab: HookedTransformer, mon
     found = ivlens.experiment("trained-vectors", lab, "antonym", **WANTED)
     asked = {**WANTED, "counts": [5, 10], "wrong": trained_vectors.WRONG, "steps": 5}
     known = ivlens.compare_vectors(lab, "antonym", **asked)
-    cells = {part for part in found.table["part"] if part.startswith("accuracy")}
+    cells = {part for part in found.table["part"] if part.startswith("accuracy,")}
     assert cells == {f"accuracy, {share} of outputs wrong" for share in ("0%", "25%", "50%")}
     own: Any = found.table[found.table["part"].isin(list(cells))]
     # Of five pairs, a quarter and a half are as many that change places.
