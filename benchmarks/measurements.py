@@ -33,8 +33,8 @@ from ivlens.shapes import GIB, Head
 from ivlens.steering.rows import steer_every_layer
 
 REPEATS = 2
-VECTORS, ABLATED, READ = 4, 21, 100
-"""Steered at every layer; sets of heads that are ablated; prompts of a mean."""
+VECTORS, ABLATED = 4, 21
+"""Steered at every layer; sets of heads that are ablated."""
 
 
 class Shape(NamedTuple):
@@ -49,6 +49,8 @@ class Shape(NamedTuple):
     """Of a model of Llama's kind; None: of GPT-2's."""
     pos: int = 64
     prompts: int = 4
+    read: int = 25
+    """Prompts of a mean."""
 
     @property
     def block(self) -> tuple[int, int]:
@@ -85,7 +87,7 @@ def costs(shape: Shape) -> dict[str, Cost]:
             s.prompts * s.heads * s.layers,
             s.prompts * (1 + s.heads * s.layers),
         ),
-        "mean_z": Cost(READ * s.layers * s.pos, 0, 0),
+        "mean_z": Cost(s.read * s.layers * s.pos, 0, 0),
         "trials": Cost(read + s.prompts * (s.layers + VECTORS * climbed), 0, s.prompts * (1 + VECTORS * s.layers)),
         "necessity": Cost(read + s.prompts * s.layers * (1 + ABLATED), 0, s.prompts * (1 + ABLATED)),
     }
@@ -210,7 +212,7 @@ def measurements(model: Any, shape: Shape, device: str = "cpu") -> dict[str, Cal
     memory = 2 * GIB if device == "cpu" else 4 * GIB
     return {
         "sweep": lambda: sweep.sweep(model, tokens, z, memory=memory),
-        "mean_z": lambda: mean_z(model, random_prompts(shape, READ, device)),
+        "mean_z": lambda: mean_z(model, random_prompts(shape, shape.read, device)),
         "trials": lambda: steer_every_layer(model, tokens, vectors, memory=memory),
         "necessity": lambda: run_changes(model, tokens, changes, layer=0, z=z),
     }
@@ -241,7 +243,7 @@ def print_measurements(console: Console, shapes: Mapping[str, Shape], device: st
             for maker in ("bridge", "hooked"):
                 own = found.get(maker, {}).get(kind)
                 cells += ["", ""] if own is None else [f"{own[0]:.2f}", f"{own[0] / products:.2f}"]
-            n = READ if kind == "mean_z" else shape.prompts
+            n = shape.read if kind == "mean_z" else shape.prompts
             most = max(own[kind][1] for own in found.values())
             table.add_row(
                 name, f"{kind}, {n} prompts", f"{products:.2f}", *cells, "" if device == "cpu" else f"{most:.1f}"
@@ -307,7 +309,7 @@ def print_all(console: Console, device: str = "cpu") -> None:
         shapes = (
             SHAPES
             if device == "cpu"
-            else {name: shape._replace(prompts=25) for name, shape in {**SHAPES, **LARGE}.items()}
+            else {name: shape._replace(prompts=25, read=100) for name, shape in {**SHAPES, **LARGE}.items()}
         )
         print_measurements(console, shapes, device)
         print_growth(console, SMALL if device == "cpu" else MIDDLE, device)

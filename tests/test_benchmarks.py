@@ -109,7 +109,7 @@ def test_the_tables_of_measurements(measurements: ModuleType, monkeypatch: pytes
     measurements.print_measurements(console, measurements.SHAPES)
     measurements.print_growth(console, measurements.SMALL)
     shown = console.export_text()
-    for line in ("sweep, 2 prompts", "mean_z, 100 prompts", "trials, 2 prompts", "necessity, 2 prompts"):
+    for line in ("sweep, 2 prompts", "mean_z, 25 prompts", "trials, 2 prompts", "necessity, 2 prompts"):
         assert re.search(rf"tiny +│ {line} +│ +[0-9.]+ │ +[0-9.]+ │ +[0-9.]+ │ +[0-9.]+ │ +[0-9.]+", shown), shown
     for line in ("layers +│ +3", "heads +│ +4", "tokens +│ +9", "prompts +│ +2", "rows through a block +│ +512"):
         assert re.search(rf"{line} │ +[0-9.]+ │ +-?[0-9.]+ │ +-?[0-9.]+", shown), shown
