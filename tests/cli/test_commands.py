@@ -179,7 +179,7 @@ def test_the_version_is_that_of_the_package(ivlens: Ivlens) -> None:
 
 
 COMMANDS = [
-    *("audit", "compare", "universal", "study", "show", "figures", "report", "explore", "ask", "convert"),
+    *("audit", "compare", "universal", "study", "experiment", "show", "figures", "report", "explore", "ask", "convert"),
     *("tasks", "prompts"),
 ]
 
