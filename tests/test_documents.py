@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -42,6 +43,19 @@ def test_links_of_a_document_lead_to_files(path: Path) -> None:
 def test_every_path_that_contributors_are_sent_to_exists(name: str) -> None:
     named = set(NAMED.findall(text(ROOT / name)))
     assert named and not [path for path in named if not (ROOT / path).exists()]
+
+
+def test_the_security_page_has_the_counts_of_what_was_tried() -> None:
+    page = text(ROOT / "SECURITY.md").splitlines()
+    for one in json.loads(text(ROOT / "tests" / "tried.json")):
+        what, columns = one["what"], ("tried", "read", "refused", "ended", "broken")
+        if "read" in one:
+            assert one["read"] + one["refused"] + one["broken"] == one["tried"] and one["command"], what
+        elif one["command"]:
+            what = f"{what} (`{one['command']}`)"
+        counts = [one[name] for name in columns if name in one]
+        shown = [f"{count:,}" if isinstance(count, int) else count for count in counts]
+        assert f"| {' | '.join([what, *shown])} |" in page, what
 
 
 def test_every_name_that_contributors_are_sent_to_is_in_its_file() -> None:

@@ -85,6 +85,7 @@ def test_batches_that_are_kept_are_not_run_again(tmp_path: Path, monkeypatch: py
     first = list(mutated_runs.fuzz("values", 6, 1, ("audit", "study"), kept))
     monkeypatch.setattr(mutated_runs, "run_batch", lambda *asked: {"asked": asked, "tried": 0, "faults": []})
     assert list(mutated_runs.fuzz("values", 6, 1, ("audit", "study"), kept)) == first
-    (*again, new) = list(mutated_runs.fuzz("values", 4, 2, ("audit",), kept))
-    assert again == [first[2]] and new == {"asked": ("values", "audit", 2, 3), "tried": 0, "faults": []}
+    assert list(mutated_runs.fuzz("values", 1, 2, ("audit",), kept)) == [first[2]]
+    (new,) = mutated_runs.fuzz("values", 1, 3, ("audit",), kept)
+    assert new["asked"] == ("values", "audit", 1, 3)
     assert mutated_runs.total(first)["tried"] == 6 and mutated_runs.total(first)["read"] == 6
