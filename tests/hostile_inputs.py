@@ -8,6 +8,7 @@ Nothing is written outside of its folder, and nothing to the terminal that canno
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import multiprocessing
 import os
@@ -63,6 +64,7 @@ def attempt(one: Input, place: Path) -> str:
 
 def _child(one: Input, here: Path, out: Path, err: Path) -> None:
     status = 1
+    faulthandler.disable()  # What pytest would print of an abort is said by the status.
     try:
         os.chdir(here)
         for path, stream in ((out, 1), (err, 2)):

@@ -11,6 +11,7 @@ folders of before listed none, and who changes a table can change its digest, to
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import multiprocessing
 import os
@@ -306,6 +307,7 @@ def _outcome(read: Callable[[], object], seconds: float) -> str:
 
 
 def _send(sink: Connection, *asked: Any) -> None:
+    faulthandler.disable()  # What pytest would print of an abort is said by the status.
     for outcome in try_turns(*asked):
         sink.send(outcome)
 
