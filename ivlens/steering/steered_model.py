@@ -94,10 +94,10 @@ def steered(
 
 
 def _positions(position: int | Sequence[int]) -> tuple[int, ...]:
-    found = tuple(position) if isinstance(position, Sequence) and not isinstance(position, str) else (position,)
+    found = (position,) if isinstance(position, int | str) else tuple(position)
     if not found or any(type(one) is not int for one in found):
         raise IvlensError(f"position is {position!r}; give the number of a token, such as -1, or several")
-    return found
+    return found  # pyright: ignore[reportReturnType]
 
 
 def as_vector(vector: InstructionVector | str | Path) -> InstructionVector:
