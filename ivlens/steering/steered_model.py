@@ -94,7 +94,7 @@ def steered(
 
 
 def _positions(position: int | Sequence[int]) -> tuple[int, ...]:
-    found = (position,) if isinstance(position, int | str) else tuple(position)
+    found = tuple(position) if isinstance(position, Sequence) and not isinstance(position, str) else (position,)
     if not found or any(type(one) is not int for one in found):
         raise IvlensError(f"position is {position!r}; give the number of a token, such as -1, or several")
     return found  # pyright: ignore[reportReturnType]
