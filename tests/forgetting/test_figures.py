@@ -425,6 +425,7 @@ def test_the_printed_table_has_the_numbers_of_the_summary(capsys, found):
         "General tasks, change from the base model",
         "Difference from lora (*: clear of 0 by Holm over these 9)",
         "Difference from lora+kl (*: clear of 0 by Holm over these 8)",
+        "Correlation of accuracy with the cosine of the vectors, over probes and stages",
     ]
     tables = {name.partition(" (")[0]: table for name, table in tables.items()}
     values = found.summary.set_index(["method", "measure"])
