@@ -92,6 +92,7 @@ def test_a_job_that_raises_is_named_and_the_others_are_done(engine: Engine, tmp_
     assert {path.name.partition("-")[0] for path in tmp_path.iterdir()} == {"one", "two"}
 
 
+@pytest.mark.long
 def test_a_matrix_on_a_cluster_is_that_of_one_process_to_the_bit(engine: Engine, tmp_path: Path) -> None:
     about: dict[str, Any] = {"shots": 3, "clean_prompts": 6, "prompts": 4, "draws": 1, "queries": 6, "other_tasks": 0}
     here = ivlens.audit_many("lab", ["antonym", "synonym"], out=tmp_path / "here", workers=1, **about)
@@ -110,6 +111,7 @@ def wait_for_end(*processes: int) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.long
 def test_a_machine_that_is_lost_midway_costs_one_retry(cluster: Any, engine: Engine, tmp_path: Path) -> None:
     lost, names, got = cluster.add_node(**MACHINE), ["one", "two", "three"], list[tuple[str, int]]()
     jobs = [job(name, tried_jobs.wait_for_sign, tmp_path, name) for name in names]
