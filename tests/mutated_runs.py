@@ -19,6 +19,7 @@ import random
 import sys
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, partial
@@ -308,6 +309,7 @@ def _outcome(read: Callable[[], object], seconds: float) -> str:
 
 def _send(sink: Connection, *asked: Any) -> None:
     faulthandler.disable()  # What pytest would print of an abort is said by the status.
+    warnings.simplefilter("ignore")  # Which pytest makes errors of; columns that are not read are warned of.
     for outcome in try_turns(*asked):
         sink.send(outcome)
 
