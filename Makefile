@@ -26,7 +26,7 @@ fetch: .venv/installed-gguf
 quick: .venv/installed-test
 	$(PYTEST) tests -m "not (slow or long or command or browser)"
 
-# In ten minutes: all but kills and signals, whole documents and plans, and notebooks.
+# In about ten minutes: all but kills and signals, whole documents and plans, and notebooks.
 test: .venv/installed-test
 	$(PYTEST) tests -m "not long"
 

@@ -50,7 +50,8 @@ def _lines(text: str, path: Path) -> list[tuple[int, list[str]]]:
     even = [sign for sign, found in widths.items() if len(found) == 1 and max(found) > 1]
     if even:
         return parsed[min(even, key=lambda sign: max(widths[sign]) != 2)]
-    sign = max(DELIMITERS, key=lambda sign: len(parsed[sign][0][1]))
+    # Of a file of semicolons alone nothing is left where these stand between cells.
+    sign = max((sign for sign in DELIMITERS if parsed[sign]), key=lambda sign: len(parsed[sign][0][1]))
     wanted = len(parsed[sign][0][1])
     if wanted == 1:
         raise TaskError(f"{path} has one column; write two, with a comma, semicolon or tab between")

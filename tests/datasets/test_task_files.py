@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from benchmark_folders import FILES, instructions, o_lora, questions, sentences, trace, write
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Sequence, Value
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ivlens.bounded_process import BoundedProcess
@@ -152,6 +152,7 @@ def test_a_table_that_is_no_text_or_lacks_a_column_is_refused(tmp_path: Path) ->
 
 @pytest.mark.slow
 @QUICK
+@example([], b";")
 @given(
     st.lists(st.tuples(*[st.text(st.characters(codec="utf-8"), max_size=4)] * 2), max_size=5), st.binary(max_size=40)
 )
