@@ -99,9 +99,14 @@ def multiply_adds(shape: Shape, cost: Cost) -> int:
     return cost.whole * whole + cost.behind * behind + cost.unembedded * shape.width * shape.vocab
 
 
+def precision(device: str) -> torch.dtype:
+    """In which is measured: a GPU's is that of large models there."""
+    return torch.float32 if device == "cpu" else torch.bfloat16
+
+
 def products_seconds(shape: Shape, cost: Cost, device: str) -> float:
     """Seconds of the products alone: as many rows as are carried on average, times weights of the block's sizes."""
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    dtype = precision(device)
     rows = max(1, min(4096, cost.whole // shape.layers))
     block, behind = shape.block
 
@@ -146,7 +151,7 @@ def config_of(shape: Shape) -> Any:
 
 def build(shape: Shape, device: str = "cpu") -> dict[str, Callable[[], Any]]:
     """By maker, what builds a random model."""
-    config, dtype = config_of(shape), torch.float32 if device == "cpu" else torch.bfloat16
+    config, dtype = config_of(shape), precision(device)
     name = "GPT2LMHeadModel" if shape.kv_heads is None else "LlamaForCausalLM"
 
     def hooked() -> Any:
@@ -164,7 +169,8 @@ def build(shape: Shape, device: str = "cpu") -> dict[str, Callable[[], Any]]:
         config.architectures = [name]
         with quiet_transformers(), torch.device(device):
             hf = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager").eval()
-        return TransformerBridge.boot_transformers(name, hf_model=hf, tokenizer=one_word_tokenizer(), device=device)
+        tokenizer = one_word_tokenizer()
+        return TransformerBridge.boot_transformers(name, hf_model=hf, tokenizer=tokenizer, dtype=dtype, device=device)
 
     makers = {"bridge": bridge} | ({"hooked": hooked} if has_hooked() else {})
     return {maker: _quietly(make) for maker, make in makers.items()}

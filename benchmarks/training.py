@@ -6,7 +6,6 @@ them. PEFT's peer is transformers' own model, asked for the logits of the answer
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -14,11 +13,11 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-from measurements import LARGE, SHAPES, Shape, clock, one_word_tokenizer, random_prompts, randomise
+from measurements import LARGE, SHAPES, Shape, build, clock, precision, random_prompts
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from transformer_lens import HookedTransformer, HookedTransformerConfig
+from transformer_lens import HookedTransformer
 
 from ivlens.models import lora
 from ivlens.training.guidance import GUIDANCE, Guide
@@ -26,6 +25,7 @@ from ivlens.training.loop import Examples, Training, finetune
 from ivlens.training.methods import Lora
 
 SMOLLM2 = SHAPES["SmolLM2-135M"]._replace(prompts=8, pos=14)
+MAKERS = {"hooked": "HookedTransformer", "bridge": "TransformerBridge"}
 LLAMA_7B = LARGE["7B"]._replace(prompts=16, pos=9)
 
 
@@ -40,37 +40,8 @@ class Measured(NamedTuple):
     """Bytes at the peak over those at rest, on a GPU; else 0."""
 
 
-def build_hooked(shape: Shape, *, device: str, dtype: torch.dtype) -> HookedTransformer:
-    """A HookedTransformer of random weights."""
-    config = HookedTransformerConfig(
-        n_layers=shape.layers,
-        n_heads=shape.heads,
-        n_key_value_heads=None if shape.kv_heads == shape.heads else shape.kv_heads,
-        d_model=shape.width,
-        d_head=shape.width // shape.heads,
-        d_mlp=shape.mlp,
-        d_vocab=shape.vocab,
-        n_ctx=256,
-        act_fn="silu",
-        normalization_type="RMS",
-        positional_embedding_type="rotary",
-        rotary_dim=shape.width // shape.heads,
-        rotary_adjacent_pairs=False,
-        gated_mlp=True,
-        final_rms=True,
-        original_architecture="LlamaForCausalLM",
-        device=device,
-        dtype=dtype,
-        init_weights=False,
-    )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*HookedTransformer.*", DeprecationWarning)
-        with torch.device(device):
-            return randomise(HookedTransformer(config)).eval().requires_grad_(False)
-
-
 def build_transformers(shape: Shape, *, device: str, dtype: torch.dtype) -> Any:
-    """The same of transformers."""
+    """transformers' own model of random weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -89,20 +60,6 @@ def build_transformers(shape: Shape, *, device: str, dtype: torch.dtype) -> Any:
             return LlamaForCausalLM(config).eval().requires_grad_(False)
         finally:
             torch.set_default_dtype(default)
-
-
-def build_bridge(shape: Shape, *, device: str, dtype: torch.dtype) -> Any:
-    """A TransformerBridge of it."""
-    from transformer_lens.model_bridge import TransformerBridge
-
-    model = build_transformers(shape, device=device, dtype=dtype)
-    model.config.architectures = [type(model).__name__]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        bridge = TransformerBridge.boot_transformers(
-            "random", hf_model=model, tokenizer=one_word_tokenizer(), dtype=dtype, device=device
-        )
-    return bridge.eval().requires_grad_(False)
 
 
 def our_steps(model: HookedTransformer, adapter: lora.Adapter, shape: Shape, form: str | None) -> Iterator[object]:
@@ -209,19 +166,18 @@ def print_trainings(
     shape: Shape = SMOLLM2,
     name: str = "SmolLM2's",
     device: str = "cpu",
-    dtype: torch.dtype = torch.float32,
     repeats: int = 7,
 ) -> None:
     """A step of each maker, plain and guided, against PEFT's and against the products alone."""
-    makers = {"HookedTransformer": build_hooked, "TransformerBridge": build_bridge}
+    dtype = precision(device)
     with ExitStack() as stack:
         models = {"PEFT": build_transformers(shape, device=device, dtype=dtype)}
         trainings = {
             "products alone": product_steps(shape, device=device, dtype=dtype),
             "PEFT": peft_steps(models["PEFT"], shape, device=device),
         }
-        for maker, build in makers.items():
-            model = build(shape, device=device, dtype=dtype)
+        for maker, make in build(shape, device).items():
+            model, maker = make(), MAKERS[maker]
             adapter = lora.fresh(model, lora.LoraConfig())
             stack.enter_context(lora.attached(model, adapter))
             # Speed does not depend on values: plain and guided steps train one adapter in turn.
@@ -275,7 +231,7 @@ def print_all(console: Console, device: str = "cpu") -> None:
     if device == "cpu":
         print_trainings(console)
     else:
-        print_trainings(console, shape=LLAMA_7B, name="a 7B", device=device, dtype=torch.bfloat16)
+        print_trainings(console, shape=LLAMA_7B, name="a 7B", device=device)
 
 
 if __name__ == "__main__":
