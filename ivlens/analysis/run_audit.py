@@ -144,8 +144,7 @@ class Work:
     @cached_property
     def split(self) -> Split:
         whole, asked = self.task.split(shots=self.asked.shots, seed=self.asked.seed), self.asked
-        few = min(asked.queries, MOST_VALIDATION)
-        return whole._replace(validation=whole.validation[:few], evaluation=whole.evaluation[: asked.queries])
+        return whole.at_most(validation=min(asked.queries, MOST_VALIDATION), evaluation=asked.queries)
 
     @cached_property
     def zero_shot(self) -> tuple[Tokens, Tokens]:

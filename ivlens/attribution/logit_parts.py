@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ivlens.attribution.site import Site, read_sites
+from ivlens.attribution.site import Site, at_last, read_sites
 from ivlens.attribution.site_effects import SiteEffects, head_columns
 from ivlens.attribution.site_patching import origin, own_twins
 from ivlens.attribution.writing import HeldNorm
@@ -131,10 +131,8 @@ def split_logits(
 
 
 def _split(model: HookedTransformer, tokens: Tokens, against: Int[Tensor, " token"] | str) -> LogitParts:
-    last = torch.zeros_like(tokens.mask)
-    last[:, -1] = True
     mlps: list[Site] = [] if model.cfg.attn_only else ["mlp_out"]
-    seen = read_sites(model, tokens, last, ["heads", "attn_out", "resid_pre", "resid_post", *mlps])
+    seen = read_sites(model, tokens, at_last(tokens), ["heads", "attn_out", "resid_pre", "resid_post", *mlps])
     at = {site: full_precision(value[:, :, 0]) for site, value in seen.items()}
     n_layers, n_heads, final = model.cfg.n_layers, model.cfg.n_heads, at["resid_post"][:, -1]
     readout, name = forward_of(model).readout(), model_name(model)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Unpack
 import pandas as pd
 import torch
 from jaxtyping import Float
-from scipy import stats
 from torch import Tensor
 
 from ivlens.attribution.head_scores import RANKINGS, ablation_means, score_heads
@@ -152,7 +151,7 @@ def try_heads(
         prompts without the heads.
     """
     split = task.split(shots=settings.shots, seed=settings.seed)
-    split = split._replace(validation=split.validation[:MOST_VALIDATION], evaluation=split.evaluation[:queries])
+    split = split.at_most(validation=MOST_VALIDATION, evaluation=queries)
     z = task_mean_z(model, task, settings)
     return *_steer(model, split, z, sets, settings, memory=memory), _ablate(model, task, split, sets, settings)
 
@@ -202,6 +201,13 @@ def _by_ranking(found: Tensor, sets: HeadSets) -> Found:
     return dict(zip(sets, found.cpu().split([len(several) for several in sets.values()], dim=1), strict=True))
 
 
+def rank_correlation(one: Any, other: Any) -> float:
+    """Spearman's, of two scores of all heads."""
+    from scipy import stats  # Not at once: whoever reads an experiment does not wait for it.
+
+    return float(stats.spearmanr(one, other)[0])  # pyright: ignore[reportArgumentType]
+
+
 def _line(
     name: str,
     scores: dict[Ranking, SiteEffects],
@@ -214,12 +220,11 @@ def _line(
     aie, top = scores["aie"].mean.cpu().flatten(), len(sets["aie"][0])
     is_ranked = name in scores
     own = scores[name].mean.cpu().flatten() if is_ranked else aie  # pyright: ignore[reportArgumentType]
-    correlation: Any = stats.spearmanr(aie, own)
     line: dict[str, Any] = {
         "ranking": name,
         "heads": " ".join(map(str, sets[name][0])) if is_ranked else f"{len(sets[name])} draws",
         "seconds": seconds.get(name, float("nan")),  # pyright: ignore[reportArgumentType, reportCallIssue]
-        "spearman": float(correlation[0]) if is_ranked else float("nan"),
+        "spearman": rank_correlation(aie, own) if is_ranked else float("nan"),
         "shared": len(set(sets[name][0]) & set(sets["aie"][0])) if is_ranked else top * top / total,
         "queries": len(steered[name]),
     }

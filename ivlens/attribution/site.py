@@ -85,6 +85,13 @@ def mean_values(
     return mean if model.cfg.dtype == torch.float64 else mean.float()
 
 
+def at_last(tokens: Tokens) -> Bool[Tensor, "prompt pos"]:
+    """The last token of every prompt."""
+    last = torch.zeros_like(tokens.mask)
+    last[:, -1] = True
+    return last
+
+
 def read_values(model: HookedTransformer, tokens: Tokens, where: Bool[Tensor, "prompt pos"], site: Site) -> Values:
     """A site at some tokens of every prompt, at all layers; on the model's device.
 

@@ -19,7 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ivlens.attribution.site import mean_values
+from ivlens.attribution.rankings import MOST_VALIDATION
+from ivlens.attribution.site import at_last, mean_values
 from ivlens.attribution.trained_vector import train_vector
 from ivlens.datasets.task import Pair, Split, Task
 from ivlens.datasets.task import task as find_task
@@ -46,7 +47,6 @@ HEAD_SUM, MEAN_DIFFERENCE, TRAINED, WEIGHED = "head sum", "mean difference", "tr
 OWN_PLACE, RANDOM = "mean difference, own place", "random"
 FEWEST = 3
 """Pairs that prompts with demonstrations can be made of."""
-MOST_VALIDATION = 30
 COLUMNS = (
     *("pairs", "wrong", "vector", "accuracy", "accuracy_low", "accuracy_high"),
     *("gain", "gain_low", "gain_high", "cosine", "layer", "norm", "queries"),
@@ -107,7 +107,7 @@ def compare_vectors(
     task = leave_out_long(model, task, shots=chosen.shots, template=chosen.template)
     effects = indirect_effects(model, task, settings=chosen, memory=memory)
     split, heads = task.split(shots=chosen.shots, seed=chosen.seed), effects.top(top)
-    split = split._replace(validation=split.validation[:MOST_VALIDATION], evaluation=split.evaluation[:queries])
+    split = split.at_most(validation=MOST_VALIDATION, evaluation=queries)
     validation = tokenize(model, zero_shot(split.validation, template=chosen.template))
     whole = write_vector(model, effects.mean_z, heads)
     place = search_places(model, validation, whole[None], memory=memory).best()
@@ -188,8 +188,9 @@ class _Maker:
         }
         made = {kind: _Made(with_norm(one[None].to(summed), self.norm), self.layer) for kind, one in found.items()}
         random = gaussians(summed, draws=self.draws, seed=settings.seed, norm=self.norm)
-        own = best_of_layers(model, self.validation, difference.to(summed), memory=self.memory)
-        at_its_best = _Made(own.scale * difference[own.layer].to(summed)[None], own.layer)
+        by_layer = difference.to(summed)
+        own = best_of_layers(model, self.validation, by_layer, memory=self.memory)
+        at_its_best = _Made(own.scale * by_layer[own.layer][None], own.layer)
         return {**made, OWN_PLACE: at_its_best, RANDOM: _Made(random, self.layer)}
 
 
@@ -197,9 +198,7 @@ def mean_difference(model: HookedTransformer, clean: Tokens, bare: Tokens) -> Fl
     """Mean residual stream behind each block at the last token of clean prompts, less that of bare queries."""
     streams = []
     for tokens in (clean, bare):
-        last = torch.zeros_like(tokens.mask)
-        last[:, -1] = True
-        streams.append(mean_values(model, tokens, last, "resid_post")[0, :, 0])
+        streams.append(mean_values(model, tokens, at_last(tokens), "resid_post")[0, :, 0])
     return streams[0] - streams[1]
 
 

@@ -51,9 +51,7 @@ def audit(
     only: Annotated[
         Only | None, typer.Option(help="Stop behind the AIE of heads; the same command without it goes on from there.")
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done and how long it takes; write nothing.")
-    ] = False,
+    dry_run: options.DryRun = False,
     **typed: Any,
 ) -> None:
     """Find the heads that carry a task, build their vector, and measure what it does beside controls.

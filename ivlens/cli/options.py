@@ -117,6 +117,7 @@ TemplateOptions = Annotated[
         help="A variable of the chat template's own, such as enable_thinking=false; several.",
     ),
 ]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and how long it takes; write nothing.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16, float64.")]
 Backend = Annotated[

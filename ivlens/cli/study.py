@@ -143,9 +143,7 @@ def experiment(
     backend: options.Backend = "auto",
     device_map: options.DeviceMap = None,
     memory: options.Memory = "2GiB",
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done and how long it takes; write nothing.")
-    ] = False,
+    dry_run: options.DryRun = False,
     **typed: Any,
 ) -> None:
     """Run the experiment of an open question, with its control: a table, a figure and a sentence."""

@@ -48,6 +48,10 @@ class Split(NamedTuple):
     evaluation: tuple[Pair, ...]
     """Measures; nothing is chosen on it."""
 
+    def at_most(self, *, validation: int, evaluation: int) -> Split:
+        """The same with no more pairs that choose, and that measure, than asked for."""
+        return self._replace(validation=self.validation[:validation], evaluation=self.evaluation[:evaluation])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:

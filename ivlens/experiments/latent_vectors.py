@@ -17,6 +17,7 @@ from torch import Tensor
 from ivlens.attribution.trained_vector import train_vector
 from ivlens.attribution.vector_comparison import best_of_layers, mean_difference
 from ivlens.experiments.findings import CHOSEN, RANDOM
+from ivlens.experiments.settings import STEPS
 from ivlens.experiments.work import Work
 from ivlens.kept_batches import keep_batch
 from ivlens.patching.activations import mean_z, path_to_residual
@@ -32,7 +33,6 @@ from ivlens.vectors.head_writing import write_vector
 HEAD_SUM, TRAINED, DIFFERENCE = "head sum", "trained vector", "mean difference"
 INSIDE, OUTSIDE = "inside the heads' span", "outside of it"
 """The two parts of the mean difference."""
-STEPS = 100
 Span = Float[Tensor, "written d_model"]
 
 

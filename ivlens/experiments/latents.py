@@ -20,9 +20,9 @@ from ivlens.experiments.latent_vectors import (
     HEAD_SUM,
     INSIDE,
     OUTSIDE,
-    STEPS,
     make_latents,
 )
+from ivlens.experiments.settings import STEPS
 from ivlens.experiments.work import Question, Work
 from ivlens.patching.activations import score_answers
 from ivlens.patching.effects import indirect_effects
@@ -134,7 +134,7 @@ def _patch(work: Work, effects: HeadEffects) -> Answered:
 def _cost(work: Work, pace: Pace) -> Mapping[str, float]:
     asked, (n_layers, n_heads) = work.asked, work.grid
     validation, queries = len(work.split.validation), len(work.split.evaluation)
-    sweep = asked.clean_prompts * pace.reading + asked.prompts * pace.patching
+    sweep = work.effects_seconds(pace)
     searched = (1 + asked.draws) * (count_coarse(n_layers, 1) + NEIGHBOURS)
     searched += (n_layers + 2 * (1 + asked.draws)) * len(SCALES)
     steps = len(ablations.counts(n_layers * n_heads))

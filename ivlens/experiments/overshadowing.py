@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ivlens.attribution import site_sweep
-from ivlens.attribution.site import Site, read_values
+from ivlens.attribution.site import Site, at_last, read_values
 from ivlens.datasets.task import Task
 from ivlens.datasets.task import task as find_task
 from ivlens.experiments import update_parts
@@ -79,21 +79,22 @@ class _Answers(NamedTuple):
 def _merge_parts(work: Work, carriers: Sequence[Head]) -> Iterator[Line]:
     update, draws = _find_update(work), work.asked.draws
     parts = update_parts.name_parts(update)
-    none, whole = _ask(work, "nothing", lambda: update_parts.only(update, [])), _ask(work, "everything", lambda: update)
+    ask = partial(_ask, work, cache(partial(_prompts, work)))
+    none, whole = ask("nothing", lambda: update_parts.only(update, [])), ask("everything", lambda: update)
     for name, kind, own in ((BASE, NONE, none), (TUNED, AFTER, whole)):
         for way in (ALONE, BUT):
             yield from _shares(way, name, kind, [own])
-    alone = {name: _ask(work, f"only {name}", partial(update_parts.only, update, own)) for name, own in parts.items()}
-    but = {name: _ask(work, f"but {name}", partial(update_parts.all_but, update, own)) for name, own in parts.items()}
+    alone = {name: ask(f"only {name}", partial(update_parts.only, update, own)) for name, own in parts.items()}
+    but = {name: ask(f"but {name}", partial(update_parts.all_but, update, own)) for name, own in parts.items()}
     single = [name for name, own in parts.items() if len(own) == 1]
     worst = min(single, key=lambda name: alone[name].chosen)
     needed = max(single, key=lambda name: but[name].chosen)
     yield number(CHOICE, worst, ALONE, none.chosen - alone[worst].chosen)
     yield number(CHOICE, needed, BUT, but[needed].chosen - whole.chosen)
     for name, own in parts.items():
-        make = partial(_random_part, work, update_parts.only(update, own))
+        make = partial(update_parts.random_like, update_parts.only(update, own), seed=work.asked.seed)
         random = [
-            _ask(work, f"random {name} {draw}", partial(make, draw))
+            ask(f"random {name} {draw}", partial(make, draw=draw))
             for draw in range(draws if name == worst else min(draws, FEW))
         ]
         yield from _shares(ALONE, name, CHOSEN, [alone[name]])
@@ -103,15 +104,21 @@ def _merge_parts(work: Work, carriers: Sequence[Head]) -> Iterator[Line]:
         yield difference(LOST, name, CHOSEN, lost)
         yield beyond(f"{LOST}, {OVER_RANDOM}", name, lost, torch.stack([none.first - one.first for one in random], 1))
         yield difference(GAINED, name, CHOSEN, but[name].first - whole.first)
-    yield from _leave_out_heads(work, update, carriers, whole)
+    yield from _leave_out_heads(work, ask, update, carriers, whole)
 
 
-def _leave_out_heads(work: Work, update: Adapter, carriers: Sequence[Head], whole: _Answers) -> Iterator[Line]:
+def _leave_out_heads(
+    work: Work,
+    ask: Callable[[str, Callable[[], Adapter]], _Answers],
+    update: Adapter,
+    carriers: Sequence[Head],
+    whole: _Answers,
+) -> Iterator[Line]:
     """All of the update but what it does to the heads that carry the task, or to as many others."""
     at, found = f"{len(carriers)} heads", dict[str, list[_Answers]]()
     for kind, sets in ((CHOSEN, [carriers]), (RANDOM, work.random_heads(carriers))):
         found[kind] = [
-            _ask(work, f"but heads {kind} {draw}", partial(update_parts.without_heads, work.model, update, heads))
+            ask(f"but heads {kind} {draw}", partial(update_parts.without_heads, work.model, update, heads))
             for draw, heads in enumerate(sets)
         ]
         yield from _shares(BUT, at, kind, found[kind])
@@ -128,13 +135,17 @@ def _shares(way: str, name: str, kind: str, found: Sequence[_Answers]) -> Iterat
             yield share(f"{part}, {way}", name, kind, values)
 
 
-def _ask(work: Work, name: str, make: Callable[[], Adapter]) -> _Answers:
-    """Kept under a name; the update is merged as long as the model is asked."""
+def _ask(work: Work, prompts: Callable[[], Mapping[str, Tokens]], name: str, make: Callable[[], Adapter]) -> _Answers:
+    """Kept under a name; the update is merged as long as the model is asked.
+
+    Args:
+        prompts: What it is asked, which is written once for all updates, and not at all where everything is kept.
+    """
 
     def compute() -> pd.DataFrame:
         parts = []
         with lora.merged(work.model, make()):
-            for group, tokens in _prompts(work).items():
+            for group, tokens in prompts().items():
                 right, first = score_answers(work.model, tokens)
                 parts.append(pd.DataFrame({"group": group, "right": right.double(), "first": first.double()}))
         return pd.concat(parts, ignore_index=True)
@@ -167,10 +178,6 @@ def find_learned(name: str) -> Task:
     return find_task(FILES.get(name, name))
 
 
-def _random_part(work: Work, part: Adapter, draw: int) -> Adapter:
-    return update_parts.random_like(part, seed=work.asked.seed, draw=draw)
-
-
 def _find_update(work: Work) -> Adapter:
     assert work.tuned is not None
     tuned = work.tuned.model
@@ -184,8 +191,7 @@ def _tuned(work: Work) -> AbstractContextManager[HookedTransformer]:
 
 def _patch(work: Work, effects: HeadEffects, carriers: Sequence[Head]) -> Iterator[Line]:
     tokens = work.shown(work.split.evaluation)
-    last = torch.zeros_like(tokens.mask)
-    last[:, -1] = True
+    last = at_last(tokens)
     sites: dict[str, Site] = {
         name: site for name, site in SITES.items() if site != "mlp_out" or not work.model.cfg.attn_only
     }
@@ -245,7 +251,7 @@ def _cost(work: Work, pace: Pace) -> Mapping[str, float]:
     prompts = len(work.split.validation) + len(work.split.evaluation) + (asked.queries if asked.learned else 0)
     queries = len(work.split.evaluation)
     return {
-        "AIE before and after": 2 * (asked.clean_prompts * pace.reading + asked.prompts * pace.patching),
+        "AIE before and after": 2 * work.effects_seconds(pace),
         "parts of the update": asks * prompts * pace.reading,
         "patching": queries * (12 * pace.reading + (2 * len(SITES) * n_layers + 1 + asked.draws) * pace.row),
     }

@@ -9,10 +9,9 @@ import time
 from collections.abc import Iterator, Mapping
 
 import pandas as pd
-from scipy import stats
 
 from ivlens.attribution.head_scores import RANKINGS, score_heads
-from ivlens.attribution.rankings import HeadSets, try_heads
+from ivlens.attribution.rankings import HeadSets, rank_correlation, try_heads
 from ivlens.experiments.findings import CHOSEN, RANDOM, Found, Line, beyond, difference, number, share
 from ivlens.experiments.work import Question, Work
 from ivlens.patching.pace import Pace
@@ -71,12 +70,12 @@ def _heads(table: pd.DataFrame) -> list[Head]:
 def _correlation(one: pd.DataFrame, other: pd.DataFrame) -> float:
     """Spearman's, of the scores of all heads."""
     scores = [table.set_index(["layer", "head"])["score"].sort_index() for table in (one, other)]
-    return float(stats.spearmanr(*scores)[0])  # pyright: ignore[reportArgumentType]
+    return rank_correlation(*scores)
 
 
 def _cost(work: Work, pace: Pace) -> Mapping[str, float]:
     asked, queries = work.asked, len(work.split.evaluation)
-    sweep = asked.clean_prompts * pace.reading + asked.prompts * pace.patching
+    sweep = work.effects_seconds(pace)
     vectors, places = len(RANKINGS) + asked.draws, count_coarse(work.grid[0], 1) + NEIGHBOURS
     return {
         "AIE": sweep,

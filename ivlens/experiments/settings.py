@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ivlens.analysis.options import MOST_VALIDATION
 from ivlens.patching.settings import Options, Settings, document_options, option
 
-MOST_VALIDATION = 30
-"""Pairs that places, parts and numbers of heads are chosen on."""
+STEPS = 100
+"""Of a trained vector."""
 
 
 class ExperimentOptions(Options, total=False):

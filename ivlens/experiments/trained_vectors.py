@@ -20,6 +20,7 @@ from ivlens.attribution.vector_comparison import (
     count_wrong,
 )
 from ivlens.experiments.findings import FINDINGS, Found, Line
+from ivlens.experiments.settings import STEPS
 from ivlens.experiments.work import Question, Work
 from ivlens.measures import Interval
 from ivlens.patching.pace import Pace
@@ -27,7 +28,6 @@ from ivlens.steering.search import NEIGHBOURS, SCALES, count_coarse
 
 COUNTS, WRONG = (5, 10, 20, 50, 100), (0.0, 0.25, 0.5)
 """Pairs that vectors are made of, and shares of them that have another one's output."""
-STEPS = 100
 ACCURACY, GAIN, COSINE = "accuracy", "more than the head sum", "cosine to the head sum of all pairs"
 
 
@@ -84,7 +84,7 @@ def _cost(work: Work, pace: Pace) -> Mapping[str, float]:
     places = count_coarse(n_layers, 1) + NEIGHBOURS + len(_cells(work)) * n_layers * len(SCALES)
     trained = sum(count for count, _ in _cells(work)) + len(_cells(work)) * validation / EVERY
     return {
-        "AIE": asked.clean_prompts * pace.reading + asked.prompts * pace.patching,
+        "AIE": work.effects_seconds(pace),
         # Forward and back, of a free vector and of one of weighed heads.
         "training": 2 * STEPS * trained * 3 * pace.row,
         "places": places * validation * pace.row,

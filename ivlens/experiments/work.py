@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from ivlens.analysis.options import MOST_VALIDATION
 from ivlens.datasets.task import Pair, Split, Task
 from ivlens.experiments.findings import FINDINGS, Found, Line
-from ivlens.experiments.settings import MOST_VALIDATION, ExperimentSettings
+from ivlens.experiments.settings import ExperimentSettings
 from ivlens.patching.settings import Settings
 from ivlens.prompts.builders import clean, zero_shot
 from ivlens.prompts.choices import Source
@@ -74,8 +75,7 @@ class Work:
     def split(self) -> Split:
         """The task's parts, those that choose and report no longer than was asked for."""
         whole, queries = self.task.split(shots=self.asked.shots, seed=self.asked.seed), self.asked.queries
-        few = min(queries, MOST_VALIDATION)
-        return whole._replace(validation=whole.validation[:few], evaluation=whole.evaluation[:queries])
+        return whole.at_most(validation=min(queries, MOST_VALIDATION), evaluation=queries)
 
     def bare(self, pairs: Sequence[Pair]) -> Tokens:
         """Queries alone."""
@@ -102,6 +102,10 @@ class Work:
         """All heads, in orders drawn at random."""
         n_layers, n_heads = self.grid
         return draw_heads(self.grid, n_layers * n_heads, draws=self.asked.draws, seed=self.asked.seed)
+
+    def effects_seconds(self, pace: Pace) -> float:
+        """What mean outputs and the effects of all heads take, about."""
+        return self.asked.clean_prompts * pace.reading + self.asked.prompts * pace.patching
 
     def lines(self, name: str, compute: Callable[[], Iterable[Line]]) -> list[Line]:
         """Lines that are kept until the run is complete, under a name of their own."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -120,7 +121,7 @@ def test_a_part_does_what_its_weights_do(tiny: HookedTransformer, word_task: Tas
     adapter = random_adapter(tiny, size=1.0)
     work = prepare("overshadowing", tiny, word_task, tuned=adapter, **ASKED)
     part = update_parts.only(adapter, ["blocks.1.attn.W_V"])
-    found = study._ask(work, "one", lambda: part)
+    found = study._ask(work, partial(study._prompts, work), "one", lambda: part)
     before = tiny.blocks[1].attn.W_V.detach().clone()
     (factors,) = part.factors.values()
     update = lora.update_matrix(factors, part.scale)
