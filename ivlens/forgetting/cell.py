@@ -127,6 +127,10 @@ class MethodRun:
         before = self._read(stage)
         files = self._describe(stage, (MEASURES, GRIDS), more)
         self._write(stage, learned={} if before is None else before.learned, measured=files)
+        self.clear_up(stage)
+
+    def clear_up(self, stage: int) -> None:
+        """Remove what was kept to go on from, of a stage that is done."""
         self.path(stage, ".checkpoint").unlink(missing_ok=True)
         shutil.rmtree(self.path(stage, "-batches"), ignore_errors=True)
 

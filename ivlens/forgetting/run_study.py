@@ -157,6 +157,10 @@ def _finish(run: run_folder.Run, asked: Plan) -> None:
             "was at work; run the same command again, and what is missing is computed again"
         )
     cells = cell_jobs.all_cells(asked, run)
+    with run.writing():
+        for one in cells:
+            for stage in one.stages:  # A process that was killed behind its last line has left them.
+                one.clear_up(stage)
     for name, suffix, columns in (
         ("evaluations", cell.MEASURES, EVALUATIONS),
         ("steps", cell.STEPS, STEPS),

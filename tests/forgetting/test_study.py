@@ -426,6 +426,19 @@ def test_what_is_whole_is_not_computed_again(
     assert_same_files(copy, folder)
 
 
+def test_what_a_process_left_that_was_killed_behind_its_last_line_is_removed(
+    folder: Path, lab: HookedTransformer, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    left = copy / "cells" / "lora+iv-0"
+    (left / "stage-1-batches" / "guide").mkdir(parents=True)
+    (left / "stage-2.checkpoint").touch()
+    damage(copy / "steps.parquet", "away")
+    ivlens.study(PLAN, out=copy, model=lab)
+    assert_same_files(copy, folder)
+    assert not [*copy.rglob("*-batches"), *copy.rglob("*.checkpoint")]
+
+
 def test_a_cell_elsewhere_goes_on_from_what_the_study_has_and_sends_the_rest(
     found: Study, folder: Path, lab: HookedTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
