@@ -23,6 +23,7 @@ pytestmark = [
 EVERY = 1 if os.environ.get("IVLENS_FUZZ") else 40
 
 
+@pytest.mark.long
 @pytest.mark.command
 def test_no_input_of_bad_faith_breaks_a_promise() -> None:
     command = [sys.executable, hostile_inputs.__file__, "--every", str(EVERY)]
@@ -62,6 +63,7 @@ def test_what_should_not_happen_is_told(
     assert outcome in attempt(Input("one", lambda _: read), tmp_path)
 
 
+@pytest.mark.long
 def test_a_turn_that_ends_its_process_is_counted_and_the_next_ones_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     turns = {"draws": os.abort, "effects": lambda: time.sleep(60)}
 

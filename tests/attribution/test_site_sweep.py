@@ -90,6 +90,7 @@ def test_heads_at_the_last_token_are_the_sweep_of_the_aie() -> None:
     torch.testing.assert_close(found, sweep.sweep(model, TOKENS, values[0, :, 0], effect="nll"), rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("site", SITES)
 def test_a_site_given_its_own_values_changes_nothing(site: Site) -> None:
     model, where = random_hooked("gpt2"), some_columns(TOKENS)

@@ -441,7 +441,7 @@ def test_answers_that_begin_alike_are_warned_of_and_the_run_goes_on(
     assert "(such as 'zq0', 'zq1', 'zq10' and 11 more)" in warning and "effect='nll'" in warning
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_adapter_is_audited_in_a_folder_of_its_own(
     ivlens: Ivlens, checkpoint: Path, adapter: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -455,7 +455,7 @@ def test_an_adapter_is_audited_in_a_folder_of_its_own(
     assert base["name"] == tuned["name"] and base["digest"] != tuned["digest"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_several_adapters_are_audited_as_merged_one_after_the_other(
     ivlens: Ivlens, checkpoint: Path, adapter: Path, tmp_path: Path
 ) -> None:

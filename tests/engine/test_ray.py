@@ -193,6 +193,7 @@ def garbage(connection: socket.socket) -> None:
     connection.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", ["", "ray://"])
 @pytest.mark.parametrize("reply", [garbage, lambda connection: None], ids=["garbage", "silence"])
 def test_somebody_else_at_the_address_is_one_line_within_seconds(

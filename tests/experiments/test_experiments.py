@@ -70,6 +70,7 @@ def test_trained_vectors_are_those_of_the_comparison(lab: HookedTransformer, mon
     assert set(own.loc[own["kind"] == vector_comparison.RANDOM, "draws"]) == {3}
 
 
+@pytest.mark.slow
 def test_an_interrupted_experiment_goes_on_to_the_same_numbers(
     lab: HookedTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,6 +112,7 @@ def test_what_an_experiment_costs_is_said_before(name: str, lab: HookedTransform
     assert slow == pytest.approx(4 * fast) and slow > 100
 
 
+@pytest.mark.slow
 def test_the_command_lists_runs_and_shows(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lab: HookedTransformer
 ) -> None:
@@ -171,6 +173,7 @@ def test_a_task_that_a_model_does_not_do_is_said_first(right: float, is_said: bo
     assert found.verdict.endswith(ivlens.Experiment(name="rankings", model="m", task="t", table=table).verdict)
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_do_a_task_is_said_before_the_work(tiny: HookedTransformer, word_task: Task) -> None:
     adapter = ivlens.lora.fresh(tiny, ivlens.lora.LoraConfig(rank=1, layers=(1,)))
     adapter.factors["blocks.1.attn.W_V"].B.fill_(0.1)

@@ -28,6 +28,7 @@ def shown(row: np.ndarray) -> list[str]:
     return [f"{value // 100}.{value % 100:02d}" for value in row.tolist()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "gemma2", "mistral"])  # Learned positions; soft caps; a sliding window.
 def test_every_row_is_the_pattern_of_the_prompt_alone_as_two_decimals_print_it(
     folders: Callable[[str], Path], family: str
@@ -43,6 +44,7 @@ def test_every_row_is_the_pattern_of_the_prompt_alone_as_two_decimals_print_it(
                     assert shown(own.row(layer, head, token)) == rounded(pattern[head, token])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama-gqa", "gpt-oss", "falcon-alibi"])  # Of gpt-oss a sink takes the rest.
 def test_of_a_bridge_it_is_what_transformers_computes(name: str):
     bridge, tokens = random_bridge(name), random_tokens(n=2, vocab=100)

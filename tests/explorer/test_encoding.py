@@ -38,6 +38,7 @@ def test_attention_is_unpacked_as_it_was_packed(tokens: int):
     assert all((getattr(again, name) == getattr(made, name)).all() for name in ("last", "counts", "weights", "keys"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", [2, 256, 300])
 def test_packed_attention_is_unfolded_no_further_than_its_heads_and_tokens_allow(tokens: int):
     made = made_up_attention(2, 2, tokens, torch.Generator().manual_seed(1))

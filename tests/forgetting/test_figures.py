@@ -159,6 +159,7 @@ def test_accuracy_is_of_the_tasks_learned_so_far_and_of_general_tasks(found, dra
             assert list(general.x) == [0, 1, 2, 3] and general.y == pytest.approx(wanted)
 
 
+@pytest.mark.slow
 def test_the_last_stage_of_accuracy_is_what_the_table_of_methods_says(found, drawn):
     summary = found.summary.set_index(["method", "measure"])
     for panel, method in enumerate(METHODS):
@@ -285,6 +286,7 @@ def test_methods_stand_beside_each_other_with_the_numbers_of_the_summary(found, 
     assert figure.layout.shapes[0].x0 == pytest.approx(base)
 
 
+@pytest.mark.slow
 def test_the_trade_off_joins_forms_that_differ_in_their_weight_only(found, drawn):
     figure, summary = drawn["trade-off"], found.summary.set_index(["measure", "method"])["value"]
     assert [trace.name for trace in figure.data] == ["lora", "lora+iv", "lora+kl"]

@@ -152,6 +152,7 @@ def test_a_file_that_is_not_there_or_no_toml_is_refused(tmp_path: Path) -> None:
         plan.read_plan(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_plan_of_very_many_parts_is_read_in_time_by_its_length(tmp_path: Path) -> None:
     many = {
         "families": "[families]\n" + "".join(f"f{i} = ['a{i}']\n" for i in range(50_000)),

@@ -181,6 +181,7 @@ def test_accuracy_stands_beside_the_cosine_of_its_own_probe_and_stage():
     assert recovery.similarity(table[table["kind"] == "general"]).empty
 
 
+@pytest.mark.slow
 def test_a_correlation_is_told_of_every_method_and_of_all_and_drawn_beside_its_points():
     found = Findings(evaluations())
     lines = recovery.correlations(found.similarity).set_index("method")
@@ -208,6 +209,7 @@ def test_a_correlation_has_the_jackknifes_interval_over_groups() -> None:
     assert (found.low, found.high) == pytest.approx(tuple(np.tanh(math.atanh(found.mean) + np.array([-half, half]))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groupings", [1, 2])
 def test_the_interval_of_a_correlation_covers_that_of_other_groups(groupings: int) -> None:
     """Groups differ in both means, so that samples of one are no independent evidence."""

@@ -565,6 +565,7 @@ def test_an_unfinished_study_and_a_run_of_another_kind_are_not_read(folder: Path
 # Without a trace
 
 
+@pytest.mark.long
 def test_an_exception_in_a_stage_leaves_no_trace_and_the_study_goes_on_later(
     found: Study, folder: Path, lab: HookedTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

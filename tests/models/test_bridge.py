@@ -225,7 +225,7 @@ def numbers(frame: pd.DataFrame) -> torch.Tensor:
     return torch.tensor(frame.select_dtypes("number").to_numpy(float))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @needs_hooked
 def test_a_bridge_is_audited_with_the_numbers_of_a_hooked_transformer(
     folders: Folders, word_task: Task, tmp_path: Path
@@ -317,6 +317,7 @@ def test_a_bridge_is_returned_as_it_is(folders: Folders) -> None:
         ivlens.load(bridge, dtype="bfloat16")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_a_bridge_that_was_not_told_the_precision_of_its_weights_is_measured_in_it(
     dtype: torch.dtype, folders: Folders
@@ -408,6 +409,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_bridge_to_another_kind_of_model_is_refused(case: str) -> None:
     make, sentence = REFUSED[case]

@@ -147,6 +147,7 @@ def test_a_model_that_comes_out_different_is_refused(llama: Path, monkeypatch: p
         load_without_adapters(llama)
 
 
+@pytest.mark.long
 @pytest.mark.command
 def test_loading_twice_gives_the_same_digest_in_any_process(llama: Path) -> None:
     code = (
@@ -169,6 +170,7 @@ def test_the_digest_changes_with_one_weight_and_with_the_dtype(llama: Path) -> N
     assert weight_digest(model) != digest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
 def test_the_dtype_holds_everywhere(dtype: str, llama: Path) -> None:
     model, wanted = load_without_adapters(llama, dtype=dtype), getattr(torch, dtype)

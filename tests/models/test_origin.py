@@ -43,6 +43,7 @@ def test_a_digest_is_computed_once_for_all_processes(
     assert weight_digest(model) == weight_digest(ivlens.load(folder)) == digest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["one weight", "two rows", "two columns", "a norm"])
 def test_a_changed_weight_has_a_digest_of_its_own_however_it_was_changed(
     change: str, cached: Path, tmp_path: Path

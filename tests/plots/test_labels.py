@@ -104,6 +104,7 @@ def test_what_has_no_interval_has_no_bar_of_no_length():
         assert not isinstance(end, list), "in a list NaN is null, which plotly draws as 0"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "methods"), [((30, 9), 3), ((80, 64), 3), ((6, 8), 3), ((32, 32), 1)])
 def test_heads_of_a_deep_model_stand_on_one_page(shape, methods):
     rows = [

@@ -80,6 +80,7 @@ def test_tokens_are_those_of_the_tokenizers_own_conversation(
     assert tokenizer.convert_ids_to_tokens(found.answers[0].tolist()) == ["w6", "w7"]
 
 
+@pytest.mark.slow
 def test_an_answer_begins_as_the_template_begins_it(talking: HookedTransformer) -> None:
     assert with_template(talking, TAGGED).render(QUERY).answer == "w6 w7"
     assert with_template(talking, SPACED).render(QUERY).answer == " w6 w7"

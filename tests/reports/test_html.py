@@ -145,6 +145,7 @@ def test_the_answer_of_a_study_is_a_sentence_and_a_table(folders: dict[str, Path
     assert first.split()[0] == "method" and "lora+kl" in first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_page_holds_plotly_once_and_names_no_other_file(folders: dict[str, Path], kind: str) -> None:
     page = (folders[kind] / "report.html").read_text(encoding="utf-8")
@@ -156,6 +157,7 @@ def test_a_page_holds_plotly_once_and_names_no_other_file(folders: dict[str, Pat
     assert not re.search(r"url\(|@import|https?://", own)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_policy_of_a_page_allows_its_own_scripts_and_nothing_else(folders: dict[str, Path], kind: str) -> None:
     found = elements(folders[kind])
@@ -193,11 +195,13 @@ def test_figures_and_tables_are_those_of_the_run(folders: dict[str, Path], kind:
     assert page.answer in [text for _, text in elements(folders[kind]).all("p")]
 
 
+@pytest.mark.slow
 def test_the_command_is_shown_as_a_shell_reads_it(folders: dict[str, Path]) -> None:
     (shown,) = [text for one, text in elements(folders["audit"]).all("pre") if one.get("id") == "again-text"]
     assert shlex.split(shown.replace("\\u2028", "\u2028")) == ["ivlens", *TYPED]
 
 
+@pytest.mark.slow
 def test_the_call_that_is_shown_makes_the_same_run(folders: dict[str, Path]) -> None:
     (shown,) = [text for one, text in elements(folders["compare"]).all("pre") if one.get("id") == "again-text"]
     called: list[Any] = []
@@ -209,6 +213,7 @@ def test_the_call_that_is_shown_makes_the_same_run(folders: dict[str, Path]) -> 
     assert {key: settings[key] for key in asked} == asked
 
 
+@pytest.mark.slow
 def test_the_plan_that_is_shown_is_read_back_as_the_same_plan(folders: dict[str, Path], tmp_path: Path) -> None:
     (shown,) = [text for one, text in elements(folders["study"]).all("pre") if one.get("id") == "plan-text"]
     (tmp_path / "plan.toml").write_text(shown, encoding="utf-8")
@@ -275,6 +280,7 @@ def test_a_record_that_does_not_say_how_the_run_was_made_is_refused(folders: dic
             report(folder)
 
 
+@pytest.mark.slow
 def test_the_call_that_is_shown_has_the_runs_chat_template(folders: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(folders["audit"], tmp_path / "run")
     record = json.loads((tmp_path / "run" / "run.json").read_text())

@@ -77,6 +77,7 @@ def test_the_heads_of_largest_aie_given_by_name_are_the_same_audit(
     assert usual.vector.heads == same.vector.heads
 
 
+@pytest.mark.slow
 def test_controls_share_no_head_with_those_that_were_given(found: Audit) -> None:
     lowest = found.effects.bottom(3)
     for chosen in (GIVEN, lowest):

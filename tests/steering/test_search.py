@@ -247,6 +247,7 @@ def places(**changes: object) -> pd.DataFrame:
     return frame.assign(**changes)
 
 
+@pytest.mark.slow
 def test_the_heat_map_shows_every_place_and_marks_the_chosen_one() -> None:
     figure = plots.steering_heatmap(places(), title="t")
     cells = figure.data[0]

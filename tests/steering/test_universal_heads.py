@@ -97,6 +97,7 @@ def test_more_heads_than_there_are_are_refused(lab: HookedTransformer, top: int)
         universal_heads(lab, [task("antonym")], SETTINGS, top=top)
 
 
+@pytest.mark.slow
 def test_what_is_saved_is_loaded(found: Universal, tmp_path: Path) -> None:
     path = tmp_path / "universal.safetensors"
     found.save(path)
@@ -123,6 +124,7 @@ def test_a_foreign_or_damaged_file_is_refused(found: Universal, tmp_path: Path) 
 CONSIDERED = Considered("antonym", "7", 0.5, 0.25, True, "above")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "where"),
     [

@@ -154,6 +154,7 @@ class ReadNumbers(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [None, "iv", "iv-general", "fv-published"])
 def test_of_a_step_nothing_is_read_before_its_gradients_are_there(model: HookedTransformer, form: str | None) -> None:
     examples, adapter = small_examples(), fresh_adapter(model).requires_grad_()
