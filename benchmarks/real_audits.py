@@ -29,6 +29,7 @@ class Run(NamedTuple):
     name: str
     model: str
     task: str
+    """Of the lab the built-in one of that name, in words that it knows."""
     options: dict[str, Any]
     is_whole: bool
     """Or stops behind the AIE of its heads."""
@@ -46,8 +47,9 @@ def plan() -> list[Run]:
         options = {"corruption": corruption, "source": source}
         heads += [Run(f"{task}-{corruption}-{source}", "smollm2", task, options, False) for task in TASKS]
     gemma = [Run(f"gemma-{task}", "gemma3-270m", task, {}, True) for task in (TASKS[0], TASKS[-1])]
+    lab = Run(f"lab-{TASKS[0]}", "lab", TASKS[0], {}, True)
     # Present-past comes last: `make smollm2` is a whole run of it, on verbs of our own.
-    return [*heads[:10], gemma[0]._replace(is_whole=False), *reversed(usual), *gemma, *heads[10:]]
+    return [*heads[:10], gemma[0]._replace(is_whole=False), *reversed(usual), *gemma, lab, *heads[10:]]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -63,7 +65,8 @@ def main(arguments: list[str] | None = None) -> None:
         start = time.process_time()
         model = models[run.model] = models.get(run.model) or ivlens.load(run.model)
         queries = FEWER if run.options else QUERIES
-        work = prepare(model, asked.tasks / f"{run.task}.json", queries=queries, **run.options, **FEW)
+        task = run.task if run.model == "lab" else asked.tasks / f"{run.task}.json"
+        work = prepare(model, task, queries=queries, **run.options, **FEW)
         (run_audit if run.is_whole else audit_heads)(work, asked.into / run.name)
         print(f"{run.name}: {time.process_time() - start:.0f} s of one core", flush=True)
 

@@ -98,10 +98,12 @@ def command(name: str, run: Found) -> str:
     """What computes a run, for a task of its form."""
     if run["typed"]:
         return f"ivlens {' '.join(run['typed'])}"
-    settings, usual = run["settings"], asdict(AuditSettings())
+    usual = asdict(AuditSettings())
+    settings = usual | run["settings"]
     given = [f"--{key.replace('_', '-')} {settings[key]}" for key in _SHOWN if settings[key] != usual[key]]
     task, ends = _task(name), [] if run["finished"] else ["--only heads"]
-    start = f"ivlens audit {run['sources']['model']['name']} --task tasks/$task.json"
+    model = run["sources"]["model"]["name"]
+    start = f"ivlens audit {model} --task {'$task' if model == 'lab' else 'tasks/$task.json'}"
     return " ".join([start, *given, *ends, f"--out runs/{name.replace(task, '$task')}"])
 
 
@@ -199,6 +201,29 @@ def shared(runs: dict[str, Found], names: Sequence[str], count: int = 10) -> str
     return table(("head", "mean AIE", "rank on each task", "clear of 0 on"), lines)
 
 
+def models(runs: dict[str, Found], names: Iterable[str]) -> str:
+    """One task on several models."""
+    lines = []
+    for name in names:
+        run, without = runs[name], {key: line.get("few-shot") for key, line in runs[name]["necessity"].items()}
+        places = [tuple(map(int, head[1:].split("H"))) for head in run["aie"]]
+        layers, heads = (1 + max(place[axis] for place in places) for axis in (0, 1))
+        lines.append(
+            [
+                run["sources"]["model"]["name"],
+                f"{layers} x {heads}",
+                told(without["nothing"], "probability"),
+                "; ".join(effect(run, head) for head in list(run["aie"])[:2]),
+                f"{len(run['clear'])} of {len(run['aie'])}",
+                *(told(run["measures"][kind]) for kind in ("steered", "steered, random")),
+                *(told(without[which], "necessity") for which in ("first head", "chosen heads", "random heads")),
+            ]
+        )
+    head = ("model", "layers x heads", "P(answer), demonstrations", "two largest AIE", "heads clear of 0")
+    head += ("bare queries with the vector", "with random heads'", "P(answer) lost without the first head")
+    return table((*head, "without the ten", "without ten random ones"), lines)
+
+
 def _alike(run: Found, other: Found) -> str:
     ten, as_many = (set(list(one["aie"])[:10]) for one in (run, other))
     grids = pd.DataFrame([run["aie"], other["aie"]])  # Columns are brought into one order by their names.
@@ -220,6 +245,7 @@ def tables(runs: dict[str, Found]) -> dict[str, str]:
     usual = [name for task in TASKS if (name := f"{task}-{WAYS[0]}") in runs]
     gemma = [name for name in runs if name.startswith("gemma-")]
     whole, whole_gemma = ([name for name in names if "vector" in runs[name]] for names in (usual, gemma))
+    whole_models = [name for name, run in runs.items() if "vector" in run]
     beside = (abilities(runs, gemma), shared(runs, gemma), vectors(runs, whole_gemma), necessity(runs, whole_gemma))
     found = {
         "commands": _fenced(dict.fromkeys(command(name, run) for name, run in runs.items() if name != WHOLE.name)),
@@ -229,6 +255,7 @@ def tables(runs: dict[str, Found]) -> dict[str, str]:
         "vectors": vectors(runs, whole),
         "necessity": necessity(runs, whole),
         "gemma": "\n\n".join(filter(None, beside)),
+        "models": models(runs, [name for name in (f"lab-{TASKS[0]}", *usual[:1], *gemma[:1]) if name in whole_models]),
     }
     return {name: text for name, text in found.items() if text}
 
