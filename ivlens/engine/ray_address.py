@@ -15,8 +15,8 @@ from ivlens.engine.options import Engine
 from ivlens.errors import EngineError, shorten
 
 SECONDS = {"ray": 120.0, "": 30.0}
-"""That a cluster may take to answer, on a busy machine too: from outside it starts a process for whoever comes. To reach
-its machine, 5."""
+"""That a cluster may take to answer, on a busy machine too: from outside it starts a process for whoever comes. To
+reach its machine, 5."""
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "CRITICAL"}
 """How Ray is connected to."""
 _MEMORY = 2**40

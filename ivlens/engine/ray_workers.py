@@ -5,6 +5,8 @@ Nothing is kept on the cluster: jobs are sent from here, and what they give come
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -154,10 +156,13 @@ def connected(engine: Engine, threads: int, n_jobs: int) -> Iterator[RayWorkers]
     if ray.is_initialized():
         yield RayWorkers(ray, engine, threads, n_jobs)
         return
+    ending = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=engine.address, **QUIET)
     except (RuntimeError, OSError, ValueError) as error:  # It was there a moment ago.
         raise no_cluster(engine, _last_line(error)) from error
+    if ending is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, ending)  # Ray's own handler aborts the process.
     try:
         yield RayWorkers(ray, engine, threads, n_jobs)
     finally:

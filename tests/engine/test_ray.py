@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -26,6 +28,7 @@ from ivlens.engine import ray_address
 from ivlens.engine.options import Engine
 from ivlens.engine.run_jobs import run_jobs
 from ivlens.errors import EngineError, TrainingError
+from ivlens.forgetting.plan import read_plan
 from ivlens.training.settings import Training
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'ivlens[ray]'")
@@ -161,6 +164,60 @@ def test_a_study_on_a_cluster_is_that_of_one_process_to_the_bit(cluster: Any, en
     assert records[0]["files"] == records[1]["files"] and len(records[0]["files"]) > 10
     assert not list(cluster.place.glob("ivlens-*")), "machines keep nothing of it"
     assert not ray.is_initialized()
+
+
+PLAN = """
+tasks = ["class-letter", "last-capital"]
+general = ["antonym", "country-capital"]
+guides = ["antonym"]
+methods = ["lora", "lora+kl"]
+seeds = [0]
+train_prompts = 8
+[training]
+steps = 6
+batch = 4
+warmup = 1
+[evaluation]
+queries = 4
+few_shot_queries = 2
+shots = 3
+probes = []
+"""
+
+
+def working() -> list[str]:
+    """Titles of Ray's processes that are at work, on this machine."""
+    titles = ["".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
+    return [title for title in titles if title.startswith("ray::") and not title.startswith("ray::IDLE")]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_a_study_frees_the_cluster_and_the_same_command_goes_on(
+    engine: Engine, tmp_path: Path, sent: signal.Signals
+) -> None:
+    (tmp_path / "mine.toml").write_text(PLAN)
+    before, out = working(), tmp_path / "there"
+    line = ["study", str(tmp_path / "mine.toml"), "--out", str(out), "--engine", "ray", "--address", engine.address]
+    command = [sys.executable, "-m", "ivlens.cli", *line]
+    with (tmp_path / "log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+        deadline = time.monotonic() + 300
+        while not list(out.glob("cells/*/stage-1.parquet")):
+            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
+            time.sleep(0.05)
+        at_work = working()
+        process.send_signal(sent)
+    assert process.returncode in (130, -sent), (tmp_path / "log").read_text()
+    assert at_work != before
+    deadline = time.monotonic() + 60
+    while working() != before:
+        assert time.monotonic() < deadline, working()
+        time.sleep(0.1)
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("cells/*/stage-1.parquet")}
+    assert main(line) == 0 and kept.items() <= {path: path.stat().st_mtime_ns for path in kept}.items()
+    ivlens.study(read_plan(tmp_path / "mine.toml"), out=tmp_path / "here", workers=1)
+    records = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("here", "there")]
+    assert records[0]["files"] == records[1]["files"]
 
 
 def test_a_cluster_is_reached_from_outside_too(cluster: Any) -> None:
