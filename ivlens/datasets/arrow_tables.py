@@ -66,7 +66,8 @@ def _check(column: pa.ChunkedArray, name: str, where: str) -> None:
     """Before a value of a column is looked at: what Arrow finds wrong with it would end the process."""
     try:
         column.validate(full=True)
-    except pa.ArrowException as error:
+        _check_names(column.type)
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise TaskError(f"{where}: {name!r} is damaged ({first_line(error)[:200]}); save it again") from error
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     flat = _is_text(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)
@@ -77,6 +78,13 @@ def _check(column: pa.ChunkedArray, name: str, where: str) -> None:
             f"{where}: {name!r} has {column.nbytes:,} bytes of text; a task may have {LARGEST_TEXT:,}, in lists of "
             f"{MAX_NESTED:,} at most: give a part of it"
         )
+
+
+def _check_names(kind: pa.DataType) -> None:
+    """Raises UnicodeDecodeError where the name of a field is no text, which Arrow looks at when it is asked for."""
+    for field in (kind.field(number) for number in range(kind.num_fields)):
+        _ = field.name
+        _check_names(field.type)
 
 
 def _nested(chunk: pa.Array) -> int:

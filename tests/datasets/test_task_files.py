@@ -219,6 +219,15 @@ def test_a_stream_that_ends_who_reads_it_is_refused(tmp_path: Path, monkeypatch:
         task(tmp_path / "mine")
 
 
+def test_the_name_of_a_field_that_is_no_text_is_damage(tmp_path: Path) -> None:
+    turns = [[{"role": "user", "content": word}, {"role": "assistant", "content": "x"}] for word in "ab"]
+    Dataset.from_dict({"messages": turns}).save_to_disk(tmp_path / "mine")
+    file = tmp_path / "mine" / "data-00000-of-00001.arrow"
+    file.write_bytes(file.read_bytes().replace(b"content\0", b"\xf2ontent\0"))
+    with pytest.raises(TaskError, match=r"mine: 'messages' is damaged \('utf-8' codec can't decode"):
+        task(tmp_path / "mine")
+
+
 def test_classes_are_answered_by_their_names_and_the_test_split_is_taken(tmp_path: Path) -> None:
     features = Features({"text": Value("string"), "label": ClassLabel(names=["bad", "good"])})
     parts = {
