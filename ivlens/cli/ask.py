@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from ivlens.cli import options
-from ivlens.cli.checks import choose_template
-from ivlens.cli.output import complain, say_stored
+from ivlens.cli.loading import Loading
+from ivlens.cli.output import complain
 from ivlens.errors import IvlensError
 from ivlens.tables import Table, plain, print_table
 
@@ -36,6 +36,7 @@ class Said(NamedTuple):
     score: str = ""
 
 
+@options.with_options()
 def ask(
     model: options.ModelName,
     texts: Annotated[
@@ -66,17 +67,14 @@ def ask(
     template: Annotated[
         str, typer.Option(help="How prompts are written: plain, as they are; or qa, chat, ... as in an audit.")
     ] = "plain",
-    bos: options.BosToken = options.BosChoice.auto,
-    template_option: options.TemplateOptions = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    backend: options.Backend = "auto",
+    *,
+    loading: Loading,
 ) -> None:
     """Print replies to prompts side by side: of the model, with an adapter, and with a vector added."""
     asked = _read(texts or (), file, answer or ())
     if vector is None and (scale, layer, every_token) != (None, None, False):
         raise IvlensError("scale, layer and every-token say how a vector is added; give --vector, too")
-    make = choose_template(template, bos, template_option)
+    make = loading.choose_template(template)
     import ivlens
     from ivlens.models.hooked import model_name
     from ivlens.models.loader import merge_adapter
@@ -88,8 +86,7 @@ def ask(
     def put(hooked: HookedTransformer, name: str) -> None:
         found[name] = _put(hooked, _write(asked, make(hooked)), score.value, new_tokens)
 
-    hooked = ivlens.load(model, device=device, dtype=dtype, backend=backend)
-    say_stored(hooked)
+    hooked = loading.load(model)
     put(hooked, model_name(hooked))
     if adapter:  # Into the model that is there: a second one would take as much memory again.
         for folder in adapter:

@@ -11,9 +11,9 @@ import typer
 
 from ivlens.analysis.options import AuditSettings
 from ivlens.cli import options
-from ivlens.cli.checks import check_early, choose_template
+from ivlens.cli.loading import Patching, check_early
 from ivlens.cli.options import parse_bytes
-from ivlens.cli.output import about, draw, draw_missing, file_name, forecast, forecast_audits, is_long, say_stored
+from ivlens.cli.output import about, draw, draw_missing, file_name, forecast, forecast_audits, is_long
 from ivlens.engine.options import Engine
 from ivlens.errors import IvlensError
 from ivlens.tables import plain
@@ -40,13 +40,7 @@ def audit(
     adapter: options.Adapter = None,
     columns: options.Columns = None,
     *,
-    bos: options.BosToken = options.BosChoice.auto,
-    template_option: options.TemplateOptions = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    backend: options.Backend = "auto",
-    device_map: options.DeviceMap = None,
-    memory: options.Memory = "2GiB",
+    loading: Patching,
     threads: options.Threads = None,
     only: Annotated[
         Only | None, typer.Option(help="Stop behind the AIE of heads; the same command without it goes on from there.")
@@ -59,7 +53,7 @@ def audit(
     Several models or tasks (--task A --task B) are audited each by itself, and a table and a figure show which heads
     recur.
     """
-    budget = parse_bytes(memory)
+    budget = parse_bytes(loading.memory)
     import ivlens
     from ivlens.analysis import audit_tables, run_audit
     from ivlens.matrix.audit_jobs import Layout
@@ -71,21 +65,20 @@ def audit(
         if only:
             raise IvlensError("--only is of one audit; name one model and one --task, or leave it out")
         *_, given = (check_early(AuditSettings, typed, one) for one in found)
-        choose_template(typed["template"], bos, template_option)
-        layout = (typed["template"], options.parse_template_options(template_option), bos.value)
-        loading = {"adapter": adapter, "device": device, "dtype": dtype, "backend": backend, "device_map": device_map}
-        asked: Any = {"layout": Layout(*layout), "memory": budget, **loading, **engine, **given}
+        loading.choose_template(typed["template"])
+        template_options = options.parse_template_options(loading.template_option)
+        layout = Layout(typed["template"], template_options, loading.bos.value)
+        asked: Any = {"layout": layout, "memory": budget, "adapter": adapter, **loading.place, **engine, **given}
         _audit_many(models, found, out or Path("runs") / "matrix", asked, dry_run=dry_run)
         return
     if engine:
         raise IvlensError(f"{', '.join(engine)} says how several audits are run; name more models or --task, too")
     (model,), (chosen,) = models, found
     given = check_early(AuditSettings, typed, chosen)
-    template = choose_template(typed["template"], bos, template_option)
+    template = loading.choose_template(typed["template"])
     names = [model, *map(str, adapter or ()), chosen.name]
     folder = out or Path("runs") / "-".join(map(file_name, names))
-    hooked = ivlens.load(model, adapter=adapter, device=device, dtype=dtype, backend=backend, device_map=device_map)
-    say_stored(hooked)
+    hooked = loading.load(model, adapter)
     given["template"] = template(hooked)
     work = run_audit.prepare(hooked, chosen, memory=budget, **given)
     if dry_run:

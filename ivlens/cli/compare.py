@@ -9,9 +9,9 @@ import typer
 
 from ivlens.analysis.options import ComparisonSettings
 from ivlens.cli import options
-from ivlens.cli.checks import check_early, choose_template
+from ivlens.cli.loading import Patching, check_early
 from ivlens.cli.options import parse_bytes
-from ivlens.cli.output import draw_missing, file_name, say_stored
+from ivlens.cli.output import draw_missing, file_name
 from ivlens.tables import plain
 
 
@@ -31,26 +31,19 @@ def compare(
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/compare-BASE-TUNED-TASK unless given.")] = None,
     columns: options.Columns = None,
     *,
-    bos: options.BosToken = options.BosChoice.auto,
-    template_option: options.TemplateOptions = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    backend: options.Backend = "auto",
-    device_map: options.DeviceMap = None,
-    memory: options.Memory = "2GiB",
+    loading: Patching,
     **typed: Any,
 ) -> None:
     """Measure what fine-tuning did to a task's heads, to their vector and to what depends on it."""
-    budget = parse_bytes(memory)
+    budget = parse_bytes(loading.memory)
     import ivlens
     from ivlens.analysis import comparison_tables
 
     chosen = ivlens.task(task, columns=options.parse_columns(columns))
     given = check_early(ComparisonSettings, typed, chosen)
-    template = choose_template(typed["template"], bos, template_option)
+    template = loading.choose_template(typed["template"])
     folder = out or Path("runs") / "-".join(["compare", *map(file_name, [base, *tuned, chosen.name])])
-    hooked = ivlens.load(base, device=device, dtype=dtype, backend=backend, device_map=device_map)
-    say_stored(hooked)
+    hooked = loading.load(base)
     given["template"] = template(hooked)
     found = ivlens.compare(hooked, tuned, chosen, out=folder, memory=budget, **given)
     comparison_tables.print_comparison(found)

@@ -10,10 +10,10 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import Field, fields
+from dataclasses import Field, fields, is_dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
@@ -105,50 +105,32 @@ StudyScore = Annotated[
     StrEnum("StudyScore", {choice: choice for choice in get_args(Score)}) | None,
     typer.Option("--score", help="What accuracies are of, in place of the study's."),
 ]
-BosToken = Annotated[
-    BosChoice,
-    typer.Option("--bos", help="Whether prompts begin with the BOS token; auto: where the model is used to it."),
-]
-TemplateOptions = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--template-option",
-        metavar="NAME=VALUE",
-        help="A variable of the chat template's own, such as enable_thinking=false; several.",
-    ),
-]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and how long it takes; write nothing.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16, float64.")]
-Backend = Annotated[
-    str, typer.Option(help="What the model is loaded into: hooked or bridge (of TransformerLens); auto.")
-]
-DeviceMap = Annotated[
-    str | None,
-    typer.Option(
-        help="Parts of a large model on several devices, in a bridge: auto, balanced, balanced_low_0, sequential, or a "
-        "JSON file.",
-        metavar="WAY|FILE",
-    ),
-]
-Memory = Annotated[str, typer.Option(help="What patching may take beside the weights.")]
 
 
 def with_options(*settings: type[Settings | Engine]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command an option for every field of settings, in place of its `**typed`.
 
-    They stand before the command's own keyword-only ones. What was typed is to be read by `read_options`.
+    They stand before the command's own keyword-only ones. What was typed is to be read by `read_options`. A
+    keyword-only parameter that is a dataclass has its fields for options, whose types are typer's, and is made of what
+    was typed.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(command, eval_str=True).parameters.values())
         before = [one for one in own if one.kind is one.POSITIONAL_OR_KEYWORD]
-        behind = [one for one in own if one.kind is one.KEYWORD_ONLY]
+        behind = [part for one in own if one.kind is one.KEYWORD_ONLY for part in _parts(one)]
+        made: dict[str, Any] = {one.name: one.annotation for one in own if is_dataclass(one.annotation)}
         shown = [*before, *(_option_of(one) for kind in settings for one in fields(kind)), *behind]
 
         @functools.wraps(command)
         def run(**typed: Any) -> None:
-            command(**typed)
+            built = {
+                name: kind(**{one.name: typed.pop(one.name) for one in fields(kind)}) for name, kind in made.items()
+            }
+            command(**typed, **built)
 
         # What typer reads.
         parameters = [one.replace(kind=one.KEYWORD_ONLY) for one in shown]
@@ -157,6 +139,17 @@ def with_options(*settings: type[Settings | Engine]) -> Callable[[Callable[..., 
         return run
 
     return decorate
+
+
+def _parts(one: inspect.Parameter) -> list[inspect.Parameter]:
+    """The fields of a dataclass as options; what else a parameter is, itself."""
+    if not is_dataclass(one.annotation):
+        return [one]
+    types = get_type_hints(one.annotation, include_extras=True)
+    return [
+        inspect.Parameter(field.name, one.kind, default=field.default, annotation=types[field.name])
+        for field in fields(one.annotation)
+    ]
 
 
 def _option_of(one: Field[Any]) -> inspect.Parameter:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ivlens.cli import options
-from ivlens.cli.checks import check_early, choose_template
+from ivlens.cli.loading import Patching, check_early
 from ivlens.cli.options import RunFolder
-from ivlens.cli.output import file_name, say_notice, say_stored
+from ivlens.cli.output import file_name, say_notice
 from ivlens.errors import IvlensError
 from ivlens.patching.settings import Settings
 from ivlens.storage.run_record import RECORD
@@ -146,19 +146,14 @@ def explore(
     run_model: Annotated[
         str | None, typer.Option("--model", help="Of a run, where the name in its record does not load it.")
     ] = None,
-    bos: options.BosToken = options.BosChoice.auto,
-    template_option: options.TemplateOptions = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    backend: options.Backend = "auto",
-    memory: options.Memory = "2GiB",
+    loading: Patching,
     **typed: Any,
 ) -> None:
     """Write a page to click on heads of: what each attends to, does and writes; and the vector, to be added.
 
     The page of a run lies in its folder, and its report has it from then on.
     """
-    budget = options.parse_bytes(memory)
+    budget = options.parse_bytes(loading.memory)
     import ivlens
     from ivlens.explorer import kept_page
     from ivlens.explorer.page import check_name
@@ -176,10 +171,9 @@ def explore(
         raise IvlensError(
             f"{model} has options of its own; leave the others out, or give the model in place of the run"
         )
-    template = choose_template(typed["template"], bos, template_option)
+    template = loading.choose_template(typed["template"])
     name = model if run is None else run_model or kept_page.model_name(run)
-    hooked = ivlens.load(name, adapter=adapter, device=device, dtype=dtype, backend=backend)
-    say_stored(hooked)
+    hooked = loading.load(name, adapter)
     if run is None:
         given["template"] = template(hooked)
         effects = ivlens.indirect_effects(hooked, chosen, memory=budget, **given)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from ivlens.cli import options
-from ivlens.cli.checks import check_early, choose_template
-from ivlens.cli.output import about, draw_missing, file_name, say_stored
+from ivlens.cli.loading import Patching, check_early
+from ivlens.cli.output import about, draw_missing, file_name
 from ivlens.engine.options import Engine
 from ivlens.errors import IvlensError
 from ivlens.experiments.settings import ExperimentSettings
@@ -136,18 +136,12 @@ def experiment(
     columns: options.Columns = None,
     listed: Annotated[bool, typer.Option("--list", help="List all experiments.")] = False,
     *,
-    bos: options.BosToken = options.BosChoice.auto,
-    template_option: options.TemplateOptions = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    backend: options.Backend = "auto",
-    device_map: options.DeviceMap = None,
-    memory: options.Memory = "2GiB",
+    loading: Patching,
     dry_run: options.DryRun = False,
     **typed: Any,
 ) -> None:
     """Run the experiment of an open question, with its control: a table, a figure and a sentence."""
-    budget = options.parse_bytes(memory)
+    budget = options.parse_bytes(loading.memory)
     import ivlens
     from ivlens.experiments import experiment as experiments
     from ivlens.experiments import run_experiment
@@ -161,10 +155,9 @@ def experiment(
         raise IvlensError(f"there is no model; write ivlens experiment {name} MODEL")
     chosen = ivlens.task(task, columns=options.parse_columns(columns))
     given = check_early(ExperimentSettings, typed, chosen)
-    template = choose_template(typed["template"], bos, template_option)
+    template = loading.choose_template(typed["template"])
     folder = out or Path("runs") / "-".join(map(file_name, [name, model, *(tuned or ()), chosen.name]))
-    hooked = ivlens.load(model, device=device, dtype=dtype, backend=backend, device_map=device_map)
-    say_stored(hooked)
+    hooked = loading.load(model)
     given["template"] = template(hooked)
     work = run_experiment.prepare(name, hooked, chosen, tuned=tuned, memory=budget, **given)
     if dry_run:

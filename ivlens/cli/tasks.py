@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from ivlens.cli import options
-from ivlens.cli.checks import check_early, choose_template, refuse_short
+from ivlens.cli.loading import Prompting, check_early, refuse_short
 from ivlens.errors import IvlensError
 from ivlens.patching.settings import Settings
 from ivlens.tables import Table, folded, plain, print_table
@@ -74,8 +74,7 @@ def show_prompts(
     ] = None,
     columns: options.Columns = None,
     *,
-    bos: options.BosToken = options.BosChoice.auto,
-    template_option: options.TemplateOptions = None,
+    prompting: Prompting,
     **typed: Any,
 ) -> None:
     """Print what a model reads of a task: the first prompt of each kind in an audit with the same options."""
@@ -83,7 +82,7 @@ def show_prompts(
 
     chosen = ivlens.task(task, columns=options.parse_columns(columns))
     given = check_early(Settings, typed, chosen)
-    template = choose_template(typed["template"], bos, template_option)
+    template = prompting.choose_template(typed["template"])
     if model is None and given.get("answered_only"):
         raise IvlensError("answered-only asks the model which queries it answers; give --model")
     hooked = None if model is None else ivlens.load(model)

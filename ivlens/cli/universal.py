@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from ivlens.cli import options
-from ivlens.cli.checks import check_early, choose_template
+from ivlens.cli.loading import Patching, check_early
 from ivlens.cli.options import parse_bytes
-from ivlens.cli.output import say_stored
 from ivlens.errors import IvlensError
 from ivlens.patching.settings import Settings
 from ivlens.tables import UNMEASURED, Table, plain, print_table
@@ -34,20 +33,14 @@ def universal(
     top: Annotated[int, options.number("Heads that are kept.")] = 10,
     *,
     score: options.ScoreOption = options.ScoreKind.auto,
-    bos: options.BosToken = options.BosChoice.auto,
-    template_option: options.TemplateOptions = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    backend: options.Backend = "auto",
-    device_map: options.DeviceMap = None,
-    memory: options.Memory = "2GiB",
+    loading: Patching,
     **typed: Any,
 ) -> None:
     """Rank heads over many tasks, and say which tasks entered and why.
 
     What is done lies in a folder beside the file until that is written: the same command goes on from there.
     """
-    budget = parse_bytes(memory)
+    budget = parse_bytes(loading.memory)
     if out.suffix.lower() not in (".json", ".safetensors"):
         raise IvlensError(f"out is {str(out)!r}; give a name that ends in .json or .safetensors")
     import ivlens
@@ -56,9 +49,8 @@ def universal(
 
     chosen = [ivlens.task(name) for name in (ivlens.tasks() if tasks is None else options.split_list(tasks))]
     given = check_early(Settings, typed)
-    template = choose_template(typed["template"], bos, template_option)
-    hooked = ivlens.load(model, adapter=adapter, device=device, dtype=dtype, backend=backend, device_map=device_map)
-    say_stored(hooked)
+    template = loading.choose_template(typed["template"])
+    hooked = loading.load(model, adapter)
     given["template"] = template(hooked)
     with keeping_beside(out, weight_digest(hooked)):
         found = ivlens.universal_heads(hooked, chosen, top=top, score=score.value, memory=budget, **given)

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 import ivlens
 from ivlens.analysis.options import AuditSettings, ComparisonSettings
-from ivlens.cli.app import main
+from ivlens.cli import options
+from ivlens.cli.app import app, main
+from ivlens.cli.loading import Loading, Patching, Prompting
 from ivlens.engine.options import Engine
 from ivlens.experiments.settings import ExperimentSettings
 from ivlens.patching.settings import Settings
@@ -100,6 +103,31 @@ def test_what_is_typed_arrives(called: dict[str, Any], tmp_path: Path, command: 
     assert main([*line, f"--{name.replace('_', '-')}", *([typed] if typed else [])]) == 130
     assert called[name] == value
     assert not {one.name for one in fields(MADE_OF[command])} & called.keys() - {name, "template", "top"}
+
+
+def test_every_command_that_loads_a_model_can_be_told_how():
+    """Of `prompts` only tokens are printed, and the model of a study is its plan's."""
+    commands: Any = typer.main.get_command(app)
+    wanted = {name: {one.name for one in fields(Patching)} for name in MADE_OF}
+    wanted |= {"ask": {one.name for one in fields(Loading)}, "prompts": {one.name for one in fields(Prompting)}}
+    wanted["study"] = {"device", "dtype"}
+    has = {name: {one.name for one in command.params} for name, command in commands.commands.items()}
+    assert {name: found for name, own in has.items() if (found := own & wanted["audit"])} == wanted
+    loading = {path.stem for path in Path(options.__file__).parent.glob("*.py") if "ivlens.load(" in path.read_text()}
+    assert loading == {"loading", "study", "tasks"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [*MADE_OF, "ask"])
+def test_how_a_model_is_loaded_arrives(called: dict[str, Any], tmp_path: Path, command: str, monkeypatch: Any):
+    line = (TYPED | {"ask": "ask MODEL text"})[command].replace("OUT", str(tmp_path / "run")).split()
+    typed = {"device": "cuda:1", "dtype": "float64", "backend": "bridge", "device_map": "balanced"}
+    with monkeypatch.context() as patch:
+        patch.setattr(ivlens, "load", ivlens.study)  # Which stops and says what it was given.
+        assert main([*line, *(f"--{name.replace('_', '-')}={value}" for name, value in typed.items())]) == 130
+    assert called["first"] == ("MODEL",) and {name: called[name] for name in typed} == typed
+    if command != "ask":
+        assert main([*line, "--memory", "3GiB"]) == 130 and called["memory"] == 3 * 2**30
 
 
 @pytest.mark.slow
