@@ -75,7 +75,7 @@ def greedy_match(
 
 
 def kl_divergence(
-    logits: Float[Tensor, "*batch vocab"], other: Float[Tensor, "*batch vocab"]
+    logits: Float[Tensor, "*#batch vocab"], other: Float[Tensor, "*batch vocab"]
 ) -> Float[Tensor, "*batch"]:
     """KL[softmax(logits) || softmax(other)] in nats, at least 0."""
     p, q = full_precision(logits).log_softmax(-1), full_precision(other).log_softmax(-1)

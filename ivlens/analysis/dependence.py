@@ -152,12 +152,13 @@ def per_prompt(
     added = [Change(added=vector) for vector in vectors]
     taken = [Change(added=-vector) for vector in vectors]
     ablated = [Change(ablated=heads) for heads in probe.sets]
+    n, both = len(kinds), len(vectors)
+    without = range(1 + n, 1 + n + both)
     zero_shot = _run(model, probe, probe.zero_shot, added)
-    instructed = _run(model, probe, probe.instructed, [*ablated, *taken, *added])
+    instructed = _run(model, probe, probe.instructed, [*ablated, *taken, *added], shifted=without)
     values: dict[Key, PerPrompt] = {}
     stated = _run(model, probe, probe.statement, [])
     unchanged = {"instruction": instructed, "knowledge": stated, "zero-shot": zero_shot}
-    n, both = len(kinds), len(vectors)
     steered = {"zero-shot": (zero_shot, 1), "instruction": (instructed, 1 + n + both)}
     if probe.few_shot is not None:
         unchanged["few-shot"] = _run(model, probe, probe.few_shot, added)
@@ -167,7 +168,7 @@ def per_prompt(
         values[f"{name} accuracy", ""] = found.match[:, 0].to(found.probability.dtype)
     values |= _against(zero_shot, 1, with_more, names=("sufficiency", "sufficiency accuracy"))
     values |= _against(instructed, 1, kinds, names=("necessity", "necessity accuracy"), sign=-1)
-    values |= _by_heads("shift", instructed.shift[:, 1 + n : 1 + n + both], with_more)
+    values |= _by_heads("shift", instructed.shift[:, without.start : without.stop], with_more)
     for name, (found, start) in steered.items():
         values |= _by_heads(f"steered {name} probability", found.probability[:, start : start + both], with_more)
         values |= _by_heads(f"steered {name} accuracy", found.match[:, start : start + both], with_more)
@@ -232,12 +233,19 @@ def summarise(values: PerPrompt, *, proportion: bool = False, within: tuple[floa
     return interval(values, None if proportion else torch.arange(len(values)), within=within)
 
 
-def _run(model: HookedTransformer, probe: Probe, tokens: Tokens | None, changes: list[Change]) -> Outcomes:
+def _run(
+    model: HookedTransformer,
+    probe: Probe,
+    tokens: Tokens | None,
+    changes: list[Change],
+    *,
+    shifted: Sequence[int] = (),
+) -> Outcomes:
     """Without prompts, outcomes of none."""
     if tokens is None:
         nothing = torch.zeros(0, 1 + len(changes))
         return Outcomes(probability=nothing, match=nothing.bool(), shift=nothing)
-    return interventions.run_changes(model, tokens, changes, layer=probe.layer, z=probe.z)
+    return interventions.run_changes(model, tokens, changes, layer=probe.layer, z=probe.z, shifted=shifted)
 
 
 def _against(

@@ -28,6 +28,15 @@ def shortest_first(tokens: Tokens) -> Int[Tensor, " prompt"]:
     return (tokens.mask.sum(1) + tokens.answer_mask.sum(1)).argsort(stable=True)
 
 
+def by_answer_length(tokens: Tokens) -> list[Int[Tensor, " prompt"]]:
+    """Numbers of the prompts with answers of one length, for each length.
+
+    Rows carry their answers up the layers: a single long one would make all others of a batch as long.
+    """
+    lengths = tokens.answer_mask.sum(1)
+    return [(lengths == length).nonzero()[:, 0] for length in lengths.unique()]
+
+
 def with_answers(tokens: Tokens) -> tuple[Int[Tensor, "prompt pos"], Bool[Tensor, "prompt pos"]]:
     """Prompts followed by all answer tokens but the last, and their mask: what teacher forcing reads."""
     ids = torch.cat([tokens.prompts, tokens.answers[:, :-1]], dim=1)

@@ -6,7 +6,7 @@ changes at whatever layers: heads replaced by a mean (ablation), a vector added 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,7 +19,7 @@ from ivlens.errors import ShapeMismatch
 from ivlens.forward.makers import forward_of
 from ivlens.forward.memory import count_at_once
 from ivlens.forward.rows import Forward, Replaced, check_finite, compare_with_model
-from ivlens.forward.token_batches import batches
+from ivlens.forward.token_batches import batches, by_answer_length
 from ivlens.kept_batches import keep_batch
 from ivlens.measures import greedy_match, kl_divergence, token_log_probs
 from ivlens.models import hooked
@@ -53,7 +53,7 @@ class Outcomes:
     match: Bool[Tensor, "prompt row"]
     """Would greedy decoding write the answer?"""
     shift: Float[Tensor, "prompt row"]
-    """KL[row 0 || row] of the next token at the last prompt token, in nats."""
+    """KL[row 0 || row] of the next token at the last prompt token, in nats; NaN where it was not asked for."""
 
 
 class _Planned(NamedTuple):
@@ -67,13 +67,20 @@ class _Planned(NamedTuple):
 
 @torch.no_grad()
 def run_changes(
-    model: HookedTransformer, tokens: Tokens, changes: Sequence[Change], *, layer: int, z: MeanZ
+    model: HookedTransformer,
+    tokens: Tokens,
+    changes: Sequence[Change],
+    *,
+    layer: int,
+    z: MeanZ,
+    shifted: Sequence[int] = (),
 ) -> Outcomes:
     """Read every prompt once and carry its end up the layers, once per change and once unchanged.
 
     Args:
         layer: Vectors are added after this block.
         z: What ablated heads are replaced by.
+        shifted: Rows whose shift is measured, which takes two softmaxes over the vocabulary for each.
 
     Raises:
         ShapeMismatch: `z` or a vector is from a model of other heads or width.
@@ -81,30 +88,31 @@ def run_changes(
             not know.
     """
     planned = _plan(model, changes, layer, z)
-    tail, n_rows = tokens.answers.shape[1], len(planned.added)
-    per_prompt = n_rows * tail * max(model.cfg.d_vocab_out, 4 * model.cfg.n_heads * tokens.prompts.shape[1])
-    forward, size = forward_of(model), max(1, _LOGITS // per_prompt)
-    size = min(size, count_at_once(model, tokens, n_rows))
-    known = [planned.added, planned.ablated, planned.z, torch.tensor(planned.layer)]
+    forward, groups = forward_of(model), by_answer_length(tokens)
+    known = [planned.added, planned.ablated, planned.z, torch.tensor([layer, *shifted])]
 
     def read(batch: Tokens) -> Outcomes:
         def compute() -> dict[str, Tensor]:
-            return vars(_outcomes(batch, _carry(forward, batch, planned)))
+            return vars(_outcomes(batch, _carry(forward, batch, planned), list(shifted)))
 
         return Outcomes(**keep_batch("changes", [*vars(batch).values(), *known], compute, device=model.cfg.device))
 
-    parts = [read(batch) for batch in track(list(_split_by_size(tokens, size)), "changing heads and vectors")]
+    cut = [batch for group in groups for batch in _cut(model, tokens[group], len(planned.added))]
+    parts = [read(batch) for batch in track(cut, "changing heads and vectors")]
+    order = torch.cat(groups).argsort().cpu()
     return Outcomes(
-        probability=torch.cat([part.probability for part in parts]).cpu(),
-        match=torch.cat([part.match for part in parts]).cpu(),
-        shift=torch.cat([part.shift for part in parts]).cpu(),
+        probability=torch.cat([part.probability for part in parts]).cpu()[order],
+        match=torch.cat([part.match for part in parts]).cpu()[order],
+        shift=torch.cat([part.shift for part in parts]).cpu()[order],
     )
 
 
-def _split_by_size(tokens: Tokens, most: int) -> Iterator[Tokens]:
-    """Batches of `most` prompts, and of no more tokens than one pass takes."""
-    for part in batches(tokens):
-        yield from batches(part, size=most)
+def _cut(model: HookedTransformer, tokens: Tokens, n_rows: int) -> list[Tokens]:
+    """Batches of no more prompts than fit, and of no more tokens than one pass takes."""
+    tail, pos = tokens.answers.shape[1], tokens.prompts.shape[1]
+    most = max(1, _LOGITS // (n_rows * tail * max(model.cfg.d_vocab_out, 4 * model.cfg.n_heads * pos)))
+    most = min(most, count_at_once(model, tokens, n_rows))
+    return [batch for part in batches(tokens) for batch in batches(part, size=most)]
 
 
 def _plan(model: HookedTransformer, changes: Sequence[Change], layer: int, z: MeanZ) -> _Planned:
@@ -138,10 +146,11 @@ def _carry(forward: Forward, tokens: Tokens, planned: _Planned) -> Float[Tensor,
     return forward.unembed(stack).to(tokens.answers.device)
 
 
-def _outcomes(tokens: Tokens, logits: Float[Tensor, "prompt row answer vocab"]) -> Outcomes:
+def _outcomes(tokens: Tokens, logits: Float[Tensor, "prompt row answer vocab"], shifted: list[int]) -> Outcomes:
     wanted = tokens.answers[:, None].expand(-1, logits.shape[1], -1)
-    return Outcomes(
-        probability=token_log_probs(logits[:, :, 0], wanted[:, :, 0]).exp(),
-        match=greedy_match(logits, wanted, tokens.answer_mask[:, None]),
-        shift=kl_divergence(logits[:, :1, 0].expand_as(logits[:, :, 0]), logits[:, :, 0]),
-    )
+    probability = token_log_probs(logits[:, :, 0], wanted[:, :, 0]).exp()
+    shift = torch.full_like(probability, torch.nan)
+    if shifted:
+        shift[:, shifted] = kl_divergence(logits[:, :1, 0], logits[:, shifted, 0])
+    match = greedy_match(logits, wanted, tokens.answer_mask[:, None])
+    return Outcomes(probability=probability, match=match, shift=shift)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ivlens.errors import ShapeMismatch
 from ivlens.forward.rows import Rows
+from ivlens.forward.token_batches import by_answer_length
 from ivlens.models import hooked
 from ivlens.patching import branches
 from ivlens.patching.branches import Answers, Junction
@@ -89,12 +90,8 @@ def steer_by_length(
     memory: int = 2 * GIB,
     description: str = "steering",
 ) -> Answers:
-    """The same as `steer_rows`, prompts of each length of answers by themselves.
-
-    Every row carries its answer up the layers: a single long one would make all others as long.
-    """
-    lengths = tokens.answer_mask.sum(1)
-    groups = [(lengths == length).nonzero()[:, 0] for length in lengths.unique()]
+    """The same as `steer_rows`, prompts of each length of answers by themselves."""
+    groups = by_answer_length(tokens)
     parts = [
         steer_rows(model, tokens[group], vectors, layers, memory=memory, description=description) for group in groups
     ]

@@ -216,7 +216,12 @@ def test_an_ablation_by_a_heads_own_output_and_a_vector_of_zero_change_nothing()
     model.run_with_hooks(ids, fwd_hooks=[(lambda name: name.endswith("hook_z"), lambda z, hook: kept.append(z[0, -1]))])
     one = probe.zero_shot.first()[:1]
     found = interventions.run_changes(
-        model, one, [Change(ablated=HEADS), Change(added=torch.zeros(32))], layer=0, z=torch.stack(kept)
+        model,
+        one,
+        [Change(ablated=HEADS), Change(added=torch.zeros(32))],
+        layer=0,
+        z=torch.stack(kept),
+        shifted=range(3),
     )
     near = rounding.of_forward(model, ids)
     torch.testing.assert_close(found.probability, found.probability[:, :1].expand(-1, 3), rtol=0, atol=near)

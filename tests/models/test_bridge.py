@@ -263,7 +263,7 @@ def test_changes_together_equal_one_run_for_each(folders: Folders) -> None:
     bridge, tokens = bridge_of(folders("gpt2")), random_tokens()
     z, vector = random_z(bridge.cfg), torch.ones(32)
     change = Change(added=vector, ablated=(Head(0, 1), Head(2, 2)))
-    found = interventions.run_changes(bridge, tokens, [change], layer=1, z=z)
+    found = interventions.run_changes(bridge, tokens, [change], layer=1, z=z, shifted=[1])
     last = tokens.prompts.shape[1] - 1
     hooks = [*(set_head(head, z[head]) for head in change.ablated), add_to_residual(1, vector)]
     hooks = [at_position(hook, last) for hook in hooks]

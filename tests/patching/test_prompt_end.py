@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from transformer_lens import HookedTransformer
 import ivlens
 from ivlens.datasets.task import Pair, Task
 from ivlens.errors import IvlensError
-from ivlens.measures import token_log_probs
+from ivlens.measures import kl_divergence, token_log_probs
 from ivlens.patching import interventions, sweep
 from ivlens.patching.activations import answer_logits, last_z, score_answers
 from ivlens.patching.interventions import Change
@@ -225,6 +226,45 @@ def test_changes_of_dependence_are_made_at_the_prompts_own_token(
         right, first = score_answers(tiny, TOKENS)
     torch.testing.assert_close(found.probability[:, 1], first, **NEAR)
     assert found.match[:, 1].tolist() == right.tolist()
+
+
+def test_changes_of_unequal_answers_are_each_a_run_of_its_own(
+    tiny: HookedTransformer, vector: InstructionVector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Heads ablated, a vector added, both; rows carry no longer answer than their prompt has."""
+    tokens = TOKENS[torch.tensor([2, 0, 5, 4])]  # Answers of 3, 1, 2 and 1 tokens.
+    heads, z = (Head(0, 2), Head(2, 0), Head(2, 1)), torch.randn_like(vector.mean_z)
+    changes = [Change(ablated=heads), Change(added=vector.added), Change(added=-vector.added, ablated=heads[:1])]
+    carry, carried = interventions._carry, list[Tokens]()
+
+    def count(forward: Any, batch: Tokens, planned: Any) -> Tensor:
+        carried.append(batch)
+        return carry(forward, batch, planned)
+
+    monkeypatch.setattr(interventions, "_carry", count)
+    found = interventions.run_changes(tiny, tokens, changes, layer=1, z=z, shifted=[0, 3])
+    assert all(bool(batch.answer_mask.all()) for batch in carried) and sum(map(len, carried)) == len(tokens)
+
+    def edits(change: Change) -> dict[str, Callable[[Tensor], Tensor]]:
+        def ablate(layer: int, own: Tensor) -> Tensor:
+            own = own.clone()
+            for head in (head for head in change.ablated if head.layer == layer):
+                own[:, :, head.head] = z[head]
+            return own
+
+        hooks = {f"blocks.{layer}.attn.hook_z": partial(ablate, layer) for layer in range(3)}
+        return hooks | ({} if change.added is None else added(change.added))
+
+    plain = by_hand(tiny, tokens, {})
+    for row, change in enumerate([Change(), *changes]):
+        for prompt, logits in enumerate(by_hand(tiny, tokens, edits(change))):
+            answer = alone(tokens, prompt)[1]
+            first = token_log_probs(logits[0], answer[0]).exp()
+            torch.testing.assert_close(found.probability[prompt, row], first, **NEAR)
+            assert bool(found.match[prompt, row]) == bool((logits.argmax(-1) == answer).all())
+            shift = kl_divergence(plain[prompt][0], logits[0])
+            wanted = shift if row in (0, 3) else torch.full_like(shift, torch.nan)
+            torch.testing.assert_close(found.shift[prompt, row], wanted, **NEAR, equal_nan=True)
 
 
 def test_guidance_steers_every_token_that_predicts_the_answer(
