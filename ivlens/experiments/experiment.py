@@ -33,8 +33,6 @@ QUESTIONS: Mapping[str, Question] = {
     "overshadowing": OVERSHADOWING,
 }
 """By the name of the experiment."""
-MOST_LINES = 40
-"""Of a figure."""
 
 
 def find_question(name: str) -> Question:
@@ -134,17 +132,9 @@ class Experiment:
         found = {}
         for name, units in self.question.figures.items():
             lines: Any = pd.concat([self.table[self.table["part"] == part] for part in units])
-            if lines["at"].nunique() > MOST_LINES and self.question.details:
-                lines = lines[~lines["at"].str.fullmatch(self.question.details)]
             if len(lines):
-                found[name] = plots.method_dots(
-                    lines.rename(columns={"part": "panel", "at": "method"}),
-                    units=units,
-                    looks={"by AIE": LOOKS["chosen"], "by ablation": LOOKS["own"]},
-                    title=f"{self.name}, {name}: {self.task} on {self.model}",
-                    zero=True,
-                    width=width,
-                )
+                title = f"{self.name}, {name}: {self.task} on {self.model}"
+                found[name] = self.question.draw.get(name, draw_lines)(lines, units, title=title, width=width)
         return found
 
     def tables(self, *, drawn: bool = False) -> list[Table]:
@@ -169,6 +159,18 @@ class Experiment:
     def _repr_html_(self) -> str:
         parts = "".join(map(table_html, self.tables()))
         return f"<p><b>{safe(self.title)}</b><br>{safe(self.verdict)}</p>{parts}"
+
+
+def draw_lines(lines: pd.DataFrame, units: Mapping[str, str], *, title: str, width: Width) -> go.Figure:
+    """What is varied down, a panel for each part."""
+    return plots.method_dots(
+        lines.rename(columns={"part": "panel", "at": "method"}),
+        units=units,
+        looks={"by AIE": LOOKS["chosen"], "by ablation": LOOKS["own"]},
+        title=title,
+        zero=True,
+        width=width,
+    )
 
 
 def _side_by_side(table: pd.DataFrame, heading: str, parts: Sequence[str]) -> Table:

@@ -23,6 +23,7 @@ from ivlens.datasets.task import Task
 from ivlens.datasets.task import task as find_task
 from ivlens.experiments import update_parts
 from ivlens.experiments.findings import CHOSEN, FINDINGS, NONE, RANDOM, Found, Line, beyond, difference, number, share
+from ivlens.experiments.update_parts import AFTER, ALONE, BASE, BUT, TUNED
 from ivlens.experiments.work import Question, Work
 from ivlens.lab.sequences import FILES
 from ivlens.models import lora
@@ -39,7 +40,6 @@ from ivlens.shapes import Head
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
-ALONE, BUT = "one part alone", "all but one part"
 PROBABILITY, ACCURACY, LEARNED = "P(answer)", "accuracy", "learned task"
 LOST, GAINED = "P(answer) lost to the part alone", "P(answer) regained without the part"
 OVER_RANDOM = "more than to random parts"
@@ -50,7 +50,7 @@ PATCHED = {
 HEADS_PATCHED = "P(answer) gained by the base model's heads"
 AIE, NEGATIVE = "AIE", "heads of negative AIE, clear of 0"
 CHOICE = "does most on validation queries"
-BASE, TUNED, BEFORE, AFTER = "base model", "tuned model", "before", "after"
+BEFORE = "before"
 SITES: Mapping[str, Site] = {"stream": "resid_post", "attention": "attn_out", "MLP": "mlp_out"}
 FEW = 2
 """Random parts beside each part; the one that does most has all draws."""
@@ -286,13 +286,10 @@ OVERSHADOWING = Question(
     cost=_cost,
     verdict=_verdict,
     figures={
-        "parts": {
-            f"{part}, {way}": unit
-            for part, unit in ((PROBABILITY, "probability"), (LEARNED, "accuracy"))
-            for way in (ALONE, BUT)
-        },
+        "parts": {f"{PROBABILITY}, {way}": PROBABILITY for way in (ALONE, BUT)},
+        "learned": {f"{LEARNED}, {way}": f"accuracy, {LEARNED}" for way in (ALONE, BUT)},
         "layers": dict.fromkeys(PATCHED.values(), "probability"),
     },
     needs_tuned=True,
-    details=r"L\d+ W_\w+",
+    draw={"parts": update_parts.draw_parts, "learned": update_parts.draw_parts},
 )

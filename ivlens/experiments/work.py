@@ -25,6 +25,7 @@ from ivlens.storage.run_tables import Tables
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import plotly.graph_objects as go
     from transformer_lens import HookedTransformer
 
     from ivlens.analysis.run_comparison import TunedModel
@@ -44,8 +45,8 @@ class Question:
     """The answer, in a sentence or two, with intervals."""
     figures: Mapping[str, Mapping[str, str]]
     """By figure: the parts that it draws, with their units. The first one answers at a glance."""
-    details: str = ""
-    """A pattern of what is varied, which figures leave out where they would have too many lines."""
+    draw: Mapping[str, Callable[..., go.Figure]] = field(default_factory=dict)
+    """By figure, where not every number has a line of its own: what draws it, see `experiment.draw_lines`."""
     needs_tuned: bool = False
     """Whether a second model is asked for, the first one after fine-tuning."""
 

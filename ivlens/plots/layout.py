@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 
 from ivlens.errors import FigureError
 from ivlens.plots.notebook import Figure
-from ivlens.plots.style import FONT, LEFT, Width, fit, is_narrow, lay_out, pixels, text_width
+from ivlens.plots.style import FONT, LEFT, Width, fit, is_narrow, lay_out, pixels, safe, text_width
 
 RIGHT = 12
 _TITLE = 18
@@ -21,6 +21,8 @@ _SMALLEST = 0.7
 """Of the size of other text: the size of a panel's title that is long."""
 _KEY = 46
 """Pixels that the line before a name takes in the legend."""
+_LINE, _ROW = 13, 18
+"""Pixels of a line of text, and of a layer where there are few."""
 
 
 class Panels(NamedTuple):
@@ -42,6 +44,33 @@ class Panels(NamedTuple):
     def is_lowest(self, place: tuple[int, int]) -> bool:
         """Is there no panel below?"""
         return (place[0] + 1, place[1]) not in self.places
+
+
+class Rows(NamedTuple):
+    """Where layers and what stands below them are, in rows."""
+
+    at: dict[int | str, float]
+    high: float
+    """Pixels of a layer."""
+    names: dict[float, str]
+    """What stands beside rows: of layers every one, or as many as find room."""
+
+    @property
+    def foot(self) -> float:
+        """Where the last row ends."""
+        return max(self.at.values()) + max(0.6, _LINE / self.high / 2)
+
+
+def place_rows(found: Sequence[int | str], most: float) -> Rows:
+    """A row for each layer, together no higher than `most` pixels; what is no layer stands below, apart and named."""
+    layers = sorted({one for one in found if isinstance(one, int)})
+    others = list(dict.fromkeys(one for one in found if isinstance(one, str)))
+    high = max(1.0, min(_ROW, (most - 1.5 * _LINE * len(others)) / max(1, len(layers))))
+    gap, every = max(1.0, _LINE / high), next(step for step in (1, 2, 5, 10, 20, 50, 100) if step * high >= _LINE)
+    at: dict[int | str, float] = {layer: float(number) for number, layer in enumerate(layers)}
+    at |= {name: len(layers) - 1 + 1.5 * gap + gap * number for number, name in enumerate(others)}
+    names = {at[layer]: str(layer) for layer in layers[::every]} | {at[name]: safe(name, 16) for name in others}
+    return Rows(at, high, names)
 
 
 def arrange(

@@ -98,6 +98,21 @@ def baselines(values: Mapping[str, float], first: Any, last: Any) -> list[go.Sca
     return lines
 
 
+def dots(kind: Kind, y: list[float], texts: list[str], *, size: float) -> go.Scatter:
+    """The values and their intervals at the heights `y`, with `texts` on hover."""
+    return go.Scatter(
+        x=[point.value for point in kind.points],
+        y=y,
+        mode="markers",
+        marker={"color": kind.colour, "symbol": kind.look.symbol, "size": size},
+        error_x=error_bars(kind.points) | {"color": kind.colour, "width": 0},
+        name=kind.name,
+        legendgroup=kind.name,
+        text=texts,
+        hovertemplate="%{text}<extra></extra>",
+    )
+
+
 def error_bars(points: Sequence[Point]) -> dict[str, Any]:
     """From each value to the ends of its interval."""
     # An interval may miss its value by rounding; plotly draws a negative bar the wrong way round. NaN stays NaN: a bar

@@ -18,7 +18,7 @@ from ivlens.attribution import trained_vector, vector_comparison
 from ivlens.cli.app import main
 from ivlens.datasets.task import Task
 from ivlens.errors import IvlensError, RunError, TaskWarning
-from ivlens.experiments import overshadowing, rankings, run_experiment, trained_vectors
+from ivlens.experiments import rankings, run_experiment, trained_vectors
 from ivlens.experiments.experiment import QUESTIONS
 from ivlens.experiments.findings import ABLE, ASKED, FINDINGS, NONE, SAME, Found, number, share
 from ivlens.patching.pace import Pace
@@ -194,14 +194,3 @@ def test_a_page_says_the_answer_and_how_to_do_it_again(tmp_path: Path) -> None:
     page = unescape(ivlens.report(tmp_path).read_text(encoding="utf-8"))
     assert found.question.sentence in page and found.verdict in page
     assert "ivlens.experiment(\n    'rankings', 'tiny', 'tiny',\n    out='run',\n" in page and "tuned='tiny'" in page
-
-
-def test_of_many_lines_a_figure_leaves_out_the_details() -> None:
-    parts = [f"{overshadowing.PROBABILITY}, {way}" for way in (overshadowing.ALONE, overshadowing.BUT)]
-    names = [*(f"L{layer} W_Q" for layer in range(30)), *(f"layer {layer}" for layer in range(30))]
-    lines = [(part, at, "chosen", 0.5, 0.4, 0.6, 1, 8) for part in parts for at in names]
-    table: Any = pd.DataFrame(lines, columns=list(FINDINGS))
-    for shown, wanted in ((table, names[30:]), (table[table["at"] != "layer 3"][: len(lines) // 4], names[:30])):
-        found = ivlens.Experiment(name="overshadowing", model="m", task="t", table=shown)
-        layout: Any = found.figures()["parts"].layout
-        assert list(layout.yaxis.ticktext) == wanted
