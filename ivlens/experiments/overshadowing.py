@@ -77,7 +77,7 @@ class _Answers(NamedTuple):
 
 
 def _merge_parts(work: Work, carriers: Sequence[Head]) -> Iterator[Line]:
-    update, draws = _find_update(work), work.asked.draws
+    update, draws = _update(work), work.asked.draws
     parts = update_parts.name_parts(update)
     ask = partial(_ask, work, cache(partial(_prompts, work)))
     none, whole = ask("nothing", lambda: update_parts.only(update, [])), ask("everything", lambda: update)
@@ -178,10 +178,9 @@ def find_learned(name: str) -> Task:
     return find_task(FILES.get(name, name))
 
 
-def _find_update(work: Work) -> Adapter:
-    assert work.tuned is not None
-    tuned = work.tuned.model
-    return tuned if isinstance(tuned, Adapter) else update_parts.update_between(work.model, tuned)
+def _update(work: Work) -> Adapter:
+    assert work.update is not None
+    return work.update()
 
 
 def _tuned(work: Work) -> AbstractContextManager[HookedTransformer]:
@@ -246,7 +245,7 @@ def _negative(effects: HeadEffects) -> list[Head]:
 
 def _cost(work: Work, pace: Pace) -> Mapping[str, float]:
     asked, (n_layers, _) = work.asked, work.grid
-    parts = len(update_parts.name_parts(_find_update(work)))
+    parts = len(update_parts.name_parts(_update(work)))
     asks = 3 + asked.draws + parts * (2 + FEW) + asked.draws
     prompts = len(work.split.validation) + len(work.split.evaluation) + (asked.queries if asked.learned else 0)
     queries = len(work.split.evaluation)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -18,6 +19,7 @@ from ivlens.experiments.experiment import Experiment, find_question
 from ivlens.experiments.findings import ABLE, ASKED, FINDINGS, NONE, SAME, Found, Line, caution, number, share
 from ivlens.experiments.overshadowing import find_learned
 from ivlens.experiments.settings import ExperimentOptions, ExperimentSettings
+from ivlens.experiments.update_parts import find_update
 from ivlens.experiments.work import Work
 from ivlens.models import hooked, loader
 from ivlens.models.lora import Adapter
@@ -95,7 +97,8 @@ def prepare(
         raise IvlensError(f"top is {asked.top}, but the model has {total} heads; take fewer")
     task = leave_out_long(model, task, shots=asked.shots, template=asked.template)
     pair = None if tuned is None else find_tuned_model(model, tuned)
-    return Work(model=model, task=task, asked=asked, memory=memory, tuned=pair)
+    update = None if pair is None else cache(partial(find_update, model, pair.model))
+    return Work(model=model, task=task, asked=asked, memory=memory, tuned=pair, update=update)
 
 
 def check_tuned(name: str, needed: bool, tuned: object) -> None:

@@ -139,6 +139,11 @@ def _draw_kinds(matrix: str, points: Sequence[Point], rows: Rows) -> Iterator[go
             yield dots(Kind(name, own, look), y, texts, size=min(6.0, 0.4 * rows.high + 1))
 
 
+def find_update(base: HookedTransformer, tuned: HookedTransformer | Adapter) -> Adapter:
+    """What fine-tuning did to the weights: an adapter as it is, or the difference of two checkpoints."""
+    return tuned if isinstance(tuned, Adapter) else update_between(base, tuned)
+
+
 def update_between(base: HookedTransformer, tuned: HookedTransformer) -> Adapter:
     """The difference of two checkpoints' matrices in attention and MLPs, as an adapter.
 

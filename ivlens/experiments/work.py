@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
     from ivlens.analysis.run_comparison import TunedModel
+    from ivlens.models.lora import Adapter
     from ivlens.patching.pace import Pace
 
 
@@ -61,6 +62,8 @@ class Work:
     memory: int
     tuned: TunedModel | None = None
     """The model after fine-tuning, where the question is about one."""
+    update: Callable[[], Adapter] | None = None
+    """What fine-tuning did to its weights, which is taken once, by whoever asks first."""
     tables: Tables = field(default_factory=Tables)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,7 +24,9 @@ from ivlens.experiments.run_experiment import prepare
 from ivlens.models.lora import Adapter, LoraConfig
 from ivlens.models.weights import TARGETS, locate
 from ivlens.patching.activations import score_answers
+from ivlens.patching.pace import Pace
 from ivlens.shapes import Head
+from ivlens.storage.run_tables import Tables
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -189,6 +192,21 @@ def test_patching_between_models_is_that_of_donor_effects(tiny: HookedTransforme
         slow.append(float(patched - plain))
     fast = found(study.PATCHED["into the tuned model"], f"layer {layer}", "attention").mean
     assert fast == pytest.approx(sum(slow) / len(slow), abs=1e-10) and abs(fast) > 1e-8
+
+
+@pytest.mark.filterwarnings("ignore:The model does not clearly do this task")
+def test_what_lies_between_two_checkpoints_is_taken_once(
+    tiny: HookedTransformer, word_task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the forecast and for the work, which `--out` gives other tables than it had."""
+    tuned, calls, between = copy.deepcopy(tiny), [], update_parts.update_between
+    lora.merge(tuned, random_adapter(tiny, targets=("W_V",), size=1.0))
+    monkeypatch.setattr(update_parts, "update_between", lambda *models: calls.append(models) or between(*models))
+    work = prepare("overshadowing", tiny, word_task, tuned=tuned, **ASKED)
+    assert not calls
+    assert study.OVERSHADOWING.cost(work, Pace(reading=1.0, patching=1.0, token=1.0, row=1.0))
+    lines = list(study._merge_parts(replace(work, tables=Tables()), [Head(0, 1), Head(1, 2)]))
+    assert len(calls) == 1 and {line["at"] for line in lines} >= {"L0 W_V", "L2 W_V", "2 heads"}
 
 
 def test_a_question_about_fine_tuning_needs_both_models(lab: HookedTransformer) -> None:
