@@ -237,6 +237,7 @@ def test_the_shell_completes_commands_models_tasks_studies_and_choices(
         ("audit lab --task antonym --corruption noise", "'noise' is not one of 'shuffled', 'zero-shot'"),
         ("audit lab --task antonym --source x", "'x' is not one of 'demonstrations', 'instruction'"),
         ("audit lab --task antonym --effect x", "'x' is not one of 'prob', 'nll'"),
+        ("audit lab --task antonym --rank lrp", "'lrp' is not one of 'aie', 'gradient', 'ablation'"),
         ("audit lab --task antonym --layers 3", "No such option: --layers"),
         ("audit lab --task antonym --template arow", "no template and no file 'arow'; did you mean arrow?"),
         ("audit lab --task antonym --template chat", "the tokenizer of lab has no chat template; choose another"),
