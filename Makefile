@@ -22,11 +22,11 @@ fetch: .venv/installed-gguf
 	$(BIN)/python -m ivlens.checkpoints.known_models smollm2 --into models
 	$(BIN)/python -m ivlens.checkpoints.known_models gemma3-270m --into models
 
-# In a few minutes: what each room does on tiny models, without training, browser, notebooks or other processes.
+# In a minute: what each room does on tiny models, without training, browser, notebooks or other processes.
 quick: .venv/installed-test
 	$(PYTEST) tests -m "not (slow or long or command or browser)"
 
-# In about ten minutes: all but kills and signals, whole documents and plans, and notebooks.
+# In ten minutes: all but kills and signals, whole documents and plans, and notebooks.
 test: .venv/installed-test
 	$(PYTEST) tests -m "not long"
 
