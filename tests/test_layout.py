@@ -115,9 +115,20 @@ ROOMS = (
     ),
     Room(
         "matrix",
-        ("storage", "datasets", "plots", "models", "prompts", "patching", "engine", "steering", "analysis"),
+        (
+            "storage",
+            "datasets",
+            "plots",
+            "models",
+            "prompts",
+            "patching",
+            "engine",
+            "steering",
+            "analysis",
+            "forgetting",
+        ),
     ),
-    Room("reports", ("storage", "plots", "vectors", "analysis", "experiments", "explorer", "forgetting")),
+    Room("reports", ("storage", "plots", "vectors", "analysis", "experiments", "explorer", "forgetting", "matrix")),
     Room("lab", ("storage", "datasets", "models", "prompts", "patching", "vectors", "steering")),
     # `ivlens`: commands call the public functions.
     Room(

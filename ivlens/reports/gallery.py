@@ -2,10 +2,11 @@
 
     python -m ivlens.reports.gallery figures
 
-`figures/numbers/NAME` is a run folder (of which its tables are enough), or a folder of vectors, one a task. Figures are
-drawn into `figures/drawn`, as `NAME-FIGURE.html`, `.svg`, `.pdf` and `.png`. An image that lies in `figures` as well,
-because a document shows it, is replaced there. `figures/NAME-FIGURE.json` says which command, settings, seed, model,
-number of prompts and versions the numbers are from, what is drawn, and the digests of the images beside it.
+`figures/numbers/NAME` is a run folder (of which its tables are enough), a folder with a `factorial.json`, or one of
+vectors, one a task. Figures are drawn into `figures/drawn`, as `NAME-FIGURE.html`, `.svg`, `.pdf` and `.png`. An image
+that lies in `figures` as well, because a document shows it, is replaced there. `figures/NAME-FIGURE.json` says which
+command, settings, seed, model, number of prompts and versions the numbers are from, what is drawn, and the digests of
+the images beside it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from ivlens.analysis.comparison import Comparison
 from ivlens.errors import RunError
 from ivlens.experiments.experiment import Experiment
 from ivlens.forgetting.study import Study
+from ivlens.matrix.factorial import KEPT, Factorial
 from ivlens.plots import export
 from ivlens.plots.notebook import figure_json
 from ivlens.reports import findings
@@ -78,8 +80,14 @@ def draw(folder: Path | str) -> dict[str, Drawn]:
     return {
         f"{path.name}-{name}": Drawn(figure, {"figure": name, "numbers": f"numbers/{path.name}", **origin})
         for path in folders
-        for name, (figure, origin) in (_of_run(path) if (path / RECORD).is_file() else _of_vectors(path))
+        for name, (figure, origin) in _of(path)
     }
+
+
+def _of(path: Path) -> Iterator[tuple[str, Drawn]]:
+    if (path / KEPT).is_file():
+        return _of_factorial(path)
+    return _of_run(path) if (path / RECORD).is_file() else _of_vectors(path)
 
 
 def digest(content: bytes) -> str:
@@ -116,6 +124,13 @@ def _counts(found: findings.Found) -> dict[str, int]:
                 "ranking prompts": len(found.effects.cie),
                 "queries": int(found.measures["prompts"].to_numpy().max()),
             }
+
+
+def _of_factorial(path: Path) -> Iterator[tuple[str, Drawn]]:
+    found = Factorial.read(path)
+    counts = {"tasks": len(found.tasks), "seeds": len({one.seed for one in found.trained})}
+    for name, figure in found.figures().items():
+        yield name, Drawn(figure, {**found.origin, "n": counts})
 
 
 def _of_vectors(path: Path) -> Iterator[tuple[str, Drawn]]:

@@ -101,7 +101,11 @@ def test_drawing_again_gives_the_same_figure(name, drawn):
 def test_a_record_says_where_the_numbers_are_from(name):
     found = record(name)
     assert {"command", "settings", "seed", "sources", "versions", "n", "numbers", "figure"} <= found.keys()
-    assert (FOLDER / found["numbers"]).is_dir() and found["command"].startswith("ivlens") and all(found["n"].values())
+    assert (
+        (FOLDER / found["numbers"]).is_dir()
+        and re.match("(python -m )?ivlens", found["command"])
+        and all(found["n"].values())
+    )
     models = [source for role, source in found["sources"].items() if role in ("model", "base", "tuned")]
     assert models and all(re.fullmatch(r"[0-9a-f]{64}", source["digest"]) for source in models)
     assert {"ivlens", "torch", "transformer-lens"} <= found["versions"].keys()

@@ -65,7 +65,26 @@ REAL_SEQUENCES: dict[str, tuple[str, ...]] = {
 }
 """The same for real models, whose words are in pieces."""
 
+FACTORIAL: tuple[str, ...] = (
+    "kind-answer",
+    "class-letters",
+    "continent-letters",
+    "category-letters",
+    "animal-class-reworded",
+    "word-category-reworded",
+    "country-continent-reworded",
+    "animal-young-reworded",
+    "english-german-reworded",
+    "next-item-reworded",
+    "french-article-reworded",
+    "indefinite-article-reworded",
+    "next-two-reworded",
+)
+"""Of lab-factorial, beside tasks of the sequences: labels of two tokens, and what the model can do already."""
+
 FILES: dict[str, Path] = {
-    name: TASKS / f"{name}.json" for names in (*SEQUENCES.values(), *REAL_SEQUENCES.values()) for name in names
+    name: TASKS / f"{name}.json"
+    for names in (*SEQUENCES.values(), *REAL_SEQUENCES.values(), FACTORIAL)
+    for name in names
 }
 """The file of every task of a sequence, by its name."""

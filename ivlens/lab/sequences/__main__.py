@@ -6,14 +6,15 @@ import json
 
 from ivlens.datasets.task import Task
 from ivlens.lab.sequences import TASKS
-from ivlens.lab.sequences.functions import functions, real_functions
-from ivlens.lab.sequences.labels import labels
+from ivlens.lab.sequences.functions import factorial_functions, functions, real_functions
+from ivlens.lab.sequences.labels import factorial_labels, labels
 from ivlens.lab.sequences.lists import lists, real_lists
 
 
 def made() -> dict[str, str]:
     """Names of the task files and what is in them."""
     tasks = (*functions(), *labels(), *lists(), *real_functions(), *real_lists())
+    tasks = (*tasks, *factorial_functions(), *factorial_labels())
     return {f"{task.name}.json": as_json(task) for task in tasks}
 
 

@@ -7,14 +7,37 @@ are those that the lab model learns for words it was not trained on: what a seco
 
 from __future__ import annotations
 
-from ivlens.datasets.task import Task
+from dataclasses import replace
+
+from ivlens.datasets.task import BUILT_IN, Task, read_task
 from ivlens.lab.sequences.facts import draw, facts, new_task, words
 
 VERBS, ADJECTIVES, NOUNS = "present-past", "comparative", "singular-plural"
+REWORDED = (
+    "animal-class",
+    "word-category",
+    "animal-young",
+    "english-german",
+    "next-item",
+    "french-article",
+    "indefinite-article",
+    "next-two",
+)
 
 
 def functions() -> list[Task]:
     return [kind_language(), class_letter(), kind_form(), continent_letter(), length_and_one()]
+
+
+def factorial_functions() -> list[Task]:
+    """lab-factorial: one function more, and what the lab model can do already, in a wording that it has never read."""
+    return [kind_answer(), continent(), *map(reworded, REWORDED)]
+
+
+def reworded(name: str) -> Task:
+    """A built-in task under its last wording, which no document of the lab model's training has."""
+    old = read_task(BUILT_IN / f"{name}.json")
+    return Task(name=f"{name}-reworded", instructions=old.instructions[-1:], pairs=old.pairs)
 
 
 def real_functions() -> list[Task]:
@@ -50,6 +73,22 @@ def kind_form() -> Task:
         verb=VERBS,
         adjective=ADJECTIVES,
     )
+
+
+def kind_answer() -> Task:
+    return _by_kind(
+        "kind-answer",
+        "Say a noun in German, a verb in French and an adjective in Spanish.",
+        noun="english-german",
+        verb="english-french",
+        adjective="english-spanish",
+    )
+
+
+def continent() -> Task:
+    """Of the countries whose continent is one word."""
+    old = reworded("country-continent")
+    return replace(old, pairs=tuple(pair for pair in old.pairs if " " not in pair.output))
 
 
 def class_letter() -> Task:

@@ -35,6 +35,24 @@ def labels() -> list[Task]:
     ]
 
 
+def factorial_labels() -> list[Task]:
+    """lab-factorial: labels of two letters, in two tokens, beside those of one."""
+    return [
+        two_letters("class-letters", "animal-class", "class of the animal"),
+        two_letters("continent-letters", "country-continent", "continent of the country"),
+        two_letters("category-letters", "word-category", "category of the word"),
+    ]
+
+
+def two_letters(name: str, known: str, asked: str) -> Task:
+    return new_task(
+        name,
+        f"Give the first letter and the last letter of the {asked}.",
+        facts(known),
+        lambda word: f"{facts(known)[word][0]} {facts(known)[word][-1]}",
+    )
+
+
 def word_class() -> Task:
     kinds = {"n": "singular-plural", "v": "present-past", "a": "comparative"}
     owner = {word: kind for kind, name in kinds.items() for word in facts(name)}

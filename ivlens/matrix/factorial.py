@@ -1,0 +1,166 @@
+"""Which property of a new task makes a model forget: that it cannot do the task yet, labels, or the answer's length?
+
+Every task is learned alone, from the base model, in a study of its own, and is of one of two levels of three factors,
+each measured, none declared: can the base model do it, are its answers labels, are they long? A factor's effect is over
+tasks, which are its units: seeds, which all tasks share, are averaged within them first (see `main_effects`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from ivlens import plots
+from ivlens.errors import RunError, StudyError
+from ivlens.matrix.main_effects import EFFECTS, MEAN, main_effects
+from ivlens.measures import holm
+from ivlens.plots.style import method_looks
+from ivlens.storage.atomic_files import write_whole
+from ivlens.storage.json_files import as_type, read_json
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from ivlens.plots.style import Width
+
+KEPT = "factorial.json"
+FACTORS: Mapping[str, str] = {
+    "able": "base model can do the task",
+    "labels": "answers are labels",
+    "long": "answers are long",
+}
+"""Columns of the levels, and what is true at the upper one."""
+LOST: Mapping[str, str] = {"GP lost": "accuracy lost, instructed", "IP lost": "accuracy lost, with demonstrations"}
+"""Measures of a cell that are told: how much of the base model's accuracy on general tasks is gone."""
+LABEL = 5.0
+"""Inputs that share a label, on average, or more; a function has answers of its own for most inputs."""
+ABLE = 0.5
+"""Of the queries a model that can do the task answers more, beside more than the most frequent answer would."""
+LONG = 1.5
+"""Tokens of a long answer, on average, or more."""
+CONTROL = "-random"
+"""Ends the name of the method that is guided by random vectors in place of a method's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedTask:
+    """A task of the factorial, and its levels."""
+
+    name: str
+    able: bool
+    """Wilson's interval of the base model's accuracy is above a half, and above the most frequent answer's share."""
+    labels: bool
+    """`LABEL` inputs or more share an answer, on average."""
+    long: bool
+    """Answers have more than one token, on average `LONG` or more."""
+    accuracy: float
+    """Of the base model, with the task's instruction."""
+    share: float
+    """Of the most frequent answer."""
+    queries: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What one method with one seed did while it learned one task."""
+
+    task: str
+    method: str
+    seed: int
+    learned: float
+    lost: Mapping[str, float]
+    """By `LOST`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Factorial:
+    """What was lost by what was learned, and the effects of the factors."""
+
+    tasks: tuple[LearnedTask, ...]
+    trained: tuple[Trained, ...]
+    origin: Mapping[str, Any]
+    """Command, settings, sources, seed and versions."""
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Factorial:
+        """What `write` wrote.
+
+        Raises:
+            RunError: there is none, or it is damaged.
+        """
+        path = Path(folder) / KEPT
+        try:
+            return as_type(cls, read_json(path), KEPT)
+        except (OSError, ValueError, StudyError) as error:
+            raise RunError(f"{path} is no factorial ({error}); run it again") from error
+
+    def write(self, folder: Path) -> None:
+        """One file, a line for a task or a training."""
+        parts = [f" {json.dumps(name)}: {_lines(value)}" for name, value in asdict(self).items()]
+        write_whole(folder / KEPT, ("{\n" + ",\n".join(parts) + "\n}\n").encode())
+
+    @property
+    def methods(self) -> list[str]:
+        return list(dict.fromkeys(one.method for one in self.trained))
+
+    def table(self) -> pd.DataFrame:
+        """A line a task, method and measure: its mean over seeds, with the task's levels."""
+        rows = [
+            {"task": one.task, "method": one.method, "measure": name, "value": value}
+            for one in self.trained
+            for name, value in one.lost.items()
+        ]
+        mean = pd.DataFrame(rows).groupby(["task", "method", "measure"], sort=False, as_index=False)["value"].mean()
+        levels = pd.DataFrame([asdict(one) for one in self.tasks])[["name", *FACTORS]].rename(columns={"name": "task"})
+        return mean.merge(levels, on="task", validate="many_to_one")
+
+    def effects(self) -> pd.DataFrame:
+        """The effects of all factors on every measure under every method, and on what vectors have over random ones.
+
+        Returns:
+            Columns `measure`, `method`, those of `main_effects`, and `adjusted`: p after Holm over the factors and
+            methods of a measure; NaN of the means, and of controls and what is over them.
+        """
+        found = []
+        for measure, own in self.table().groupby("measure", sort=False):
+            for method, units in self._units(own):
+                found.append(main_effects(units, list(FACTORS)).assign(measure=measure, method=method))
+        lines = pd.concat(found, ignore_index=True)
+        controls = lines["method"].str.endswith(CONTROL)
+        tested = lines["p"].where((lines["factor"] != MEAN) & ~controls)
+        adjusted = tested.groupby(lines["measure"], sort=False).transform(lambda p: holm(p.to_numpy(float)))
+        return lines.assign(adjusted=adjusted)[["measure", "method", *EFFECTS, "adjusted"]]
+
+    def _units(self, own: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+        """Of every method its tasks; of a method that has a control also the difference, task by task."""
+        by_method = {method: own[own["method"] == method].set_index("task") for method in self.methods}
+        for method, units in by_method.items():
+            yield method, units
+            control = by_method.get(f"{method}{CONTROL}")
+            if control is not None:
+                yield f"{method} - {method}{CONTROL}", units.assign(value=units["value"] - control["value"])
+
+    def figures(self, *, width: Width = "page") -> dict[str, go.Figure]:
+        """The effects of all factors, with their intervals, by method."""
+        told, methods = self.effects(), self.methods
+        shown = told[(told["factor"] != MEAN) & told["method"].isin(methods)]
+        title = f"What a new task costs general tasks, by its properties: {self.origin['settings']['name']}"
+        title += f"; {len(self.tasks)} tasks, 95 % intervals over tasks"
+        looks = method_looks(methods)
+        frame = shown.assign(
+            panel=shown["measure"].map(LOST), kind=shown["method"], method=shown["factor"].map(FACTORS)
+        )
+        units = dict.fromkeys(LOST.values(), "more lost, share of queries")
+        return {"effects": plots.method_dots(frame, units=units, looks=looks, zero=True, title=title, width=width)}
+
+
+def _lines(value: Any) -> str:
+    """A list with one member a line."""
+    if not isinstance(value, tuple | list):
+        return json.dumps(value, ensure_ascii=False)
+    return "[\n" + ",\n".join(f"  {json.dumps(one, ensure_ascii=False)}" for one in value) + "\n ]"

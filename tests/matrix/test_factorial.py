@@ -1,0 +1,160 @@
+"""Effects are those of a slow count, over tasks; levels are measured; what is kept is read again."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from ivlens.errors import IvlensError, RunError
+from ivlens.matrix.factorial import FACTORS, KEPT, LOST, Factorial, LearnedTask, Trained
+from ivlens.matrix.main_effects import MEAN, main_effects
+
+NAMES = ["a", "b", "c"]
+LEVELS = list(itertools.product((False, True), repeat=3))
+
+
+def made_up(seed: int, sizes: dict[tuple[bool, ...], int] | None = None) -> pd.DataFrame:
+    """Units of cells of several sizes and spreads."""
+    generator = np.random.default_rng(seed)
+    lines = []
+    for number, key in enumerate(LEVELS):
+        for _ in range((sizes or {}).get(key, 2 + number % 3)):
+            value = generator.normal(0.3 * key[0] - 0.1 * key[2], 0.1 + 0.1 * number)
+            lines.append(dict(zip(NAMES, key, strict=True)) | {"value": value})
+    return pd.DataFrame(lines).sample(frac=1, random_state=seed)
+
+
+def slow(units: pd.DataFrame, place: int) -> tuple[float, float, float, float]:
+    """Value, bounds and p, cell by cell in plain Python."""
+    cells: dict[tuple[bool, ...], list[float]] = {key: [] for key in LEVELS}
+    for line in units.to_dict("records"):
+        cells[line["a"], line["b"], line["c"]].append(line["value"])
+    strata = []
+    for key in LEVELS:
+        upper = tuple(True if at == place else level for at, level in enumerate(key))
+        if not key[place] and len(cells[key]) > 1 and len(cells[upper]) > 1:
+            strata.append((cells[key], cells[upper]))
+    value = sum(statistics.mean(upper) - statistics.mean(lower) for lower, upper in strata) / len(strata)
+    variances = [
+        (statistics.variance(cell) / len(cell) / len(strata) ** 2, len(cell)) for pair in strata for cell in pair
+    ]
+    total = sum(variance for variance, _ in variances)
+    freedom = total**2 / sum(variance**2 / (n - 1) for variance, n in variances)
+    t = stats.t(freedom)
+    half = t.ppf(0.975) * math.sqrt(total)
+    return value, value - half, value + half, 2 * t.sf(abs(value) / math.sqrt(total))
+
+
+@pytest.mark.parametrize("sizes", [None, {(True, True, True): 0}, {(False, True, False): 1, (True, True, False): 5}])
+def test_effects_are_those_of_a_slow_count(sizes: Any) -> None:
+    units = made_up(0, sizes)
+    found = main_effects(units, NAMES).set_index("factor")
+    for place, name in enumerate(NAMES):
+        line = found.loc[name]
+        assert [line["value"], line["low"], line["high"], line["p"]] == pytest.approx(slow(units, place), rel=1e-12)
+
+
+def test_an_effect_of_tasks_that_do_not_differ_is_exact_and_others_are_none() -> None:
+    lines = [dict(zip(NAMES, key, strict=True)) | {"value": 0.25 * key[1]} for key in LEVELS for _ in range(2)]
+    found = main_effects(pd.DataFrame(lines), NAMES).set_index("factor")
+    assert found[["value", "low", "high", "p"]].loc["b"].tolist() == [0.25, 0.25, 0.25, 0.0]
+    assert found[["value", "p"]].loc["a"].tolist() == [0.0, 1.0]
+    assert found["value"][MEAN] == 0.125
+
+
+def test_a_stratum_that_lacks_a_cell_is_left_out() -> None:
+    found = main_effects(made_up(1, {(True, True, True): 0, (False, False, False): 1}), NAMES).set_index("factor")
+    assert found["strata"].to_dict() == {MEAN: 6, "a": 2, "b": 2, "c": 2}
+    none = main_effects(made_up(1, {key: 0 for key in LEVELS if key[0]}), NAMES).set_index("factor")
+    assert none["strata"]["a"] == 0 and math.isnan(none["value"]["a"]) and none["strata"]["b"] == 2
+
+
+def test_what_is_not_a_table_of_units_is_refused() -> None:
+    units = made_up(0)
+    with pytest.raises(IvlensError, match="no column d; it has"):
+        main_effects(units, [*NAMES, "d"])
+    with pytest.raises(IvlensError, match="not finite"):
+        main_effects(units.assign(value=np.nan), NAMES)
+
+
+@pytest.mark.slow
+def test_intervals_cover_what_they_say_where_cells_are_small_and_unlike() -> None:
+    """Half of the cells do not vary at all, as tasks that a model can do already."""
+    generator, missed, draws = np.random.default_rng(0), 0, 400
+    keys = pd.DataFrame([dict(zip(NAMES, key, strict=True)) for key in LEVELS for _ in range(3)])
+    for _ in range(draws):
+        line = main_effects(keys.assign(value=generator.normal(0, np.where(keys["a"], 0.01, 0.3))), NAMES).iloc[1]
+        missed += not line["low"] <= 0 <= line["high"]
+    assert missed / draws <= 0.075
+
+
+METHODS = ("lora", "lora+iv-general", "lora+iv-general-random")
+
+
+def factorial(seeds: tuple[int, ...] = (0, 1)) -> Factorial:
+    generator = np.random.default_rng(3)
+    tasks = tuple(
+        LearnedTask(name=f"task {number}", **dict(zip(FACTORS, key, strict=True)), accuracy=0.5, share=0.1, queries=9)
+        for number, key in enumerate(LEVELS * 2)
+    )
+    lost = {(task.name, method): generator.uniform(0, 1, 2) for task in tasks for method in METHODS}
+    return Factorial(
+        tasks=tasks,
+        trained=tuple(
+            Trained(
+                task=task,
+                method=method,
+                seed=seed,
+                learned=0.5,
+                lost={
+                    name: float(value + 0.1 * (seed - np.mean(seeds))) for name, value in zip(LOST, values, strict=True)
+                },
+            )
+            for (task, method), values in lost.items()
+            for seed in seeds
+        ),
+        origin={"command": "python -m ivlens", "settings": {"name": "made-up"}},
+    )
+
+
+def test_seeds_are_averaged_within_tasks() -> None:
+    two, five = factorial((0, 1)).effects(), factorial((0, 1, 2, 3, 4)).effects()
+    pd.testing.assert_frame_equal(two, five)
+
+
+def test_p_values_are_corrected_for_the_factors_and_methods_of_a_measure_and_controls_are_not_tested() -> None:
+    effects = factorial().effects()
+    told = effects[(effects["factor"] != MEAN) & effects["method"].isin(METHODS[:2])]
+    assert told["adjusted"].notna().all() and effects["adjusted"].notna().sum() == len(told) == 12
+    for _, own in told.groupby("measure"):
+        order = sorted(own["p"])
+        stepped = list(itertools.accumulate((min(1.0, p * (6 - at)) for at, p in enumerate(order)), max))
+        assert sorted(own["adjusted"]) == pytest.approx(stepped)
+
+
+def test_what_vectors_have_over_random_ones_is_the_difference_task_by_task() -> None:
+    found = factorial()
+    means = found.table().pivot(index="task", columns=["measure", "method"], values="value")
+    effects = found.effects().set_index(["measure", "method", "factor"])
+    for measure in LOST:
+        difference = (means[measure, METHODS[1]] - means[measure, METHODS[2]]).mean()
+        assert effects["value"][measure, f"{METHODS[1]} - {METHODS[2]}", MEAN] == pytest.approx(difference)
+
+
+def test_what_was_written_is_read_again(tmp_path: Path) -> None:
+    found = factorial()
+    found.write(tmp_path)
+    assert Factorial.read(tmp_path) == found
+    (tmp_path / KEPT).write_text((tmp_path / KEPT).read_text().replace('"seed": 0', '"seed": "none"', 1))
+    with pytest.raises(RunError, match=r"factorial\.json is no factorial \(.*seed.*run it again"):
+        Factorial.read(tmp_path)
+    with pytest.raises(RunError, match="is no factorial"):
+        Factorial.read(tmp_path / "nowhere")
