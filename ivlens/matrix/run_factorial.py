@@ -77,7 +77,7 @@ def find_levels(found: Study, base: HookedTransformer) -> LearnedTask:
     own = found.evaluations.query("stage == 0 and kind == 'sequence' and seed == @seed")
     own = own[(own["method"] == plan.methods[0]) & own["measure"].isin(["accuracy", "trained accuracy"])]
     right = round(float((own["value"] * own["n"]).sum()))
-    accuracy = interval(torch.arange(len(prompts)) < right)
+    accuracy = interval((torch.arange(len(prompts)) < right).double())
     share, tokens = most_frequent_share(answers), tokenize(base, prompts).answer_mask.sum(1).double().mean()
     return LearnedTask(
         name=stage.name,

@@ -10,7 +10,7 @@ from shipped import SHIPPED
 
 from ivlens.datasets.task import Task, read_task, task, tasks
 from ivlens.lab.abilities import answer_all
-from ivlens.lab.sequences import FILES, REAL_SEQUENCES, SEQUENCES, TASKS
+from ivlens.lab.sequences import FACTORIAL, FILES, REAL_SEQUENCES, SEQUENCES, TASKS
 from ivlens.lab.sequences.__main__ import made
 from ivlens.lab.sequences.facts import draw
 from ivlens.models import loader
@@ -126,6 +126,29 @@ def test_a_direction_tells_three_kinds_of_words_in_equal_shares():
     kinds = {"north": "animal-class", "south": "country-continent", "east": "present-past"}
     assert Counter(pair.output for pair in pairs) == dict.fromkeys(kinds, 40)
     assert all(pair.input in dict(task(kinds[pair.output]).pairs) for pair in pairs)
+
+
+def test_a_reworded_task_is_a_built_in_one_under_the_wording_that_its_training_lacks() -> None:
+    for name in FACTORIAL:
+        one, (old, _, reworded) = read_task(FILES[name]), name.rpartition("-")
+        if reworded != "reworded":
+            assert (
+                one.instructions[0] not in OLD
+                and {word for pair in one.pairs for word in pair.output.split()} <= WRITTEN
+            )
+            continue
+        assert one.instructions == task(old).instructions[-1:]
+        assert set(one.pairs) <= set(task(old).pairs)
+        lost = set(task(old).pairs) - set(one.pairs)
+        assert all(" " in pair.output for pair in lost) and bool(lost) == (old == "country-continent")
+
+
+def test_labels_of_two_letters_are_those_of_the_words_that_labels_of_one_are_of(model) -> None:
+    for name, known in {"class": "animal-class", "continent": "country-continent", "category": "word-category"}.items():
+        answers = dict(task(known).pairs)
+        for given, wanted in read_task(FILES[f"{name}-letters"]).pairs:
+            assert wanted.split(" ") == [answers[given][0], answers[given][-1]]
+            assert len(model.tokenizer.encode(f" {wanted}", add_special_tokens=False)) == 2
 
 
 def test_what_is_drawn_does_not_depend_on_the_order_it_is_drawn_from():

@@ -14,6 +14,8 @@ import pytest
 from scipy import stats
 
 from ivlens.errors import IvlensError, RunError
+from ivlens.forgetting.study import Study
+from ivlens.matrix import run_factorial
 from ivlens.matrix.factorial import FACTORS, KEPT, LOST, Factorial, LearnedTask, Trained
 from ivlens.matrix.main_effects import MEAN, main_effects
 
@@ -158,3 +160,48 @@ def test_what_was_written_is_read_again(tmp_path: Path) -> None:
         Factorial.read(tmp_path)
     with pytest.raises(RunError, match="is no factorial"):
         Factorial.read(tmp_path / "nowhere")
+
+
+PLAN = """
+tasks = ["class-letter", "next-two-reworded"]
+general = ["antonym", "capitalize"]
+methods = ["lora"]
+seeds = [0]
+train_prompts = 30
+lora = { rank = 2 }
+training = { steps = 3, batch = 4 }
+evaluation = { queries = 3, few_shot_queries = 2, shots = 3, probe_prompts = 3, clean_prompts = 4, top = 3 }
+"""
+
+
+@pytest.mark.slow
+def test_every_task_is_learned_alone_and_its_levels_are_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_factorial.export, "export", lambda *_: None)
+    (tmp_path / "plan.toml").write_text(PLAN)
+    out = tmp_path / "out"
+    run_factorial.main([str(tmp_path / "plan.toml"), "--out", str(out), "--dry-run"])
+    assert not out.exists() and "2 tasks x 1 methods x 1 seeds: about" in capsys.readouterr().err
+    run_factorial.main([str(tmp_path / "plan.toml"), "--out", str(out)])
+    found, written = Factorial.read(out), (out / KEPT).read_bytes()
+    labelled, known = found.tasks
+    assert (labelled.able, labelled.labels, labelled.long, labelled.queries) == (False, True, False, 45)
+    assert (known.able, known.labels, known.long, known.accuracy) == (True, False, True, 1.0)
+    assert "class-letter (0.00)" in capsys.readouterr().out
+    for one in found.trained:
+        lines = Study.read(out / one.task).evaluations.query("measure == 'instruction accuracy'")
+        before, after = (lines[lines["stage"] == stage]["value"].mean() for stage in (0, 1))
+        assert one.lost["GP lost"] == pytest.approx(before - after)
+    trained = {path: path.stat().st_mtime_ns for path in out.glob("*/cells/*/*")}
+    (out / KEPT).unlink()
+    run_factorial.main([str(tmp_path / "plan.toml"), "--out", str(out)])
+    assert (out / KEPT).read_bytes() == written
+    assert len(trained) > 4 and trained == {path: path.stat().st_mtime_ns for path in out.glob("*/cells/*/*")}
+
+
+def test_a_plan_that_is_not_there_is_told_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run_factorial.main(["no-such-plan", "--out", str(tmp_path)])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith("ivlens: there is no built-in study and no file 'no-such-plan'")
