@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import torch
 
 from ivlens import plots
 from ivlens.errors import RunError, StudyError
 from ivlens.matrix.main_effects import EFFECTS, MEAN, main_effects
-from ivlens.measures import holm
+from ivlens.measures import holm, mean_bounds
 from ivlens.plots.style import method_looks
 from ivlens.storage.atomic_files import write_whole
 from ivlens.storage.json_files import as_type, read_json
@@ -72,7 +73,10 @@ class Trained:
     task: str
     method: str
     seed: int
+    loss: float
+    """Of the first step, in nats: what there is to learn."""
     learned: float
+    """Accuracy on the task's test queries, behind the last step."""
     lost: Mapping[str, float]
     """By `LOST`."""
 
@@ -108,35 +112,40 @@ class Factorial:
     def methods(self) -> list[str]:
         return list(dict.fromkeys(one.method for one in self.trained))
 
-    def table(self) -> pd.DataFrame:
+    def table(self) -> Any:
         """A line a task, method and measure: its mean over seeds, with the task's levels."""
+        levels = {one.name: {name: getattr(one, name) for name in FACTORS} for one in self.tasks}
         rows = [
-            {"task": one.task, "method": one.method, "measure": name, "value": value}
+            {"task": one.task, "method": one.method, "measure": name, **levels[one.task], "value": value}
             for one in self.trained
             for name, value in one.lost.items()
         ]
-        mean = pd.DataFrame(rows).groupby(["task", "method", "measure"], sort=False, as_index=False)["value"].mean()
-        levels = pd.DataFrame([asdict(one) for one in self.tasks])[["name", *FACTORS]].rename(columns={"name": "task"})
-        return mean.merge(levels, on="task", validate="many_to_one")
+        keys = ["task", "method", "measure", *FACTORS]
+        return pd.DataFrame(rows).groupby(keys, sort=False, as_index=False)["value"].mean()
 
-    def effects(self) -> pd.DataFrame:
+    def effects(self, *, unable: bool = False) -> pd.DataFrame:
         """The effects of all factors on every measure under every method, and on what vectors have over random ones.
+
+        Args:
+            unable: Of the tasks that the base model cannot do alone, and of the other two factors.
 
         Returns:
             Columns `measure`, `method`, those of `main_effects`, and `adjusted`: p after Holm over the factors and
             methods of a measure; NaN of the means, and of controls and what is over them.
         """
-        found = []
-        for measure, own in self.table().groupby("measure", sort=False):
+        table, factors, found = self.table(), list(FACTORS), []
+        if unable:
+            table, factors = table[~table["able"]], [name for name in factors if name != "able"]
+        for measure, own in table.groupby("measure", sort=False):
             for method, units in self._units(own):
-                found.append(main_effects(units, list(FACTORS)).assign(measure=measure, method=method))
-        lines = pd.concat(found, ignore_index=True)
+                found.append(main_effects(units, factors).assign(measure=measure, method=method))
+        lines: Any = pd.concat(found, ignore_index=True)
         controls = lines["method"].str.endswith(CONTROL)
         tested = lines["p"].where((lines["factor"] != MEAN) & ~controls)
         adjusted = tested.groupby(lines["measure"], sort=False).transform(lambda p: holm(p.to_numpy(float)))
         return lines.assign(adjusted=adjusted)[["measure", "method", *EFFECTS, "adjusted"]]
 
-    def _units(self, own: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    def _units(self, own: Any) -> Iterator[tuple[str, pd.DataFrame]]:
         """Of every method its tasks; of a method that has a control also the difference, task by task."""
         by_method = {method: own[own["method"] == method].set_index("task") for method in self.methods}
         for method, units in by_method.items():
@@ -145,18 +154,39 @@ class Factorial:
             if control is not None:
                 yield f"{method} - {method}{CONTROL}", units.assign(value=units["value"] - control["value"])
 
+    def cells(self) -> pd.DataFrame:
+        """What was lost in every cell that has tasks: its mean over them, with its interval.
+
+        Returns:
+            Columns `cell` (see `cell_name`), `measure`, `method`, `value`, `low`, `high`, `tasks`.
+        """
+        lines = []
+        for (*levels, measure, method), values in self.table().groupby([*FACTORS, "measure", "method"], sort=False):
+            losses = torch.tensor(values["value"].tolist(), dtype=torch.float64)
+            bounds = map(float, mean_bounds(losses))
+            lines.append((cell_name(*levels), measure, method, float(losses.mean()), *bounds, len(losses)))
+        return pd.DataFrame(lines, columns=["cell", "measure", "method", "value", "low", "high", "tasks"])
+
     def figures(self, *, width: Width = "page") -> dict[str, go.Figure]:
-        """The effects of all factors, with their intervals, by method."""
-        told, methods = self.effects(), self.methods
-        shown = told[(told["factor"] != MEAN) & told["method"].isin(methods)]
-        title = f"What a new task costs general tasks, by its properties: {self.origin['settings']['name']}"
-        title += f"; {len(self.tasks)} tasks, 95 % intervals over tasks"
-        looks = method_looks(methods)
-        frame = shown.assign(
-            panel=shown["measure"].map(LOST), kind=shown["method"], method=shown["factor"].map(FACTORS)
-        )
-        units = dict.fromkeys(LOST.values(), "more lost, share of queries")
-        return {"effects": plots.method_dots(frame, units=units, looks=looks, zero=True, title=title, width=width)}
+        """What was lost in every cell, by method."""
+        cells: Any = self.cells()
+        title = f"What general tasks lose by a new one, by its properties: {self.origin['settings']['name']}"
+        frame = cells.assign(panel=cells["measure"].map(LOST), kind=cells["method"], method=cells["cell"])
+        return {
+            "cells": plots.method_dots(
+                frame,
+                units=dict.fromkeys(LOST.values(), "share of queries"),
+                looks=method_looks(self.methods),
+                zero=True,
+                title=f"{title}; {len(self.tasks)} tasks, 95 % intervals over tasks",
+                width=width,
+            )
+        }
+
+
+def cell_name(able: bool, labels: bool, long: bool) -> str:
+    """A combination of levels, in words."""
+    return f"{'can' if able else 'cannot'}, {'labels' if labels else 'function'}, {'long' if long else 'short'}"
 
 
 def _lines(value: Any) -> str:

@@ -7,9 +7,8 @@ import math
 import sys
 from typing import TYPE_CHECKING, Any
 
-from ivlens.matrix.factorial import FACTORS, LOST, Factorial
-from ivlens.matrix.main_effects import MEAN
-from ivlens.tables import UNMEASURED, Table, folded, interval_text, print_table
+from ivlens.matrix.factorial import FACTORS, LOST, Factorial, cell_name
+from ivlens.tables import Table, folded, interval_text, print_table
 
 if TYPE_CHECKING:
     from ivlens.forgetting.plan import Plan
@@ -30,8 +29,11 @@ def print_done(found: Study, number: int, total: int) -> None:
 
 
 def print_factorial(found: Factorial) -> None:
-    """The effects on each measure, then the tasks of every cell."""
-    for table in (*effect_tables(found), cell_table(found)):
+    """What each cell lost; the effects of the factors, of all tasks and of those that the base model cannot do."""
+    tables = [cell_table(found), *effect_tables(found)]
+    if not all(one.able for one in found.tasks):
+        tables += effect_tables(found, unable=True)
+    for table in tables:
         print(f"{table.heading}:\n")
         print_table(table)
         print(folded(f"\n{table.note}\n"))
@@ -43,17 +45,21 @@ _NOTE = (
 )
 
 
-def effect_tables(found: Factorial) -> list[Table]:
+def effect_tables(found: Factorial, *, unable: bool = False) -> list[Table]:
     """A table a measure: the mean of all cells and the effects, down; methods across."""
-    effects = found.effects().set_index(["measure", "method", "factor"])
+    effects: Any = found.effects(unable=unable).set_index(["measure", "method", "factor"])
     methods = list(dict.fromkeys(effects.index.get_level_values("method")))
+    factors = {
+        name: FACTORS.get(name, "mean of the cells") for name in dict.fromkeys(effects.index.get_level_values("factor"))
+    }
+    which = " (tasks that the base model cannot do)" if unable else ""
     tables = []
     for measure, called in LOST.items():
-        rows = []
-        for factor, name in {MEAN: "mean of the cells", **FACTORS}.items():
-            lines = [effects.loc[(measure, method, factor)] for method in methods]
-            rows.append((name, *map(_effect, lines)))
-        tables.append(Table(called, ("", *methods), (rows,), _NOTE))
+        rows = [
+            (name, *(_effect(effects.loc[(measure, method, factor)]) for method in methods))
+            for factor, name in factors.items()
+        ]
+        tables.append(Table(f"{called}{which}", ("", *methods), (rows,), _NOTE))
     return tables
 
 
@@ -63,23 +69,23 @@ def _effect(line: Any) -> str:
 
 
 def cell_table(found: Factorial) -> Table:
-    """Tasks of every combination of levels, what the base model has of them, and what each method lost."""
-    table, rows = found.table(), []
-    for levels in itertools.product((False, True), repeat=len(FACTORS)):
-        own = [one for one in found.tasks if tuple(getattr(one, name) for name in FACTORS) == levels]
-        names = [one.name for one in own]
-        means = [
-            table[(table["method"] == method) & (table["measure"] == measure) & table["task"].isin(names)]["value"]
-            for measure in LOST
-            for method in found.methods
-        ]
-        told = [f"{values.mean():.2f}" if len(values) else UNMEASURED for values in means]
-        tasks = ", ".join(f"{one.name} ({one.accuracy:.2f})" for one in own) or "none"
-        rows.append((cell_name(levels), *told, tasks))
-    columns = tuple(f"{measure}, {method}" for measure in LOST for method in found.methods)
-    return Table("Lost by cell", ("cell", *columns, "tasks (base accuracy)"), (rows,))
+    """What each method lost in every cell that has tasks, and of which tasks it is."""
+    cells: Any = found.cells()
+    tasks: dict[str, list[str]] = {}
+    for one in found.tasks:
+        tasks.setdefault(cell_name(one.able, one.labels, one.long), []).append(f"{one.name} ({one.accuracy:.2f})")
+    told = {
+        (line["cell"], line["measure"], line["method"]): interval_text(
+            line["value"], line["low"], line["high"], digits=2
+        )
+        for line in cells.to_dict("records")
+    }
+    columns = [(measure, method) for measure in LOST for method in found.methods]
+    rows = [(cell, *(told[(cell, *column)] for column in columns), ", ".join(names)) for cell, names in tasks.items()]
+    headings = ("cell", *(f"{measure}, {method}" for measure, method in columns), "tasks (base accuracy)")
+    return Table("Lost in every cell", headings, (rows,), f"Cells without tasks: {_empty(tasks)}.")
 
 
-def cell_name(levels: tuple[bool, ...]) -> str:
-    able, labels, long = levels
-    return f"{'can' if able else 'cannot'}, {'labels' if labels else 'function'}, {'long' if long else 'short'}"
+def _empty(tasks: dict[str, list[str]]) -> str:
+    every = [cell_name(*levels) for levels in itertools.product((False, True), repeat=len(FACTORS))]
+    return "; ".join(cell for cell in every if cell not in tasks) or "none"

@@ -57,7 +57,7 @@ def main_effects(units: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame:
         both = [key for key in cells if key[place] and _other(key, place) in cells]
         weights = {key: 1 / len(both) for key in both} | {_other(key, place): -1 / len(both) for key in both}
         lines.append((factor, *_contrast(weights, cells), len(both)))
-    frame = pd.DataFrame(lines, columns=["factor", "value", "low", "high", "p", "freedom", "units", "strata"])
+    frame: Any = pd.DataFrame(lines, columns=["factor", "value", "low", "high", "p", "freedom", "units", "strata"])
     return frame[list(EFFECTS)]
 
 
@@ -87,7 +87,7 @@ def _contrast(
 ) -> tuple[float, float, float, float, float, int]:
     """Weighted sum of cells' means: value, bounds, p, degrees of freedom, and of how many units."""
     if not weights:
-        return (*[math.nan] * 5, 0)
+        return math.nan, math.nan, math.nan, math.nan, math.nan, 0
     chosen = [(weight, cells[key]) for key, weight in weights.items()]
     value = sum(weight * cell.mean for weight, cell in chosen)
     parts = [(weight**2 * cell.variance, cell.units - 1) for weight, cell in chosen]

@@ -6,6 +6,7 @@ python -m ivlens.matrix.run_factorial lab-factorial --out runs/lab-factorial
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,7 +75,7 @@ def find_levels(found: Study, base: HookedTransformer) -> LearnedTask:
     (stage,) = sequence(plan, seed, general_tasks(plan))
     prompts = (*stage.test, *stage.train)
     answers = [prompt.query.output for prompt in prompts]
-    own = found.evaluations.query("stage == 0 and kind == 'sequence' and seed == @seed")
+    own: Any = found.evaluations.query("stage == 0 and kind == 'sequence' and seed == @seed")
     own = own[(own["method"] == plan.methods[0]) & own["measure"].isin(["accuracy", "trained accuracy"])]
     right = round(float((own["value"] * own["n"]).sum()))
     accuracy = interval((torch.arange(len(prompts)) < right).double())
@@ -92,12 +93,18 @@ def find_levels(found: Study, base: HookedTransformer) -> LearnedTask:
 
 def _trained(found: Study) -> Iterator[Trained]:
     (task,) = found.evaluations.query("learned > 0")["task"].unique()
-    values = metrics.cells(found.evaluations).set_index(["method", "seed", "measure"])["value"]
-    for method in found.plan.methods:
-        for seed in found.plan.seeds:
-            own = values[method, seed]
-            lost = {name: -float(own[f"{name.removesuffix(' lost')} change"]) for name in LOST}
-            yield Trained(task=task, method=method, seed=seed, learned=float(own["learned"]), lost=lost)
+    values: Any = metrics.cells(found.evaluations).set_index(["method", "seed", "measure"])["value"]
+    losses: Any = found.steps.query("step == 0").set_index(["method", "seed"])["loss"]
+    for method, seed in itertools.product(found.plan.methods, found.plan.seeds):
+        own = values[method, seed]
+        yield Trained(
+            task=task,
+            method=method,
+            seed=seed,
+            loss=float(losses[method, seed]),
+            learned=float(own["learned"]),
+            lost={name: -float(own[f"{name.removesuffix(' lost')} change"]) for name in LOST},
+        )
 
 
 def estimate(asked: Plan, base: HookedTransformer) -> Cost:

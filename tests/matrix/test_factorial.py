@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from scipy import stats
 from ivlens.errors import IvlensError, RunError
 from ivlens.forgetting.study import Study
 from ivlens.matrix import run_factorial
-from ivlens.matrix.factorial import FACTORS, KEPT, LOST, Factorial, LearnedTask, Trained
+from ivlens.matrix.factorial import FACTORS, KEPT, LOST, Factorial, LearnedTask, Trained, cell_name
+from ivlens.matrix.factorial_tables import cell_table
 from ivlens.matrix.main_effects import MEAN, main_effects
 
 NAMES = ["a", "b", "c"]
@@ -58,7 +60,7 @@ def slow(units: pd.DataFrame, place: int) -> tuple[float, float, float, float]:
 @pytest.mark.parametrize("sizes", [None, {(True, True, True): 0}, {(False, True, False): 1, (True, True, False): 5}])
 def test_effects_are_those_of_a_slow_count(sizes: Any) -> None:
     units = made_up(0, sizes)
-    found = main_effects(units, NAMES).set_index("factor")
+    found: Any = main_effects(units, NAMES).set_index("factor")
     for place, name in enumerate(NAMES):
         line = found.loc[name]
         assert [line["value"], line["low"], line["high"], line["p"]] == pytest.approx(slow(units, place), rel=1e-12)
@@ -66,16 +68,16 @@ def test_effects_are_those_of_a_slow_count(sizes: Any) -> None:
 
 def test_an_effect_of_tasks_that_do_not_differ_is_exact_and_others_are_none() -> None:
     lines = [dict(zip(NAMES, key, strict=True)) | {"value": 0.25 * key[1]} for key in LEVELS for _ in range(2)]
-    found = main_effects(pd.DataFrame(lines), NAMES).set_index("factor")
+    found: Any = main_effects(pd.DataFrame(lines), NAMES).set_index("factor")
     assert found[["value", "low", "high", "p"]].loc["b"].tolist() == [0.25, 0.25, 0.25, 0.0]
     assert found[["value", "p"]].loc["a"].tolist() == [0.0, 1.0]
     assert found["value"][MEAN] == 0.125
 
 
 def test_a_stratum_that_lacks_a_cell_is_left_out() -> None:
-    found = main_effects(made_up(1, {(True, True, True): 0, (False, False, False): 1}), NAMES).set_index("factor")
+    found: Any = main_effects(made_up(1, {(True, True, True): 0, (False, False, False): 1}), NAMES).set_index("factor")
     assert found["strata"].to_dict() == {MEAN: 6, "a": 2, "b": 2, "c": 2}
-    none = main_effects(made_up(1, {key: 0 for key in LEVELS if key[0]}), NAMES).set_index("factor")
+    none: Any = main_effects(made_up(1, {key: 0 for key in LEVELS if key[0]}), NAMES).set_index("factor")
     assert none["strata"]["a"] == 0 and math.isnan(none["value"]["a"]) and none["strata"]["b"] == 2
 
 
@@ -93,7 +95,7 @@ def test_intervals_cover_what_they_say_where_cells_are_small_and_unlike() -> Non
     generator, missed, draws = np.random.default_rng(0), 0, 400
     keys = pd.DataFrame([dict(zip(NAMES, key, strict=True)) for key in LEVELS for _ in range(3)])
     for _ in range(draws):
-        line = main_effects(keys.assign(value=generator.normal(0, np.where(keys["a"], 0.01, 0.3))), NAMES).iloc[1]
+        line: Any = main_effects(keys.assign(value=generator.normal(0, np.where(keys["a"], 0.01, 0.3))), NAMES).iloc[1]
         missed += not line["low"] <= 0 <= line["high"]
     assert missed / draws <= 0.075
 
@@ -115,6 +117,7 @@ def factorial(seeds: tuple[int, ...] = (0, 1)) -> Factorial:
                 task=task,
                 method=method,
                 seed=seed,
+                loss=1.0,
                 learned=0.5,
                 lost={
                     name: float(value + 0.1 * (seed - np.mean(seeds))) for name, value in zip(LOST, values, strict=True)
@@ -133,8 +136,8 @@ def test_seeds_are_averaged_within_tasks() -> None:
 
 
 def test_p_values_are_corrected_for_the_factors_and_methods_of_a_measure_and_controls_are_not_tested() -> None:
-    effects = factorial().effects()
-    told = effects[(effects["factor"] != MEAN) & effects["method"].isin(METHODS[:2])]
+    effects: Any = factorial().effects()
+    told: Any = effects[(effects["factor"] != MEAN) & effects["method"].isin(METHODS[:2])]
     assert told["adjusted"].notna().all() and effects["adjusted"].notna().sum() == len(told) == 12
     for _, own in told.groupby("measure"):
         order = sorted(own["p"])
@@ -145,10 +148,43 @@ def test_p_values_are_corrected_for_the_factors_and_methods_of_a_measure_and_con
 def test_what_vectors_have_over_random_ones_is_the_difference_task_by_task() -> None:
     found = factorial()
     means = found.table().pivot(index="task", columns=["measure", "method"], values="value")
-    effects = found.effects().set_index(["measure", "method", "factor"])
+    effects: Any = found.effects().set_index(["measure", "method", "factor"])
     for measure in LOST:
         difference = (means[measure, METHODS[1]] - means[measure, METHODS[2]]).mean()
         assert effects["value"][measure, f"{METHODS[1]} - {METHODS[2]}", MEAN] == pytest.approx(difference)
+
+
+def test_effects_of_what_the_model_cannot_do_are_those_of_a_table_of_it_alone() -> None:
+    found = factorial()
+    table = found.table()
+    own = table[(table["measure"] == "IP lost") & (table["method"] == "lora") & ~table["able"]]
+    alone = found.effects(unable=True).query("measure == 'IP lost' and method == 'lora'").drop(columns="adjusted")
+    expected = main_effects(own, ["labels", "long"])
+    pd.testing.assert_frame_equal(alone[list(expected)].reset_index(drop=True), expected)
+
+
+def test_a_cell_has_the_mean_of_its_tasks_and_a_table_names_those_that_have_none() -> None:
+    found = factorial()
+    two = [one.name for one in found.tasks if (one.able, one.labels, one.long) == (True, False, True)]
+    values = [
+        statistics.mean(one.lost["GP lost"] for one in found.trained if (one.task, one.method) == (name, "lora"))
+        for name in two
+    ]
+    cells = found.cells().query("measure == 'GP lost' and method == 'lora'").set_index("cell")
+    line = cells.loc["can, function, long"]
+    half = stats.t(1).ppf(0.975) * statistics.stdev(values) / math.sqrt(2)
+    assert [line["value"], line["tasks"]] == pytest.approx([statistics.mean(values), 2])
+    assert [line["low"], line["high"]] == pytest.approx([line["value"] - half, line["value"] + half])
+    assert cell_table(found).note == "Cells without tasks: none."
+    kept = (found.tasks[0], found.tasks[6])
+    some = tuple(one for one in found.trained if one.task in {task.name for task in kept})
+    assert cell_table(replace(found, tasks=kept, trained=some)).note.count(";") == 5
+
+
+def test_the_figure_has_a_point_for_every_cell_measure_and_method() -> None:
+    (figure,) = factorial().figures().values()
+    assert sum(len(trace.x) for trace in figure.data if trace.mode == "markers") >= 8 * 2 * 3
+    assert sorted(figure.layout.yaxis.ticktext) == sorted(cell_name(*key) for key in LEVELS)
 
 
 def test_what_was_written_is_read_again(tmp_path: Path) -> None:
@@ -193,6 +229,7 @@ def test_every_task_is_learned_alone_and_its_levels_are_measured(
         lines = Study.read(out / one.task).evaluations.query("measure == 'instruction accuracy'")
         before, after = (lines[lines["stage"] == stage]["value"].mean() for stage in (0, 1))
         assert one.lost["GP lost"] == pytest.approx(before - after)
+        assert one.loss == Study.read(out / one.task).steps["loss"].iloc[0] > 0
     trained = {path: path.stat().st_mtime_ns for path in out.glob("*/cells/*/*")}
     (out / KEPT).unlink()
     run_factorial.main([str(tmp_path / "plan.toml"), "--out", str(out)])

@@ -4,35 +4,44 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ivlens.forgetting.plan import read_plan
-from ivlens.matrix.factorial import FACTORS, KEPT, LOST, Factorial
+from ivlens.matrix.factorial import KEPT, Factorial
 from ivlens.matrix.main_effects import MEAN
 from ivlens.storage.run_record import plain
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "figures" / "numbers" / "lab-factorial"
 TEXT = (ROOT / "docs" / "open_questions.md").read_text(encoding="utf-8")
-METHODS = ("lora", "lora+iv-general", "lora+iv-general - lora+iv-general-random")
+GUIDED = "lora+iv-general"
+COLUMNS = (
+    ("GP lost", "lora"),
+    ("GP lost", GUIDED),
+    ("GP lost", f"{GUIDED} - {GUIDED}-random"),
+    ("IP lost", "lora"),
+    ("IP lost", GUIDED),
+)
+ROWS = {MEAN: "mean of the cells", "able": "can − cannot", "labels": "labels − function", "long": "long − short"}
 
 
-def told(line: Any) -> str:
-    text = f"{line['value']:.2f} [{line['low']:.2f}, {line['high']:.2f}]".replace("-0.00", "0.00")
-    if line["factor"] != MEAN:
-        text = text if text.startswith("-") else f"+{text}"
-    return text if line["adjusted"] != line["adjusted"] else f"{text}, p {line['adjusted']:.3f}"
+def told(line: Any, *, signed: bool) -> str:
+    sign = "+" if signed else ""
+    text = f"{line['value']:{sign}.2f} [{line['low']:.2f}, {line['high']:.2f}]"
+    return text if math.isnan(line["adjusted"]) else f"{text}, p {line['adjusted']:.2g}"
 
 
 def table_lines(found: Factorial) -> Iterator[str]:
-    effects = found.effects()
-    for measure, called in LOST.items():
-        for factor, name in {MEAN: "mean of the cells", **FACTORS}.items():
-            own = effects[(effects["measure"] == measure) & (effects["factor"] == factor)].set_index("method")
-            cells = [told({**own.loc[method], "factor": factor}) for method in METHODS]
-            yield f"| {called}: {name} | {' | '.join(cells)} |"
+    for unable in (False, True):
+        effects: Any = found.effects(unable=unable).set_index(["measure", "method", "factor"])
+        for factor, name in ROWS.items():
+            if unable and factor in (MEAN, "able"):
+                continue
+            cells = [told(effects.loc[(*column, factor)], signed=factor != MEAN) for column in COLUMNS]
+            yield f"| {name}{', of what it cannot do' if unable else ''} | {' | '.join(cells)} |"
 
 
 def test_the_table_of_the_document_is_that_of_the_record() -> None:
