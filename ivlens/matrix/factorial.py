@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import torch
 
 from ivlens import plots
 from ivlens.errors import RunError, StudyError
 from ivlens.matrix.main_effects import EFFECTS, MEAN, main_effects
-from ivlens.measures import holm, mean_bounds
+from ivlens.measures import holm
 from ivlens.plots.style import method_looks
 from ivlens.storage.atomic_files import write_whole
 from ivlens.storage.json_files import as_type, read_json
@@ -155,16 +154,18 @@ class Factorial:
                 yield f"{method} - {method}{CONTROL}", units.assign(value=units["value"] - control["value"])
 
     def cells(self) -> pd.DataFrame:
-        """What was lost in every cell that has tasks: its mean over them, with its interval.
+        """What was lost in every cell that has tasks: the mean over them, and the least and the most of one.
+
+        Cells are small: intervals are for the effects, to which all cells contribute.
 
         Returns:
             Columns `cell` (see `cell_name`), `measure`, `method`, `value`, `low`, `high`, `tasks`.
         """
         lines = []
         for (*levels, measure, method), values in self.table().groupby([*FACTORS, "measure", "method"], sort=False):
-            losses = torch.tensor(values["value"].tolist(), dtype=torch.float64)
-            bounds = map(float, mean_bounds(losses))
-            lines.append((cell_name(*levels), measure, method, float(losses.mean()), *bounds, len(losses)))
+            losses = values["value"].to_numpy(float)
+            told = (losses.mean(), losses.min(), losses.max(), len(losses))
+            lines.append((cell_name(*levels), measure, method, *told))
         return pd.DataFrame(lines, columns=["cell", "measure", "method", "value", "low", "high", "tasks"])
 
     def figures(self, *, width: Width = "page") -> dict[str, go.Figure]:
@@ -178,7 +179,7 @@ class Factorial:
                 units=dict.fromkeys(LOST.values(), "share of queries"),
                 looks=method_looks(self.methods),
                 zero=True,
-                title=f"{title}; {len(self.tasks)} tasks, 95 % intervals over tasks",
+                title=f"{title}; {len(self.tasks)} tasks, lines from the lowest to the highest",
                 width=width,
             )
         }

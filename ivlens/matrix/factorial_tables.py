@@ -83,7 +83,12 @@ def cell_table(found: Factorial) -> Table:
     columns = [(measure, method) for measure in LOST for method in found.methods]
     rows = [(cell, *(told[(cell, *column)] for column in columns), ", ".join(names)) for cell, names in tasks.items()]
     headings = ("cell", *(f"{measure}, {method}" for measure, method in columns), "tasks (base accuracy)")
-    return Table("Lost in every cell", headings, (rows,), f"Cells without tasks: {_empty(tasks)}.")
+    return Table(
+        "Lost in every cell [by the task that costs least, most]",
+        headings,
+        (rows,),
+        f"Cells without tasks: {_empty(tasks)}.",
+    )
 
 
 def _empty(tasks: dict[str, list[str]]) -> str:

@@ -51,8 +51,12 @@ def run_studies(asked: Plan, out: Path, **options: Any) -> Iterator[Study]:
         yield study(one, out=out / Path(one.tasks[0]).stem, **options)
 
 
-def gather(asked: Plan, base: HookedTransformer, found: Sequence[Study]) -> Factorial:
-    """What the studies of one task each say together."""
+def gather(asked: Plan, base: HookedTransformer, found: Sequence[Study], *, typed: str) -> Factorial:
+    """What the studies of one task each say together.
+
+    Args:
+        typed: How the plan was asked for: its name or path.
+    """
     records = [read_run(one.folder).record for one in found]
     sources = {role: source for record in records for role, source in record.sources.items() if role != _LEARNED}
     sources |= {f"learned task {record.sources[_LEARNED].name}": record.sources[_LEARNED] for record in records}
@@ -60,7 +64,7 @@ def gather(asked: Plan, base: HookedTransformer, found: Sequence[Study]) -> Fact
         tasks=tuple(find_levels(one, base) for one in found),
         trained=tuple(line for one in found for line in _trained(one)),
         origin={
-            "command": f"python -m ivlens.matrix.run_factorial {asked.name}",
+            "command": f"python -m ivlens.matrix.run_factorial {typed}",
             "settings": asked.record(),
             "sources": {role: source.model_dump() for role, source in sources.items()},
             "seed": asked.evaluation.seed,
@@ -137,7 +141,7 @@ def _run(given: argparse.Namespace) -> None:
     for one in run_studies(asked, given.out, workers=given.workers):
         found.append(one)
         print_done(one, len(found), len(asked.tasks))
-    gathered = gather(asked, base, found)
+    gathered = gather(asked, base, found, typed=given.plan)
     gathered.write(given.out)
     print_factorial(gathered)
     export.export(gathered.figures(), given.out / "figures")
