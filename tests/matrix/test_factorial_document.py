@@ -48,6 +48,19 @@ def test_the_table_of_the_document_is_that_of_the_record() -> None:
     assert "\n".join(table_lines(Factorial.read(FOLDER))) in TEXT
 
 
+def test_the_sentences_about_labels_are_those_of_the_records() -> None:
+    found = Factorial.read(FOLDER)
+    cells = found.cells().query("measure == 'GP lost' and method == 'lora'").set_index("cell")
+    told = [f"{line['value']:.2f} ({{}}{line['low']:.2f} to {line['high']:.2f})" for _, line in cells.iterrows()]
+    assert told[0].format("one token; single tasks ") in TEXT and told[1].format("two; ") in TEXT
+    others = cells["value"].iloc[2:]
+    assert f"every other kind {others.min():.2f} to {others.max():.2f}" in TEXT
+    assert f"no other task more than {cells['high'].iloc[2:].max():.2f}" in TEXT
+    words = Factorial.read(FOLDER.parent / "lab-word-labels").table().query("measure == 'GP lost'")
+    for task, value in zip(words["task"], words["value"], strict=True):
+        assert f"{task} {value:.2f}" in TEXT
+
+
 def test_other_numbers_are_another_table(tmp_path: Path) -> None:
     record = json.loads((FOLDER / KEPT).read_text(encoding="utf-8"))
     other = copy.deepcopy(record)
