@@ -180,6 +180,7 @@ def test_a_cell_has_the_mean_of_its_tasks_and_a_table_names_those_that_have_none
     assert cell_table(replace(found, tasks=kept, trained=some)).note.count(";") == 5
 
 
+@pytest.mark.slow
 def test_the_figure_has_a_point_for_every_cell_measure_and_method() -> None:
     (figure,) = factorial().figures().values()
     assert sum(len(trace.x) for trace in figure.data if trace.mode == "markers") >= 8 * 2 * 3
@@ -209,7 +210,7 @@ evaluation = { queries = 3, few_shot_queries = 2, shots = 3, probe_prompts = 3, 
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_task_is_learned_alone_and_its_levels_are_measured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from ivlens.forgetting.plan import read_plan
 from ivlens.matrix.factorial import KEPT, Factorial
 from ivlens.matrix.main_effects import MEAN
@@ -44,6 +46,7 @@ def table_lines(found: Factorial) -> Iterator[str]:
             yield f"| {name}{', of what it cannot do' if unable else ''} | {' | '.join(cells)} |"
 
 
+@pytest.mark.slow
 def test_the_table_of_the_document_is_that_of_the_record() -> None:
     assert "\n".join(table_lines(Factorial.read(FOLDER))) in TEXT
 
