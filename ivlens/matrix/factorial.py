@@ -7,7 +7,9 @@ tasks, which are its units: seeds, which all tasks share, are averaged within th
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -98,9 +100,16 @@ class Factorial:
         """
         path = Path(folder) / KEPT
         try:
-            return as_type(cls, read_json(path), KEPT)
+            found = as_type(cls, read_json(path), KEPT)
         except (OSError, ValueError, StudyError) as error:
             raise RunError(f"{path} is no factorial ({error}); run it again") from error
+        seeds = {one.seed for one in found.trained}
+        wanted = Counter(itertools.product((one.name for one in found.tasks), found.methods, seeds))
+        if Counter((one.task, one.method, one.seed) for one in found.trained) != wanted:
+            raise RunError(f"{path} has not every task with every method and seed once; run it again")
+        if any(one.lost.keys() != LOST.keys() for one in found.trained):
+            raise RunError(f"{path} has measures that are not {', '.join(LOST)}; run it again")
+        return found
 
     def write(self, folder: Path) -> None:
         """One file, a line for a task or a training."""

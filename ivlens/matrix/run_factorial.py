@@ -9,10 +9,11 @@ import argparse
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 
+from ivlens.engine.options import EngineOptions
 from ivlens.errors import IvlensError
 from ivlens.forgetting import metrics
 from ivlens.forgetting.plan import Plan, read_plan
@@ -41,11 +42,11 @@ def alone(asked: Plan) -> list[Plan]:
     return [asked.with_changes(name=f"{asked.name}-{names[task]}", tasks=(task,), order="seed") for task in names]
 
 
-def run_studies(asked: Plan, out: Path, **options: Any) -> Iterator[Study]:
+def run_studies(asked: Plan, out: Path, **options: Unpack[EngineOptions]) -> Iterator[Study]:
     """Each task's study, one after the other, in the run folder `out/TASK`, which the same call goes on with.
 
     Args:
-        options: As for `ivlens.study`.
+        options: Of the engine, as for `ivlens.study`.
     """
     for one in alone(asked):
         yield study(one, out=out / Path(one.tasks[0]).stem, **options)

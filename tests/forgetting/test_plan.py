@@ -345,7 +345,7 @@ def test_the_built_in_studies_can_be_read_and_their_tasks_exist(name: str) -> No
         asked = asked.with_changes(tasks=("kind-direction",), general=built_in)
     general = [task.name for task in general_tasks(asked)]
     assert not set(general) & set(asked.tasks) and set(asked.evaluation.probes) <= set(general)
-    assert asked.evaluation.probes or name.endswith(("-weights", "-methods", "-variants"))
+    assert asked.evaluation.probes or name.endswith(("-weights", "-methods", "-variants", "-factorial"))
     # The variants are held against forms of lab-func-weights.
     assert asked.methods[0] == "lora" or name == "lab-func-variants"
 

@@ -158,7 +158,7 @@ def test_effects_of_what_the_model_cannot_do_are_those_of_a_table_of_it_alone() 
     found = factorial()
     table = found.table()
     own = table[(table["measure"] == "IP lost") & (table["method"] == "lora") & ~table["able"]]
-    alone = found.effects(unable=True).query("measure == 'IP lost' and method == 'lora'").drop(columns="adjusted")
+    alone: Any = found.effects(unable=True).query("measure == 'IP lost' and method == 'lora'").drop(columns="adjusted")
     expected = main_effects(own, ["labels", "long"])
     pd.testing.assert_frame_equal(alone[list(expected)].reset_index(drop=True), expected)
 
@@ -182,7 +182,7 @@ def test_a_cell_has_the_mean_of_its_tasks_and_a_table_names_those_that_have_none
 
 @pytest.mark.slow
 def test_the_figure_has_a_point_for_every_cell_measure_and_method() -> None:
-    (figure,) = factorial().figures().values()
+    figure: Any = factorial().figures()["cells"]
     assert sum(len(trace.x) for trace in figure.data if trace.mode == "markers") >= 8 * 2 * 3
     assert sorted(figure.layout.yaxis.ticktext) == sorted(cell_name(*key) for key in LEVELS)
 
@@ -196,6 +196,12 @@ def test_what_was_written_is_read_again(tmp_path: Path) -> None:
         Factorial.read(tmp_path)
     with pytest.raises(RunError, match="is no factorial"):
         Factorial.read(tmp_path / "nowhere")
+    replace(found, trained=found.trained[1:]).write(tmp_path)
+    with pytest.raises(RunError, match="not every task with every method and seed once"):
+        Factorial.read(tmp_path)
+    replace(found, trained=tuple(replace(one, lost={"GP": 0.0}) for one in found.trained)).write(tmp_path)
+    with pytest.raises(RunError, match="measures that are not GP lost, IP lost"):
+        Factorial.read(tmp_path)
 
 
 PLAN = """
