@@ -11,12 +11,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ivlens.datasets.task import Pair, Split, Task
 from ivlens.errors import IvlensError
+from ivlens.patching import effects
 from ivlens.patching.activations import mean_z
 from ivlens.patching.settings import Settings
 from ivlens.prompts.builders import few_shot, instructed, statements, zero_shot
@@ -180,3 +183,11 @@ def ability_prompts(
         "shuffled": shown(generator=generator, shuffled=True) if shots >= 2 else [],
         "statement": statements(task, pairs, bos=template.bos),
     }
+
+
+def measure_grid(model: HookedTransformer, settings: Settings, name: str, task: Task) -> pd.DataFrame:
+    """The model's own AIE of every head, of its own mean head outputs: `task`, `layer`, `head`, `aie`."""
+    z = effects.task_mean_z(model, task, settings)
+    aie = effects.measure_effects(model, task, z, settings, model_digest="").aie.cpu().numpy()
+    layers, heads = np.indices(aie.shape).reshape(2, -1)
+    return pd.DataFrame({"task": name, "layer": layers, "head": heads, "aie": aie.reshape(-1)})

@@ -69,6 +69,22 @@ def choose_wording(
     return replace(task, instructions=(task.instructions[choice - 1],))
 
 
+def part_wordings(task: Task, kept_back: int) -> tuple[Task, Task]:
+    """The task in its first wordings, and in the last ones, so many, that are kept back from something.
+
+    Raises:
+        TaskError: none is left that is not kept back.
+    """
+    n_seen = len(task.instructions) - kept_back
+    if kept_back and n_seen < 1:
+        raise TaskError(
+            f"wordings of task {task.name!r}: {len(task.instructions)}, kept back: {kept_back}; keep fewer back, so "
+            "that one is left, or add instructions"
+        )
+    seen, unseen = task.instructions[:n_seen], task.instructions[n_seen:]
+    return replace(task, instructions=seen), replace(task, instructions=unseen)
+
+
 def try_wordings(
     model: HookedTransformer,
     task: Task,

@@ -16,12 +16,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from ivlens.analysis.wordings import part_wordings
 from ivlens.datasets.task import Pair, Task
 from ivlens.errors import IvlensError, TaskError
 from ivlens.measures import interval
-from ivlens.patching import effects
 from ivlens.patching.activations import score_answers
-from ivlens.patching.settings import Settings
 from ivlens.patching.shared_beginnings import count_read, score_groups
 from ivlens.prompts.builders import few_shot, instructed, statements
 from ivlens.prompts.choices import GREEDY_MATCH, Score
@@ -38,6 +37,8 @@ if TYPE_CHECKING:
 COLUMNS = ("task", "kind", "measure", "heads", "value", "n")
 STATED = "knowledge accuracy"
 """Of what statements ask for."""
+UNSEEN = "unseen wording accuracy"
+"""With the instruction in the wordings that are kept back."""
 Drawn = Literal["seed", "once"]
 Shown = Literal["query", "task"]
 
@@ -58,6 +59,9 @@ class Evaluation:
     able_only: bool = False
     """Is a general task asked only for what the base model can do? Where its accuracy on other queries of the task is
     not clear of the most frequent answer's share, there is nothing to forget: it is not measured, rather than 0."""
+    kept_back: int = 0
+    """Of every general task's wordings, the last ones that guides do not see: their heads and vectors are then of
+    prompts with the instruction in the others, and queries are asked both in those and, beside, in these."""
     probes: tuple[str, ...] = ()
     """General tasks whose dependence on the instruction vector is measured after every stage."""
     probe_prompts: int = 20
@@ -77,7 +81,7 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         least = {"queries": 2, "few_shot_queries": 2, "shots": 1, "probe_prompts": 2, "clean_prompts": 1, "top": 1}
-        for name, bound in {**least, "seed": 0}.items():
+        for name, bound in {**least, "seed": 0, "kept_back": 0}.items():
             if getattr(self, name) < bound:
                 raise IvlensError(f"evaluation: {name} is {getattr(self, name)}; it must be {bound} or more")
         if self.learned_queries is not None and self.learned_queries < 1:
@@ -93,7 +97,7 @@ class Evaluation:
 
     def record(self) -> dict[str, Any]:
         """Plain values; what runs of before could not be asked for only where it was."""
-        later = ("able_only", "demonstrations", "learned_queries")
+        later = ("able_only", "demonstrations", "learned_queries", "kept_back")
         defaults = {one.name: one.default for one in fields(self) if one.name in later}
         return {name: value for name, value in asdict(self).items() if (name, value) not in defaults.items()}
 
@@ -231,11 +235,12 @@ def _general_sets(
     """Instructed, few-shot and statement prompts of general tasks, from that query of each one's random order on."""
     prompt_set = partial(_prompt_set, model, evaluation.score, "general")
     drawn = {task.name: _general(task, evaluation, first) for task in tasks}
-    asked, few, stated = ({name: found[form] for name, found in drawn.items()} for form in range(3))
+    asked, few, stated, unseen = ({name: found[form] for name, found in drawn.items()} for form in range(4))
     return (
         prompt_set("instruction accuracy", "instruction probability", asked),
         replace(prompt_set("few-shot accuracy", None, few), begin_alike=evaluation.demonstrations == "task"),
         prompt_set(STATED, "knowledge probability", stated),
+        *([prompt_set(UNSEEN, None, unseen)] if evaluation.kept_back else []),
     )
 
 
@@ -259,8 +264,8 @@ def _prompt_set(
     )
 
 
-def _general(task: Task, evaluation: Evaluation, first: int) -> tuple[list[Prompt], list[Prompt], list[Prompt]]:
-    """A general task's instructed, few-shot and statement prompts; of the last none where it has no statement.
+def _general(task: Task, evaluation: Evaluation, first: int) -> tuple[list[Prompt], ...]:
+    """A general task's instructed, few-shot and statement prompts, and those in wordings that are kept back, if any.
 
     A task of too few pairs is asked some of those before the `first` again.
     """
@@ -272,8 +277,10 @@ def _general(task: Task, evaluation: Evaluation, first: int) -> tuple[list[Promp
     generator = open_stream(evaluation.seed, Stream.GENERAL_PROMPTS)
     order = [task.pairs[i] for i in generator.permutation(len(task.pairs))]
     order = [*order[first:], *order[:first]]
-    queries = order[: evaluation.queries]
-    return instructed(task, queries), _few_shot(task, order, evaluation, generator), statements(task, queries)
+    queries, kept_back = order[: evaluation.queries], evaluation.kept_back
+    seen, unseen = part_wordings(task, kept_back)
+    few = _few_shot(task, order, evaluation, generator)
+    return instructed(seen, queries), few, statements(task, queries), instructed(unseen, queries) if kept_back else []
 
 
 def _few_shot(
@@ -290,11 +297,3 @@ def _few_shot(
         )
     shown = [others[i] for i in generator.choice(len(others), shots, replace=False)]
     return [DEFAULT.render(pair, demonstrations=shown) for pair in asked]
-
-
-def measure_grid(model: HookedTransformer, settings: Settings, name: str, task: Task) -> pd.DataFrame:
-    """The model's own AIE of every head, of its own mean head outputs: `task`, `layer`, `head`, `aie`."""
-    z = effects.task_mean_z(model, task, settings)
-    aie = effects.measure_effects(model, task, z, settings, model_digest="").aie.cpu().numpy()
-    layers, heads = np.indices(aie.shape).reshape(2, -1)
-    return pd.DataFrame({"task": name, "layer": layers, "head": heads, "aie": aie.reshape(-1)})

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ivlens.forgetting import metrics
+from ivlens.forgetting.evaluation import UNSEEN
 from ivlens.forgetting.plan import Plan
 from ivlens.plots.methods import Form, method_dots, trade_off
 from ivlens.plots.stage_heatmaps import accuracy_heatmaps, aie_heatmaps
@@ -41,6 +42,8 @@ _SUMMARY = {
     "GP": "accuracy, general tasks",
     "IP": "accuracy, few-shot",
 }
+_WORDINGS = {"learned": "accuracy, new tasks"} | dict.fromkeys(metrics.BY_WORDING, "accuracy, general tasks")
+_BY_WORDING = "What the guides have seen and what not, after the last stage (dashed: base model, all tasks)"
 _DEPENDENCE = {"sufficiency": "change of P(answer)", "necessity": "loss of P(answer)", "shift": "KL (nats)"}
 _LINES = {
     "tasks learned so far": LOOKS["learned tasks"],
@@ -50,10 +53,9 @@ _LINES = {
     "knowledge probability": LOOKS["statement"],
 }
 _SIDES = {
-    "chosen heads, before": hollow(LOOKS["chosen"]),
-    "chosen heads, after": LOOKS["chosen"],
-    "random heads, before": hollow(LOOKS["random"]),
-    "random heads, after": LOOKS["random"],
+    f"{heads} heads, {side}": look
+    for heads in ("chosen", "random")
+    for side, look in (("before", hollow(LOOKS[heads])), ("after", LOOKS[heads]))
 }
 
 
@@ -71,6 +73,7 @@ class Findings(Protocol):
 
 def figures(found: Findings, summary: Frame, *, width: Width = "page") -> dict[str, go.Figure]:
     """Every figure of a study and its summary by file name, those whose numbers were measured."""
+    measures = set(summary["measure"])
     drawn = {
         "accuracy": _accuracy(found, width),
         "r-matrix": _r_matrix(found, width),
@@ -78,7 +81,10 @@ def figures(found: Findings, summary: Frame, *, width: Width = "page") -> dict[s
         "dependence": _dependence(found, width),
         "drift": _drift(found, width),
         "aie": _aie(found, width),
-        "methods": _methods(found, summary, width),
+        "methods": _methods(found, summary, _SUMMARY, "After the last stage (dashed: base model)", width),
+        "wordings": _methods(found, summary, _WORDINGS, _BY_WORDING, width)
+        if metrics.BY_WORDING[1] in measures
+        else None,
         "trade-off": _trade_off(found, summary, width),
     }
     return {name: figure for name, figure in drawn.items() if figure is not None}
@@ -143,18 +149,13 @@ def _by_stage(
     if not measured:
         return None
     table = metrics.over_seeds(pd.concat(measured, ignore_index=True), ["method", "line", "stage"])
-    table = clip_intervals(table.rename(columns={"method": "panel"}), within)
+    table = metrics.clip_intervals(table.rename(columns={"method": "panel"}), within)
     return stage_panels(table, unit=unit, bounds=bounds, looks=looks, pale=pale, title=title, width=width)
-
-
-def clip_intervals(table: Frame, within: tuple[Any, float]) -> Frame:
-    """Student's interval knows nothing of where a share or a cosine ends."""
-    return table.assign(low=np.clip(table["low"], *within), high=np.clip(table["high"], *within))
 
 
 def _shares(summary: Frame) -> Frame:
     """Accuracies within 0 and 1; what is forgotten, a difference of them, within -1 and 1."""
-    return clip_intervals(summary, (np.where(summary["measure"] == "F", -1.0, 0.0), 1.0))
+    return metrics.clip_intervals(summary, (np.where(summary["measure"] == "F", -1.0, 0.0), 1.0))
 
 
 def _r_matrix(found: Findings, width: Width) -> go.Figure:
@@ -193,7 +194,7 @@ def dots(
     """Measures that were measured, from a number for each probe, cell and line."""
     by = ["method", "measure", "line"]
     cells = chosen.groupby([*by, "seed"], sort=False, as_index=False)["value"].mean()
-    table: Frame = clip_intervals(metrics.over_seeds(cells, by), within)
+    table: Frame = metrics.clip_intervals(metrics.over_seeds(cells, by), within)
     table = table.rename(columns={"measure": "panel", "line": "kind"})
     table = table[table.groupby("panel")["value"].transform(lambda values: values.notna().any())]
     if table.empty:
@@ -203,14 +204,14 @@ def dots(
     return method_dots(table, units=units, looks=looks, zero=zero, title=title, width=width)
 
 
-def _methods(found: Findings, summary: Frame, width: Width) -> go.Figure:
-    chosen = _shares(summary)[summary["measure"].isin(_SUMMARY)].rename(columns={"measure": "panel"})
+def _methods(found: Findings, summary: Frame, units: Mapping[str, str], what: str, width: Width) -> go.Figure:
+    chosen = _shares(summary)[summary["measure"].isin(units)].rename(columns={"measure": "panel"})
     chosen = chosen[chosen.groupby("panel")["value"].transform(lambda values: values.notna().any())].assign(kind="")
-    order = list(_SUMMARY)
+    order = list(units)
     chosen = chosen.sort_values("panel", key=lambda names: names.map(order.index), kind="stable")
-    baselines = {name: _base(found, measure) for name, measure in _GENERAL.items()}
-    title = figure_title(found, "After the last stage (dashed: base model)")
-    return method_dots(chosen, units=_SUMMARY, baselines=baselines, title=title, width=width)
+    asked = {name: UNSEEN if "unseen" in name else _GENERAL.get(name.partition(",")[0]) for name in units}
+    baselines = {name: _base(found, measure) for name, measure in asked.items() if measure}
+    return method_dots(chosen, units=units, baselines=baselines, title=figure_title(found, what), width=width)
 
 
 def _trade_off(found: Findings, summary: Frame, width: Width) -> go.Figure:

@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from ivlens.analysis import dependence
 from ivlens.analysis.dependence import Dependence
-from ivlens.analysis.probes import Probe
+from ivlens.analysis.probes import Probe, measure_grid
 from ivlens.datasets.task import Task
 from ivlens.errors import RunError, TrainingError
 from ivlens.forgetting import cell
 from ivlens.forgetting.cell import MethodRun
-from ivlens.forgetting.evaluation import COLUMNS, StageEvaluation, measure_grid
+from ivlens.forgetting.evaluation import COLUMNS, StageEvaluation
 from ivlens.models import lora, peft, peft_config, peft_layout
 from ivlens.models.adapter import load_adapter, save_adapter
 from ivlens.patching import effects
@@ -63,6 +64,8 @@ class PreparedBase:
     """Of general tasks, by name."""
     general: tuple[Prompt, ...]
     """Those that the vectors of the universal heads are taken from."""
+    random_vectors: Tensor
+    """What random heads write there, at equal norm; none where no guidance asks for it."""
     able: Mapping[str, Collection[str]] | None = None
     """See `StageEvaluation.of_able`."""
 
@@ -106,12 +109,11 @@ def _learn(
 ) -> None:
     """Train a new adapter on top of the earlier ones, and keep it with its steps."""
     model, plan, stage = base.model, run.plan, stages[number - 1]
-    earlier = stages[: number - 1]
     _keep_whole(run, number)
     history = History(
         adapters=tuple(past),
-        prompts=tuple(one.train for one in earlier),
-        tokens=tuple(tokenize(model, one.train) for one in earlier),
+        prompts=tuple(one.train for one in stages[: number - 1]),
+        tokens=tuple(tokenize(model, one.train) for one in stages[: number - 1]),
         general=base.general,
     )
     with run.keeping(number, "method"):
@@ -145,8 +147,7 @@ def _learn(
             "infinite; lower the rate"
         )
     save_adapter(adapter, run.path(number, cell.ADAPTER))
-    taken = taken.assign(**run.where, stage=number, task=stage.name)
-    _write(run.path(number, cell.STEPS), taken[list(STEPS)])
+    _write(run.path(number, cell.STEPS), taken.assign(**run.where, stage=number, task=stage.name)[list(STEPS)])
     run.keep_learned(number)
 
 
@@ -231,7 +232,8 @@ def _make_guide(
         drawn = int(torch.randint(len(universal.vectors), (), generator=generator))
         vectors = with_norm(universal.vectors[drawn : drawn + 1].to(own), float(own.norm()))
     else:
-        vectors = {"task": own, "zero": torch.zeros_like(own), "general": universal.vectors.to(own)}[guidance.vector]
+        given = {"task": own, "zero": torch.zeros_like(own), "general": universal.vectors}
+        vectors = given.get(guidance.vector, base.random_vectors).to(own)  # general-random-heads
     return Guide(
         guidance=guidance,
         vectors=(universal.scale if guidance.scale is None else guidance.scale) * vectors,

@@ -16,6 +16,7 @@ import pandas as pd
 from scipy import special
 
 from ivlens.errors import IvlensError
+from ivlens.forgetting.evaluation import UNSEEN
 from ivlens.measures import holm, student_quantile
 
 SUMMARY = ("method", "measure", "value", "low", "high", "n", "p")
@@ -23,6 +24,8 @@ DIFFERENCES = ("learned", "AP", "GP", "GP, unguided", "IP")
 """Measures in which a reference is held against the other methods, and is corrected for their number."""
 COMPARED = ("AP", "F", "GP", "GP, unguided", "IP", "learned", "trained AP")
 """Measures in which methods are compared."""
+BY_WORDING = ("GP, guided", "GP, unseen wording, guided", "GP, unguided", "GP, unseen wording, unguided")
+"""Measures in which they are compared, too, where wordings are kept back: by what the guides have seen."""
 PLAIN = "lora"
 _GENERAL = {
     "GP": "instruction accuracy",
@@ -84,7 +87,7 @@ def cells(
     """One line a cell and measure (`method`, `seed`, `measure`, `value`), after the last stage.
 
     `... change` is from the base model. `GP, guided` is of the general tasks whose vectors guide, `GP, unguided` of
-    those in whose family there is none of them.
+    those in whose family there is none of them; `GP, unseen wording, ...` in the wordings that are kept back, if any.
 
     Args:
         families: Of general tasks, by their names; one that is not in it is a family of its own.
@@ -111,10 +114,10 @@ def _of_cell(cell: Any, method: str, seed: int, parts: Mapping[str, set[str]]) -
         by_stage = _where(general, measure=measure).groupby("stage")["value"].mean()
         yield name, float(by_stage[last])
         yield f"{name} change", float(by_stage[last] - by_stage[0])
-    for measure in ("GP", "IP"):
-        asked = _where(general, measure=_GENERAL[measure], stage=last)
-        for name, tasks in parts.items():
-            yield f"{measure}, {name}", float(asked[asked["task"].isin(tasks)]["value"].mean())
+    for form, measure in {"GP": _GENERAL["GP"], "IP": _GENERAL["IP"], "GP, unseen wording": UNSEEN}.items():
+        asked = _where(general, measure=measure, stage=last)
+        for name, tasks in parts.items() if len(asked) else ():
+            yield f"{form}, {name}", float(asked[asked["task"].isin(tasks)]["value"].mean())
     yield from _of_probes(_where(cell, kind="probe"), last)
 
 
@@ -236,7 +239,8 @@ def _by_seed(found: Any) -> Any:
 
 
 def _pair(table: Any, method: str, other: str) -> Iterator[tuple[str, float, float, float, int, float]]:
-    for measure in COMPARED:
+    by_wording = BY_WORDING if (method, BY_WORDING[1]) in table else ()
+    for measure in dict.fromkeys((*COMPARED, *by_wording)):
         differences = (table[method, measure] - table[other, measure]).to_numpy()
         yield measure, *_interval(differences), paired_p(differences)
 
@@ -264,6 +268,11 @@ def over_seeds(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=[*by, "value", "low", "high", "n"])
 
 
+def clip_intervals(table: Any, within: tuple[Any, float]) -> Any:
+    """Student's interval knows nothing of where a share or a cosine ends."""
+    return table.assign(low=np.clip(table["low"], *within), high=np.clip(table["high"], *within))
+
+
 def _interval(values: np.ndarray) -> tuple[float, float, float, int]:
     """Mean over seeds and Student's 95 % interval; of a single seed no interval."""
     values = values[~np.isnan(values)]
@@ -272,26 +281,3 @@ def _interval(values: np.ndarray) -> tuple[float, float, float, int]:
     mean = float(values.mean())
     half = student_quantile(0.975, n - 1) * (float(values.std(ddof=1)) / math.sqrt(n))
     return mean, mean - half, mean + half, n
-
-
-def aie_agreement(grids: pd.DataFrame, *, top: int = 10) -> pd.DataFrame:
-    """Per cell and probe: Spearman correlation and top-head overlap (Jaccard) of base and tuned AIE grids.
-
-    Columns `method`, `seed`, `task`, `correlation`, `overlap`.
-
-    Raises:
-        IvlensError: the table has no stage but the base model's.
-    """
-    from scipy import stats  # Not at once: whoever reads a study does not wait for it.
-
-    if len(set(grids["stage"])) < 2:
-        raise IvlensError("the table of AIE holds the base model only; give one of a complete study")
-    lines, groups = [], cast(Any, grids.groupby(["method", "seed", "task"], sort=False))
-    for key, cell in groups:
-        by_stage = cell.pivot(index=["layer", "head"], columns="stage", values="aie")
-        before, after = by_stage.iloc[:, 0], by_stage.iloc[:, -1]
-        chosen = [set(grid.nlargest(top).index) for grid in (before, after)]
-        overlap = len(chosen[0] & chosen[1]) / len(chosen[0] | chosen[1])
-        correlation: Any = stats.spearmanr(before, after)
-        lines.append((*key, float(correlation.statistic), overlap))
-    return pd.DataFrame(lines, columns=["method", "seed", "task", "correlation", "overlap"])

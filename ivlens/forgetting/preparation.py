@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ivlens.analysis import probes
+from ivlens.analysis.wordings import part_wordings
 from ivlens.datasets.huggingface import HUB
 from ivlens.datasets.task import Task, exists, tasks
 from ivlens.datasets.task import task as find_task
@@ -18,9 +20,10 @@ from ivlens.forgetting.evaluation import Evaluation, find_able, prepare_evaluati
 from ivlens.forgetting.method_run import PreparedBase
 from ivlens.forgetting.plan import Plan
 from ivlens.lab.sequences import FILES
-from ivlens.patching.effects import mean_prompts
+from ivlens.patching.effects import mean_prompts, task_mean_z
 from ivlens.patching.settings import Settings
 from ivlens.prompts.tokens import tokenize
+from ivlens.steering.controls import draw_heads, with_norm
 from ivlens.steering.universal_heads import Universal, universal_heads
 from ivlens.steering.vector_building import instruction_vector
 from ivlens.storage.run_folder import Run
@@ -28,6 +31,7 @@ from ivlens.storage.run_tables import Tables
 from ivlens.training import benchmark_stages, stages
 from ivlens.training.pace import measure_pace
 from ivlens.training.stages import Stage
+from ivlens.vectors.head_writing import write_vector
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -39,7 +43,7 @@ def general_tasks(asked: Plan) -> list[Task]:
     Raises:
         StudyError: tasks of the plan are missing, one is trained on, too, or a guide, a probe or a member of a family
             is not among them.
-        TaskError: one has no instruction, or too few pairs.
+        TaskError: one has no instruction, too few wordings, or too few pairs.
     """
     _refuse_missing(asked)
     names = asked.general or tuple(tasks())
@@ -57,6 +61,7 @@ def general_tasks(asked: Plan) -> list[Task]:
     shots = asked.evaluation.shots
     for name, task in found.items():
         _refuse_unfit(task, shots)
+        part_wordings(task, asked.evaluation.kept_back)
         if {name, task.name} & set(asked.evaluation.probes):
             task.split(shots=shots)
     return list(found.values())
@@ -146,7 +151,8 @@ def keep_universal(asked: Plan, base: HookedTransformer, general: Sequence[Task]
     """Universal heads of the base model, written into the run folder where they are missing."""
     for seed, path in universal_files(asked, run.folder).items():
         if not run.has(path.name):
-            chosen, guides = asked.evaluation.of(seed), guiding_tasks(asked, general)
+            chosen = asked.evaluation.of(seed)
+            guides = [part_wordings(task, chosen.kept_back)[0] for task in guiding_tasks(asked, general)]
             with Tables(run).keeping(BASE):
                 found = universal_heads(base, guides, _settings(chosen), top=chosen.top, scale=chosen.scale)
             run.write_with(path.name, found.save)
@@ -173,10 +179,29 @@ def prepare_base(
                 base, task, vector, prompts=asked.evaluation.probe_prompts, others=general, demonstrations=True
             ),
         )
-    guided = [task for task in general if task.name in universal.tasks]
+    guided = [part_wordings(task, asked.evaluation.kept_back)[0] for task in general if task.name in universal.tasks]
     prompts = [prompt for task in guided for prompt in mean_prompts(task, universal.settings)]
-    able = find_able(base, general, asked.evaluation.of(seed))
-    return PreparedBase(model=base, universal=universal, probes=found, general=tuple(prompts), able=able)
+    forms = [asked.parts(method)[1] for method in asked.methods]
+    wanted = guided if any(form and form.vector == "general-random-heads" for form in forms) else []
+    return PreparedBase(
+        model=base,
+        universal=universal,
+        probes=found,
+        general=tuple(prompts),
+        random_vectors=_write_at_random(base, universal, wanted),
+        able=find_able(base, general, asked.evaluation.of(seed)),
+    )
+
+
+def _write_at_random(base: HookedTransformer, universal: Universal, guided: Sequence[Task]) -> Tensor:
+    """Of each task, what as many other heads, drawn once for all, write on its prompts: as long as its vector is."""
+    grid, settings = (universal.aie.shape[0], universal.aie.shape[1]), universal.settings
+    (drawn,) = draw_heads(grid, len(universal.heads), draws=1, seed=settings.seed, apart=universal.heads)
+    written = [write_vector(base, task_mean_z(base, task, settings), drawn) for task in guided]
+    norms = [universal.vectors[universal.tasks.index(task.name)].norm() for task in guided]
+    if not guided:
+        return universal.vectors[:0]
+    return with_norm(torch.stack(written), torch.stack(norms)[:, None].to(written[0]))
 
 
 class Cost(NamedTuple):
@@ -262,5 +287,9 @@ def _step_tokens(asked: Plan, method: str, stage: Stage, base: HookedTransformer
 
 def _settings(chosen: Evaluation) -> Settings:
     return Settings(
-        shots=chosen.shots, clean_prompts=chosen.clean_prompts, prompts=chosen.probe_prompts, seed=chosen.seed
+        source="instruction" if chosen.kept_back else "demonstrations",
+        shots=chosen.shots,
+        clean_prompts=chosen.clean_prompts,
+        prompts=chosen.probe_prompts,
+        seed=chosen.seed,
     )

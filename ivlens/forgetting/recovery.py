@@ -18,7 +18,6 @@ from ivlens.forgetting.figures import (
     CELL,
     Findings,
     Frame,
-    clip_intervals,
     dots,
     figure_title,
     last_stage,
@@ -99,7 +98,7 @@ def _one(evaluations: Frame, measure: str, heads: str, prompts: str, vector: str
         low, high = (lines[lines["kind"] == kind].set_index(["method", "stage"])["value"] for kind in PROBE_BOUNDS)
         at = pd.MultiIndex.from_frame(table[["method", "stage"]])
         table = table.assign(low=low.reindex(at).to_numpy(), high=high.reindex(at).to_numpy())
-    table = clip_intervals(table, (-1.0 if prompts == COSINE else 0.0, 1.0))
+    table = metrics.clip_intervals(table, (-1.0 if prompts == COSINE else 0.0, 1.0))
     return table.assign(prompts=prompts, vector=vector)[list(RECOVERY)]
 
 

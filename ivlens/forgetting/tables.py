@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from ivlens.forgetting.metrics import DIFFERENCES
+from ivlens.forgetting.metrics import BY_WORDING, DIFFERENCES
 from ivlens.forgetting.recovery import BOUNDS, CORRELATED, COSINE, PROMPTS, VECTORS, correlations
 from ivlens.measures import holm
 from ivlens.prompts.choices import GREEDY_MATCH
@@ -22,12 +22,7 @@ if TYPE_CHECKING:
     from ivlens.forgetting.plan import Plan
 
 SEQUENCE = ("learned", "AP", "F")
-GENERAL = {
-    "GP": "GP",
-    "IP": "IP",
-    "P(instruction)": "instruction probability",
-    "P(knowledge)": "knowledge probability",
-}
+GENERAL = {"GP": "GP", "IP": "IP", "P(instruction)": "instruction probability", "P(knowledge)": "knowledge probability"}
 OVER = ("AP", "GP", "IP")
 _NOTE = (
     "learned: accuracy on each new task right after its stage; AP: on all of them after the last stage; F: how far "
@@ -37,8 +32,7 @@ _NOTE = (
 )
 LEVEL = 0.05
 """A difference is told to be clear of 0 where its adjusted p is below it."""
-
-
+UNSEEN_NOTE = "Unseen wording: the same queries, with an instruction in the wordings that no guide had (kept_back)."
 RECOVERY_NOTE = (
     "Each vector is added at the base model's layer and scale; own: what the same heads write in the tuned model. "
     "Queries alone are not the form that was trained: that a vector still works on them says that what reads it is "
@@ -102,6 +96,9 @@ def study_tables(found: Findings) -> Iterator[Table]:
     yield _table("New tasks", SEQUENCE, lines(methods, SEQUENCE, signed=False))
     yield _table("General tasks after the last stage", [*GENERAL], lines(methods, [*GENERAL.values()], signed=False))
     yield _table("General tasks, change from the base model", [*GENERAL], lines(methods, changes, signed=True))
+    if (methods[0], BY_WORDING[1]) in values:
+        found_by = lines(methods, BY_WORDING, signed=False)
+        yield Table("General tasks by wording", ("method", *BY_WORDING), (found_by,), UNSEEN_NOTE)
     for family in families_of_differences(found):
         table, columns = family.cells(), family.measures
         if family.measures == OVER:
@@ -170,9 +167,11 @@ def families_of_differences(found: Findings) -> Iterator[Differences]:
     methods, reference = list(dict.fromkeys(found.summary["method"])), found.plan.reference
     if reference in methods:
         others = [one for one in methods if one != reference]
-        lines = {one: {name: values[reference, f"{name} over {one}"] for name in DIFFERENCES} for one in others}
-        if lines:
-            yield Differences(name=f"{reference} minus each other method", lines=lines)
+        by_wording = BY_WORDING if (methods[0], BY_WORDING[1]) in values else ()
+        for what, names in {"": DIFFERENCES, ", by wording": by_wording}.items() if others else ():
+            lines = {one: {name: values[reference, f"{name} over {one}"] for name in names} for one in others}
+            if names:
+                yield Differences(name=f"{reference} minus each other method{what}", lines=lines)
         return
     for other in methods:
         columns = (*OVER, "GP, unguided") if "+" in other else OVER

@@ -135,6 +135,7 @@ _GUIDANCE = {
     "fv-published-random": (VERMILION, "-open-dot", "dot"),
     "iv-general": (GREEN, "", "solid"),
     "iv-general-random": (GREEN, "-open", "dash"),
+    "iv-general-random-heads": (GREEN, "-open-dot", "dash"),
     "iv-general-bare": (GREEN, "-open-dot", "dot"),
 }
 _OTHER_GUIDANCE = [

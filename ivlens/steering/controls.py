@@ -85,8 +85,8 @@ def _without(heads: Sequence[Head], some: Sequence[Head]) -> list[Head]:
     return [head for head in heads if head not in some]
 
 
-def with_norm(vectors: Vectors, norm: float) -> Vectors:
-    """The vectors at another length; a vector of length 0 stays as it is."""
+def with_norm(vectors: Vectors, norm: float | Float[Tensor, "draw 1"]) -> Vectors:
+    """The vectors at another length, one for all or for each its own; a vector of length 0 stays as it is."""
     lengths = vectors.norm(dim=1, keepdim=True)
     return torch.where(lengths > 0, vectors * norm / lengths.clamp(min=torch.finfo(vectors.dtype).tiny), vectors)
 

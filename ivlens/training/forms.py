@@ -35,7 +35,7 @@ from typing import Literal, get_args
 from ivlens.errors import IvlensError
 from ivlens.prompts.choices import Source
 
-Vector = Literal["task", "zero", "random", "other", "general", "general-random"]
+Vector = Literal["task", "zero", "random", "other", "general", "general-random", "general-random-heads"]
 Schedule = Literal["linear", "steps", "constant"]
 Teacher = Literal["base", "previous"]
 Places = Literal["answer", "first"]
@@ -65,7 +65,8 @@ class Guidance:
 
     vector: Vector = "task"
     """`task`: of the task being learned; `zero`: none, plain distillation; `random`: of equal norm; `other`: another
-    task's; `general`: a general task's, drawn for every prompt anew; `general-random`: of equal norms."""
+    task's; `general`: a general task's, drawn for every prompt anew; `general-random`: of equal norms;
+    `general-random-heads`: of equal norms, what heads drawn at random write on the same prompts."""
     layer: int | None = None
     """Block at which the vectors are added; None: where those of the universal heads are right most often."""
     scale: float | None = None
@@ -180,6 +181,7 @@ GUIDANCE = {
     "fv-published-random": replace(_PUBLISHED, vector="random"),
     "iv-general": _REHEARSAL,
     "iv-general-random": replace(_REHEARSAL, vector="general-random"),
+    "iv-general-random-heads": replace(_REHEARSAL, vector="general-random-heads"),
     "iv-general-bare": replace(_REHEARSAL, bare=True),
     "kl-bare": replace(_REHEARSAL, vector="zero", bare=True),
 }

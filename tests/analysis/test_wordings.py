@@ -112,6 +112,18 @@ def test_a_wording_that_is_not_there_is_refused(tiny: HookedTransformer, word_ta
         ivlens.audit(tiny, word_task, instruction=choice)
 
 
+def test_the_last_wordings_are_kept_back(opposites: Task) -> None:
+    seen, unseen = wordings.part_wordings(opposites, 1)
+    assert (seen.instructions, unseen.instructions) == (opposites.instructions[:2], opposites.instructions[2:])
+    assert seen.pairs == unseen.pairs == opposites.pairs
+    seen, unseen = wordings.part_wordings(opposites, 0)
+    assert (seen, unseen.instructions) == (opposites, ())
+    with pytest.raises(TaskError, match=r"^wordings of task 'antonym': 3, kept back: 3; keep fewer back, so that one"):
+        wordings.part_wordings(opposites, 3)
+    bare = dataclasses.replace(opposites, instructions=())
+    assert wordings.part_wordings(bare, 0)[0] == bare, "where none is kept back, none is needed"
+
+
 def test_a_choice_without_wordings_is_refused(word_task: Task) -> None:
     bare = dataclasses.replace(word_task, instructions=())
     for choice in ("best", 1):

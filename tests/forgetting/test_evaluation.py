@@ -14,7 +14,7 @@ from transformer_lens import HookedTransformer
 
 import ivlens
 from ivlens.datasets.task import Pair, Task, task
-from ivlens.errors import TaskError
+from ivlens.errors import IvlensError, TaskError
 from ivlens.forgetting import evaluation
 from ivlens.forgetting.evaluation import COLUMNS, find_able, prepare_evaluation
 from ivlens.forgetting.plan import Evaluation
@@ -194,6 +194,23 @@ def test_what_the_model_can_do_is_told_by_queries_that_are_not_reported(
     for one, other in zip(asked, reported, strict=True):
         assert (one.accuracy, one.sizes) == (other.accuracy, other.sizes)
         assert not {prompt.query for prompt in one.prompts} & {prompt.query for prompt in other.prompts}
+
+
+@pytest.mark.slow
+def test_the_same_queries_are_asked_in_wordings_that_guides_see_and_in_those_that_are_kept_back(
+    lab: HookedTransformer, general: list[Task], learned: list[Stage]
+) -> None:
+    found = prepare_evaluation(lab, learned, general, replace(EVALUATION, kept_back=2))(lab)
+    for one in general:
+        queries = [prompt.query for prompt in drawn(one)[0]]
+        seen, unseen = replace(one, instructions=one.instructions[:4]), replace(one, instructions=one.instructions[4:])
+        assert_alone(lab, found, one.name, "instruction ", instructed(seen, queries), True)
+        assert_alone(lab, found, one.name, "unseen wording ", instructed(unseen, queries), False)
+        assert_alone(lab, found, one.name, "few-shot ", drawn(one)[1], False)
+    with pytest.raises(TaskError, match="wordings of task 'antonym': 6, kept back: 6"):
+        prepare_evaluation(lab, learned, general, replace(EVALUATION, kept_back=6))
+    with pytest.raises(IvlensError, match="evaluation: kept_back is -1; it must be 0 or more"):
+        replace(EVALUATION, kept_back=-1)
 
 
 @pytest.mark.slow

@@ -286,6 +286,27 @@ def test_methods_stand_beside_each_other_with_the_numbers_of_the_summary(found, 
     assert figure.layout.shapes[0].x0 == pytest.approx(base)
 
 
+def with_unseen_wordings() -> SimpleNamespace:
+    """Every tenth less is right in the wordings that are kept back."""
+    frame = evaluations(probed=False)
+    asked = frame[frame["measure"] == "instruction accuracy"]
+    unseen = asked.assign(measure="unseen wording accuracy", value=0.9 * asked["value"])
+    return study(probed=False, evaluations=pd.concat([frame, unseen], ignore_index=True))
+
+
+@pytest.mark.slow
+def test_what_guides_have_seen_stands_beside_what_they_have_not():
+    found = with_unseen_wordings()
+    figure, summary = draw(found)["wordings"], found.summary.set_index(["measure", "method"])["value"]
+    assert titles(figure) == ["learned", *metrics.BY_WORDING]
+    for panel, measure in enumerate(titles(figure)):
+        (dots,) = in_panel(figure, panel)
+        assert dots.x == pytest.approx(summary[measure].loc[list(METHODS)])
+    assert summary["GP, unseen wording, guided"].to_numpy() == pytest.approx(0.9 * summary["GP, guided"].to_numpy())
+    base = cells(found.evaluations, "lora", 0, kind="general", measure="instruction accuracy").mean()
+    assert [shape.x0 for shape in figure.layout.shapes] == pytest.approx([base, 0.9 * base, base, 0.9 * base])
+
+
 @pytest.mark.slow
 def test_the_trade_off_joins_forms_that_differ_in_their_weight_only(found, drawn):
     figure, summary = drawn["trade-off"], found.summary.set_index(["measure", "method"])["value"]
@@ -451,6 +472,23 @@ def test_the_printed_table_has_the_numbers_of_the_summary(capsys, found):
     assert shown("Difference from lora+kl", "lora+iv") == " ".join(wanted)
     wanted = [told("lora+iv", f"{name} over lora", signed=True) for name in ("AP", "GP", "IP")]
     assert shown("Difference from lora", "lora+iv") == " ".join([*wanted, told("lora+iv", "GP kept")])
+
+
+def test_wordings_that_are_kept_back_have_a_table_and_a_family_of_differences():
+    found = with_unseen_wordings()
+    (shown,) = (one for one in study_tables.study_tables(found) if one.heading == "General tasks by wording")
+    assert shown.columns[1:] == metrics.BY_WORDING and "that no guide had" in shown.note
+    values = found.summary.set_index(["method", "measure"])["value"]
+    for method, *numbers in shown.parts[0]:
+        wanted = [f"{values[method, measure]:.3f}" for measure in metrics.BY_WORDING]
+        assert [number.split()[0] for number in numbers] == wanted
+    asked = found.plan.with_changes(reference="lora+iv")
+    summary = metrics.summary(found.evaluations, guided=(STATED,), reference="lora+iv")
+    told = SimpleNamespace(**(vars(found) | {"plan": asked, "summary": summary}))
+    usual, by_wording = study_tables.families_of_differences(told)
+    assert (usual.measures, by_wording.measures) == (metrics.DIFFERENCES, metrics.BY_WORDING)
+    assert (usual.size, by_wording.size) == (3 * 5, 3 * 4), "each is corrected for itself"
+    assert "by wording" in by_wording.title and "by wording" not in usual.title
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from scipy import stats
 
 from ivlens.errors import IvlensError
 from ivlens.forgetting import metrics
-from ivlens.forgetting.method_run import EVALUATIONS, GRIDS
+from ivlens.forgetting.method_run import EVALUATIONS
 
 TASKS = ("first", "second", "third")
 # Accuracy on each task (columns) after each stage (rows), row 0 being the base model.
@@ -102,6 +102,27 @@ def test_a_task_whose_sibling_guides_is_not_unguided() -> None:
     assert found["GP, guided"] == pytest.approx(0.1) and found["GP, unguided"] == pytest.approx(0.3)
     found = metrics.cells(table(cell(R, GP)), guided=["b"], families={"a": "b"}).set_index("measure")["value"]
     assert found["GP, unguided"] == pytest.approx(0.3), "a task that is in no family is one by its own name"
+
+
+def test_unseen_wordings_are_told_apart_by_what_guides_have_seen() -> None:
+    lines: list[Line] = []
+    for seed, method in itertools.product(range(3), ("lora", "lora+iv")):
+        by = 0.1 * (1 + seed) * (method == "lora+iv")
+        unseen = {task: [*row[:3], row[3] / 2 + by] for task, row in GP.items()}
+        where = {"method": method, "seed": seed}
+        lines += cell(R, GP, **where) + general(unseen, measure="unseen wording accuracy", **where)
+    about: dict[str, Any] = {"guided": ["b"], "families": {"a": "first", "b": "first", "c": "second"}}
+    found = metrics.summary(table(lines), reference="lora+iv", **about)
+    for method, by in (("lora", 0.0), ("lora+iv", 0.2)):
+        assert of(found, "GP, unseen wording, guided", method)["value"] == pytest.approx(0.05 + by)
+        assert of(found, "GP, unseen wording, unguided", method)["value"] == pytest.approx(0.15 + by)
+        assert of(found, "GP, guided", method)["value"] == pytest.approx(0.1), "in the wordings that guides see"
+    for name, wanted in zip(metrics.BY_WORDING, (0.0, 0.2, 0.0, 0.2), strict=True):
+        row = of(found, f"{name} over lora", "lora+iv")
+        assert row["value"] == pytest.approx(wanted) and row["n"] == 3
+    every = metrics.comparisons(table(lines), "lora+iv", measures=metrics.BY_WORDING, **about)
+    assert list(every["measure"]) == ["GP, unguided", *(name for name in metrics.BY_WORDING if name != "GP, unguided")]
+    assert "GP, guided over lora" not in set(metrics.summary(study())["measure"]), "where no wording is kept back"
 
 
 def test_average_performance_is_the_mean_of_the_last_row() -> None:
@@ -310,30 +331,3 @@ def test_a_summary_of_a_single_stage_has_no_forgetting() -> None:
     lines = cell([[0.1], [0.9]], {"a": [0.9, 0.5]})
     found = metrics.summary(table(lines))
     assert of(found, "AP")["value"] == 0.9 and math.isnan(of(found, "F")["value"]) and of(found, "F")["n"] == 0
-
-
-def grid(values: Sequence[float], *, stage: int, **where: Any) -> list[Line]:
-    """AIE of two layers of two heads."""
-    where = {"method": "lora", "seed": 0, "task": "a"} | where
-    return [
-        (where["method"], where["seed"], stage, where["task"], i // 2, i % 2, value) for i, value in enumerate(values)
-    ]
-
-
-def test_agreement_of_grids_is_that_of_their_ranks_and_top_heads() -> None:
-    lines = grid([0.4, 0.3, 0.2, 0.1], stage=0) + grid([0.4, 0.2, 0.3, 0.1], stage=5)
-    lines += grid([0.4, 0.3, 0.2, 0.1], stage=0, task="b") + grid([9.0, 3.0, 2.0, 1.0], stage=5, task="b")
-    lines += grid([0.4, 0.3, 0.2, 0.1], stage=0, method="ewc") + grid([1.0, 2.0, 3.0, 4.0], stage=5, method="ewc")
-    found = metrics.aie_agreement(pd.DataFrame(lines, columns=list(GRIDS)), top=2)
-    assert found[["method", "task"]].to_numpy().tolist() == [["lora", "a"], ["lora", "b"], ["ewc", "a"]]
-    # Two neighbours swapped: 1 - 6 * 2 / (4 * 15). One of the two top heads is shared: 1 of 3.
-    assert found["correlation"].tolist() == pytest.approx([1 - 12 / 60, 1.0, -1.0])
-    assert found["overlap"].tolist() == pytest.approx([1 / 3, 1.0, 0.0])
-    lines = grid([0.4, 0.3, 0.2, 0.1], stage=0) + grid([0.3, 0.4, 0.2, 0.1], stage=5)
-    (first,) = metrics.aie_agreement(pd.DataFrame(lines, columns=list(GRIDS)), top=1)["overlap"]
-    assert first == 0, "the last heads are the same, the first are not"
-
-
-def test_grids_of_the_base_model_alone_agree_with_nothing() -> None:
-    with pytest.raises(IvlensError, match="holds the base model only; give one of a complete study"):
-        metrics.aie_agreement(pd.DataFrame(grid([1, 2, 3, 4], stage=0), columns=list(GRIDS)))

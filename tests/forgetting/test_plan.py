@@ -250,7 +250,7 @@ def test_a_record_of_before_seeds_drew_everything_is_of_one_order_and_one_draw()
 
 
 def test_what_runs_of_before_could_not_be_asked_for_is_recorded_only_where_it_was() -> None:
-    later = {"able_only": True, "demonstrations": "task", "learned_queries": 3}
+    later = {"able_only": True, "demonstrations": "task", "learned_queries": 3, "kept_back": 1}
     usual = Plan(**{**LEAST, "tasks": ("class-letter",)})
     assert not later.keys() & usual.record()["evaluation"].keys()
     asked = replace(usual, evaluation=replace(usual.evaluation, **later))
@@ -345,7 +345,8 @@ def test_the_built_in_studies_can_be_read_and_their_tasks_exist(name: str) -> No
         asked = asked.with_changes(tasks=("kind-direction",), general=built_in)
     general = [task.name for task in general_tasks(asked)]
     assert not set(general) & set(asked.tasks) and set(asked.evaluation.probes) <= set(general)
-    assert asked.evaluation.probes or name.endswith(("-weights", "-methods", "-variants", "-factorial"))
+    without_probes = ("-weights", "-methods", "-variants", "-factorial", "-wordings", "-lengths")
+    assert asked.evaluation.probes or name.endswith(without_probes)
     # The variants are held against forms of lab-func-weights.
     assert asked.methods[0] == "lora" or name == "lab-func-variants"
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,7 +39,10 @@ from ivlens.models.adapter import load_adapter
 from ivlens.models.lora import LoraConfig
 from ivlens.patching.activations import last_z, mean_z
 from ivlens.patching.effects import clean_prompts
+from ivlens.prompts.template import Prompt
 from ivlens.prompts.tokens import tokenize
+from ivlens.shapes import Head
+from ivlens.steering.controls import draw_heads
 from ivlens.steering.universal_heads import Universal
 from ivlens.storage import run_folder
 from ivlens.training import loop
@@ -232,6 +235,38 @@ def test_replay_general_trains_on_the_very_prompts_that_vectors_are_taken_from(
     old = seen[0].prompts[slice(seen[0].new, None)]
     assert torch.equal(old.prompts, wanted.prompts) and torch.equal(old.answers, wanted.answers)
     assert seen[0].replayed == 0.25
+
+
+def test_guides_are_asked_in_no_wording_that_is_kept_back_nor_are_the_random_heads_beside_them(
+    lab: HookedTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, build = {}, method_run._make_guide
+
+    def watched(guidance: Guidance, *args: Any, **others: Any) -> Any:
+        found[guidance.vector] = build(guidance, *args, **others)
+        return found[guidance.vector]
+
+    monkeypatch.setattr(method_run, "_make_guide", watched)
+    asked = small_plan(methods=("replay-general", "lora+iv-general", "lora+iv-general-random-heads"))
+    asked = asked.with_changes(evaluation=replace(asked.evaluation, kept_back=2, clean_prompts=6))
+    study = ivlens.study(asked, out=tmp_path / "run", model=lab)
+    assert study.evaluations.query("measure == 'unseen wording accuracy'")["n"].eq(2).all()
+    universal, whole = Universal.load(tmp_path / "run" / "universal-0.safetensors"), task("antonym")
+    pairs = whole.split(shots=asked.evaluation.shots, seed=0).mean[:6]
+    texts = [f"{whole.instructions[i % 4]}\nQ: {pair.input}\nA:" for i, pair in enumerate(pairs)]
+    z = torch.stack([last_z(lab, tokenize(lab, [Prompt(text=text, answer=" a", query=pairs[0])]))[0] for text in texts])
+    z = z.double().mean(0)
+
+    def written(heads: Sequence[Head]) -> torch.Tensor:
+        return torch.stack([z[head] @ lab.W_O[head].double() for head in heads]).sum(0)
+
+    chosen = written(universal.heads)
+    torch.testing.assert_close(universal.vectors[0].double(), chosen, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found["general"].vectors[0].double(), universal.scale * chosen, rtol=0, atol=1e-4)
+    (drawn,) = draw_heads((6, 8), 3, draws=1, seed=0, apart=universal.heads)
+    assert not {*drawn} & {*universal.heads}
+    random = written(drawn) * (universal.scale * chosen.norm() / written(drawn).norm())
+    torch.testing.assert_close(found["general-random-heads"].vectors[0].double(), random, rtol=0, atol=1e-4)
 
 
 def test_runs_of_before_the_order_was_written_down_are_read_in_the_one_of_their_plan() -> None:

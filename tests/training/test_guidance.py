@@ -505,6 +505,7 @@ DIFFERS: dict[str, dict[str, Any]] = {
     "fv-published-random": {**THEIRS, "vector": "random"},
     "iv-general": {"vector": "general", **REHEARSAL},
     "iv-general-random": {"vector": "general-random", **REHEARSAL},
+    "iv-general-random-heads": {"vector": "general-random-heads", **REHEARSAL},
     "iv-general-bare": {"vector": "general", "bare": True, **REHEARSAL},
     "kl-bare": {"vector": "zero", "bare": True, **REHEARSAL},
 }
