@@ -195,13 +195,13 @@ def prepare_base(
 
 def _write_at_random(base: HookedTransformer, universal: Universal, guided: Sequence[Task]) -> Tensor:
     """Of each task, what as many other heads, drawn once for all, write on its prompts: as long as its vector is."""
-    grid, settings = (universal.aie.shape[0], universal.aie.shape[1]), universal.settings
-    (drawn,) = draw_heads(grid, len(universal.heads), draws=1, seed=settings.seed, apart=universal.heads)
-    written = [write_vector(base, task_mean_z(base, task, settings), drawn) for task in guided]
-    norms = [universal.vectors[universal.tasks.index(task.name)].norm() for task in guided]
     if not guided:
         return universal.vectors[:0]
-    return with_norm(torch.stack(written), torch.stack(norms)[:, None].to(written[0]))
+    grid, settings = tuple(universal.aie.shape), universal.settings
+    (drawn,) = draw_heads(grid, len(universal.heads), draws=1, seed=settings.seed, apart=universal.heads)
+    written = torch.stack([write_vector(base, task_mean_z(base, task, settings), drawn) for task in guided])
+    theirs = universal.vectors[[universal.tasks.index(task.name) for task in guided]]
+    return with_norm(written, theirs.norm(dim=1, keepdim=True).to(written))
 
 
 class Cost(NamedTuple):

@@ -13,6 +13,11 @@ _STUDY = {
         "and to the right is better.",
     ),
     "methods": ("Method by method", "After the last stage; the dashed line is the base model."),
+    "wordings": (
+        "What the guides have seen, and what not",
+        "After the last stage: accuracy on new tasks, and on general tasks of families that guide and of others, in the "
+        "wordings that guides had and in those that were kept back; the dashed line is the base model on all of them.",
+    ),
     "accuracy": (
         "Stage by stage",
         "Accuracy on the tasks learned so far and on general tasks; stage 0 is the base model.",
@@ -93,6 +98,7 @@ _STUDY_WORDS = {
     "F": "how far the tasks before the last have fallen from their best",
     "GP, IP": "accuracy on general tasks, which are never trained on, with their instruction; with demonstrations",
     "GP, unguided": "the same of families of general tasks of which the guidance has seen none",
+    "unseen wording": "the instruction in wordings that were kept from the guides, for the same queries",
     "GP kept": "share of the GP lost by the unguided method that a guided one keeps",
     "P(instruction), P(knowledge)": "P(answer) with the instruction; of the plain statement of the same fact",
     "+iv, +kl, ...": "a method's guidance; +kl is plain distillation from the base model, the control of the others",

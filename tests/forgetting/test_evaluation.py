@@ -200,12 +200,18 @@ def test_what_the_model_can_do_is_told_by_queries_that_are_not_reported(
 def test_the_same_queries_are_asked_in_wordings_that_guides_see_and_in_those_that_are_kept_back(
     lab: HookedTransformer, general: list[Task], learned: list[Stage]
 ) -> None:
-    found = prepare_evaluation(lab, learned, general, replace(EVALUATION, kept_back=2))(lab)
-    for one in general:
+    prepared = prepare_evaluation(lab, learned, general, replace(EVALUATION, kept_back=2))
+    texts = {one.accuracy: [prompt.text for prompt in one.prompts] for one in prepared.prompt_sets}
+    found = prepared(lab)
+    for place, one in enumerate(general):
         queries = [prompt.query for prompt in drawn(one)[0]]
         seen, unseen = replace(one, instructions=one.instructions[:4]), replace(one, instructions=one.instructions[4:])
-        assert_alone(lab, found, one.name, "instruction ", instructed(seen, queries), True)
-        assert_alone(lab, found, one.name, "unseen wording ", instructed(unseen, queries), False)
+        for form, told in (
+            ("instruction ", instructed(seen, queries)),
+            ("unseen wording ", instructed(unseen, queries)),
+        ):
+            assert texts[f"{form}accuracy"][6 * place : 6 * place + 6] == [prompt.text for prompt in told]
+            assert_alone(lab, found, one.name, form, told, form == "instruction ")
         assert_alone(lab, found, one.name, "few-shot ", drawn(one)[1], False)
     with pytest.raises(TaskError, match="wordings of task 'antonym': 6, kept back: 6"):
         prepare_evaluation(lab, learned, general, replace(EVALUATION, kept_back=6))

@@ -32,7 +32,7 @@ from ivlens.engine.worker import use_threads
 from ivlens.errors import IvlensError, ModelError, RunError, StudyError, TaskError, TrainingError
 from ivlens.forgetting import cell_jobs, method_run, metrics, recovery
 from ivlens.forgetting.plan import Evaluation, Plan
-from ivlens.forgetting.preparation import general_tasks, sequence
+from ivlens.forgetting.preparation import general_tasks, prepare_base, sequence
 from ivlens.forgetting.study import Study
 from ivlens.models import hooked, lora
 from ivlens.models.adapter import load_adapter
@@ -247,13 +247,15 @@ def test_guides_are_asked_in_no_wording_that_is_kept_back_nor_are_the_random_hea
         return found[guidance.vector]
 
     monkeypatch.setattr(method_run, "_make_guide", watched)
-    asked = small_plan(methods=("replay-general", "lora+iv-general", "lora+iv-general-random-heads"))
+    asked = small_plan(methods=("lora+iv-general", "lora+iv-general-random-heads"))
     asked = asked.with_changes(evaluation=replace(asked.evaluation, kept_back=2, clean_prompts=6))
     study = ivlens.study(asked, out=tmp_path / "run", model=lab)
     assert study.evaluations.query("measure == 'unseen wording accuracy'")["n"].eq(2).all()
     universal, whole = Universal.load(tmp_path / "run" / "universal-0.safetensors"), task("antonym")
     pairs = whole.split(shots=asked.evaluation.shots, seed=0).mean[:6]
     texts = [f"{whole.instructions[i % 4]}\nQ: {pair.input}\nA:" for i, pair in enumerate(pairs)]
+    prepared = prepare_base(asked, 0, lab, general_tasks(asked), tmp_path / "run")
+    assert [prompt.text for prompt in prepared.general] == texts, "nor is what replay-general trains on"
     z = torch.stack([last_z(lab, tokenize(lab, [Prompt(text=text, answer=" a", query=pairs[0])]))[0] for text in texts])
     z = z.double().mean(0)
 
