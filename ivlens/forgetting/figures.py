@@ -209,7 +209,7 @@ def _methods(found: Findings, summary: Frame, units: Mapping[str, str], what: st
     chosen = chosen[chosen.groupby("panel")["value"].transform(lambda values: values.notna().any())].assign(kind="")
     order = list(units)
     chosen = chosen.sort_values("panel", key=lambda names: names.map(order.index), kind="stable")
-    asked = {name: UNSEEN if "unseen" in name else _GENERAL.get(name.partition(",")[0]) for name in units}
+    asked = {name: UNSEEN if "reworded" in name else _GENERAL.get(name.partition(",")[0]) for name in units}
     baselines = {name: _base(found, measure) for name, measure in asked.items() if measure}
     return method_dots(chosen, units=units, baselines=baselines, title=figure_title(found, what), width=width)
 

@@ -24,7 +24,7 @@ DIFFERENCES = ("learned", "AP", "GP", "GP, unguided", "IP")
 """Measures in which a reference is held against the other methods, and is corrected for their number."""
 COMPARED = ("AP", "F", "GP", "GP, unguided", "IP", "learned", "trained AP")
 """Measures in which methods are compared."""
-BY_WORDING = ("GP, guided", "GP, unseen wording, guided", "GP, unguided", "GP, unseen wording, unguided")
+BY_WORDING = ("GP, guided", "GP, reworded, guided", "GP, unguided", "GP, reworded, unguided")
 """Measures in which they are compared, too, where wordings are kept back: by what the guides have seen."""
 PLAIN = "lora"
 _GENERAL = {
@@ -87,7 +87,7 @@ def cells(
     """One line a cell and measure (`method`, `seed`, `measure`, `value`), after the last stage.
 
     `... change` is from the base model. `GP, guided` is of the general tasks whose vectors guide, `GP, unguided` of
-    those in whose family there is none of them; `GP, unseen wording, ...` in the wordings that are kept back, if any.
+    those in whose family there is none of them; `GP, reworded, ...` in the wordings that are kept back, if any.
 
     Args:
         families: Of general tasks, by their names; one that is not in it is a family of its own.
@@ -114,7 +114,7 @@ def _of_cell(cell: Any, method: str, seed: int, parts: Mapping[str, set[str]]) -
         by_stage = _where(general, measure=measure).groupby("stage")["value"].mean()
         yield name, float(by_stage[last])
         yield f"{name} change", float(by_stage[last] - by_stage[0])
-    for form, measure in {"GP": _GENERAL["GP"], "IP": _GENERAL["IP"], "GP, unseen wording": UNSEEN}.items():
+    for form, measure in {"GP": _GENERAL["GP"], "IP": _GENERAL["IP"], "GP, reworded": UNSEEN}.items():
         asked = _where(general, measure=measure, stage=last)
         for name, tasks in parts.items() if len(asked) else ():
             yield f"{form}, {name}", float(asked[asked["task"].isin(tasks)]["value"].mean())

@@ -32,7 +32,7 @@ _NOTE = (
 )
 LEVEL = 0.05
 """A difference is told to be clear of 0 where its adjusted p is below it."""
-UNSEEN_NOTE = "Unseen wording: the same queries, with an instruction in the wordings that no guide had (kept_back)."
+UNSEEN_NOTE = "Reworded: the same queries, with the instruction in the wordings that no guide had (kept_back)."
 RECOVERY_NOTE = (
     "Each vector is added at the base model's layer and scale; own: what the same heads write in the tuned model. "
     "Queries alone are not the form that was trained: that a vector still works on them says that what reads it is "

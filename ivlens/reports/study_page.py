@@ -98,7 +98,7 @@ _STUDY_WORDS = {
     "F": "how far the tasks before the last have fallen from their best",
     "GP, IP": "accuracy on general tasks, which are never trained on, with their instruction; with demonstrations",
     "GP, unguided": "the same of families of general tasks of which the guidance has seen none",
-    "unseen wording": "the instruction in wordings that were kept from the guides, for the same queries",
+    "GP, reworded": "the same queries, with the instruction in wordings that were kept from the guides",
     "GP kept": "share of the GP lost by the unguided method that a guided one keeps",
     "P(instruction), P(knowledge)": "P(answer) with the instruction; of the plain statement of the same fact",
     "+iv, +kl, ...": "a method's guidance; +kl is plain distillation from the base model, the control of the others",

@@ -302,7 +302,7 @@ def test_what_guides_have_seen_stands_beside_what_they_have_not():
     for panel, measure in enumerate(titles(figure)):
         (dots,) = in_panel(figure, panel)
         assert dots.x == pytest.approx(summary[measure].loc[list(METHODS)])
-    assert summary["GP, unseen wording, guided"].to_numpy() == pytest.approx(0.9 * summary["GP, guided"].to_numpy())
+    assert summary["GP, reworded, guided"].to_numpy() == pytest.approx(0.9 * summary["GP, guided"].to_numpy())
     base = cells(found.evaluations, "lora", 0, kind="general", measure="instruction accuracy").mean()
     assert [shape.x0 for shape in figure.layout.shapes] == pytest.approx([base, 0.9 * base, base, 0.9 * base])
 
