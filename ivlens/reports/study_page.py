@@ -15,8 +15,8 @@ _STUDY = {
     "methods": ("Method by method", "After the last stage; the dashed line is the base model."),
     "wordings": (
         "What the guides have seen, and what not",
-        "After the last stage: accuracy on new tasks, and on general tasks of families that guide and of others, in the "
-        "wordings that guides had and in those that were kept back; the dashed line is the base model on all of them.",
+        "After the last stage: accuracy on new tasks, and on general tasks of families that guide and of others, in "
+        "the wordings that guides had and in those that were kept back; the dashed line is the base model on all of them.",
     ),
     "accuracy": (
         "Stage by stage",
