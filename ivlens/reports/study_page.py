@@ -16,7 +16,7 @@ _STUDY = {
     "wordings": (
         "What the guides have seen, and what not",
         "After the last stage: accuracy on new tasks, and on general tasks of families that guide and of others, in "
-        "the wordings that guides had and in those that were kept back; the dashed line is the base model on all of them.",
+        "the wordings that guides had and in those that were kept back; the dashed line is the base model on all.",
     ),
     "accuracy": (
         "Stage by stage",
