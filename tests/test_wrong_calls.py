@@ -206,7 +206,7 @@ WRONG: dict[str, tuple[Call, str]] = {
     # Runs and studies
     "a study that is nearly one": (
         lambda m, t: ivlens.study("lab-fun", out="run"),
-        "no file 'lab-fun' .* did you mean lab-func? Built-in are lab-func",
+        "no file 'lab-fun' .* did you mean lab-func? Built-in are lab-factorial, lab-func",
     ),
     "a report of no folder": (lambda m, t: ivlens.report("./nowhere"), "nowhere"),
 }

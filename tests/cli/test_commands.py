@@ -255,7 +255,7 @@ def test_the_shell_completes_commands_models_tasks_studies_and_choices(
         ("audit lab --task antonym --effect probe", "not one of 'prob', 'nll'; did you mean prob?; see ivlens audit"),
         ("audit lab --task antonym --heads univeral", "or universal; did you mean universal?"),
         ("audit lab --task antonym --dtype flot32", "did you mean float32? Give auto, float32"),
-        ("study lab-fnc --out x", "did you mean lab-func? Built-in are lab-func, "),
+        ("study lab-fnc --out x", "did you mean lab-func? Built-in are lab-factorial, lab-func, "),
         ("study lab-func --methods loar --out x", "no method 'loar' (of 'loar'); did you mean lora? There are lora, "),
         ("convert a.npy b.gguf --to gguv", "--to is 'gguv'; did you mean gguf? It must be one of vector, gguf"),
         ("prompts --task antonym --answered-only", "asks the model which queries it answers; give --model"),
