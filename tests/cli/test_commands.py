@@ -200,6 +200,7 @@ def test_the_list_of_commands_is_whole_and_cuts_no_sentence(ivlens: Ivlens, monk
     assert max(map(len, listed.splitlines())) <= 80
 
 
+@pytest.mark.long
 @pytest.mark.command
 @pytest.mark.parametrize(
     ("line", "completed"),
@@ -354,7 +355,7 @@ def test_a_slip_among_hundreds_of_pairs_is_a_warning(ivlens: Ivlens, tmp_path: P
 HOSTILE = "[red]x[/red]\x1b[31m\nnext\u202eline\x9b2J <b>"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_names_from_files_are_only_text(ivlens: Ivlens, tmp_path: Path, checkpoint: Path) -> None:
     lines = [{"input": f"[bold]{i}", "output": "\x1b]0;x\x07 w"} for i in range(14)]
     path = written(tmp_path, {"name": HOSTILE, "instructions": ["[blink]\x1b[0m"], "pairs": lines})

@@ -242,7 +242,7 @@ def test_a_bridge_is_audited_with_the_numbers_of_a_hooked_transformer(
         torch.testing.assert_close(ours, theirs, rtol=0, atol=near, equal_nan=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @needs_hooked
 def test_two_bridges_are_compared_with_the_numbers_of_hooked_transformers(folders: Folders, word_task: Task) -> None:
     bases, others = pair(folders("llama-gqa")), pair(folders("llama-gqa"))

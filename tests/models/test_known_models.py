@@ -118,7 +118,7 @@ def test_smollm2_reads_text_as_its_own_tokenizer_and_knows_a_capital() -> None:
     assert said(model, "The capital of France is") == " Paris"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_gemma_3_knows_what_comes_next() -> None:
     model = ivlens.load(real("gemma3-270m"))
     assert model.cfg.original_architecture == "Gemma3ForCausalLM" and hooked.stored_as(model).startswith("Q4_K_M")
