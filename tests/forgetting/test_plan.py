@@ -134,7 +134,7 @@ def test_an_unknown_method_or_guidance_is_refused_and_known_ones_are_named() -> 
 def test_a_file_that_is_not_there_or_no_toml_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         StudyError,
-        match=r"no built-in study and no file 'lab-fun' .*; did you mean lab-func[?] Built-in are lab-factorial, lab-func, lab-",
+        match=r"no built-in study and no file 'lab-fun' .*; did you mean lab-func[?] Built-in are lab-factorial, ",
     ):
         plan.read_plan("lab-fun")
     path = tmp_path / "mine.toml"
