@@ -203,6 +203,19 @@ WRONG: dict[str, tuple[Call, str]] = {
         vector_of_another_model,
         "the vector of .* has width 32, but .* has d_model 20; build",
     ),
+    # Prompts
+    "a pair in the place of a prompt": (
+        lambda m, t: ivlens.ask(m, [("hot", "cold")]),  # pyright: ignore
+        "a prompt is of type tuple; give a text, or prompts such as ivlens.prompts.zero_shot(pairs)",
+    ),
+    "nothing in the place of prompts": (
+        lambda m, t: ivlens.ask(m, None),  # pyright: ignore
+        "a prompt is of type NoneType; give a text, or",
+    ),
+    "an accuracy of texts": (
+        lambda m, t: ivlens.ask(m, "w1 w2").accuracy,
+        "1 of 1 prompts have no answer to score; give prompts that have, such",
+    ),
     # Runs and studies
     "a study that is nearly one": (
         lambda m, t: ivlens.study("lab-fun", out="run"),

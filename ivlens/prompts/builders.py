@@ -7,7 +7,7 @@ corrupted prompts ask the same query with the task corrupted, which does not rem
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import cycle, islice
 
 import numpy as np
@@ -222,3 +222,20 @@ def corrupted(
     if shots < 2:
         raise PromptError(f"outputs of {shots} demonstrations cannot be permuted; take 2 shots or more, or zero-shot")
     return few_shot(pairs, pool, shots=shots, generator=generator, shuffled=True, template=template)
+
+
+def as_prompts(prompts: str | Prompt | Sequence[str | Prompt]) -> tuple[Prompt, ...]:
+    """Texts as they are, as prompts without an answer, and prompts themselves.
+
+    Raises:
+        PromptError: what is neither.
+    """
+    found: list[Prompt] = []
+    for one in prompts if isinstance(prompts, Iterable) and not isinstance(prompts, str) else [prompts]:
+        if not isinstance(one, str | Prompt):
+            raise PromptError(
+                f"a prompt is of type {type(one).__name__}; give a text, or prompts such as "
+                "ivlens.prompts.zero_shot(pairs)"
+            )
+        found.append(Prompt(text=one, answer="", query=Pair(one, "?")) if isinstance(one, str) else one)
+    return tuple(found)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -16,10 +17,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ivlens.errors import as_ivlens_error
+from ivlens.errors import PromptError, as_ivlens_error
 from ivlens.measures import Interval, interval
+from ivlens.models import loader
 from ivlens.patching.activations import reply_in_batches, score_answers
 from ivlens.patching.hooks import Hooks
+from ivlens.prompts.builders import as_prompts
 from ivlens.prompts.chat import Conversation
 from ivlens.prompts.choices import GREEDY_MATCH, Score
 from ivlens.prompts.template import Prompt
@@ -67,7 +70,11 @@ class Replies:
 
         >>> print(ivlens.ask(model, ivlens.prompts.instructed(task, task.pairs[:16])).accuracy.text(2))
         1.00 [0.81, 1.00]
+
+        Raises:
+            PromptError: some prompts have no answer, as of the other measures.
         """
+        self._refuse_unanswered()
         return interval(self.right.double())
 
     @property
@@ -77,6 +84,7 @@ class Replies:
         >>> print(ivlens.ask(model, ivlens.prompts.instructed(task, task.pairs[:8])).probability.text(1))
         1.0 [1.0, 1.0]
         """
+        self._refuse_unanswered()
         return interval(self.first, torch.arange(len(self.first)), within=(0.0, 1.0))
 
     @property
@@ -112,6 +120,7 @@ class Replies:
         >>> ivlens.ask(model, ivlens.prompts.instructed(task, task.pairs[:2])).scores("f1")
         tensor([1., 1.], dtype=torch.float64)
         """
+        self._refuse_unanswered()
         score = score or self.usual_score
         return self.right.double() if score == GREEDY_MATCH else _score_all(self.reply, self.prompts, score)
 
@@ -130,13 +139,31 @@ class Replies:
                 "query": [prompt.query.input for prompt in self.prompts],
                 "answer": [prompt.answer.strip() for prompt in self.prompts],
                 "said": list(self.said),
-                "right": self.right.tolist(),
+                "right": [
+                    right if prompt.answer else None
+                    for right, prompt in zip(self.right.tolist(), self.prompts, strict=True)
+                ],
                 "probability": self.first.tolist(),
                 "reply": list(self.reply),
             }
         )
 
+    @property
+    def _unanswered(self) -> int:
+        return sum(not prompt.answer for prompt in self.prompts)
+
+    def _refuse_unanswered(self) -> None:
+        if self._unanswered:
+            raise PromptError(
+                f"{self._unanswered} of {len(self.prompts)} prompts have no answer to score; give prompts that have, "
+                "such as ivlens.prompts.zero_shot(pairs)"
+            )
+
     def __repr__(self) -> str:
+        if self._unanswered:
+            return (
+                f"Replies({self._unanswered} of {len(self.prompts)} prompts without an answer: {self.reply[:SHOWN]!r})"
+            )
         right, first = (found.text(2) for found in (self.accuracy, self.probability))
         usual = self.usual_score
         found = f"accuracy {right}"
@@ -153,10 +180,17 @@ class Replies:
 
 
 @as_ivlens_error()
-def ask(model: HookedTransformer, prompts: Sequence[Prompt], *, new_tokens: int = NEW_TOKENS) -> Replies:
-    """Put prompts to a model, such as those of `ivlens.prompts.zero_shot(pairs)`.
+def ask(
+    model: HookedTransformer | str | Path,
+    prompts: str | Prompt | Sequence[str | Prompt],
+    *,
+    new_tokens: int = NEW_TOKENS,
+) -> Replies:
+    """Put prompts to a model: texts as they are, or prompts with answers, such as `ivlens.prompts.zero_shot(pairs)`.
 
     Args:
+        model: Also by what `ivlens.load` takes: a name, a path.
+        prompts: Of a text only the reply is known, whose `right` is False and `first` NaN.
         new_tokens: That the model may write as its reply to a prompt, which ends with the line, or, of a conversation,
             with the turn. More take longer.
 
@@ -166,15 +200,18 @@ def ask(model: HookedTransformer, prompts: Sequence[Prompt], *, new_tokens: int 
 
     >>> ivlens.ask(model, ivlens.prompts.zero_shot(task.pairs[:20])).accuracy.mean
     0.05
+    >>> ivlens.ask(model, "Q: big\\nA: small\\n\\nQ: hot\\nA:").reply
+    ('cold',)
     """
-    tokens = tokenize(model, prompts)
-    found = list(reply_in_batches(model, tokens))
+    model, asked = loader.as_model(model), as_prompts(prompts)
+    tokens = tokenize(model, asked, answered=False)
+    found = list(reply_in_batches(model, tokens)) if all(one.answer for one in asked) else []
     return Replies(
-        prompts=tuple(prompts),
-        said=tuple(text for part in found for text in _texts(model, part.best, part.batch)),
-        right=torch.cat([part.right for part in found]),
-        first=torch.cat([part.first for part in found]),
-        reply=tuple(write_replies(model, tokens, find_endings(model, prompts), new_tokens=new_tokens)),
+        prompts=asked,
+        said=tuple(text for part in found for text in _texts(model, part.best, part.batch)) or ("",) * len(asked),
+        right=torch.cat([part.right for part in found]) if found else torch.zeros(len(asked), dtype=torch.bool),
+        first=torch.cat([part.first for part in found]) if found else torch.full((len(asked),), torch.nan),
+        reply=tuple(write_replies(model, tokens, find_endings(model, asked), new_tokens=new_tokens)),
     )
 
 

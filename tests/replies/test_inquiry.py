@@ -137,3 +137,23 @@ def test_prompts_are_scored_as_their_replies_are(lab: HookedTransformer) -> None
 def test_no_prompts_are_refused(tiny: HookedTransformer) -> None:
     with pytest.raises(PromptError, match="no prompts"):
         ivlens.ask(tiny, [])
+
+
+def test_texts_are_asked_as_they_are_and_have_a_reply_alone(lab: HookedTransformer) -> None:
+    shown = "Q: big\nA: small\n\nQ: hot\nA:"
+    replies = ivlens.ask(lab, [shown, "Q: hot\nA:"])
+    known = ivlens.ask(lab, [replace(prompt, answer=" cold") for prompt in replies.prompts])
+    assert replies.reply == known.reply and replies.reply[0] == "cold"
+    assert ivlens.ask("lab", shown).reply == replies.reply[:1]
+    assert not replies.right.any() and replies.first.isnan().all() and replies.to_frame()["right"].isna().all()
+    assert repr(replies).startswith("Replies(2 of 2 prompts without an answer: ('cold', ")
+    for measure in (lambda: replies.accuracy, lambda: replies.probability, lambda: replies.score("contains")):
+        with pytest.raises(PromptError, match=r"^2 of 2 prompts have no answer to score; give prompts that have, such"):
+            measure()
+
+
+def test_of_prompts_some_of_which_have_an_answer_replies_alone_are_known(lab: HookedTransformer) -> None:
+    mixed = ivlens.ask(lab, [*zero_shot(ivlens.task("antonym").pairs[:1]), "Q: hot\nA:"])
+    assert len(mixed.reply) == 2 and mixed.first.isnan().all()
+    with pytest.raises(PromptError, match=r"^1 of 2 prompts have no answer"):
+        mixed.scores()
