@@ -212,6 +212,7 @@ WRONG: dict[str, tuple[Call, str]] = {
         lambda m, t: ivlens.ask(m, None),  # pyright: ignore
         "a prompt is of type NoneType; give a text, or",
     ),
+    "no text in the place of a prompt": (lambda m, t: ivlens.ask(m, " "), "a prompt is empty; give a text, such as"),
     "an accuracy of texts": (
         lambda m, t: ivlens.ask(m, "w1 w2").accuracy,
         "1 of 1 prompts have no answer to score; give prompts that have, such",

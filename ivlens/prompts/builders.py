@@ -228,7 +228,7 @@ def as_prompts(prompts: str | Prompt | Sequence[str | Prompt]) -> tuple[Prompt, 
     """Texts as they are, as prompts without an answer, and prompts themselves.
 
     Raises:
-        PromptError: what is neither.
+        PromptError: what is neither, or an empty text.
     """
     found: list[Prompt] = []
     for one in prompts if isinstance(prompts, Iterable) and not isinstance(prompts, str) else [prompts]:
@@ -237,5 +237,7 @@ def as_prompts(prompts: str | Prompt | Sequence[str | Prompt]) -> tuple[Prompt, 
                 f"a prompt is of type {type(one).__name__}; give a text, or prompts such as "
                 "ivlens.prompts.zero_shot(pairs)"
             )
+        if isinstance(one, str) and not one.strip():
+            raise PromptError('a prompt is empty; give a text, such as "The capital of France is"')
         found.append(Prompt(text=one, answer="", query=Pair(one, "?")) if isinstance(one, str) else one)
     return tuple(found)
