@@ -11,7 +11,6 @@ out in a trial, and rows are sequences of their own then, each behind a copy of 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, fields
@@ -259,8 +258,3 @@ class BridgeForward:
             return bridges.scaled_logits(bridge, bridge.unembed(normed), capped=False)
 
         return Readout(lambda resid: bridges.final_norm(bridge, resid), head)
-
-
-def _cache_name(bridge: TransformerBridge) -> str:
-    """What transformers' model calls the keys and values that it goes on from: newer ones have a shorter name."""
-    return "cache" if "cache" in inspect.signature(bridge.original_model.forward).parameters else "past_key_values"
