@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -106,3 +107,27 @@ def small_plan(**changes: Any) -> Plan:
         "evaluation": Evaluation(queries=2, few_shot_queries=2, shots=3, probe_prompts=2, clean_prompts=2, top=3),
     }
     return PLAN.with_changes(**least | changes)
+
+
+def plan_text(*tasks: str) -> str:
+    """A plan as its file has it, of steps that are not over at once: for commands that are stopped on their way."""
+    return f"""
+tasks = {json.dumps(tasks)}
+general = ["antonym", "country-capital"]
+guides = ["antonym"]
+methods = ["lora", "lora+iv"]
+seeds = [0]
+train_prompts = 8
+[training]
+steps = 12
+batch = 4
+warmup = 1
+[evaluation]
+queries = 4
+few_shot_queries = 2
+shots = 3
+probes = ["antonym"]
+probe_prompts = 3
+clean_prompts = 4
+top = 3
+"""

@@ -147,20 +147,16 @@ def _put(model: HookedTransformer, prompts: Sequence[Prompt], score: str, new_to
     Raises:
         IvlensError: a score was asked for, and some prompt has no answer.
     """
-    from ivlens.prompts.tokens import tokenize
     from ivlens.replies import inquiry
-    from ivlens.replies.endings import find_endings
-    from ivlens.replies.generation import write_replies
 
     unanswered = sum(not prompt.answer for prompt in prompts)
     if unanswered and score not in ("none", "auto"):
         raise IvlensError(
             f"{unanswered} of {len(prompts)} prompts have no answer to score; give --answer, or --score none"
         )
-    if unanswered or score == "none":
-        tokens = tokenize(model, prompts, answered=False)
-        return Said(write_replies(model, tokens, find_endings(model, prompts), new_tokens=new_tokens))
     found = inquiry.ask(model, prompts, new_tokens=new_tokens)
+    if unanswered or score == "none":
+        return Said(found.reply)
     chosen: Any = found.usual_score if score == "auto" else score
     return Said(found.reply, found.first.tolist(), f"{chosen} {found.score(chosen).text(2)}")
 

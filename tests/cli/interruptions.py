@@ -21,6 +21,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from small import plan_text
 from transformer_lens import HookedTransformer
 
 import ivlens
@@ -33,26 +34,6 @@ from ivlens.training import loop
 
 MOMENTS = int(os.environ.get("IVLENS_FUZZ", "4"))
 FEW = ("--shots", "3", "--clean-prompts", "6", "--prompts", "4")
-STUDY = """
-tasks = ["class-letter"]
-general = ["antonym", "country-capital"]
-guides = ["antonym"]
-methods = ["lora", "lora+iv"]
-seeds = [0]
-train_prompts = 8
-[training]
-steps = 12
-batch = 4
-warmup = 1
-[evaluation]
-queries = 4
-few_shot_queries = 2
-shots = 3
-probes = ["antonym"]
-probe_prompts = 3
-clean_prompts = 4
-top = 3
-"""
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +48,7 @@ def adapter_folder(lab: HookedTransformer, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture
 def commands(adapter_folder: Path, tmp_path: Path) -> dict[str, list[str]]:
     plan = tmp_path / "mine.toml"
-    plan.write_text(STUDY)
+    plan.write_text(plan_text("class-letter"))
     short = [*FEW, "--queries", "6", "--draws", "1"]
     return {
         "audit": ["audit", "lab", "--task", "antonym", *short, "--other-tasks", "1", "--score", "contains"],

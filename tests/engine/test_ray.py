@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 import tried_jobs
-from small import small_plan
+from small import plan_text, small_plan
 from tried_jobs import job
 
 import ivlens
@@ -166,25 +166,6 @@ def test_a_study_on_a_cluster_is_that_of_one_process_to_the_bit(cluster: Any, en
     assert not ray.is_initialized()
 
 
-PLAN = """
-tasks = ["class-letter", "last-capital"]
-general = ["antonym", "country-capital"]
-guides = ["antonym"]
-methods = ["lora", "lora+kl"]
-seeds = [0]
-train_prompts = 8
-[training]
-steps = 6
-batch = 4
-warmup = 1
-[evaluation]
-queries = 4
-few_shot_queries = 2
-shots = 3
-probes = []
-"""
-
-
 def working() -> set[int]:
     """Ray's processes that are at work, on this machine: their titles say it."""
     titles = {one.pid: "".join(one.info["cmdline"] or ()) for one in psutil.process_iter(["cmdline"])}
@@ -196,7 +177,7 @@ def working() -> set[int]:
 def test_a_signal_to_a_study_frees_the_cluster_and_the_same_command_goes_on(
     engine: Engine, tmp_path: Path, sent: signal.Signals
 ) -> None:
-    (tmp_path / "mine.toml").write_text(PLAN)
+    (tmp_path / "mine.toml").write_text(plan_text("class-letter", "last-capital"))
     before, out = working(), tmp_path / "there"
     line = ["study", str(tmp_path / "mine.toml"), "--out", str(out), "--engine", "ray", "--address", engine.address]
     command = [sys.executable, "-m", "ivlens.cli", *line]
