@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from jaxtyping import Bool
 from torch import Tensor
-from transformers import LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaAttention
+from transformers import PreTrainedModel
 
+from ivlens.lab.architectures import attentions, output_projection
 from ivlens.lab.batches import Batch
 from ivlens.shapes import Head
 
@@ -28,7 +28,7 @@ CARRIERS = (Head(3, 1), Head(3, 3), Head(3, 4), Head(3, 6))
 
 
 @contextmanager
-def mask_heads(model: LlamaForCausalLM, part: Batch) -> Iterator[None]:
+def mask_heads(model: PreTrainedModel, part: Batch) -> Iterator[None]:
     """Let every head of the model see what `part` says it sees."""
     masks = {layer: _mask(part, layer, model.config.num_attention_heads) for layer in {head.layer for head in CARRIERS}}
 
@@ -36,14 +36,12 @@ def mask_heads(model: LlamaForCausalLM, part: Batch) -> Iterator[None]:
         return args, kwargs | {"attention_mask": mask}
 
     handles = [
-        _attention(model, layer).register_forward_pre_hook(
-            partial(put, mask=masks.get(layer, part.others)), with_kwargs=True
-        )
-        for layer in range(len(model.model.layers))
+        attention.register_forward_pre_hook(partial(put, mask=masks.get(layer, part.others)), with_kwargs=True)
+        for layer, attention in enumerate(attentions(model))
     ]
     if part.apart.any():
         handles += [
-            _attention(model, layer).o_proj.register_forward_pre_hook(
+            output_projection(model, layer).register_forward_pre_hook(
                 partial(_exchange, layer=layer, n_heads=model.config.num_attention_heads, apart=part.apart)
             )
             for layer in masks
@@ -65,12 +63,6 @@ def _exchange(
     own = torch.ones(n_heads, dtype=torch.bool).index_fill(0, torch.tensor(heads), False)
     z = torch.where(~apart[:, None, None, None] | own[:, None], z, others)
     return (z.flatten(-2),)
-
-
-def _attention(model: LlamaForCausalLM, layer: int) -> LlamaAttention:
-    attention = model.model.layers[layer].self_attn
-    assert isinstance(attention, LlamaAttention)
-    return attention
 
 
 def _mask(part: Batch, layer: int, n_heads: int) -> Bool[Tensor, "document head pos pos"]:

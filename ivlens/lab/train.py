@@ -21,15 +21,16 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ivlens.datasets.task import Task, task, tasks
-from ivlens.lab import MODEL, RECORD, SETTINGS, TRAINING
+from ivlens.lab import MODEL, RECORD, SETTINGS, TRAINING, architectures
+from ivlens.lab.architectures import ARCHITECTURES, Size
 from ivlens.lab.batches import Batch, Encoder, batches
 from ivlens.lab.curriculum import FACTS, READING, Lesson, documents
 from ivlens.lab.evaluate import as_json, record
 from ivlens.lab.roles import CARRIERS, mask_heads
-from ivlens.lab.vocabulary import BOS_ID, CONTEXT, EOS_ID, PAD_ID, tokenizer
+from ivlens.lab.vocabulary import tokenizer
 from ivlens.progress import track
 from ivlens.random_streams import Stream, open_stream
 
@@ -63,6 +64,8 @@ class TrainingConfig:
     heads: int = 8
     width: int = 128
     mlp: int = 256
+    architecture: str = "llama"
+    """A key of `architectures.ARCHITECTURES`."""
 
 
 class Step(NamedTuple):
@@ -78,35 +81,14 @@ class Step(NamedTuple):
     """Since the beginning."""
 
 
-def new_model(config: TrainingConfig, tokens: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+def new_model(config: TrainingConfig, tokens: PreTrainedTokenizerFast) -> PreTrainedModel:
     """Random weights that depend on the seed alone."""
-    llama = LlamaConfig(
-        vocab_size=len(tokens),
-        hidden_size=config.width,
-        intermediate_size=config.mlp,
-        num_hidden_layers=config.layers,
-        num_attention_heads=config.heads,
-        num_key_value_heads=config.heads,
-        max_position_embeddings=CONTEXT,
-        tie_word_embeddings=False,
-        bos_token_id=BOS_ID,
-        eos_token_id=EOS_ID,
-        pad_token_id=PAD_ID,
-    )
-    model = LlamaForCausalLM(llama)
-    generator = torch.Generator().manual_seed(config.seed)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.dim() > 1:
-                # What writes to the residual stream starts smaller, the deeper the model.
-                writes = name.endswith(("o_proj.weight", "down_proj.weight"))
-                scale = 0.02 if "embed" in name or "lm_head" in name else weight.shape[1] ** -0.5
-                weight.normal_(0, scale / (2 * config.layers) ** 0.5 if writes else scale, generator=generator)
-    return model
+    size = Size(len(tokens), config.layers, config.heads, config.width, config.mlp)
+    return architectures.new_model(config.architecture, size, seed=config.seed)
 
 
 def train(
-    model: LlamaForCausalLM, tokens: PreTrainedTokenizerFast, chosen: Sequence[Task], config: TrainingConfig
+    model: PreTrainedModel, tokens: PreTrainedTokenizerFast, chosen: Sequence[Task], config: TrainingConfig
 ) -> Iterator[Step]:
     """Train in place, phase by phase; the caller logs, saves and stops."""
     begin, number = time.perf_counter(), itertools.count()
@@ -118,7 +100,7 @@ def train(
 
 
 def _phase(
-    model: LlamaForCausalLM,
+    model: PreTrainedModel,
     tokens: PreTrainedTokenizerFast,
     chosen: Sequence[Task],
     config: TrainingConfig,
@@ -140,7 +122,7 @@ def _phase(
         yield loss, accuracy
 
 
-def _optimiser(model: LlamaForCausalLM, phase: Phase, config: TrainingConfig) -> torch.optim.AdamW:
+def _optimiser(model: PreTrainedModel, phase: Phase, config: TrainingConfig) -> torch.optim.AdamW:
     matrices = [weight for weight in model.parameters() if weight.dim() > 1]
     gains = [weight for weight in model.parameters() if weight.dim() == 1]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": gains, "weight_decay": 0.0}]
@@ -154,7 +136,7 @@ def learning_rate(step: int, phase: Phase, warmup: int) -> float:
     return phase.rate * (0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * done)))
 
 
-def _accumulate(model: LlamaForCausalLM, parts: Sequence[Batch]) -> tuple[float, float]:
+def _accumulate(model: PreTrainedModel, parts: Sequence[Batch]) -> tuple[float, float]:
     """Gradients of the mean loss over all parts; that loss, and the accuracy where there is a right answer."""
     total = sum(len(part.answers) for part in parts)
     loss, right, asked = 0.0, 0, 0
@@ -168,15 +150,15 @@ def _accumulate(model: LlamaForCausalLM, parts: Sequence[Batch]) -> tuple[float,
     return loss, right / max(1, asked)
 
 
-def _answer_logits(model: LlamaForCausalLM, part: Batch) -> Float[Tensor, "target vocab"]:
+def _answer_logits(model: PreTrainedModel, part: Batch) -> Float[Tensor, "target vocab"]:
     with mask_heads(model, part):
-        hidden = model.model(input_ids=part.ids, attention_mask=part.others, use_cache=False).last_hidden_state
+        read = architectures.body(model)(input_ids=part.ids, attention_mask=part.others, use_cache=False)
     # Unembedding every place would cost as much as all the layers together.
-    return model.lm_head(hidden[part.targets])
+    return model.get_output_embeddings()(read.last_hidden_state[part.targets])
 
 
 def train_and_log(
-    model: LlamaForCausalLM, tokens: PreTrainedTokenizerFast, chosen: Sequence[Task], config: TrainingConfig, path: Path
+    model: PreTrainedModel, tokens: PreTrainedTokenizerFast, chosen: Sequence[Task], config: TrainingConfig, path: Path
 ) -> float:
     """Train in place and write every 25th step to a CSV file; the seconds that it took."""
     seconds, total = 0.0, sum(phase.steps for phase in config.phases)
@@ -198,8 +180,9 @@ def main() -> None:
     parser.add_argument("--settings", type=Path, default=SETTINGS)
     parser.add_argument("--record", type=Path, default=RECORD)
     parser.add_argument("--seed", type=int, default=TrainingConfig.seed)
+    parser.add_argument("--architecture", choices=ARCHITECTURES, default=TrainingConfig.architecture)
     given = vars(parser.parse_args())
-    config = TrainingConfig(seed=given["seed"])
+    config = TrainingConfig(seed=given["seed"], architecture=given["architecture"])
     # Sums over several threads are not the same twice; and a second thread makes steps this small little faster.
     torch.set_num_threads(1)
     chosen = [task(name) for name in tasks()]
