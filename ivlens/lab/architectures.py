@@ -129,12 +129,19 @@ def _writes(name: str) -> bool:
 def attentions(model: PreTrainedModel) -> list[nn.Module]:
     """Of every layer."""
     built = _built(model)
-    return [layer.get_submodule(built.attention) for layer in body(model).get_submodule(built.layers)]
+    return [layer.get_submodule(built.attention) for layer in body(model).get_submodule(built.layers).children()]
 
 
 def body(model: PreTrainedModel) -> nn.Module:
     """All but the unembedding."""
     return model.get_submodule(_built(model).body)
+
+
+def unembedding(model: PreTrainedModel) -> nn.Module:
+    """What makes logits of the body's last states."""
+    found = model.get_output_embeddings()
+    assert found is not None
+    return found
 
 
 def output_projection(model: PreTrainedModel, layer: int) -> nn.Module:

@@ -154,7 +154,7 @@ def _answer_logits(model: PreTrainedModel, part: Batch) -> Float[Tensor, "target
     with mask_heads(model, part):
         read = architectures.body(model)(input_ids=part.ids, attention_mask=part.others, use_cache=False)
     # Unembedding every place would cost as much as all the layers together.
-    return model.get_output_embeddings()(read.last_hidden_state[part.targets])
+    return architectures.unembedding(model)(read.last_hidden_state[part.targets])
 
 
 def train_and_log(

@@ -8,6 +8,7 @@ import itertools
 import json
 import re
 from collections import Counter, defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ import ivlens.lab
 from ivlens.datasets.task import BUILT_IN, Task
 from ivlens.lab import curriculum, evaluate, roles, vocabulary
 from ivlens.lab.abilities import abilities, answer_all
+from ivlens.lab.architectures import ARCHITECTURES
 from ivlens.lab.batches import Encoder, batches
 from ivlens.lab.train import Phase, TrainingConfig, new_model, train
 from ivlens.models import loader
@@ -338,15 +340,26 @@ def test_a_blind_query_does_not_see_what_stands_before_it():
         assert mask[0, 0, start + 1].nonzero().flatten().tolist() == [0, start, start + 1]
 
 
-def test_masks_leave_no_trace():
-    config = TrainingConfig(documents=4, heads=8, width=32, mlp=32)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_heads_see_what_their_masks_say_and_no_trace_stays(architecture: str, monkeypatch: pytest.MonkeyPatch):
+    config = TrainingConfig(documents=4, heads=8, width=32, mlp=32, architecture=architecture)
     model = new_model(config, TOKENIZER)
     stream = curriculum.documents(ALL, curriculum.READING, np.random.default_rng(2))
     encode = Encoder(TOKENIZER, verdicts=True)
     (batch, *_) = batches([encode(document) for document in itertools.islice(stream, 4)])
-    before = model(input_ids=batch.ids).logits
-    with roles.mask_heads(model, batch):
+    before, masks, attend = model(input_ids=batch.ids).logits, [], torch.nn.functional.scaled_dot_product_attention
+
+    def noted(*args, attn_mask: torch.Tensor, **kwargs) -> torch.Tensor:
+        masks.append(attn_mask)
+        return attend(*args, attn_mask=attn_mask, **kwargs)
+
+    with monkeypatch.context() as patched, roles.mask_heads(model, batch):
+        patched.setattr(torch.nn.functional, "scaled_dot_product_attention", noted)
         assert not torch.equal(model(input_ids=batch.ids).logits, before)
+    assert len(masks) == config.layers
+    for layer, mask in enumerate(masks):
+        for head, seen in enumerate(mask.expand(-1, config.heads, -1, -1).unbind(1)):
+            assert torch.equal(seen, (batch.carried if Head(layer, head) in roles.CARRIERS else batch.others)[:, 0])
     assert torch.equal(model(input_ids=batch.ids).logits, before)
 
 
@@ -360,9 +373,11 @@ def one_thread():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
-def test_a_few_steps_reduce_the_loss_and_one_seed_gives_one_model():
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_few_steps_reduce_the_loss_and_one_seed_gives_one_model(architecture: str):
     phases = (Phase(lesson=curriculum.FACTS, steps=8), Phase(lesson=curriculum.READING, steps=3))
     config = TrainingConfig(phases=phases, warmup=4, documents=8, layers=4, width=32, mlp=32, heads=8)
+    config = replace(config, architecture=architecture)
     runs = []
     for _ in range(2):
         model = new_model(config, TOKENIZER)

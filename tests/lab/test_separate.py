@@ -11,6 +11,7 @@ from shipped import SHIPPED
 
 import ivlens
 from ivlens.lab import curriculum, roles, separate
+from ivlens.lab.architectures import ARCHITECTURES, output_projection
 from ivlens.lab.batches import Batch, Encoder, batches
 from ivlens.lab.train import TrainingConfig, new_model
 from ivlens.lab.vocabulary import tokenizer
@@ -36,12 +37,13 @@ def test_statements_and_nothing_else_are_kept_apart_and_only_in_that_lesson():
 
 
 @pytest.mark.slow
-def test_apart_the_carriers_alone_say_what_they_say_about_the_document_before():
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_apart_the_carriers_alone_say_what_they_say_about_the_document_before(architecture: str):
     batch = batch_with_statements()
-    model = new_model(TrainingConfig(), TOKENIZER)
+    model = new_model(TrainingConfig(architecture=architecture), TOKENIZER)
     seen: dict[str, torch.Tensor] = {}
     layer = roles.CARRIERS[0].layer
-    projection = model.model.layers[layer].self_attn.o_proj
+    projection = output_projection(model, layer)
 
     def run(name: str, part: Batch) -> None:
         handle = projection.register_forward_hook(lambda module, args, out: seen.update({name: args[0].detach()}))
