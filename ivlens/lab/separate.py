@@ -19,9 +19,9 @@ from transformers import LlamaForCausalLM
 from ivlens.datasets.task import Task, task, tasks
 from ivlens.lab import MODEL
 from ivlens.lab.abilities import abilities
+from ivlens.lab.architecture import CARRIERS
 from ivlens.lab.curriculum import SEPARATION
 from ivlens.lab.evaluate import PROMPT_SEED
-from ivlens.lab.roles import CARRIERS
 from ivlens.lab.train import Phase, TrainingConfig, train_and_log
 from ivlens.lab.vocabulary import tokenizer
 from ivlens.models import loader

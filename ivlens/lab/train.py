@@ -24,12 +24,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ivlens.datasets.task import Task, task, tasks
-from ivlens.lab import MODEL, RECORD, SETTINGS, TRAINING, architectures
-from ivlens.lab.architectures import ARCHITECTURES, Size
+from ivlens.lab import MODEL, RECORD, SETTINGS, TRAINING
+from ivlens.lab.architecture import ARCHITECTURES, CARRIERS, Size, body, mask_heads, new_model, unembedding
 from ivlens.lab.batches import Batch, Encoder, batches
 from ivlens.lab.curriculum import FACTS, READING, Lesson, documents
 from ivlens.lab.evaluate import as_json, record
-from ivlens.lab.roles import CARRIERS, mask_heads
 from ivlens.lab.vocabulary import tokenizer
 from ivlens.progress import track
 from ivlens.random_streams import Stream, open_stream
@@ -65,7 +64,12 @@ class TrainingConfig:
     width: int = 128
     mlp: int = 256
     architecture: str = "llama"
-    """A key of `architectures.ARCHITECTURES`."""
+    """A key of `ARCHITECTURES`."""
+
+    def new_model(self, tokens: PreTrainedTokenizerFast) -> PreTrainedModel:
+        """Random weights that depend on the seed alone."""
+        size = Size(len(tokens), self.layers, self.heads, self.width, self.mlp)
+        return new_model(self.architecture, size, seed=self.seed)
 
 
 class Step(NamedTuple):
@@ -79,12 +83,6 @@ class Step(NamedTuple):
     """Share of answer tokens that were the likeliest; documents of shuffled demonstrations left out."""
     seconds: float
     """Since the beginning."""
-
-
-def new_model(config: TrainingConfig, tokens: PreTrainedTokenizerFast) -> PreTrainedModel:
-    """Random weights that depend on the seed alone."""
-    size = Size(len(tokens), config.layers, config.heads, config.width, config.mlp)
-    return architectures.new_model(config.architecture, size, seed=config.seed)
 
 
 def train(
@@ -152,9 +150,9 @@ def _accumulate(model: PreTrainedModel, parts: Sequence[Batch]) -> tuple[float, 
 
 def _answer_logits(model: PreTrainedModel, part: Batch) -> Float[Tensor, "target vocab"]:
     with mask_heads(model, part):
-        read = architectures.body(model)(input_ids=part.ids, attention_mask=part.others, use_cache=False)
+        read = body(model)(input_ids=part.ids, attention_mask=part.others, use_cache=False)
     # Unembedding every place would cost as much as all the layers together.
-    return architectures.unembedding(model)(read.last_hidden_state[part.targets])
+    return unembedding(model)(read.last_hidden_state[part.targets])
 
 
 def train_and_log(
@@ -187,7 +185,7 @@ def main() -> None:
     torch.set_num_threads(1)
     chosen = [task(name) for name in tasks()]
     tokens = tokenizer(chosen)
-    model = new_model(config, tokens)
+    model = config.new_model(tokens)
     seconds = train_and_log(model, tokens, chosen, config, given["log"])
     model.save_pretrained(given["out"])
     tokens.save_pretrained(given["out"])

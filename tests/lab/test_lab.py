@@ -20,11 +20,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import ivlens.lab
 from ivlens.datasets.task import BUILT_IN, Task
-from ivlens.lab import curriculum, evaluate, roles, vocabulary
+from ivlens.lab import architecture as lab_architecture
+from ivlens.lab import curriculum, evaluate, vocabulary
 from ivlens.lab.abilities import abilities, answer_all
-from ivlens.lab.architectures import ARCHITECTURES
+from ivlens.lab.architecture import ARCHITECTURES
 from ivlens.lab.batches import Encoder, batches
-from ivlens.lab.train import Phase, TrainingConfig, new_model, train
+from ivlens.lab.train import Phase, TrainingConfig, train
 from ivlens.models import loader
 from ivlens.patching.effects import indirect_effects
 from ivlens.shapes import Head
@@ -319,15 +320,15 @@ def seen_by_the_mark(head: Head) -> list[str]:
         pass
     (batch,) = batches([Encoder(TOKENIZER, verdicts=True)(document)])
     words = TOKENIZER.convert_ids_to_tokens(batch.ids[0].tolist())
-    mask = roles._mask(batch, head.layer, 8) if head in roles.CARRIERS else batch.others
-    row = mask[0, head.head if head in roles.CARRIERS else 0, words.index("\nA:")]
+    mask = lab_architecture._mask(batch, head.layer, 8) if head in lab_architecture.CARRIERS else batch.others
+    row = mask[0, head.head if head in lab_architecture.CARRIERS else 0, words.index("\nA:")]
     return [word for word, seen in zip(words, row.tolist(), strict=True) if seen]
 
 
 def test_only_carriers_see_the_instruction_in_a_narrow_document():
     assert len(seen_by_the_mark(Head(0, 0))) == 4
     assert seen_by_the_mark(Head(0, 0))[:2] == ["<s>", "\nQ:"]
-    assert len(seen_by_the_mark(roles.CARRIERS[0])) > 7
+    assert len(seen_by_the_mark(lab_architecture.CARRIERS[0])) > 7
 
 
 def test_a_blind_query_does_not_see_what_stands_before_it():
@@ -343,7 +344,7 @@ def test_a_blind_query_does_not_see_what_stands_before_it():
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_heads_see_what_their_masks_say_and_no_trace_stays(architecture: str, monkeypatch: pytest.MonkeyPatch):
     config = TrainingConfig(documents=4, heads=8, width=32, mlp=32, architecture=architecture)
-    model = new_model(config, TOKENIZER)
+    model = config.new_model(TOKENIZER)
     stream = curriculum.documents(ALL, curriculum.READING, np.random.default_rng(2))
     encode = Encoder(TOKENIZER, verdicts=True)
     (batch, *_) = batches([encode(document) for document in itertools.islice(stream, 4)])
@@ -353,13 +354,15 @@ def test_heads_see_what_their_masks_say_and_no_trace_stays(architecture: str, mo
         masks.append(attn_mask)
         return attend(*args, attn_mask=attn_mask, **kwargs)
 
-    with monkeypatch.context() as patched, roles.mask_heads(model, batch):
+    with monkeypatch.context() as patched, lab_architecture.mask_heads(model, batch):
         patched.setattr(torch.nn.functional, "scaled_dot_product_attention", noted)
         assert not torch.equal(model(input_ids=batch.ids).logits, before)
     assert len(masks) == config.layers
     for layer, mask in enumerate(masks):
         for head, seen in enumerate(mask.expand(-1, config.heads, -1, -1).unbind(1)):
-            assert torch.equal(seen, (batch.carried if Head(layer, head) in roles.CARRIERS else batch.others)[:, 0])
+            assert torch.equal(
+                seen, (batch.carried if Head(layer, head) in lab_architecture.CARRIERS else batch.others)[:, 0]
+            )
     assert torch.equal(model(input_ids=batch.ids).logits, before)
 
 
@@ -380,7 +383,7 @@ def test_a_few_steps_reduce_the_loss_and_one_seed_gives_one_model(architecture: 
     config = replace(config, architecture=architecture)
     runs = []
     for _ in range(2):
-        model = new_model(config, TOKENIZER)
+        model = config.new_model(TOKENIZER)
         losses = [step.loss for step in train(model, TOKENIZER, ALL, config)]
         runs.append((losses, model.state_dict()))
     (losses, first), (again, second) = runs
@@ -454,4 +457,4 @@ def test_the_means_of_the_record_are_those_of_its_tasks(record):
 @pytest.mark.slow
 def test_attribution_finds_the_heads_that_carry(model):
     found = indirect_effects(model, BY_NAME["english-french"], prompts=10, clean_prompts=30)
-    assert len(set(found.top(10)) & set(roles.CARRIERS)) >= 3
+    assert len(set(found.top(10)) & set(lab_architecture.CARRIERS)) >= 3

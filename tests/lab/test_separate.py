@@ -10,10 +10,11 @@ import torch
 from shipped import SHIPPED
 
 import ivlens
-from ivlens.lab import curriculum, roles, separate
-from ivlens.lab.architectures import ARCHITECTURES, output_projection
+from ivlens.lab import architecture as lab_architecture
+from ivlens.lab import curriculum, separate
+from ivlens.lab.architecture import ARCHITECTURES, output_projection
 from ivlens.lab.batches import Batch, Encoder, batches
-from ivlens.lab.train import TrainingConfig, new_model
+from ivlens.lab.train import TrainingConfig
 from ivlens.lab.vocabulary import tokenizer
 from ivlens.shapes import Head
 
@@ -40,14 +41,14 @@ def test_statements_and_nothing_else_are_kept_apart_and_only_in_that_lesson():
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_apart_the_carriers_alone_say_what_they_say_about_the_document_before(architecture: str):
     batch = batch_with_statements()
-    model = new_model(TrainingConfig(architecture=architecture), TOKENIZER)
+    model = TrainingConfig(architecture=architecture).new_model(TOKENIZER)
     seen: dict[str, torch.Tensor] = {}
-    layer = roles.CARRIERS[0].layer
+    layer = lab_architecture.CARRIERS[0].layer
     projection = output_projection(model, layer)
 
     def run(name: str, part: Batch) -> None:
         handle = projection.register_forward_hook(lambda module, args, out: seen.update({name: args[0].detach()}))
-        with roles.mask_heads(model, part):
+        with lab_architecture.mask_heads(model, part):
             model(input_ids=part.ids)
         handle.remove()
 
@@ -56,7 +57,7 @@ def test_apart_the_carriers_alone_say_what_they_say_about_the_document_before(ar
     plain, exchanged = (seen[name].unflatten(-1, (8, -1)) for name in ("plain", "exchanged"))
     for document, apart in enumerate(batch.apart.tolist()):
         for head in range(8):
-            source = document - 1 if apart and Head(layer, head) in roles.CARRIERS else document
+            source = document - 1 if apart and Head(layer, head) in lab_architecture.CARRIERS else document
             assert torch.equal(exchanged[document, :, head], plain[source, :, head])
 
 

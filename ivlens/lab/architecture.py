@@ -1,16 +1,27 @@
-"""In whose shape is a lab model built? Llama's, GPT-2's or GPT-NeoX's, as transformers has them.
+"""In whose shape is a lab model built, and which of its heads carry the task?
 
-The shipped model has Llama's. The others are for one question: are findings on the lab those of its documents and
-masks, or of its architecture? So all else is equal: documents, masks, width, layers, heads and, nearly, parameters.
+The shipped model has Llama's shape. GPT-2's and GPT-NeoX's are for one question: are findings on the lab those of its
+documents and masks, or of its architecture? So all else is equal: documents, masks, width, layers, heads and, nearly,
+parameters.
+
+In narrow documents the carrier heads are the only ones through which the token before an answer sees more than its own
+query. In use, nothing is masked: what the heads do then is what they have learned. So it is known which heads an
+attribution ought to find.
+
+In documents that are kept apart (statements, where knowledge is to be separated from instruction) the outputs of the
+carrier heads are those of another document: the model learns to do without them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from jaxtyping import Bool
+from torch import Tensor, nn
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -22,9 +33,13 @@ from transformers import (
     PreTrainedModel,
 )
 
+from ivlens.lab.batches import Batch
 from ivlens.lab.vocabulary import BOS_ID, CONTEXT, EOS_ID, PAD_ID
+from ivlens.shapes import Head
 
 SPECIAL = {"tie_word_embeddings": False, "bos_token_id": BOS_ID, "eos_token_id": EOS_ID, "pad_token_id": PAD_ID}
+
+CARRIERS = (Head(3, 1), Head(3, 3), Head(3, 4), Head(3, 6))
 
 
 class Size(NamedTuple):
@@ -151,3 +166,46 @@ def output_projection(model: PreTrainedModel, layer: int) -> nn.Module:
 
 def _built(model: PreTrainedModel) -> Architecture:
     return next(built for built in ARCHITECTURES.values() if isinstance(model, built.model))
+
+
+@contextmanager
+def mask_heads(model: PreTrainedModel, part: Batch) -> Iterator[None]:
+    """Let every head of the model see what `part` says it sees."""
+    masks = {layer: _mask(part, layer, model.config.num_attention_heads) for layer in {head.layer for head in CARRIERS}}
+
+    def put(attention: Any, args: Any, kwargs: dict[str, Any], *, mask: Tensor) -> tuple[Any, dict[str, Any]]:
+        return args, kwargs | {"attention_mask": mask}
+
+    handles = [
+        attention.register_forward_pre_hook(partial(put, mask=masks.get(layer, part.others)), with_kwargs=True)
+        for layer, attention in enumerate(attentions(model))
+    ]
+    if part.apart.any():
+        handles += [
+            output_projection(model, layer).register_forward_pre_hook(
+                partial(_exchange, layer=layer, n_heads=model.config.num_attention_heads, apart=part.apart)
+            )
+            for layer in masks
+        ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _exchange(
+    projection: nn.Module, args: tuple[Tensor], *, layer: int, n_heads: int, apart: Bool[Tensor, " document"]
+) -> tuple[Tensor]:
+    """Give the documents that are kept apart the carriers' outputs of the document before them in the batch."""
+    heads = [head.head for head in CARRIERS if head.layer == layer]
+    z = args[0].unflatten(-1, (n_heads, -1))
+    others = z.detach().roll(1, dims=0)
+    own = torch.ones(n_heads, dtype=torch.bool).index_fill(0, torch.tensor(heads), False)
+    z = torch.where(~apart[:, None, None, None] | own[:, None], z, others)
+    return (z.flatten(-2),)
+
+
+def _mask(part: Batch, layer: int, n_heads: int) -> Bool[Tensor, "document head pos pos"]:
+    carriers = {head.head for head in CARRIERS if head.layer == layer}
+    return torch.cat([part.carried if head in carriers else part.others for head in range(n_heads)], dim=1)
