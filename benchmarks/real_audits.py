@@ -19,6 +19,8 @@ import ivlens
 from ivlens.analysis.run_audit import audit_heads, prepare, run_audit
 
 FEW: dict[str, Any] = {"shots": 5, "clean_prompts": 40, "prompts": 12, "draws": 10}
+LABS = {"lab": "lab"} | {f"lab-{shape}": f"models/lab-{shape}" for shape in ("gpt2", "neox")}
+"""The shipped lab model, and those of other shapes, which `python -m ivlens.lab.train --architecture` trains."""
 QUERIES, FEWER = 30, 6
 """Of a run that is to be whole, and of one that asks for its heads only."""
 
@@ -47,9 +49,9 @@ def plan() -> list[Run]:
         options = {"corruption": corruption, "source": source}
         heads += [Run(f"{task}-{corruption}-{source}", "smollm2", task, options, False) for task in TASKS]
     gemma = [Run(f"gemma-{task}", "gemma3-270m", task, {}, True) for task in (TASKS[0], TASKS[-1])]
-    lab = Run(f"lab-{TASKS[0]}", "lab", TASKS[0], {}, True)
+    labs = [Run(f"{name}-{TASKS[0]}", model, TASKS[0], {}, True) for name, model in LABS.items()]
     # Present-past comes last: `make smollm2` is a whole run of it, on verbs of our own.
-    return [*heads[:10], gemma[0]._replace(is_whole=False), *reversed(usual), *gemma, lab, *heads[10:]]
+    return [*heads[:10], gemma[0]._replace(is_whole=False), *reversed(usual), *gemma, *labs, *heads[10:]]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -62,10 +64,13 @@ def main(arguments: list[str] | None = None) -> None:
     for run in plan():
         if asked.only and asked.only not in run.name:
             continue
+        if run.model.startswith("models/") and not Path(run.model).is_dir():
+            print(f"{run.name}: left out; there is no {run.model}", flush=True)
+            continue
         start = time.process_time()
         model = models[run.model] = models.get(run.model) or ivlens.load(run.model)
         queries = FEWER if run.options else QUERIES
-        task = run.task if run.model == "lab" else asked.tasks / f"{run.task}.json"
+        task = run.task if run.model in LABS.values() else asked.tasks / f"{run.task}.json"
         work = prepare(model, task, queries=queries, **run.options, **FEW)
         (run_audit if run.is_whole else audit_heads)(work, asked.into / run.name)
         print(f"{run.name}: {time.process_time() - start:.0f} s of one core", flush=True)

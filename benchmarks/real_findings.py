@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from real_audits import plan
+from real_audits import LABS, plan
 from real_tasks import TASKS
 from scipy import stats
 
@@ -103,7 +103,7 @@ def command(name: str, run: Found) -> str:
     given = [f"--{key.replace('_', '-')} {settings[key]}" for key in _SHOWN if settings[key] != usual[key]]
     task, ends = _task(name), [] if run["finished"] else ["--only heads"]
     model = run["sources"]["model"]["name"]
-    start = f"ivlens audit {model} --task {'$task' if model == 'lab' else 'tasks/$task.json'}"
+    start = f"ivlens audit {LABS.get(model, model)} --task {'$task' if model in LABS else 'tasks/$task.json'}"
     return " ".join([start, *given, *ends, f"--out runs/{name.replace(task, '$task')}"])
 
 
@@ -244,6 +244,7 @@ def tables(runs: dict[str, Found]) -> dict[str, str]:
     """Those that the runs give by the name that stands around them in the document."""
     usual = [name for task in TASKS if (name := f"{task}-{WAYS[0]}") in runs]
     gemma = [name for name in runs if name.startswith("gemma-")]
+    labs = [f"{name}-{TASKS[0]}" for name in LABS]
     whole, whole_gemma = ([name for name in names if "vector" in runs[name]] for names in (usual, gemma))
     whole_models = [name for name, run in runs.items() if "vector" in run]
     beside = (abilities(runs, gemma), shared(runs, gemma), vectors(runs, whole_gemma), necessity(runs, whole_gemma))
@@ -255,7 +256,7 @@ def tables(runs: dict[str, Found]) -> dict[str, str]:
         "vectors": vectors(runs, whole),
         "necessity": necessity(runs, whole),
         "gemma": "\n\n".join(filter(None, beside)),
-        "models": models(runs, [name for name in (f"lab-{TASKS[0]}", *usual[:1], *gemma[:1]) if name in whole_models]),
+        "models": models(runs, [name for name in (*labs, *usual[:1], *gemma[:1]) if name in whole_models]),
     }
     return {name: text for name, text in found.items() if text}
 

@@ -171,26 +171,35 @@ def train_and_log(
     return seconds
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the lab model from nothing.")
-    parser.add_argument("--out", type=Path, default=MODEL)
-    parser.add_argument("--log", type=Path, default=TRAINING)
-    parser.add_argument("--settings", type=Path, default=SETTINGS)
-    parser.add_argument("--record", type=Path, default=RECORD)
-    parser.add_argument("--seed", type=int, default=TrainingConfig.seed)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description="Train a lab model from nothing, and measure it: about 80 min of a core."
+    )
     parser.add_argument("--architecture", choices=ARCHITECTURES, default=TrainingConfig.architecture)
-    given = vars(parser.parse_args())
-    config = TrainingConfig(seed=given["seed"], architecture=given["architecture"])
+    parser.add_argument("--seed", type=int, default=TrainingConfig.seed)
+    parser.add_argument(
+        "--out", type=Path, help="folder of the model; default: the shipped one, models/lab-* of others"
+    )
+    for name in ("log", "settings", "record"):
+        parser.add_argument(f"--{name}", type=Path, help="default: beside the model")
+    asked = parser.parse_args(arguments)
+    config = TrainingConfig(seed=asked.seed, architecture=asked.architecture)
+    out = asked.out or (MODEL if config == TrainingConfig() else Path("models") / f"lab-{config.architecture}")
+    out.mkdir(parents=True, exist_ok=True)
+    beside = MODEL.parent if out == MODEL else out
+    log = asked.log or beside / TRAINING.name
+    settings = asked.settings or beside / SETTINGS.name
+    measured = asked.record or beside / RECORD.name
     # Sums over several threads are not the same twice; and a second thread makes steps this small little faster.
     torch.set_num_threads(1)
     chosen = [task(name) for name in tasks()]
     tokens = tokenizer(chosen)
     model = config.new_model(tokens)
-    seconds = train_and_log(model, tokens, chosen, config, given["log"])
-    model.save_pretrained(given["out"])
-    tokens.save_pretrained(given["out"])
-    given["settings"].write_text(json.dumps(_settings(config, seconds), indent=1) + "\n", encoding="utf-8")
-    given["record"].write_text(as_json(record(given["out"], given["settings"])), encoding="utf-8")
+    seconds = train_and_log(model, tokens, chosen, config, log)
+    model.save_pretrained(out)
+    tokens.save_pretrained(out)
+    settings.write_text(json.dumps(_settings(config, seconds), indent=1) + "\n", encoding="utf-8")
+    measured.write_text(as_json(record(out, settings)), encoding="utf-8")
 
 
 def _settings(config: TrainingConfig, seconds: float) -> dict[str, Any]:

@@ -22,6 +22,7 @@ import ivlens.lab
 from ivlens.datasets.task import BUILT_IN, Task
 from ivlens.lab import architecture as lab_architecture
 from ivlens.lab import curriculum, evaluate, vocabulary
+from ivlens.lab import train as train_module
 from ivlens.lab.abilities import abilities, answer_all
 from ivlens.lab.architecture import ARCHITECTURES
 from ivlens.lab.batches import Encoder, batches
@@ -390,6 +391,22 @@ def test_a_few_steps_reduce_the_loss_and_one_seed_gives_one_model(architecture: 
     assert losses == again
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert losses[7] < losses[0] - 0.3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != TrainingConfig.architecture])
+def test_another_shape_is_kept_apart_from_the_shipped_model_and_loads(architecture, tmp_path, monkeypatch):
+    shipped = {path: path.read_bytes() for path in ivlens.lab.MODEL.parent.rglob("*.*s*") if path.is_file()}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train_module, "train_and_log", lambda *args: 1.0)
+    monkeypatch.setattr(train_module, "record", lambda folder, settings: {"training": json.loads(settings.read_text())})
+    train_module.main(["--architecture", architecture])
+    folder = tmp_path / "models" / f"lab-{architecture}"
+    assert json.loads((folder / "record.json").read_text())["training"]["architecture"] == architecture
+    assert {path: path.read_bytes() for path in shipped} == shipped
+    model = loader.load(folder)
+    assert (model.cfg.n_layers, model.cfg.n_heads) == (6, 8)
+    assert model.to_tokens("\nQ: dog")[0, 0] == vocabulary.BOS_ID
 
 
 # The model and its record
