@@ -1,7 +1,11 @@
 # Each target does all of its own set-up, in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+# pip compiles in one process, for 40 s. A package's file that does not compile is none that is imported.
+define install
+$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e "$(1)"
+$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
+endef
 
 # Tests run in as many processes; each computes in one thread, so that they do not stand in each other's way.
 WORKERS ?= 2
@@ -56,7 +60,7 @@ check: .venv/installed-check
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-bench: .venv/installed-bench
+bench: .venv/installed-peft
 	$(BIN)/python benchmarks/speed.py
 
 # All of them into figures/drawn; those that documents show, and the records, also into figures.
@@ -83,28 +87,13 @@ lab: .venv/installed
 	$(PYTHON) -m venv .venv
 
 .venv/installed: .venv/bin/python pyproject.toml constraints.txt
-	$(INSTALL) -e .
+	$(call install,.)
 	touch $@
 
-.venv/installed-gguf: .venv/installed
-	$(INSTALL) -e ".[gguf]"
-	touch $@
-
-.venv/installed-test: .venv/installed
-	$(INSTALL) -e ".[test]"
-	touch $@
-
-.venv/installed-notebook: .venv/installed
-	$(INSTALL) -e ".[notebook]"
-	touch $@
-
-.venv/installed-bench: .venv/installed
-	$(INSTALL) -e ".[peft]"
-	touch $@
-
-.venv/installed-check: .venv/installed
-	$(INSTALL) -e ".[check]"
-	touch $@
+# With an extra of pyproject.toml.
+.venv/installed-%: .venv/bin/python pyproject.toml constraints.txt
+	$(call install,.[$*])
+	touch .venv/installed $@
 
 .venv-tl4/installed: pyproject.toml constraints-tl4.txt
 	$(PYTHON) -m venv .venv-tl4
