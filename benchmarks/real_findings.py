@@ -3,7 +3,7 @@
     python benchmarks/real_findings.py runs     keeps their numbers in benchmarks/smollm2.json, and writes the tables
 
 A run that stopped behind its heads (`--only heads`) has abilities and effects alone. Of effects, means and intervals
-are kept, not single prompts.
+are kept, not single prompts. Of a run that the folder does not have the numbers stay that were kept before.
 """
 
 from __future__ import annotations
@@ -282,7 +282,8 @@ def main(folder: Path) -> None:
     folders = [name for name in names if (folder / name / "effects.parquet").is_file()]
     if not folders:
         raise RunError(f"{folder} has none of the runs in it; give what real_audits.py wrote into")
-    found = {path.name: keep(path) for path in (WHOLE, *(folder / name for name in folders))}
+    kept = json.loads(KEPT.read_text(encoding="utf-8"))
+    found = kept | {path.name: keep(path) for path in (WHOLE, *(folder / name for name in folders))}
     lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(run, ensure_ascii=False)}" for name, run in found.items())
     KEPT.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
     DOCUMENT.write_text(written(DOCUMENT.read_text(encoding="utf-8"), tables(found)), encoding="utf-8")

@@ -33,6 +33,9 @@ def study(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Run folder, which the same command goes on with.")],
+    model: Annotated[
+        str | None, typer.Option(help="In place of the study's.", autocompletion=options.complete_model)
+    ] = None,
     methods: Annotated[str | None, typer.Option(metavar="LIST", help="In place of the study's: lora,lora+iv")] = None,
     seeds: Annotated[str | None, typer.Option(metavar="LIST", help="In place of the study's: 0,1,2")] = None,
     steps: Annotated[int | None, options.number("Steps of every stage, in place of the study's.")] = None,
@@ -63,6 +66,7 @@ def study(
     engine = options.read_options(Engine, typed)
     Engine(**engine)  # Refused before anything is read.
     asked = plan.read_plan(name).with_changes(
+        model=model,
         methods=None if methods is None else tuple(options.split_list(methods)),
         seeds=None if seeds is None else tuple(map(options.parse_whole, options.split_list(seeds))),
         tasks_in=None if tasks is None else str(tasks),

@@ -147,6 +147,15 @@ def test_a_study_scores_as_is_asked_for(called: dict[str, Any], tmp_path: Path):
     assert usual.evaluation.score == usual.record()["evaluation"]["score"] == "greedy-match"
 
 
+def test_a_study_is_of_the_model_that_is_named(called: dict[str, Any], tmp_path: Path):
+    line = ["study", "lab-func", "--out", str(tmp_path / "run")]
+    assert main([*line, "--model", "models/mine"]) == 130
+    (plan,) = called["first"]
+    assert plan.model == "models/mine"
+    assert main(line) == 130
+    assert called["first"] == (plan.with_changes(model="lab"),)
+
+
 def test_options_of_engines_arrive_and_are_explained(
     called: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
