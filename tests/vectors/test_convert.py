@@ -42,8 +42,12 @@ pytestmark = pytest.mark.numeric
 
 OTHERS = tuple(form for form in vector_formats.VECTORS if form != "vector")
 NAMES = {
-    **{"gguf": "a.gguf", "easysteer": "e.gguf", "steering-vector": "s.pt"},
-    **{"lm-eval": "l.pt", "npy": "a.npy", "function-vector": "f.pt"},
+    "gguf": "a.gguf",
+    "easysteer": "e.gguf",
+    "steering-vector": "s.pt",
+    "lm-eval": "l.pt",
+    "npy": "a.npy",
+    "function-vector": "f.pt",
 }
 GENERATOR = torch.Generator().manual_seed(3)
 # Numbers that rounding through text or another type would change.
