@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from bridges import EACH_ARCHITECTURE, IN_FLOAT64, NOT_IN_FLOAT64, random_bridge
+from bridges import ARCHITECTURES, IN_FLOAT64, NOT_IN_FLOAT64, random_bridge
 from checkpoints import build
 from conftest import WORD_TEMPLATE
 from test_paths import TOKENS, WHERE, assert_exact
@@ -35,10 +35,11 @@ def precise(name: str) -> Any:
     return random_bridge(name, torch.float32 if name in NOT_IN_FLOAT64 else torch.float64)
 
 
-@pytest.mark.parametrize("name", EACH_ARCHITECTURE)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_path_on_a_bridge_equals_runs_by_hooks_for_each_head(name: str) -> None:
     bridge = precise(name)
-    for receiver in ("L2H1.q", "L1H3.k", "L2H2.v"):
+    for receiver in ("L1H1.q", "L1H3.k", "L1H2.v"):
         assert_exact(bridge, receiver, 1e-9 if name in IN_FLOAT64 else 2e-5)
 
 
@@ -49,7 +50,10 @@ def test_paths_to_the_logits_of_a_bridge(name: str) -> None:
 
 
 @pytest.mark.skipif(not HAS_HOOKED, reason="TransformerLens 4 has no HookedTransformer")
-@pytest.mark.parametrize("family", ["gpt2", "neox", "llama-gqa", "qwen3", "gemma3"])
+@pytest.mark.parametrize(
+    "family",
+    ["gpt2", "llama-gqa", *(pytest.param(name, marks=pytest.mark.slow) for name in ("neox", "qwen3", "gemma3"))],
+)
 def test_paths_on_a_bridge_are_those_on_a_hooked_transformer(family: str, tmp_path: Path) -> None:
     folder = build(family, tmp_path / "tiny")
     both = [ivlens.load(folder, backend=backend, dtype="float64") for backend in ("bridge", "hooked")]
