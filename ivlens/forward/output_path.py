@@ -16,6 +16,7 @@ from ivlens.checkpoints.quantised import is_quantised
 from ivlens.errors import ModelError
 from ivlens.models.attachment import with_updates
 from ivlens.models.bridge import check_bridge, closeness
+from ivlens.models.weights import as_matrix
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -66,10 +67,11 @@ def _output_path(bridge: TransformerBridge, layer: int) -> OutputPath:
 @torch.no_grad()
 def _output_weight(bridge: TransformerBridge, layer: int) -> Float[Tensor, "head d_head d_model"]:
     """`W_O`; of quantised weights, what their module multiplies with, read off unit vectors."""
-    attn, cfg = bridge.blocks[layer].attn, bridge.cfg
-    module = attn.o.original_component
+    module, cfg = bridge.blocks[layer].attn.o.original_component, bridge.cfg
     if not is_quantised(module):
-        return attn.W_O.detach()
+        # Not TransformerLens' own W_O, which below a layer of PEFT is not turned where it should be.
+        linear = getattr(module, "base_layer", module)
+        return as_matrix(linear.weight.detach(), linear, "weight").unflatten(0, (cfg.n_heads, cfg.d_head))
     units = torch.eye(cfg.n_heads * cfg.d_head, dtype=cfg.dtype, device=next(module.parameters()).device)
     found = module(units) - module(torch.zeros_like(units[:1]))
     return found.unflatten(0, (cfg.n_heads, cfg.d_head))

@@ -70,7 +70,8 @@ def test_of_a_shared_key_one_head_takes_notice_and_the_result_says_so(tmp_path: 
     assert found[1].site == "paths to L2H3.k (key head 1, as L2H3 alone reads it) at last"
     assert float((found[0].effects - found[1].effects)[:, :2].abs().max()) > 1e-6
     assert Receiver(Head(2, 3), "q").describe(model) == "L2H3.q"
-    assert Receiver(Head(2, 3), "v").describe(random_bridge("gpt2")) == "L2H3.v"
+    ungrouped: Any = random_bridge("gpt2")
+    assert Receiver(Head(2, 3), "v").describe(ungrouped) == "L2H3.v"
 
 
 def refuse(bridge: Any) -> pytest.ExceptionInfo[ModelError]:
@@ -80,7 +81,8 @@ def refuse(bridge: Any) -> pytest.ExceptionInfo[ModelError]:
 
 
 def test_heads_that_read_something_else_beside_are_refused() -> None:
-    bridge, streams = random_bridge("llama-gqa", torch.float64), list[Tensor]()
+    bridge: Any = random_bridge("llama-gqa", torch.float64)
+    streams: list[Tensor] = []
     bridge.blocks[1].register_forward_pre_hook(lambda block, args: streams.append(args[0]))
     gated = bridge.hook_dict["blocks.1.attn.hook_z"].register_forward_hook(
         lambda point, args, z: z * streams[-1].mean(-1, keepdim=True).sigmoid()
