@@ -44,7 +44,8 @@ test-numerics: .venv/installed-test
 
 # TransformerLens 4 has no HookedTransformer: the tests of bridges alone, in an environment of their own.
 test-tl4: .venv-tl4/installed
-	.venv-tl4/bin/python -m pytest tests/models/test_bridge.py tests/models/test_bridge_adapters.py tests/forward
+	.venv-tl4/bin/python -m pytest tests/models/test_bridge.py tests/models/test_bridge_adapters.py tests/forward \
+		tests/attribution/test_bridge_paths.py
 
 # 1,000 mutations of every kind of file, other ones each time; of runs 1,000 values and 8,000 bits, with their counts; 50
 # signals to every long command; 3,700 inputs of bad faith.

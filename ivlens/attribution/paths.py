@@ -57,6 +57,7 @@ class Receiver(NamedTuple):
 
         Raises:
             IvlensError: it is neither, or there is no such head or no head before it.
+            ModelError: a TransformerBridge does not show all that heads of that layer read.
         """
         if text == LOGITS:
             return cls(None, None)
@@ -67,7 +68,19 @@ class Receiver(NamedTuple):
         check_head(head, (model.cfg.n_layers, model.cfg.n_heads))
         if head.layer == 0:
             raise IvlensError(f"no head writes before {head}; give a head of a later layer")
+        forward_of(model).check_parts(head.layer)
         return cls(head, match[2])  # pyright: ignore[reportArgumentType]
+
+    def describe(self, model: HookedTransformer) -> str:
+        """What is patched: of grouped queries a key or value has other readers, which go on reading it as it was."""
+        if self.head is None or self.part is None:
+            return LOGITS
+        name, n_heads = f"{self.head}.{self.part}", model.cfg.n_heads
+        n_shared = model.cfg.n_key_value_heads or n_heads
+        if self.part == "q" or n_shared == n_heads:
+            return name
+        what = {"k": "key", "v": "value"}[self.part]
+        return f"{name} ({what} head {self.head.head * n_shared // n_heads}, as {self.head} alone reads it)"
 
     def n_before(self, model: HookedTransformer) -> int:
         """Layers whose heads it can read."""
@@ -99,7 +112,8 @@ def path_effects(
     Args:
         model, task: Also by what `ivlens.load` and `ivlens.task` take: a name, a path.
         receiver: `logits`, or a head's query, key or value, such as `L9H6.q`: `q` at the position itself, `k` and `v`
-            as they are read from all positions behind it, too.
+            as they are read from all positions behind it, too. Of grouped queries, which share keys and values, that
+            head alone takes notice.
         position: At which tokens heads are given other outputs; a role or a number, as for `site_effects`.
         clean: `mean` or `own`, as for `site_effects`.
         settings: All options at once.
@@ -109,7 +123,7 @@ def path_effects(
     Raises:
         IvlensError: no such receiver, position or option.
         TaskError, PromptError: as for `site_effects`.
-        ModelError: a TransformerBridge with a receiver that is not the logits, or NaN or infinite activations.
+        ModelError: a TransformerBridge that does not show what the receiver reads, or NaN or infinite activations.
     """
     chosen, memory = gather_options(Settings, settings, options), parse_bytes(memory)
     check_clean(clean)
@@ -123,7 +137,7 @@ def path_effects(
         effects=effects,
         baseline=baseline,
         queries=asked.queries,
-        site=f"paths to {receiver} at {position}",
+        site=f"paths to {found.describe(model)} at {position}",
         columns=head_columns(model),
         unit=chosen.unit,
         settings=chosen,
@@ -151,8 +165,7 @@ def sweep(
         read.
 
     Raises:
-        ModelError: a head's query, key or value is the receiver and the model is a TransformerBridge, or as for
-            `patching.sweep.sweep`.
+        ModelError: as for `patching.sweep.sweep`.
     """
     tokens = tokens if effect == "nll" else tokens.first()
     values, where = values.to(model.cfg.device, model.cfg.dtype), where.to(tokens.prompts.device)
@@ -183,7 +196,7 @@ def sweep(
         counts=counts,
         inputs=[where, values],
         memory=memory,
-        description=f"patching paths to {'logits' if receiver.head is None else f'{receiver.head}.{receiver.part}'}",
+        description=f"patching paths to {receiver.describe(model)}",
     )
     return _effects(model, found, effect, n_before)
 

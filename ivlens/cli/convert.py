@@ -39,6 +39,7 @@ def convert(
     \b
     vector            *.safetensors  ivlens: vector, heads, their means and AIE
     gguf              *.gguf         control vector of llama.cpp and repeng
+    easysteer         *.gguf         the same for EasySteer, also after block 0 (--to)
     steering-vector   *.pt           SteeringVector of steering-vectors (--to)
     lm-eval           *.pt           for the model `steered` of lm-evaluation-harness (--to)
     npy               *.npy          one numpy array

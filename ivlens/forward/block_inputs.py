@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ivlens.errors import ModelError
-from ivlens.forward.rows import Change, FedHead, Replaced, SetHeads, SetPart
+from ivlens.forward.output_path import refuse_unreached
+from ivlens.forward.rows import Replaced, SetHeads, SetPart
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -155,17 +156,15 @@ def _hidden(mask: Tensor) -> float | bool:
 
 @contextmanager
 def changing(
-    bridge: TransformerBridge, layer: int, change: Change | None, of_tails: Callable[[Tensor], Tensor]
+    bridge: TransformerBridge,
+    layer: int,
+    change: Replaced | SetHeads | SetPart | None,
+    of_tails: Callable[[Tensor], Tensor],
 ) -> Iterator[None]:
     """Sets what one pass of a block computes for rows; `of_tails` is the view of rows' tokens."""
     if change is None:
         yield
         return
-    if isinstance(change, FedHead):
-        raise ModelError(
-            f"{bridge.cfg.model_name} is a TransformerBridge, whose blocks compute queries, keys and values "
-            "of a head from one stream; load it as a HookedTransformer, or ask for paths to the logits"
-        )
     fired: list[bool] = []
     name = f"blocks.{layer}.{f'hook_{change.part}' if isinstance(change, SetPart) else 'attn.hook_z'}"
 
@@ -189,8 +188,7 @@ def changing(
 
             stack.callback(point.register_forward_hook(set_z).remove)
         yield
-    if not fired:
-        raise ModelError(f"{name} of {bridge.cfg.model_name} is not reached when its block runs: it cannot be set")
+    refuse_unreached(bridge, name, is_reached=bool(fired))
 
 
 def _set_tails(own: Tensor, change: Replaced | SetHeads | SetPart) -> None:

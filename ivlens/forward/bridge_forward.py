@@ -11,9 +11,10 @@ out in a trial, and rows are sequences of their own then, each behind a copy of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -23,9 +24,10 @@ from torch import Tensor, nn
 
 from ivlens.errors import ModelError
 from ivlens.forward.block_inputs import BlockInputs, changing, named_inputs
-from ivlens.forward.output_path import OutputPath, output_path
+from ivlens.forward.output_path import OutputPath, at_points, check_parts, head_points, output_path
 from ivlens.forward.rows import (
     Change,
+    FedHead,
     Logits,
     OneOrAll,
     Readout,
@@ -81,7 +83,7 @@ class BridgeReading:
     """Whether rows are tokens of one sequence, or sequences of their own."""
 
     def carry(self, layer: int, rows: OneOrAll, change: Change | None = None) -> Rows:
-        if isinstance(change, Replaced | SetHeads):
+        if isinstance(change, Replaced | SetHeads | FedHead):
             rows = rows.expand(-1, change.n_rows, -1, -1)
         size = max(1, TOKENS_TOGETHER // rows.shape[2])
         out: Tensor | None = None
@@ -95,6 +97,31 @@ class BridgeReading:
         return out
 
     def _carry(self, layer: int, rows: Rows, change: Change | None) -> Rows:
+        if isinstance(change, FedHead):
+            change = self._heard(layer, rows, change)
+        return self._pass(layer, rows, partial(changing, self.bridge, layer, change))
+
+    def _heard(self, layer: int, rows: Rows, fed: FedHead) -> SetHeads:
+        """What a head makes of what it is fed: one pass, of the other rows, shows it, and one of these is given it."""
+        points, n_heads = head_points(layer), self.bridge.cfg.n_heads
+        told: list[Tensor] = []
+        z: list[Tensor] = []
+
+        def listening(of_tails: Callable[[Tensor], Tensor]) -> AbstractContextManager[None]:
+            def hear(found: Tensor) -> None:
+                z.append(of_tails(found.reshape(*found.shape[:2], n_heads, -1)))
+
+            return at_points(self.bridge, {points[fed.part]: lambda own: told[0], points["z"]: hear})
+
+        self._pass(layer, fed.rows, lambda _: at_points(self.bridge, {points[fed.part]: told.append}))
+        self._pass(layer, rows, listening)
+        where = torch.arange(n_heads, device=rows.device) == fed.head
+        return SetHeads(where.expand(1, *rows.shape[1:3], n_heads), z[0])
+
+    def _pass(
+        self, layer: int, rows: Rows, edited: Callable[[Callable[[Tensor], Tensor]], AbstractContextManager[None]]
+    ) -> Rows:
+        """Rows through a block, under what `edited` makes of the view of their tokens."""
         inputs, (n_prompts, n_rows, tail, _) = self.inputs[layer], rows.shape
         form = inputs.in_one_sequence(n_rows) if self.in_one_sequence else inputs.side_by_side(n_prompts, n_rows)
         behind = rows.flatten(1, 2) if self.in_one_sequence else rows.flatten(0, 1)
@@ -106,7 +133,7 @@ class BridgeReading:
             own = tokens[:, skipped:]
             return own.unflatten(1, (n_rows, tail)) if self.in_one_sequence else own.unflatten(0, (n_prompts, n_rows))
 
-        with changing(self.bridge, layer, change, of_tails), inputs.cached(form):
+        with edited(of_tails), inputs.cached(form):
             out = self.bridge.blocks[layer](behind, **form.named)
         return of_tails(out[0] if isinstance(out, tuple) else out)
 
@@ -250,6 +277,9 @@ class BridgeForward:
 
     def output_path(self, layer: int) -> OutputPath:
         return output_path(self._bridge, layer)
+
+    def check_parts(self, layer: int) -> None:
+        check_parts(self._bridge, layer)
 
     def readout(self) -> Readout:
         bridge = self._bridge

@@ -177,6 +177,9 @@ class HookedForward:
         block = self._model.blocks[layer]
         return OutputPath(block.attn.W_O.detach(), output_norm(block))
 
+    def check_parts(self, layer: int) -> None:
+        """Its blocks compute heads from queries, keys and values."""
+
     def readout(self) -> Readout:
         model = self._model
         return Readout((lambda resid: resid) if model.cfg.normalization_type is None else model.ln_final, model.unembed)

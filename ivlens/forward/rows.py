@@ -182,6 +182,14 @@ class Forward(Protocol):
         """The way of heads' outputs into the residual stream."""
         ...
 
+    def check_parts(self, layer: int) -> None:
+        """Refuse, before anything is computed, a layer of which no head can be fed (`FedHead`).
+
+        Raises:
+            ModelError: what its heads compute does not come out of queries, keys and values alone.
+        """
+        ...
+
     def readout(self) -> Readout:
         """Final norm and unembedding, in the model's own precision."""
         ...

@@ -1,8 +1,10 @@
-"""How does a vector become a control vector of llama.cpp and repeng, and come back?
+"""How does a vector become a control vector of llama.cpp, repeng and EasySteer, and come back?
 
-A GGUF file with one float32 tensor `direction.N` a layer. N counts as here: llama.cpp and repeng add `direction.N` to
-the residual stream after block N, counted from 0 (`build_cvec(cur, il)` behind the block's MLP; repeng's `layer_ids`).
-llama.cpp has no place for `direction.0` and refuses a file with one. Both add a direction at every token.
+A GGUF file with one float32 tensor `direction.N` a layer. N counts as here: all three add `direction.N` to the residual
+stream after block N, counted from 0 (llama.cpp: `build_cvec(cur, il)` behind the block's MLP; repeng: `layer_ids`;
+EasySteer: the first number in the name of vLLM's module, to whose output it is added). llama.cpp has no place for
+`direction.0` and refuses a file with one. llama.cpp and repeng add a direction at every token, EasySteer at those that
+a request names. EasySteer takes no file whose name does not end in `.gguf`, or has a `|` in it.
 
 Files are read and written by the `gguf` package, after `gguf_files` has held their header against them.
 """
@@ -41,15 +43,22 @@ class ControlVector(NamedTuple):
     """`general.name`; empty where there is none."""
 
 
-def write_control_vector(path: Path, vector: ControlVector) -> None:
+def write_control_vector(path: Path, vector: ControlVector, *, of_easysteer: bool = False) -> None:
     """Write a GGUF file of version 3, whole or not at all.
 
+    Args:
+        of_easysteer: EasySteer alone is to read it.
+
     Raises:
-        IvlensError: a direction after block 0, which llama.cpp has no place for, or the package is missing.
+        IvlensError: a direction after block 0, which llama.cpp has no place for, a name that EasySteer would refuse,
+            or the package is missing.
     """
-    if min(vector.directions) < 1:
+    if of_easysteer:
+        _check_name(path)
+    elif min(vector.directions) < 1:
         raise IvlensError(
-            "llama.cpp has no place for a vector after block 0 and refuses the whole file; choose a layer from 1 on"
+            "llama.cpp has no place for a vector after block 0 and refuses the whole file; choose a layer from 1 on, "
+            "or the form easysteer, which has one"
         )
     gguf = gguf_files.package()
     with replacing(path) as temporary:
@@ -65,6 +74,11 @@ def write_control_vector(path: Path, vector: ControlVector) -> None:
             writer.write_tensors_to_file()
         finally:
             writer.close()
+
+
+def _check_name(path: Path) -> None:
+    if path.suffix.lower() != ".gguf" or "|" in str(path):
+        raise IvlensError(f"EasySteer would refuse {path}: it takes files that end in .gguf, with no | in their path")
 
 
 def read_control_vector(path: Path) -> ControlVector:

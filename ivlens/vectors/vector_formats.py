@@ -7,7 +7,7 @@ lacks its user has to know; what a file cannot hold is said, fact by fact.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
@@ -20,12 +20,14 @@ from ivlens.errors import IvlensError
 from ivlens.shapes import Residual
 from ivlens.storage import atomic_files, tensor_files
 from ivlens.vectors import gguf, lm_eval
+from ivlens.vectors.form_limits import facts_of, notices
 from ivlens.vectors.gguf import ControlVector
 from ivlens.vectors.instruction_vector import InstructionVector
 
 Form = Literal[
     "vector",
     "gguf",
+    "easysteer",
     "steering-vector",
     "lm-eval",
     "npy",
@@ -35,7 +37,7 @@ Form = Literal[
     "indirect-effect",
 ]
 FORMS: tuple[Form, ...] = get_args(Form)
-VECTORS: tuple[Form, ...] = ("vector", "gguf", "steering-vector", "lm-eval", "npy", "function-vector")
+VECTORS: tuple[Form, ...] = ("vector", "gguf", "easysteer", "steering-vector", "lm-eval", "npy", "function-vector")
 # The longest first: function_vectors tells its files apart by these names.
 _ENDINGS: dict[str, Form] = {
     "_mean_head_activations.pt": "mean-activations",
@@ -46,16 +48,9 @@ _ENDINGS: dict[str, Form] = {
     ".npy": "npy",
     ".pt": "function-vector",
 }
-# These name the layer, and are added at every token by those who read them.
-_STEERED = ("gguf", "steering-vector", "lm-eval")
+# These name the layer.
+_STEERED = ("gguf", "easysteer", "steering-vector", "lm-eval")
 _STEERING = "steering_vectors.steering_vector.SteeringVector"
-_HELD: dict[Form, set[str]] = {
-    "gguf": {"layer", "model", "task"},
-    "steering-vector": {"layer"},
-    "lm-eval": {"layer"},
-    "npy": set(),
-    "function-vector": set(),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +115,7 @@ def read_vector(path: str | Path, *, form: Form | None = None, facts: Facts | No
             own = InstructionVector.load(path)
             own = replace(own, model=facts.model or own.model, task=facts.task or own.task)
             return Found(own if facts.layer is None else own.at(facts.layer), ())
-        case "gguf":
+        case "gguf" | "easysteer":
             control = gguf.read_control_vector(path)
             known = replace(facts, model=facts.model or control.model, task=facts.task or control.name)
             return _chosen(control.directions, path, known)
@@ -155,7 +150,7 @@ def write_vector(
     """
     path = Path(path)
     form = form or form_of(path, is_source=False)
-    if form in ("vector", "gguf") and not vector.model:
+    if form in ("vector", "gguf", "easysteer") and not vector.model:
         raise IvlensError(f"{form} files name their model, which {vector.task} does not; say which model it is of")
     if form in _STEERED and vector.layer is None:
         raise IvlensError(f"{form} files name the layer to steer, which {vector.task} does not; choose a layer")
@@ -163,9 +158,10 @@ def write_vector(
         vector.save(path)
         return ()
     kept = vector.added.detach().cpu().contiguous()
-    if form == "gguf":
+    if form in ("gguf", "easysteer"):
         assert vector.layer is not None
-        gguf.write_control_vector(path, ControlVector({vector.layer: kept.float()}, vector.model, vector.task))
+        control = ControlVector({vector.layer: kept.float()}, vector.model, vector.task)
+        gguf.write_control_vector(path, control, of_easysteer=form == "easysteer")
     elif form == "npy":
         kept = kept.float() if kept.dtype == torch.bfloat16 else kept
         buffer = io.BytesIO()
@@ -181,7 +177,7 @@ def write_vector(
         atomic_files.write_whole(path, tensor_files.torch_bytes(content))
     else:
         raise IvlensError(f"a vector cannot be written as {form}; choose one of {', '.join(VECTORS)}")
-    return tuple(_notices(vector, form))
+    return tuple(notices(vector, form))
 
 
 def steering_arguments(vector: InstructionVector) -> dict[str, Any]:
@@ -211,7 +207,7 @@ def write_mean_activations(vector: InstructionVector, path: Path) -> tuple[str, 
         raise IvlensError(f"the vector of {vector.task} comes without its heads' mean outputs; give one of ivlens")
     means = vector.mean_z.detach().cpu()[:, :, None].contiguous()
     atomic_files.write_whole(path, tensor_files.torch_bytes(means))
-    facts = {"the vector itself": True, **dict(_facts(vector))}
+    facts = {"the vector itself": True, **dict(facts_of(vector))}
     facts.pop("the heads' mean outputs")
     lost = [*facts, *([f"the scale ({vector.scale:g})"] if vector.scale != 1.0 else [])]
     return tuple(f"mean-activations files have no place for {fact}" for fact in lost)
@@ -274,27 +270,3 @@ def _foreign(vector: Residual, path: Path, facts: Facts) -> InstructionVector:
         model_digest="",
     )
     return made if facts.layer is None else made.at(facts.layer)
-
-
-def _facts(vector: InstructionVector) -> Iterator[tuple[str, str]]:
-    """What is known of a vector, as it is said, and what `_HELD` calls it."""
-    known = {
-        f"the layer ({vector.layer})": ("layer", vector.layer is not None),
-        f"the model's name ({vector.model})": ("model", vector.model),
-        f"the task's name ({vector.task})": ("task", vector.task),
-        f"its {len(vector.heads)} heads": ("heads", vector.heads),
-        "the heads' mean outputs": ("mean_z", vector.mean_z is not None),
-        "the AIE of every head": ("aie", vector.aie is not None),
-        "settings and digests": ("settings", vector.settings is not None),
-    }
-    return ((said, name) for said, (name, is_known) in known.items() if is_known)
-
-
-def _notices(vector: InstructionVector, form: Form) -> Iterator[str]:
-    if vector.scale != 1.0 and form != "lm-eval":
-        yield f"the scale {vector.scale:g} is multiplied into the numbers: {form} files have no place for it"
-    yield from (f"{form} files have no place for {said}" for said, name in _facts(vector) if name not in _HELD[form])
-    if form == "gguf" and vector.vector.dtype == torch.float64:
-        yield "gguf control vectors are float32: the vector was rounded"
-    if form in _STEERED:
-        yield "tools that read it add the vector at every token; ivlens adds it at the last prompt token"

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import rounding
 import torch
-from bridges import random_bridge
 from checkpoints import KINDS, random_hooked
 from conftest import WORD_TEMPLATE, random_tokens
 from test_site_sweep import some_columns, values_of
@@ -17,7 +16,7 @@ from ivlens.attribution import paths, site_sweep
 from ivlens.attribution.paths import Receiver
 from ivlens.attribution.site_patching import ask, put_in
 from ivlens.datasets.task import Task
-from ivlens.errors import IvlensError, ModelError
+from ivlens.errors import IvlensError
 from ivlens.patching.settings import Settings
 from ivlens.shapes import Head
 
@@ -46,19 +45,6 @@ def assert_exact(model: Any, receiver: str, exact: float, *, each: bool = True) 
 def test_a_path_equals_one_run_by_hooks_for_each_head(kind: str, receiver: str) -> None:
     model = random_hooked(kind)
     assert_exact(model, receiver, rounding.of_forward(model, TOKENS.prompts), each=receiver != "logits")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["neox", pytest.param("gemma2", marks=pytest.mark.slow)])
-def test_paths_to_the_logits_of_a_bridge(name: str) -> None:
-    assert_exact(random_bridge(name, torch.float64), "logits", 1e-9 if name == "neox" else 2e-5)
-
-
-@pytest.mark.slow
-def test_a_bridge_refuses_paths_to_a_head() -> None:
-    bridge: Any = random_bridge("neox")
-    with pytest.raises(ModelError, match=r"tiny is a TransformerBridge, whose blocks compute .* one stream; load it"):
-        paths.sweep(bridge, TOKENS, WHERE, values_of(bridge, WHERE, "heads", each=True), Receiver(Head(1, 0), "q"))
 
 
 def test_a_head_of_the_last_layer_has_no_other_way_than_that_to_the_logits() -> None:

@@ -40,8 +40,15 @@ from ivlens.vectors.vector_formats import Facts, Form
 
 pytestmark = pytest.mark.numeric
 
-OTHERS: tuple[Form, ...] = ("gguf", "steering-vector", "lm-eval", "npy", "function-vector")
-NAMES = {"gguf": "a.gguf", "steering-vector": "s.pt", "lm-eval": "l.pt", "npy": "a.npy", "function-vector": "f.pt"}
+OTHERS = tuple(form for form in vector_formats.VECTORS if form != "vector")
+NAMES = {
+    "gguf": "a.gguf",
+    "easysteer": "e.gguf",
+    "steering-vector": "s.pt",
+    "lm-eval": "l.pt",
+    "npy": "a.npy",
+    "function-vector": "f.pt",
+}
 GENERATOR = torch.Generator().manual_seed(3)
 # Numbers that rounding through text or another type would change.
 NUMBERS = torch.cat([torch.tensor([-0.0, 1e-45, 3.4e38, 1 / 3]), torch.randn(28, generator=GENERATOR)])
@@ -109,7 +116,7 @@ def test_vectors_of_other_types_keep_their_values_or_say_that_they_were_rounded(
     found = vector_formats.read_vector(tmp_path / NAMES[form]).vector.vector
     rounded = any("was rounded" in notice for notice in notices)
     assert rounded == (not torch.equal(found.double(), held.vector.double()))
-    assert rounded == (form == "gguf" and dtype == torch.float64)
+    assert rounded == (form in ("gguf", "easysteer") and dtype == torch.float64)
 
 
 def test_what_a_form_has_no_place_for_is_said_fact_by_fact(vector: InstructionVector, tmp_path: Path) -> None:
