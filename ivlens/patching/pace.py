@@ -48,7 +48,7 @@ def measure_pace(model: HookedTransformer, task: Task, settings: Settings, *, me
     n_heads = model.cfg.n_layers * model.cfg.n_heads
     clean = clean[: count_at_once(model, clean)]
     corrupted = corrupted[: count_at_once(model, corrupted, n_heads, climbing=True)]
-    z = mean_z(model, clean)
+    z = mean_z(model, clean[:1])
     reading = _time(lambda: mean_z(model, clean))
     patching = _time(lambda: sweep.sweep(model, corrupted, z, effect=settings.effect, memory=memory))
     token = reading / int(clean.mask.sum())

@@ -47,7 +47,9 @@ def _hooks(change: Change, z: Tensor) -> Hooks:
     return [at_position(hook, TOKENS.prompts.shape[1] - 1) for hook in hooks]
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if "," in name else name for name in MODELS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if "," in name else name for name in MODELS]
+)
 def test_rows_changed_at_different_layers_equal_one_run_for_each(name: str) -> None:
     model = MODELS[name]()
     shape = model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_head
@@ -66,8 +68,12 @@ def test_rows_changed_at_different_layers_equal_one_run_for_each(name: str) -> N
     assert float(torch.pdist(found.probability[:, changed].T).min()) > 1e-4, "changes that do nothing"
 
 
-@pytest.mark.parametrize(("reading", "make"), [(HookedReading, MODELS["llama"]), (BridgeReading, MODELS["bridge, rows of one sequence"])])
-def test_rows_climb_from_the_layer_of_their_first_change(reading: Any, make: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("reading", "make"), [(HookedReading, MODELS["llama"]), (BridgeReading, MODELS["bridge, rows of one sequence"])]
+)
+def test_rows_climb_from_the_layer_of_their_first_change(
+    reading: Any, make: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, carry, carried = make(), reading.carry, set[tuple[int, int]]()
 
     def count(self: Any, layer: int, rows: Tensor, change: Any = None) -> Tensor:
