@@ -123,7 +123,7 @@ def _plan(model: HookedTransformer, changes: Sequence[Change], layer: int, z: Me
     cfg = model.cfg
     check_mean_z(model, z, what="the ablation means are", remedy="prepare the probe on a model of this shape")
     begins = torch.tensor([-1, *(_begin(change, layer, cfg.n_layers) for change in changes)])
-    order = begins.argsort(stable=True)
+    order = begins.argsort(stable=True).to(cfg.device)
     added = torch.zeros(1 + len(changes), cfg.d_model, dtype=cfg.dtype, device=cfg.device)
     ablated = torch.zeros(1 + len(changes), *z.shape[:2], dtype=torch.bool, device=cfg.device)
     for row, change in enumerate(changes, start=1):
