@@ -81,7 +81,7 @@ def test_rows_climb_from_the_layer_of_their_first_change(
         return carry(self, layer, rows, change)
 
     z = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_head, dtype=torch.float64)
-    run_changes(model, TOKENS, [], layer=LAYER, z=z)
+    run_changes(model, TOKENS, [], layer=LAYER, z=z)  # A bridge tries its blocks the first time.
     monkeypatch.setattr(reading, "carry", count)
     run_changes(model, TOKENS, CHANGES, layer=LAYER, z=z)
     assert carried == {(0, 3), (1, 5), (2, 6)}
