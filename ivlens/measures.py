@@ -43,7 +43,10 @@ def token_log_probs(logits: Float[Tensor, "*batch vocab"], tokens: Int[Tensor, "
     """Log-probability of one token per position, in nats."""
     logits = full_precision(logits)
     chosen = logits.gather(-1, tokens[..., None])[..., 0]
-    return chosen - logits.logsumexp(-1)
+    rows = logits.reshape(-1, logits.shape[-1])
+    # A million numbers stay in a processor's cache while it passes over them again and again.
+    parts = rows.split(max(1, 2**20 // rows.shape[1])) if rows.device.type == "cpu" else [rows]
+    return chosen - torch.cat([part.logsumexp(-1) for part in parts]).reshape(chosen.shape)
 
 
 def first_token_probability(

@@ -18,16 +18,21 @@ from ivlens import measures
 pytestmark = pytest.mark.numeric
 
 
-def test_log_probs_equal_a_softmax() -> None:
-    logits = torch.randn(4, 3, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("vocab", [7, 2**18 + 1])  # Of the larger one, three rows are summed together.
+def test_log_probs_equal_a_softmax(vocab: int) -> None:
+    logits = torch.randn(4, 3, vocab, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     tokens = torch.tensor([[0, 1, 2], [3, 4, 5], [6, 0, 1], [2, 2, 2]])
     expected = logits.softmax(-1).gather(-1, tokens[..., None])[..., 0].log()
     torch.testing.assert_close(
         measures.token_log_probs(logits, tokens),
         expected,
         rtol=0,
-        atol=rounding.bound(7, size=4.0, dtype=torch.float64),
+        atol=rounding.bound(vocab, size=4.0, dtype=torch.float64),
     )
+
+
+def test_no_rows_have_no_log_probs() -> None:
+    assert measures.token_log_probs(torch.zeros(0, 2, 7), torch.zeros(0, 2, dtype=torch.long)).shape == (0, 2)
 
 
 def test_half_precision_logits_are_raised_before_the_softmax() -> None:

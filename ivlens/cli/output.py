@@ -155,14 +155,15 @@ def forecast_seconds(work: Work, pace: Pace) -> dict[str, float]:
     whole = work.task.split(shots=asked.shots, seed=asked.seed)
     answered = len(whole.mean) + len(whole.rank) if asked.answered_only else 0
     trials = count_work(plan, sizes) / sizes.n_layers * pace.row + (4 * validation + 2 * queries) * reads["zero-shot"]
-    ablations = 2 + asked.top + asked.draws + (1 + asked.draws if asked.top > 1 else 0)
+    # Heads alone begin at half of the layers on average, sets of them near the first one.
+    ablations = 2 + asked.top + asked.draws + (2 * (1 + asked.draws) if asked.top > 1 else 0)
     ablated = min(queries, plan.ablated_prompts or queries)
     found = {
         "abilities": queries * sum(asks.values()),
         "AIE": (answered + asked.clean_prompts) * pace.reading + asked.prompts * pace.patching,
         "trials": trials + asked.other_tasks * (plan.task_prompts or asked.clean_prompts) * pace.reading,
         "necessity": sum(
-            (OTHER_PROMPTS + ablated) * reads[kind] + ablated * ablations * 2 * pace.row
+            (OTHER_PROMPTS + ablated) * reads[kind] + ablated * ablations * pace.row
             for kind in ("instructed", "few-shot")
             if kind in reads
         ),

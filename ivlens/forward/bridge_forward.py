@@ -26,6 +26,7 @@ from ivlens.errors import ModelError
 from ivlens.forward.block_inputs import BlockInputs, changing, named_inputs
 from ivlens.forward.output_path import OutputPath, at_points, check_parts, head_points, output_path
 from ivlens.forward.rows import (
+    AllSeen,
     Change,
     FedHead,
     Logits,
@@ -63,10 +64,6 @@ class _Trial(NamedTuple):
 
 
 _TRIED: WeakKeyDictionary[nn.Module, _Trial] = WeakKeyDictionary()
-
-
-class _WasRead(Exception):
-    """Thrown behind the last block: nothing else of the pass is wanted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,19 +257,19 @@ class BridgeForward:
 
         def leave(block: nn.Module, args: Any, out: Any) -> None:
             found.append(out[0] if isinstance(out, tuple) else out)
-            raise _WasRead
+            raise AllSeen
 
         options: dict[str, Any] = {} if cache is None else {"past_key_values": cache, "use_cache": True}
         handle = self._bridge.blocks[-1].register_forward_hook(leave)
         try:
-            with bridges.finite_masks(self._bridge), suppress(_WasRead):
+            with bridges.finite_masks(self._bridge), suppress(AllSeen):
                 self._bridge(ids, attention_mask=mask.long(), **options)
         finally:
             handle.remove()
         return found[0]
 
     def run(self, ids: Tensor, mask: Tensor, hooks: Sequence[tuple[str, Any]]) -> None:
-        with bridges.finite_masks(self._bridge), self._bridge.hooks(fwd_hooks=list(hooks)):
+        with bridges.finite_masks(self._bridge), suppress(AllSeen), self._bridge.hooks(fwd_hooks=list(hooks)):
             self._bridge(ids, attention_mask=mask.long())
 
     def output_path(self, layer: int) -> OutputPath:

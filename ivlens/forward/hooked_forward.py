@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from ivlens.errors import ModelError
 from ivlens.forward.block_forward import Prefix, attend, output_norm, write
 from ivlens.forward.output_path import OutputPath
 from ivlens.forward.rows import (
+    AllSeen,
     Change,
     FedHead,
     Logits,
@@ -171,7 +173,8 @@ class HookedForward:
 
     def run(self, ids: Tensor, mask: Tensor, hooks: Sequence[tuple[str, Any]]) -> None:
         last = self._model.cfg.n_layers
-        self._model.run_with_hooks(ids, attention_mask=mask.long(), stop_at_layer=last, fwd_hooks=list(hooks))
+        with suppress(AllSeen):
+            self._model.run_with_hooks(ids, attention_mask=mask.long(), stop_at_layer=last, fwd_hooks=list(hooks))
 
     def output_path(self, layer: int) -> OutputPath:
         block = self._model.blocks[layer]

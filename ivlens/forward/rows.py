@@ -27,6 +27,10 @@ RowsZ = Float[Tensor, "prompt row tail head d_head"]
 Logits = Float[Tensor, "*batch vocab"]
 
 
+class AllSeen(Exception):
+    """Thrown by a hook: nothing else of the pass is wanted."""
+
+
 class Replaced(NamedTuple):
     """Which heads of which rows get another output at the last prompt token, in one layer."""
 
@@ -175,7 +179,7 @@ class Forward(Protocol):
         ...
 
     def run(self, ids: Tensor, mask: Tensor, hooks: Sequence[tuple[str, Any]]) -> None:
-        """A pass under hooks, for what they see."""
+        """A pass under hooks, for what they see; `AllSeen` ends it."""
         ...
 
     def output_path(self, layer: int) -> OutputPath:

@@ -17,6 +17,7 @@ from ivlens.errors import ModelError, ShapeMismatch
 from ivlens.forward.makers import forward_of
 from ivlens.forward.memory import count_at_once
 from ivlens.forward.prompt_end import answers_behind
+from ivlens.forward.rows import AllSeen
 from ivlens.forward.token_batches import batches, shortest_first, with_answers
 from ivlens.kept_batches import keep_batch
 from ivlens.measures import first_token_probability, greedy_match
@@ -95,14 +96,18 @@ def score_answers(model: HookedTransformer, tokens: Tokens) -> tuple[Bool[Tensor
 
 
 @torch.no_grad()
-def last_z(model: HookedTransformer, tokens: Tokens) -> Float[Tensor, "prompt layer head d_head"]:
-    """Every head's output before `W_O` at the last prompt token."""
-    kept: list[Tensor] = []
+def last_z(
+    model: HookedTransformer, tokens: Tokens, *, layers: int | None = None
+) -> Float[Tensor, "prompt layer head d_head"]:
+    """Every head's output before `W_O` at the last prompt token, in the first so many layers, or in all."""
+    kept, layers = list[Tensor](), layers or model.cfg.n_layers
 
     def keep(z: Float[Tensor, "prompt pos head d_head"], hook: object) -> None:
         kept.append(z[:, -1].to(model.cfg.device, copy=True))
+        if len(kept) == layers:
+            raise AllSeen
 
-    hooks: list[Any] = [(f"blocks.{layer}.attn.hook_z", keep) for layer in range(model.cfg.n_layers)]
+    hooks: list[Any] = [(f"blocks.{layer}.attn.hook_z", keep) for layer in range(layers)]
     forward_of(model).run(tokens.prompts, tokens.mask, hooks)
     return torch.stack(kept, dim=1)
 
@@ -122,31 +127,37 @@ def residual_norms(model: HookedTransformer, tokens: Tokens) -> Float[Tensor, " 
     return total / len(tokens)
 
 
-def mean_z(model: HookedTransformer, tokens: Tokens) -> MeanZ:
+def mean_z(model: HookedTransformer, tokens: Tokens, *, layers: int | None = None) -> MeanZ:
     """Mean head output (before `W_O`) over clean prompts at the last prompt token, in float32 at least.
 
     Source: Todd et al. 2024, arXiv:2310.15213, where it is called the task-conditioned mean activation.
+
+    Args:
+        layers: How many of the first layers are wanted; of the others it is NaN. All unless given.
 
     Raises:
         ModelError: an activation is NaN or infinite; its layer is named. A TransformerBridge lacks what `check_bridge`
             asks for.
     """
     bridge.check_bridge(model)
-    total = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_head, dtype=torch.float64)
+    n_layers, layers = model.cfg.n_layers, layers or model.cfg.n_layers
+    total = torch.zeros(layers, model.cfg.n_heads, model.cfg.d_head, dtype=torch.float64)
     ordered = tokens[shortest_first(tokens)]
     for batch in track(list(batches(ordered, most=count_at_once(model, tokens))), "mean head outputs"):
 
         def compute(batch: Tokens = batch) -> dict[str, Tensor]:
-            return {"z": last_z(model, batch).double().sum(0)}
+            return {"z": last_z(model, batch, layers=layers).double().sum(0)}
 
-        total += keep_batch("means", [batch.prompts, batch.mask], compute, device="cpu")["z"]
-    broken = [layer for layer in range(len(total)) if not bool(total[layer].isfinite().all())]
+        known = [batch.prompts, batch.mask, torch.tensor(layers)]
+        total += keep_batch("means", known, compute, device="cpu")["z"]
+    broken = [layer for layer in range(layers) if not bool(total[layer].isfinite().all())]
     if broken:
         raise ModelError(
             f"the head outputs of layer {broken[0]} are NaN or infinite on clean prompts; load the model in another "
             "dtype, or check its weights"
         )
-    mean = (total / len(tokens)).to(model.cfg.device)
+    unread = total.new_full((n_layers - layers, *total.shape[1:]), torch.nan)
+    mean = torch.cat([total / len(tokens), unread]).to(model.cfg.device)
     return mean if model.cfg.dtype == torch.float64 else mean.float()
 
 

@@ -156,9 +156,16 @@ def measure_effects(
     )
 
 
-def task_mean_z(model: HookedTransformer, task: Task, settings: Settings, *, queries: Queries | None = None) -> MeanZ:
-    """Mean head output over `settings.clean_prompts` clean prompts of the task's mean part."""
-    return mean_z(model, clean_prompts(model, task, settings, queries=queries)[1])
+def task_mean_z(
+    model: HookedTransformer,
+    task: Task,
+    settings: Settings,
+    *,
+    queries: Queries | None = None,
+    layers: int | None = None,
+) -> MeanZ:
+    """Mean head output over `settings.clean_prompts` clean prompts of the task's mean part; see `mean_z`."""
+    return mean_z(model, clean_prompts(model, task, settings, queries=queries)[1], layers=layers)
 
 
 def clean_prompts(

@@ -1,7 +1,8 @@
 """What becomes of an answer when several things are changed at the last prompt token at once?
 
-A sweep branches a few rows off at every layer, each with one change. Here the rows are given from the start, each with
-changes at whatever layers: heads replaced by a mean (ablation), a vector added to the residual stream (steering).
+A sweep branches a few rows off at every layer, each with one change. Here a row has changes at whatever layers: heads
+replaced by a mean (ablation), a vector added to the residual stream (steering). It leaves the unchanged run at the
+first of them.
 """
 
 from __future__ import annotations
@@ -11,14 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from einops import repeat
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ivlens.errors import ShapeMismatch
 from ivlens.forward.makers import forward_of
 from ivlens.forward.memory import count_at_once
-from ivlens.forward.rows import Forward, Replaced, check_finite, compare_with_model
+from ivlens.forward.rows import Forward, Replaced, Rows, check_finite, compare_with_model
 from ivlens.forward.token_batches import batches, by_answer_length
 from ivlens.kept_batches import keep_batch
 from ivlens.measures import greedy_match, kl_divergence, token_log_probs
@@ -57,12 +57,16 @@ class Outcomes:
 
 
 class _Planned(NamedTuple):
-    """The changes of all rows as tensors, on the model's device."""
+    """The changes of all rows as tensors on the model's device, the unchanged row first, then the earliest changed."""
 
     added: Float[Tensor, "row d_model"]
     ablated: Bool[Tensor, "row layer head"]
     z: MeanZ
     layer: int
+    joining: list[int]
+    """How many rows are first changed in each block; the last number is of those that never are."""
+    places: Int[Tensor, " row"]
+    """Where each row stands, in the order in which they were given."""
 
 
 @torch.no_grad()
@@ -89,7 +93,7 @@ def run_changes(
     """
     planned = _plan(model, changes, layer, z)
     forward, groups = forward_of(model), by_answer_length(tokens)
-    known = [planned.added, planned.ablated, planned.z, torch.tensor([layer, *shifted])]
+    known = [planned.added, planned.ablated, planned.z, planned.places, torch.tensor([layer, *shifted])]
 
     def read(batch: Tokens) -> Outcomes:
         def compute() -> dict[str, Tensor]:
@@ -118,6 +122,8 @@ def _cut(model: HookedTransformer, tokens: Tokens, n_rows: int) -> list[Tokens]:
 def _plan(model: HookedTransformer, changes: Sequence[Change], layer: int, z: MeanZ) -> _Planned:
     cfg = model.cfg
     check_mean_z(model, z, what="the ablation means are", remedy="prepare the probe on a model of this shape")
+    begins = torch.tensor([-1, *(_begin(change, layer, cfg.n_layers) for change in changes)])
+    order = begins.argsort(stable=True).to(cfg.device)
     added = torch.zeros(1 + len(changes), cfg.d_model, dtype=cfg.dtype, device=cfg.device)
     ablated = torch.zeros(1 + len(changes), *z.shape[:2], dtype=torch.bool, device=cfg.device)
     for row, change in enumerate(changes, start=1):
@@ -130,20 +136,40 @@ def _plan(model: HookedTransformer, changes: Sequence[Change], layer: int, z: Me
             added[row] = change.added
         for head in change.ablated:
             ablated[row, head.layer, head.head] = True
-    return _Planned(added, ablated, z.to(cfg.device, cfg.dtype), layer)
+    return _Planned(
+        added=added[order],
+        ablated=ablated[order],
+        z=z.to(cfg.device, cfg.dtype),
+        layer=layer,
+        joining=begins[1:].bincount(minlength=1 + cfg.n_layers).tolist(),
+        places=order.argsort(),
+    )
+
+
+def _begin(change: Change, layer: int, n_layers: int) -> int:
+    """The first block that comes out otherwise; behind the last where none does."""
+    own = [head.layer for head in change.ablated]
+    return min(own if change.added is None else [*own, layer], default=n_layers)
 
 
 def _carry(forward: Forward, tokens: Tokens, planned: _Planned) -> Float[Tensor, "prompt row answer vocab"]:
-    """Logits of all rows, which are carried up the layers together."""
+    """Logits of all rows, in the order in which they were given."""
     reading = forward.read(tokens)
-    stack = repeat(reading.start, "prompt tail d -> prompt row tail d", row=len(planned.added))
+    stack = reading.start[:, None]
     for layer, z in enumerate(planned.z):
-        stack = reading.carry(layer, stack, Replaced(planned.ablated[:, layer], z))
+        stack = _join(stack, planned.joining[layer])
+        stack = reading.carry(layer, stack, Replaced(planned.ablated[: stack.shape[1], layer], z))
         if layer == planned.layer:
-            stack[:, :, 0] += planned.added.to(stack.device)
+            stack[:, :, 0] += planned.added[: stack.shape[1]].to(stack.device)
         check_finite(stack, layer)
     compare_with_model(forward, reading, stack[:, 0])
-    return forward.unembed(stack).to(tokens.answers.device)
+    stack = _join(stack, planned.joining[-1])
+    return forward.unembed(stack[:, planned.places.to(stack.device)]).to(tokens.answers.device)
+
+
+def _join(stack: Rows, more: int) -> Float[Tensor, "prompt joined tail d_model"]:
+    """So many rows more, which are still as the unchanged one is."""
+    return torch.cat([stack, stack[:, :1].expand(-1, more, -1, -1)], dim=1)
 
 
 def _outcomes(tokens: Tokens, logits: Float[Tensor, "prompt row answer vocab"], shifted: list[int]) -> Outcomes:

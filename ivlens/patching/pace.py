@@ -12,7 +12,7 @@ from ivlens.datasets.task import Task
 from ivlens.errors import TaskWarning
 from ivlens.forward.memory import count_at_once
 from ivlens.patching import sweep
-from ivlens.patching.activations import mean_z
+from ivlens.patching.activations import mean_z, score_answers
 from ivlens.patching.effects import clean_prompts, ranking_prompts
 from ivlens.patching.settings import Settings
 
@@ -48,8 +48,8 @@ def measure_pace(model: HookedTransformer, task: Task, settings: Settings, *, me
     n_heads = model.cfg.n_layers * model.cfg.n_heads
     clean = clean[: count_at_once(model, clean)]
     corrupted = corrupted[: count_at_once(model, corrupted, n_heads, climbing=True)]
-    z = mean_z(model, clean)
-    reading = _time(lambda: mean_z(model, clean))
+    z = mean_z(model, clean[:1])
+    reading = _time(lambda: score_answers(model, clean))
     patching = _time(lambda: sweep.sweep(model, corrupted, z, effect=settings.effect, memory=memory))
     token = reading / int(clean.mask.sum())
     rows = (patching - token * int(corrupted.mask.sum())) / (n_heads * len(corrupted))

@@ -117,10 +117,10 @@ def other_task_vectors(
 
     A task that cannot be asked (too few pairs, prompts too long for the model) is left out with a warning.
     """
-    vectors = {}
+    vectors, layers = {}, 1 + max(head.layer for head in heads)
     for task in others:
         try:
-            z = task_mean_z(model, task, settings)
+            z = task_mean_z(model, task, settings, layers=layers)
         except (TaskError, PromptError) as error:
             warnings.warn(f"left out as a control: {error}", TaskWarning, stacklevel=2)
             continue
