@@ -107,7 +107,8 @@ def _study_lines(kept: dict[str, Found]) -> list[list[str]]:
 def main(runs: Path) -> None:
     kept = {name: keep(name, runs) for name in LABS}
     KEPT.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-    DOCUMENT.write_text(written(DOCUMENT.read_text(encoding="utf-8"), tables(kept)), encoding="utf-8")
+    text = written(DOCUMENT.read_text(encoding="utf-8"), tables(kept), DOCUMENT)
+    DOCUMENT.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -265,14 +265,14 @@ def _fenced(lines: Iterable[str]) -> str:
     return "\n".join(["```console", *lines, "```"])
 
 
-def written(text: str, found: dict[str, str]) -> str:
+def written(text: str, found: dict[str, str], document: Path = DOCUMENT) -> str:
     """The document with these tables between their marks."""
     for name, lines in found.items():
         start, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
         before, _, rest = text.partition(start)
         _, mark, after = rest.partition(end)
         if not mark:
-            raise RunError(f"{DOCUMENT.name} has no {start.strip()} ...{end.strip()}; write the two marks")
+            raise RunError(f"{document.name} has no {start.strip()} ...{end.strip()}; write the two marks")
         text = f"{before}{start}{lines}{mark}{after}"
     return text
 
