@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ivlens.checkpoints.architectures import Fields, hooked_fields, hooked_weights
+from ivlens.checkpoints.architectures import ARCHITECTURES, Fields, NotComputedError, hooked_fields, hooked_weights
 from ivlens.checkpoints.checkpoint import BROKEN, Checkpoint, flat
 from ivlens.errors import ModelError, name_fault
 from ivlens.models.origin import ORIGINS, Origin
@@ -48,6 +48,22 @@ _TURNED_IF_GATED: _Orders = dict.fromkeys(("W_gate", "W_in", "W_out"), (1, 0))
 def has_hooked() -> bool:
     """Whether this version of TransformerLens has a HookedTransformer; 4 has none."""
     return int(metadata.version("transformer-lens").split(".")[0]) < 4
+
+
+def computes(checkpoint: Checkpoint) -> bool:
+    """Whether this version has a HookedTransformer, and that computes what the checkpoint's configuration asks for.
+
+    A configuration that is no configuration is left to `build_hooked`, which says what is wrong with it.
+    """
+    if not has_hooked() or checkpoint.architecture not in ARCHITECTURES:
+        return False
+    try:
+        hooked_fields(checkpoint.model.config, checkpoint.architecture)
+    except NotComputedError:
+        return False
+    except (ModelError, *BROKEN):
+        pass
+    return True
 
 
 def build_hooked(checkpoint: Checkpoint, *, device: str, dtype: torch.dtype) -> HookedTransformer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import architectures
 import pytest
@@ -14,10 +15,12 @@ from bridges import ARCHITECTURES, IN_FLOAT64
 from checkpoints import FAMILIES, build
 from conftest import random_tokens
 from transformer_lens import HookedTransformer
+from transformers import AutoModelForCausalLM
 
 import ivlens
 import ivlens.models.hooked
 from ivlens.checkpoints.architectures import ARCHITECTURES as TRANSLATED
+from ivlens.checkpoints.checkpoint import quiet_transformers
 from ivlens.errors import ModelError
 from ivlens.patching.activations import last_z, path_to_residual
 from ivlens.shapes import Head
@@ -134,7 +137,31 @@ UNSUPPORTED: dict[str, tuple[str, dict[str, object], str]] = {
 def test_a_configuration_that_cannot_be_had_is_refused_by_its_name(case: str, tmp_path: Path) -> None:
     family, fields, sentence = UNSUPPORTED[case]
     with pytest.raises(ModelError, match=sentence):
-        ivlens.load(build(family, tmp_path / "tiny", **fields))
+        ivlens.load(build(family, tmp_path / "tiny", **fields), backend="hooked")
+
+
+BY_BRIDGE: dict[str, dict[str, Any]] = {
+    "llama": {"attention_bias": True},
+    "mistral": _rope("linear"),
+    "stablelm": {
+        "model_type": "stablelm",
+        "intermediate_size": 48,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+    },
+}
+
+
+@pytest.mark.parametrize("family", BY_BRIDGE)
+def test_what_no_hooked_transformer_computes_is_loaded_into_a_bridge(family: str, tmp_path: Path) -> None:
+    folder = build(family, tmp_path / "tiny", **BY_BRIDGE[family])
+    model = ivlens.load(folder)
+    assert type(model).__name__ == "TransformerBridge"
+    with quiet_transformers():
+        theirs = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    tokens = torch.randint(4, 100, (1, 20), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert (model(tokens) - theirs(tokens).logits).abs().max() < 1e-4
 
 
 HEADS = {"num_attention_heads": 4}
@@ -159,7 +186,7 @@ def test_another_kind_of_model_is_refused_by_name_with_the_reason(architecture: 
     with pytest.raises(
         ModelError, match=f"is a {architecture}, which is not supported: {reason}; ivlens reads"
     ) as caught:
-        ivlens.load(tmp_path)
+        ivlens.load(tmp_path, backend="hooked")
     assert all(name in str(caught.value) for name in TRANSLATED)
 
 
