@@ -240,6 +240,7 @@ def interval(
     *,
     confidence: float = 0.95,
     within: tuple[float, float] | None = None,
+    of_answers: bool = False,
 ) -> Interval:
     """Mean over samples with its interval (see `mean_bounds`); Wilson's where every sample is 0 or 1.
 
@@ -247,10 +248,16 @@ def interval(
 
     Args:
         within: Bounds that the mean cannot leave, such as 0 and 1 of a probability.
+        of_answers: Samples are differences of right answers (1) and wrong ones (0): where all are alike, the mean of
+            others need not be the same.
     """
     values = values.double()
     if not len(values):
         return Interval(torch.nan, torch.nan, torch.nan)
+    if of_answers and bool((values == values.reshape(-1)[0]).all()):
+        # Of other samples a share up to Wilson's bound may be anything from -1 to 1.
+        mean, others = float(values.mean()), _wilson(0, len(values), confidence).high
+        return Interval(mean, mean - others * max(0.0, 1 + mean), mean + others * max(0.0, 1 - mean))
     if values.dim() == 2 and values.shape[1] > 1:
         return crossed_interval(values, confidence=confidence, within=within)
     values = values.reshape(-1)

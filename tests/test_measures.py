@@ -173,6 +173,28 @@ def test_equal_samples_have_an_interval_of_no_width() -> None:
     assert low.tolist() == high.tolist() == [0.25, 0.25]
 
 
+@pytest.mark.parametrize(("share", "value"), [(0.05, 1.0), (0.1, 1.0), (0.1, -1.0), (0.95, 1.0)])
+def test_differences_of_answers_that_are_all_alike_are_no_certainty(share: float, value: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    drawn = value * (torch.rand(500, 20, generator=generator) < share).double()
+    groups = torch.arange(20)
+    covers = {True: 0, False: 0}
+    for sample in drawn:
+        for of_answers in covers:
+            found = measures.interval(sample, groups, within=(-1.0, 1.0), of_answers=of_answers)
+            covers[of_answers] += found.low <= value * share <= found.high
+    assert covers[True] >= 0.93 * 500 and covers[False] < 0.9 * 500
+
+
+def test_bounds_of_answers_that_are_all_alike_are_wilsons() -> None:
+    most = measures.interval(torch.zeros(8)).high
+    of_none = measures.interval(torch.zeros(8), torch.arange(8), of_answers=True)
+    assert of_none == pytest.approx((0.0, -most, most))
+    assert measures.interval(torch.ones(8, 3), of_answers=True) == pytest.approx((1.0, 1 - 2 * most, 1.0))
+    mixed = torch.tensor([1.0, 0.0, -1.0, 0.0])
+    assert measures.interval(mixed, torch.arange(4), of_answers=True) == measures.interval(mixed, torch.arange(4))
+
+
 @given(successes=st.integers(0, 30), failures=st.integers(0, 30))
 def test_a_proportion_gets_wilsons_interval(successes: int, failures: int) -> None:
     n = successes + failures
