@@ -149,6 +149,18 @@ def _back(order: tuple[int, ...]) -> list[int]:
     return [order.index(axis) for axis in range(len(order))]
 
 
+def refuse_other_precision(model: HookedTransformer) -> None:
+    """Raises ModelError where `model.half()` or `.bfloat16()` made weights of 16 bits, and `cfg.dtype` does not say so.
+
+    TransformerLens then multiplies numbers of two precisions, which torch refuses.
+    """
+    for found in {weight.dtype for weight in model.parameters()} & set(IN_16_BITS) - {model.cfg.dtype}:
+        raise ModelError(
+            f"{model_name(model)} has weights in {found}, but computes in {model.cfg.dtype} (cfg.dtype); "
+            f"turn it by model.to({found}), which sets both"
+        )
+
+
 def bos_fields(checkpoint: Checkpoint) -> dict[str, Any]:
     tokenizer: PreTrainedTokenizerBase = checkpoint.tokenizer
     bos = tokenizer.bos_token_id

@@ -280,6 +280,8 @@ def refuse_other_kinds(model: object) -> None:
             raise ModelError(
                 f"{model_name(found)} has {found.cfg.attention_dir} attention; ivlens needs a causal model"
             )
+        if "HookedTransformer" in kinds:
+            hooked.refuse_other_precision(found)
         return
     for kind, reason in _OF_TRANSFORMERLENS.items():
         if kind in kinds:

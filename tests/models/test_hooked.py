@@ -408,6 +408,14 @@ def test_what_a_converter_would_drop_is_refused(
         load_without_adapters(build(family, tmp_path / "tiny", **fields), backend="hooked")
 
 
+@pytest.mark.parametrize("half", ["half", "bfloat16"])
+def test_weights_that_were_halved_behind_the_configurations_back_are_refused(half: str, word_task: ivlens.Task) -> None:
+    model = random_hooked("llama", dtype=torch.float32)
+    getattr(model, half)()
+    with pytest.raises(ModelError, match=r"weights in torch\.b?float16, but computes in torch\.float32 .* model\.to"):
+        ivlens.indirect_effects(model, word_task)
+
+
 @pytest.mark.parametrize(
     ("model", "options", "sentence"),
     [
