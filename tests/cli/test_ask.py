@@ -127,3 +127,12 @@ def test_what_a_task_of_pairs_lacks_is_said(capsys: pytest.CaptureFixture[str], 
     assert main(["prompts", "--task", str(path)]) == 0
     out = capsys.readouterr().out
     assert 'no written instruction; add "instructions"' in out and 'no statement; add "statement"' in out
+
+
+def test_an_answer_of_several_lines_is_shown_as_python_writes_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = [{"input": f"w{i}", "output": f"one\nis {i}"} for i in range(20)]
+    (tmp_path / "lines.json").write_text(json.dumps(pairs))
+    assert main(["prompts", "--task", str(tmp_path / "lines.json"), "--shots", "2"]) == 0
+    assert r"answer: ' one\nis " in capsys.readouterr().out

@@ -164,6 +164,22 @@ def test_what_no_hooked_transformer_computes_is_loaded_into_a_bridge(family: str
         assert (model(tokens) - theirs(tokens).logits).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize(
+    ("family", "fields", "sentence"),
+    [
+        # As many keys as fit the weights, but not the queries.
+        ("stablelm", BY_BRIDGE["stablelm"] | {"num_key_value_heads": 3}, "transformers cannot run tiny as its config"),
+        # TransformerLens 3.9 turns Cohere's queries as it turns Llama's.
+        ("cohere", BY_BRIDGE["stablelm"] | {"model_type": "cohere"}, "as a TransformerBridge does not come out right"),
+    ],
+)
+def test_a_bridge_that_would_compute_something_else_is_refused(
+    family: str, fields: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=sentence):
+        ivlens.load(build(family, tmp_path / "tiny", **fields))
+
+
 HEADS = {"num_attention_heads": 4}
 OTHERS: dict[str, tuple[dict[str, object], str]] = {
     "MixtralForCausalLM": ({**HEADS, "num_local_experts": 8}, "its MLPs are mixtures of experts"),
