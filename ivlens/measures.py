@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from scipy import special
 from torch import Tensor
 
+from ivlens.errors import IvlensError
 from ivlens.random_streams import Stream, open_stream
 from ivlens.tables import interval_text
 
@@ -106,6 +107,8 @@ def mean_bounds(
     Returns:
         Lower and upper bound; NaN where there are fewer than two independent samples.
     """
+    if not 0 < confidence < 1:
+        raise IvlensError(f"confidence is {confidence!r}; it must lie between 0 and 1, such as 0.95")
     means = (values if groups is None else group_means(values, groups)).double().cpu()
     n, mean = len(means), means.mean(0)
     if n < 2:
@@ -248,8 +251,7 @@ def interval(
 
     Args:
         within: Bounds that the mean cannot leave, such as 0 and 1 of a probability.
-        of_answers: Samples are differences of right answers (1) and wrong ones (0): where all are alike, the mean of
-            others need not be the same.
+        of_answers: Samples are differences of right answers (1) and wrong ones (0), alike by chance where all are.
     """
     values = values.double()
     if not len(values):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 
 from ivlens import measures
+from ivlens.errors import IvlensError
 
 pytestmark = pytest.mark.numeric
 
@@ -166,6 +167,12 @@ def test_one_sample_has_no_interval() -> None:
     assert bool(low.isnan().all())
     assert bool(high.isnan().all())
     assert all(math.isnan(number) for number in measures.interval(torch.zeros(0)))
+
+
+@pytest.mark.parametrize("confidence", [95.0, 0.0, 1.0, -0.5, math.nan])
+def test_a_confidence_that_is_none_is_refused(confidence: float) -> None:
+    with pytest.raises(IvlensError, match=r"it must lie between 0 and 1, such as 0\.95"):
+        measures.interval(torch.rand(5), confidence=confidence)
 
 
 def test_equal_samples_have_an_interval_of_no_width() -> None:
