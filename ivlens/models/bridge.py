@@ -73,7 +73,8 @@ def build_bridge(
                 name, hf_model=hf, tokenizer=checkpoint.tokenizer, dtype=dtype, device=None if is_placed else device
             )
         except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
-            raise ModelError(f"TransformerLens has no bridge to {name} ({checkpoint.architecture}): {error}") from error
+            why = str(error).partition(". Available architectures")[0]
+            raise ModelError(f"TransformerLens has no bridge to {name} ({checkpoint.architecture}): {why}") from error
     bridge.requires_grad_(False)
     bridge.cfg.model_name = name
     bridge.cfg.default_prepend_bos = bos_fields(checkpoint)["default_prepend_bos"]

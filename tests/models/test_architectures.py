@@ -143,6 +143,7 @@ def test_a_configuration_that_cannot_be_had_is_refused_by_its_name(case: str, tm
 BY_BRIDGE: dict[str, dict[str, Any]] = {
     "llama": {"attention_bias": True},
     "mistral": _rope("linear"),
+    "mpt": {"model_type": "mpt", "max_seq_len": 128, "expansion_ratio": 2},
     "stablelm": {
         "model_type": "stablelm",
         "intermediate_size": 48,
@@ -169,6 +170,11 @@ def test_what_no_hooked_transformer_computes_is_loaded_into_a_bridge(family: str
     [
         # As many keys as fit the weights, but not the queries.
         ("stablelm", BY_BRIDGE["stablelm"] | {"num_key_value_heads": 3}, "transformers cannot run tiny as its config"),
+        (
+            "biogpt",
+            {"model_type": "biogpt", "intermediate_size": 48, "max_position_embeddings": 128},
+            r"has no bridge to tiny \(BioGptForCausalLM\): [^\[]*$",
+        ),
         # TransformerLens 3.9 turns Cohere's queries as it turns Llama's.
         ("cohere", BY_BRIDGE["stablelm"] | {"model_type": "cohere"}, "as a TransformerBridge does not come out right"),
     ],
