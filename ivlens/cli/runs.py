@@ -175,7 +175,7 @@ def explore(
     if run is not None:
         columns = columns or next(iter(_typed(run, "--columns")), None)
     pair = options.parse_columns(columns)
-    chosen = ivlens.task(task, columns=pair) if task or run is None else _task_of(run, pair)
+    chosen = _task_of(run, pair) if run is not None and task is None else ivlens.task(str(task), columns=pair)
     given = check_early(Settings, typed, chosen)
     if run is not None and (given or typed["template"] != "qa"):
         raise IvlensError(
@@ -184,14 +184,12 @@ def explore(
     template = loading.choose_template(typed["template"])
     if run is None:
         hooked = loading.load(model, adapter)
-    else:
-        hooked = _load_again(run, run_model, kept_page.model_name(run), adapter, loading)
-    if run is None:
         given["template"] = template(hooked)
         effects = ivlens.indirect_effects(hooked, chosen, memory=budget, **given)
         explorer = ivlens.explore(hooked, chosen, effects, tuned=tuned, memory=budget)
         path = explorer.save(out or f"heads-{file_name(model)}-{file_name(chosen.name)}.html")
     else:
+        hooked = _load_again(run, run_model, kept_page.model_name(run), adapter, loading)
         effects, vector = kept_page.read_found(run)
         explorer = ivlens.explore(hooked, chosen, effects, vector=vector, tuned=tuned, memory=budget)
         path = explorer.save(out) if out else kept_page.keep(run, explorer.encoded())
