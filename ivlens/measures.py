@@ -121,7 +121,6 @@ def mean_bounds(
     skewness = cubed * math.sqrt(n * (n - 1)) / (n - 2) if n > 2 else torch.zeros_like(mean)
     half = torch.full_like(mean, student_quantile((1 + confidence) / 2, n - 1))
     error = torch.where(flat, 0.0, means.std(0)) / math.sqrt(n)
-    # The skewness of a handful of samples is uncertain itself: never more than twice Student's.
     below, above = (torch.clamp(sign * _without_skewness(sign * half, skewness, n), half, 2 * half) for sign in (1, -1))
     return mean - below * error, mean + above * error
 
@@ -256,8 +255,7 @@ def interval(
     values = values.double()
     if not len(values):
         return Interval(torch.nan, torch.nan, torch.nan)
-    if of_answers and bool((values == values.reshape(-1)[0]).all()):
-        # Of other samples a share up to Wilson's bound may be anything from -1 to 1.
+    if of_answers and bool((values == values.reshape(-1)[0]).all()):  # Of others a share, by Wilson, may be -1 or 1.
         mean, others = float(values.mean()), _wilson(0, len(values), confidence).high
         return Interval(mean, mean - others * max(0.0, 1 + mean), mean + others * max(0.0, 1 - mean))
     if values.dim() == 2 and values.shape[1] > 1:
@@ -266,8 +264,7 @@ def interval(
     mean = float(values.mean())
     if groups is None and bool(((values == 0) | (values == 1)).all()):
         return _wilson(int(values.sum()), len(values), confidence)
-    low, high = mean_bounds(values, groups, confidence=confidence)
-    return _clipped(Interval(mean, float(low), float(high)), within)
+    return _clipped(Interval(mean, *map(float, mean_bounds(values, groups, confidence=confidence))), within)
 
 
 def student_quantile(share: float, freedom: int | float) -> float:
