@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from scipy import special
 from torch import Tensor
 
+from ivlens.errors import IvlensError
 from ivlens.random_streams import Stream, open_stream
 from ivlens.tables import interval_text
 
@@ -106,6 +107,8 @@ def mean_bounds(
     Returns:
         Lower and upper bound; NaN where there are fewer than two independent samples.
     """
+    if not 0 < confidence < 1:
+        raise IvlensError(f"confidence is {confidence!r}; it must lie between 0 and 1, such as 0.95")
     means = (values if groups is None else group_means(values, groups)).double().cpu()
     n, mean = len(means), means.mean(0)
     if n < 2:
@@ -118,7 +121,6 @@ def mean_bounds(
     skewness = cubed * math.sqrt(n * (n - 1)) / (n - 2) if n > 2 else torch.zeros_like(mean)
     half = torch.full_like(mean, student_quantile((1 + confidence) / 2, n - 1))
     error = torch.where(flat, 0.0, means.std(0)) / math.sqrt(n)
-    # The skewness of a handful of samples is uncertain itself: never more than twice Student's.
     below, above = (torch.clamp(sign * _without_skewness(sign * half, skewness, n), half, 2 * half) for sign in (1, -1))
     return mean - below * error, mean + above * error
 
@@ -240,6 +242,7 @@ def interval(
     *,
     confidence: float = 0.95,
     within: tuple[float, float] | None = None,
+    of_answers: bool = False,
 ) -> Interval:
     """Mean over samples with its interval (see `mean_bounds`); Wilson's where every sample is 0 or 1.
 
@@ -247,18 +250,21 @@ def interval(
 
     Args:
         within: Bounds that the mean cannot leave, such as 0 and 1 of a probability.
+        of_answers: Samples are differences of right answers (1) and wrong ones (0), alike by chance where all are.
     """
     values = values.double()
     if not len(values):
         return Interval(torch.nan, torch.nan, torch.nan)
+    if of_answers and bool((values == values.reshape(-1)[0]).all()):  # Of others a share, by Wilson, may be -1 or 1.
+        mean, others = float(values.mean()), _wilson(0, len(values), confidence).high
+        return Interval(mean, mean - others * max(0.0, 1 + mean), mean + others * max(0.0, 1 - mean))
     if values.dim() == 2 and values.shape[1] > 1:
         return crossed_interval(values, confidence=confidence, within=within)
     values = values.reshape(-1)
     mean = float(values.mean())
     if groups is None and bool(((values == 0) | (values == 1)).all()):
         return _wilson(int(values.sum()), len(values), confidence)
-    low, high = mean_bounds(values, groups, confidence=confidence)
-    return _clipped(Interval(mean, float(low), float(high)), within)
+    return _clipped(Interval(mean, *map(float, mean_bounds(values, groups, confidence=confidence))), within)
 
 
 def student_quantile(share: float, freedom: int | float) -> float:

@@ -139,10 +139,13 @@ def html_table(header: Sequence[object], lines: Iterable[Sequence[object]], *, t
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
+def bounds_text(low: float, high: float, style: str) -> str:
+    """As `[0.031, 0.055]`, numbers in a style of `format`; nothing where there are none, as of a single query."""
+    return "" if math.isnan(low) or math.isnan(high) else f"[{low:{style}}, {high:{style}}]"
+
+
 def interval_text(value: float, low: float, high: float, digits: int = 3) -> str:
     """As `0.042 [0.031, 0.055]`."""
     if math.isnan(value):
         return "not measured"
-    if math.isnan(low) or math.isnan(high):
-        return f"{value:.{digits}f}"
-    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    return f"{value:.{digits}f} {bounds_text(low, high, f'.{digits}f')}".rstrip()

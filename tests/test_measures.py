@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 
 from ivlens import measures
+from ivlens.errors import IvlensError
 
 pytestmark = pytest.mark.numeric
 
@@ -168,9 +169,37 @@ def test_one_sample_has_no_interval() -> None:
     assert all(math.isnan(number) for number in measures.interval(torch.zeros(0)))
 
 
+@pytest.mark.parametrize("confidence", [95.0, 0.0, 1.0, -0.5, math.nan])
+def test_a_confidence_that_is_none_is_refused(confidence: float) -> None:
+    with pytest.raises(IvlensError, match=r"it must lie between 0 and 1, such as 0\.95"):
+        measures.interval(torch.rand(5), confidence=confidence)
+
+
 def test_equal_samples_have_an_interval_of_no_width() -> None:
     low, high = measures.mean_bounds(torch.full((5, 2), 0.25))
     assert low.tolist() == high.tolist() == [0.25, 0.25]
+
+
+@pytest.mark.parametrize(("share", "value"), [(0.05, 1.0), (0.1, 1.0), (0.1, -1.0), (0.95, 1.0)])
+def test_differences_of_answers_that_are_all_alike_are_no_certainty(share: float, value: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    drawn = value * (torch.rand(500, 20, generator=generator) < share).double()
+    groups = torch.arange(20)
+    covers = {True: 0, False: 0}
+    for sample in drawn:
+        for of_answers in covers:
+            found = measures.interval(sample, groups, within=(-1.0, 1.0), of_answers=of_answers)
+            covers[of_answers] += found.low <= value * share <= found.high
+    assert covers[True] >= 0.93 * 500 and covers[False] < 0.9 * 500
+
+
+def test_bounds_of_answers_that_are_all_alike_are_wilsons() -> None:
+    most = measures.interval(torch.zeros(8)).high
+    of_none = measures.interval(torch.zeros(8), torch.arange(8), of_answers=True)
+    assert of_none == pytest.approx((0.0, -most, most))
+    assert measures.interval(torch.ones(8, 3), of_answers=True) == pytest.approx((1.0, 1 - 2 * most, 1.0))
+    mixed = torch.tensor([1.0, 0.0, -1.0, 0.0])
+    assert measures.interval(mixed, torch.arange(4), of_answers=True) == measures.interval(mixed, torch.arange(4))
 
 
 @given(successes=st.integers(0, 30), failures=st.integers(0, 30))

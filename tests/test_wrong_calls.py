@@ -188,6 +188,10 @@ WRONG: dict[str, tuple[Call, str]] = {
         lambda m, t: ivlens.instruction_vector(m, t, heads="L0H1", **{**PLACE, "layer": "last"}),
         "layer is 'last'; it must be a whole number",
     ),
+    "a layer that is a truth": (
+        lambda m, t: ivlens.instruction_vector(m, t, heads="L0H1", **{**PLACE, "layer": True}),
+        "layer is True; it must be a whole number",
+    ),
     "more heads than there are": (lambda m, t: ivlens.universal_heads(m, t, top=13), "top is 13, but the model has 12"),
     # Vectors
     "a tensor for a vector": (

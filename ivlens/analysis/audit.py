@@ -149,6 +149,7 @@ class Audit:
             is_given=list(self.vector.heads) != self.effects.top(n_heads),
             is_greedy=lines["zero-shot"].get("score") == GREEDY_MATCH,
             settings=self.effects.settings,
+            are_apart=2 * n_heads <= self.effects.aie.numel(),
         )
 
     def figures(self, *, width: Width = "page") -> dict[str, go.Figure]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from ivlens.patching.rounding import rounding_table
 from ivlens.plots.steering import KINDS
 from ivlens.steering.steered_replies import in_brackets, score_note
-from ivlens.tables import INTERVAL, UNMEASURED, Line, Table, folded, plain, print_table, safe, table_html
+from ivlens.tables import INTERVAL, UNMEASURED, Line, Table, bounds_text, folded, plain, print_table, safe, table_html
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -156,7 +156,7 @@ def sentence(found: Findings) -> str:
     """What the vector does, with intervals, beside random heads."""
     lines, count = found.measures.set_index("measure").to_dict("index"), len(found.vector.heads)
     alone, steered, random = (
-        " ".join(_interval(lines[name], "accuracy")) for name in ("zero-shot", "steered", "steered, random")
+        " ".join(_interval(lines[name], "accuracy")).rstrip() for name in ("zero-shot", "steered", "steered, random")
     )
     heads = "1 head" if count == 1 else f"{count} heads"
     return (
@@ -229,10 +229,10 @@ def necessity_sentence(found: Findings) -> str:
     assert found.necessity is not None
     ((kind, label), *_) = _prompts(found).items()
     lines = [line for line in found.necessity.to_dict("records") if line["prompt"] == kind]
-    told = [f"{label}: accuracy {' '.join(_interval(lines[0], 'accuracy'))}".capitalize()]
+    told = [f"{label}: accuracy {' '.join(_interval(lines[0], 'accuracy'))}".rstrip().capitalize()]
     # The first head, all of them, and random ones; of a single head the first two are one.
     for line in (lines[number] for number in sorted({1, len(lines) - 2, len(lines) - 1})):
-        told.append(f"without {ablated_label(line)} {' '.join(_interval(line, 'accuracy'))}")
+        told.append(f"without {ablated_label(line)} {' '.join(_interval(line, 'accuracy'))}".rstrip())
     return "; ".join(told) + "."
 
 
@@ -281,8 +281,8 @@ def _by_number(found: Findings) -> list[Line]:
 def _interval(line: Mapping[Any, Any], name: str, digits: int = 2, sign: str = "") -> tuple[str, str]:
     if math.isnan(line[name]):
         return UNMEASURED, ""
-    low, high = (f"{line[f'{name}_{end}']:{sign}.{digits}f}" for end in ("low", "high"))
-    return f"{line[name]:{sign}.{digits}f}", f"[{low}, {high}]"
+    style = f"{sign}.{digits}f"
+    return f"{line[name]:{style}}", bounds_text(line[f"{name}_low"], line[f"{name}_high"], style)
 
 
 def _heads(found: Findings) -> list[Line]:
@@ -290,6 +290,6 @@ def _heads(found: Findings) -> list[Line]:
     largest = max(abs(float(aie[head])) for head in heads)
     style = "+.1e" if largest < 1e-3 else f"+.{max(2, 2 - math.floor(math.log10(largest)))}f"
     return [
-        (str(head), f"{float(aie[head]):{style}}", f"[{float(low[head]):{style}}, {float(high[head]):{style}}]")
+        (str(head), f"{float(aie[head]):{style}}", bounds_text(float(low[head]), float(high[head]), style))
         for head in heads
     ]

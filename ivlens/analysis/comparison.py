@@ -189,6 +189,7 @@ class Comparison:
             is_given=list(self.base_vector.heads) != self.base.top(len(self.base_vector.heads)),
             is_greedy=False,
             settings=self.base.settings,
+            are_apart=2 * len(self.base_vector.heads) <= self.base.aie.numel(),
         )
 
     def _gain(self, found: dict[tuple[str, str], Interval]) -> Gain:

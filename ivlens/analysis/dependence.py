@@ -63,7 +63,10 @@ class Dependence:
         """One line a measure and kind of heads, with a 95 % interval over queries; NaN where not measured."""
         lines = []
         for (measure, heads), values in self.values.items():
-            found = summarise(values, proportion=self._is_proportion(measure, heads), within=self._range(measure))
+            proportion = self._is_proportion(measure, heads)
+            is_change = self.is_difference or measure.startswith(("sufficiency", "necessity"))
+            of_answers = is_change and "accuracy" in measure
+            found = summarise(values, proportion=proportion, within=self._range(measure), of_answers=of_answers)
             lines.append((measure, heads, self.n_heads if heads else 0, *found, len(values)))
         return pd.DataFrame(lines, columns=list(DEPENDENCE))
 
@@ -198,11 +201,11 @@ def recovery(base: Dependence, tuned: Dependence) -> pd.DataFrame:
     gone = lost["instruction accuracy", ""]
     for kind in ("instruction", "zero-shot"):
         own = lost[f"{kind} accuracy", ""]
-        add(f"lost {kind} accuracy", "", summarise(own, within=(-1.0, 1.0)), len(own))
+        add(f"lost {kind} accuracy", "", summarise(own, within=(-1.0, 1.0), of_answers=True), len(own))
         for heads in (heads for measure, heads in tuned.values if measure == f"steered {kind} accuracy"):
             steered, plain = tuned.values[f"steered {kind} accuracy", heads], tuned.values[f"{kind} accuracy", ""]
             back = steered - (plain[:, None] if steered.dim() == 2 else plain)
-            add(f"regained {kind} accuracy", heads, summarise(back, within=(-1.0, 1.0)), len(back))
+            add(f"regained {kind} accuracy", heads, summarise(back, within=(-1.0, 1.0), of_answers=True), len(back))
             share = _share(back, gone) if len(back) == len(gone) else _UNMEASURED
             add(f"share regained {kind}", heads, share, min(len(back), len(gone)))
     return pd.DataFrame(lines, columns=list(DEPENDENCE))
@@ -221,16 +224,24 @@ def pooled(found: Sequence[Dependence], measure: str, heads: str = "") -> tuple[
     return summarise(weighted, proportion=measure in _PROPORTIONS), n
 
 
-def summarise(values: PerPrompt, *, proportion: bool = False, within: tuple[float, float] | None = None) -> Interval:
+def summarise(
+    values: PerPrompt,
+    *,
+    proportion: bool = False,
+    within: tuple[float, float] | None = None,
+    of_answers: bool = False,
+) -> Interval:
     """Mean over queries, and over draws where there are several, with its interval; Wilson's of successes.
 
     Args:
         proportion: Values are successes.
         within: What the mean cannot leave, of other values.
+        of_answers: Other values are differences of right answers and wrong ones.
     """
     within = (0.0, 1.0) if proportion else within
     # A difference that happens to be 0 or 1 everywhere is no proportion: groups keep it from being taken for one.
-    return interval(values, None if proportion else torch.arange(len(values)), within=within)
+    groups = None if proportion else torch.arange(len(values))
+    return interval(values, groups, within=within, of_answers=of_answers and not proportion)
 
 
 def _run(

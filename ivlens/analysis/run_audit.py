@@ -25,7 +25,7 @@ from ivlens.datasets.task import task as find_task
 from ivlens.errors import as_ivlens_error
 from ivlens.models import hooked, loader
 from ivlens.patching.activations import mean_z
-from ivlens.patching.effects import example_prompts
+from ivlens.patching.effects import check_prompts, example_prompts
 from ivlens.patching.head_effects import HeadEffects
 from ivlens.patching.rounding import rounding_sentence
 from ivlens.patching.settings import Settings, gather_options, parse_bytes
@@ -121,6 +121,7 @@ def prepare(
     task, memory = find_task(task), parse_bytes(memory)
     asked = gather_options(AuditSettings, settings, options)
     wordings.check_choice(task, asked.instruction)
+    check_prompts(task, asked)
     model = loader.as_model(model)
     task = leave_out_long(model, task, shots=asked.shots, template=asked.template)
     return Work(model=model, task=task, asked=check_heads(asked, model, options), memory=memory)

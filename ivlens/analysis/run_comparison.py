@@ -27,7 +27,7 @@ from ivlens.datasets.task import task as find_task
 from ivlens.errors import ModelError, ShapeMismatch, as_ivlens_error
 from ivlens.models import bridge, hooked, loader, lora, peft, peft_config
 from ivlens.models.lora import Adapter
-from ivlens.patching.effects import Queries, example_prompts, find_queries
+from ivlens.patching.effects import Queries, check_prompts, example_prompts, find_queries
 from ivlens.patching.head_effects import HeadEffects
 from ivlens.patching.settings import Settings, gather_options, parse_bytes
 from ivlens.prompts.builders import zero_shot
@@ -84,7 +84,7 @@ def compare(
     task, memory = find_task(task), parse_bytes(memory)
     asked = gather_options(ComparisonSettings, settings, options)
     wordings.check_choice(task, asked.instruction)
-    task.split(shots=asked.shots, seed=asked.seed)
+    check_prompts(task, asked)
     base = loader.as_model(base)
     task = leave_out_long(base, task, shots=asked.shots, template=asked.template)
     asked = check_heads(asked, base, options)

@@ -233,7 +233,7 @@ def _lines(
             **about,
             "vector": kind,
             **_columns("accuracy", interval(right, within=(0.0, 1.0))),
-            **_columns("gain", interval(gain, groups, within=(-1.0, 1.0))),
+            **_columns("gain", interval(gain, groups, within=(-1.0, 1.0), of_answers=kind != HEAD_SUM)),
             "cosine": float(torch.cosine_similarity(vectors[kind].vectors.to(whole), whole[None]).mean()),
             "layer": vectors[kind].layer,
             "norm": float(vectors[kind].vectors.norm(dim=1).mean()),

@@ -32,6 +32,8 @@ _DECISIVE = (
     ("max_position_embeddings", "n_positions"),
 )
 _ROTATIONS = "rotary_emb.inv_freq"
+# Buffers that older versions of transformers wrote beside the weights of GPT-2, GPT-J, GPT-Neo, Pythia and CodeGen.
+_MASK = re.compile(r"\.(attn|attention)\.(bias|masked_bias|causal_mask)$")
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
 
 
@@ -76,11 +78,15 @@ def say_defaults(found: Mapping[str, Any], config: PretrainedConfig, where: str)
         )
 
 
+def without_masks(held: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights without the causal masks, and the numbers that fill them, that stand among old ones."""
+    return {name: one for name, one in held.items() if not (one.dim() in (0, 4) and _MASK.search(name))}
+
+
 def refuse_contradictions(held: Mapping[str, Tensor], config: PretrainedConfig, where: Path) -> None:
     """Raise a ModelError for weights that are no fractions, or an output that the configuration says is the input."""
     for name, weight in held.items():
-        # Masks of old checkpoints, which transformers leaves out, are called so, too, and have four axes.
-        if name.endswith((".weight", ".bias")) and weight.dim() < 4 and not weight.is_floating_point():
+        if name.endswith((".weight", ".bias")) and not weight.is_floating_point():
             raise ModelError(
                 f"{where} holds {name} as {str(weight.dtype).removeprefix('torch.')}, which is no type of weights; "
                 "save it in float32, bfloat16 or float16"

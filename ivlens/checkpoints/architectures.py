@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 Fields = dict[str, Any]
 
 
+class NotComputedError(ModelError):
+    """A configuration asks for what TransformerLens' HookedTransformer does not compute; a bridge may."""
+
+
+_BY_BRIDGE = "backend='bridge' may compute it"
+
+
 def hooked_fields(config: PretrainedConfig, architecture: str) -> Fields:
     """The fields of a HookedTransformerConfig that computes what this checkpoint computes.
 
@@ -43,9 +50,9 @@ def hooked_fields(config: PretrainedConfig, architecture: str) -> Fields:
     from transformer_lens.utilities.activation_functions import SUPPORTED_ACTIVATIONS
 
     if fields["act_fn"] not in SUPPORTED_ACTIVATIONS:
-        raise ModelError(
+        raise NotComputedError(
             f"the activation {fields['act_fn']!r} is not supported; "
-            f"ivlens computes {', '.join(sorted(SUPPORTED_ACTIVATIONS))}"
+            f"HookedTransformer computes {', '.join(sorted(SUPPORTED_ACTIVATIONS))}; {_BY_BRIDGE}"
         )
     return fields
 
@@ -190,7 +197,7 @@ def _gemma3(c: PretrainedConfig) -> Fields:
     wide = turns.get("full_attention") or turns["sliding_attention"]
     near = turns.get("sliding_attention", wide)
     if near.get("rotary_scaling_factor", 1.0) != 1.0:
-        raise ModelError("scaled rotations of sliding attention are not supported")
+        raise NotComputedError(f"scaled rotations of sliding attention are not supported; {_BY_BRIDGE}")
     return (
         _unturned(c)
         | _windows(c)
@@ -222,7 +229,7 @@ def _windows(c: PretrainedConfig) -> Fields:
     types = getattr(c, "layer_types", None) or ["sliding_attention"] * c.num_hidden_layers
     unknown = set(types) - {"sliding_attention", "full_attention"}
     if unknown:
-        raise ModelError(
+        raise NotComputedError(
             f"layers of type {', '.join(sorted(unknown))} are not supported; only full and sliding attention"
         )
     if not window or "sliding_attention" not in types:
@@ -256,16 +263,18 @@ def _turns(c: PretrainedConfig, rope: Mapping[str, Any]) -> Fields:
     if kind == "linear" and c.model_type == "gemma3_text":
         return fields | {"rotary_scaling_factor": rope["factor"]}
     if kind != "default":
-        raise ModelError(f"rotary scaling of type {kind!r} is not supported; only default and llama3 are")
+        raise NotComputedError(
+            f"rotary scaling of type {kind!r} is not supported; only default and llama3 are; {_BY_BRIDGE}"
+        )
     return fields
 
 
 def _refuse(c: PretrainedConfig, **needed: Any) -> None:
     for name, value in needed.items():
         if getattr(c, name, value) != value:
-            raise ModelError(
+            raise NotComputedError(
                 f"{name} = {getattr(c, name)!r} in config.json is not supported; "
-                f"TransformerLens computes this architecture with {value!r} only"
+                f"HookedTransformer computes this architecture with {value!r} only; {_BY_BRIDGE}"
             )
 
 

@@ -241,6 +241,7 @@ def _weights(folder: Path, files: list[Path], config: PretrainedConfig, architec
     held = {}
     for path in files:
         held |= tensor_files.read_copies(path, remedy="copy it again", error=ModelError)
+    held = agreement.without_masks(held)
     agreement.refuse_contradictions(held, config, folder)
     turned = agreement.rotations(held)
     kinds = {weight.dtype for weight in held.values() if weight.is_floating_point()}

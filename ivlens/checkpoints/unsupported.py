@@ -11,6 +11,8 @@ EXPERTS, UNTRANSLATED = "its MLPs are mixtures of experts", "ivlens has no trans
 
 _NO_HEADS = "its blocks are state spaces, recurrences or convolutions without attention heads"
 _HYBRID = "state-space, recurrent or convolution blocks stand beside its attention heads, or in place of some"
+# How many heads there are, as MPT and XGLM, too, have it.
+_HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads", "attention_heads")
 # How fields of such blocks begin, and kinds of models that have none of these.
 _STATES = ("mamba_", "ssm_", "state_size", "conv_kernel", "conv_L_", "lru_", "linear_conv_", "time_mix_")
 _RECURRENT = ("rwkv", "xlstm")
@@ -19,7 +21,7 @@ _RECURRENT = ("rwkv", "xlstm")
 def why_not(config: Mapping[str, Any], architecture: str) -> str:
     """What keeps a model of an unknown architecture out, as far as its config.json tells."""
     experts = ("num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok")
-    has_heads = any(config.get(name) for name in ("num_attention_heads", "n_head", "num_heads"))
+    has_heads = any(config.get(name) for name in _HEADS)
     if config.get("is_encoder_decoder"):
         return "it has an encoder and a decoder"
     if "vision_config" in config or "audio_config" in config:

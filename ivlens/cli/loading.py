@@ -93,11 +93,12 @@ class Patching(Loading):
 def check_early(settings: type[Settings], typed: Mapping[str, Any], task: Task | None = None) -> dict[str, Any]:
     """The options that were typed, read. Refuses, before a large model is read, what can be refused without it."""
     from ivlens.analysis.wordings import check_choice
+    from ivlens.patching.effects import check_prompts
 
     found = options.read_options(settings, typed)
     asked = settings(**found)
     if task is not None:
-        task.split(shots=asked.shots, seed=asked.seed)
+        check_prompts(task, asked)
         check_choice(task, found.get("instruction", "all"))
     return found
 

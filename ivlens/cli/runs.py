@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from enum import StrEnum
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ivlens.cli import options
-from ivlens.cli.loading import Patching, check_early
+from ivlens.cli.loading import Loading, Patching, check_early
 from ivlens.cli.options import RunFolder
 from ivlens.cli.output import file_name, say_notice
-from ivlens.errors import IvlensError
+from ivlens.datasets.task import exists
+from ivlens.errors import IvlensError, ModelError, TaskError
 from ivlens.patching.settings import Settings
 from ivlens.storage.run_record import RECORD
 from ivlens.tables import plain
 
 if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+    from ivlens.datasets.task import Task
     from ivlens.plots.style import Width
+    from ivlens.storage.run_folder import Run
 
 
 class PaperWidth(StrEnum):
@@ -162,25 +170,78 @@ def explore(
     if out is not None:
         check_name(out)
     run = read_run(model) if (Path(model) / RECORD).is_file() else None
-    named = task if run is None else task or run.source("task").name
-    if named is None:
+    if run is None and task is None:
         raise IvlensError("there is no task; give --task, or the folder of an audit in place of the model")
-    chosen = ivlens.task(named, columns=options.parse_columns(columns))
+    if run is not None:
+        columns = columns or next(iter(_typed(run, "--columns")), None)
+    pair = options.parse_columns(columns)
+    chosen = _task_of(run, pair) if run is not None and task is None else ivlens.task(str(task), columns=pair)
     given = check_early(Settings, typed, chosen)
     if run is not None and (given or typed["template"] != "qa"):
         raise IvlensError(
             f"{model} has options of its own; leave the others out, or give the model in place of the run"
         )
     template = loading.choose_template(typed["template"])
-    name = model if run is None else run_model or kept_page.model_name(run)
-    hooked = loading.load(name, adapter)
     if run is None:
+        hooked = loading.load(model, adapter)
         given["template"] = template(hooked)
         effects = ivlens.indirect_effects(hooked, chosen, memory=budget, **given)
         explorer = ivlens.explore(hooked, chosen, effects, tuned=tuned, memory=budget)
         path = explorer.save(out or f"heads-{file_name(model)}-{file_name(chosen.name)}.html")
     else:
+        hooked = _load_again(run, run_model, kept_page.model_name(run), adapter, loading)
         effects, vector = kept_page.read_found(run)
         explorer = ivlens.explore(hooked, chosen, effects, vector=vector, tuned=tuned, memory=budget)
         path = explorer.save(out) if out else kept_page.keep(run, explorer.encoded())
     print(f"Written: {plain(str(path))}")
+
+
+def _typed(run: Run, option: str) -> list[str]:
+    """What the command that made a run was given by an option."""
+    line = run.record.typed
+    told = [one.partition("=")[2] for one in line if one.startswith(f"{option}=")]
+    return told + [value for name, value in pairwise(line) if name == option]
+
+
+def _task_of(run: Run, columns: tuple[str, str] | None) -> Task:
+    """The task of a run, from where its command had it, else by its name.
+
+    Raises:
+        TaskError: it is in neither place.
+    """
+    import ivlens
+
+    name = run.source("task").name
+    for typed in _typed(run, "--task"):
+        with suppress(TaskError):
+            if (found := ivlens.task(typed, columns=columns)).name == name:
+                return found
+    try:
+        return ivlens.task(name)
+    except TaskError as error:
+        raise TaskError(
+            f"the task {name!r} of {run.folder} is not built in, and not where its command had it; give it by --task"
+        ) from error
+
+
+def _load_again(
+    run: Run, model: str | None, name: str, adapter: list[Path] | None, loading: Loading
+) -> HookedTransformer:
+    """The model of a run, with the adapters and in the precision that it had, from where its command had it.
+
+    Args:
+        model: Where it is instead.
+        name: What its record calls it.
+    """
+    for field in ("dtype", "backend"):
+        if getattr(loading, field) == "auto" and (typed := _typed(run, f"--{field}")):
+            loading = replace(loading, **{field: typed[0]})
+    folders = (
+        one for one in run.record.typed if exists(Path(one) / "config.json") and Path(one).resolve().name == name
+    )
+    files = (one for one in run.record.typed if one.endswith(".gguf") and Path(one).stem == name)
+    try:
+        known = model or next(chain(folders, files), name)
+        return loading.load(known, adapter or [Path(one) for one in _typed(run, "--adapter")])
+    except ModelError as error:
+        raise ModelError(f"{error}; give the model of {run.folder} by --model") from error

@@ -115,7 +115,7 @@ def first_prompts(task: Task, settings: Settings, model: HookedTransformer | Non
 def print_prompt(prompt: Prompt, model: HookedTransformer | None) -> None:
     """The text line by line, then the answer; and the tokens of both, as the model reads them."""
     print(*(f"  {plain(line)}" for line in prompt.text.split("\n")), sep="\n")
-    print(f"\n  answer: {plain(prompt.answer)!r}")
+    print(f"\n  answer: {plain(repr(prompt.answer))}")
     if model is not None:
         from ivlens.prompts.tokens import tokenize
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from pathlib import Path
 
 from ivlens.datasets.entries import Pair
@@ -27,7 +28,8 @@ def read_csv(path: Path, columns: Columns | None = None) -> tuple[list[Pair], tu
     Raises:
         TaskError: it cannot be read, has lines of different lengths, or lacks a column.
     """
-    lines = _lines(read_text(path, kind="CSV"), path)
+    # Excel's own first line, which tells what stands between cells.
+    lines = _lines(re.sub(r"\Asep=[,;\t]\r?\n", "\n", read_text(path, kind="CSV"), flags=re.IGNORECASE), path)
     head = [cell.strip() for cell in lines[0][1]]
     small = {cell.casefold() for cell in head}
     has_header = columns is not None or bool(small & {*INPUTS, "instruction"} and small & {*OUTPUTS})

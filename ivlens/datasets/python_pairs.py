@@ -49,6 +49,6 @@ def column_of(frame: pd.DataFrame, name: str) -> list[Any]:
         names = [str(column) for column in frame.columns]
         hint = suggest(name, names, most=1) or f"it has {list_names(names, 12)}"
         raise TaskError(f"the table has no column {name!r}; {hint}")
-    # Where a number is missing, pandas has made fractions of whole ones.
-    found = frame[name].convert_dtypes().astype(object)
+    # Of two columns of one name the first. Where a number is missing, pandas has made fractions of whole ones.
+    found = frame.loc[:, frame.columns == name].iloc[:, 0].convert_dtypes().astype(object)
     return found.where(found.notna(), None).tolist()

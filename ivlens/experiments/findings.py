@@ -63,10 +63,14 @@ def share(part: str, at: str, kind: str, values: Tensor) -> Line:
 
 
 def difference(part: str, at: str, kind: str, values: Tensor) -> Line:
-    """A line of a difference of two shares, query by query; it is no share of successes where it is 0 or 1."""
+    """A line of a difference of two shares, query by query; it is no share of successes where it is 0 or 1.
+
+    A part whose name begins with "accuracy" is of right answers and wrong ones.
+    """
     values = values.double().cpu()
     several = values.dim() == 2 and values.shape[1] > 1
-    found = interval(values, None if several else torch.arange(len(values)), within=(-1.0, 1.0))
+    groups, of_answers = None if several else torch.arange(len(values)), part.startswith("accuracy")
+    found = interval(values, groups, within=(-1.0, 1.0), of_answers=of_answers)
     return _line(part, at, kind, values, found)
 
 

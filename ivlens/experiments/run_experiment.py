@@ -24,6 +24,7 @@ from ivlens.experiments.work import Work
 from ivlens.models import hooked, loader
 from ivlens.models.lora import Adapter
 from ivlens.patching.activations import score_answers
+from ivlens.patching.effects import check_prompts
 from ivlens.patching.settings import Settings, gather_options, parse_bytes
 from ivlens.prompts.long_pairs import leave_out_long
 from ivlens.shapes import GIB
@@ -90,7 +91,7 @@ def prepare(
         if not question.needs_tuned:
             raise IvlensError(f"{name} is about one model, which learned nothing in it; leave learned out")
         find_learned(asked.learned)
-    task.split(shots=asked.shots, seed=asked.seed)
+    check_prompts(task, asked)
     model = loader.as_model(model)
     total = model.cfg.n_layers * model.cfg.n_heads
     if asked.top > total:

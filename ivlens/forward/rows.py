@@ -231,6 +231,6 @@ def compare_with_model(forward: Forward, reading: Reading, unpatched: Tail) -> N
     if not gap <= tolerance:
         raise ModelError(
             f"the block-wise pass differs from the model's own by {gap:.2g} (numbers up to {scale:.2g}): the model has "
-            "hooks on it, or an attention that ivlens does not know; remove the hooks with model.reset_hooks(), or use "
-            "ivlens.patching.sweep.loop"
+            "hooks on it, torch.autocast is on, or its attention is one that ivlens does not know; remove the hooks "
+            "with model.reset_hooks(), switch autocast off, or use ivlens.patching.sweep.loop"
         )

@@ -18,10 +18,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ivlens.checkpoints.checkpoint import Checkpoint
+from ivlens.checkpoints.checkpoint import BROKEN, Checkpoint, flat
 from ivlens.checkpoints.placement import place
 from ivlens.checkpoints.quantised import is_quantised
-from ivlens.errors import ModelError
+from ivlens.errors import ModelError, name_fault
 from ivlens.models.hooked import IN_16_BITS, bos_fields
 from ivlens.models.origin import ORIGINS, Origin, held_by
 from ivlens.models.origin import backend_of as backend_of
@@ -56,7 +56,12 @@ def build_bridge(
     if not is_quantised(hf):
         for weight in hf.parameters():  # Not buffers: rotations stay in float32.
             weight.data = weight.data.to(dtype)
-    theirs = _log_probs(hf, tokens.to(hf.device)).cpu()
+    try:
+        theirs = _log_probs(hf, tokens.to(hf.device)).cpu()
+    except BROKEN as error:  # Of fields that fit the weights, but not one another.
+        raise ModelError(
+            f"transformers cannot run {name} as its config.json has it: {name_fault(error) or flat(error)}"
+        ) from error
     if device_map is not None:
         place(hf, device_map)
     is_placed = hasattr(hf, "hf_device_map")
@@ -68,7 +73,8 @@ def build_bridge(
                 name, hf_model=hf, tokenizer=checkpoint.tokenizer, dtype=dtype, device=None if is_placed else device
             )
         except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
-            raise ModelError(f"TransformerLens has no bridge to {name} ({checkpoint.architecture}): {error}") from error
+            why = str(error).partition(". Available architectures")[0]
+            raise ModelError(f"TransformerLens has no bridge to {name} ({checkpoint.architecture}): {why}") from error
     bridge.requires_grad_(False)
     bridge.cfg.model_name = name
     bridge.cfg.default_prepend_bos = bos_fields(checkpoint)["default_prepend_bos"]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ivlens.checkpoints.architectures import Fields, hooked_fields, hooked_weights
+from ivlens.checkpoints.architectures import ARCHITECTURES, Fields, NotComputedError, hooked_fields, hooked_weights
 from ivlens.checkpoints.checkpoint import BROKEN, Checkpoint, flat
 from ivlens.errors import ModelError, name_fault
 from ivlens.models.origin import ORIGINS, Origin
@@ -48,6 +48,22 @@ _TURNED_IF_GATED: _Orders = dict.fromkeys(("W_gate", "W_in", "W_out"), (1, 0))
 def has_hooked() -> bool:
     """Whether this version of TransformerLens has a HookedTransformer; 4 has none."""
     return int(metadata.version("transformer-lens").split(".")[0]) < 4
+
+
+def computes(checkpoint: Checkpoint) -> bool:
+    """Whether this version has a HookedTransformer, and that computes what the checkpoint's configuration asks for.
+
+    A configuration that is no configuration is left to `build_hooked`, which says what is wrong with it.
+    """
+    if not has_hooked() or checkpoint.architecture not in ARCHITECTURES:
+        return False
+    try:
+        hooked_fields(checkpoint.model.config, checkpoint.architecture)
+    except NotComputedError:
+        return False
+    except (ModelError, *BROKEN):
+        pass
+    return True
 
 
 def build_hooked(checkpoint: Checkpoint, *, device: str, dtype: torch.dtype) -> HookedTransformer:
@@ -131,6 +147,18 @@ def _order(name: str, weight: Tensor, turned: _Orders) -> tuple[int, ...]:
 
 def _back(order: tuple[int, ...]) -> list[int]:
     return [order.index(axis) for axis in range(len(order))]
+
+
+def refuse_other_precision(model: HookedTransformer) -> None:
+    """Raises ModelError where `model.half()` or `.bfloat16()` made weights of 16 bits, and `cfg.dtype` does not say so.
+
+    TransformerLens then multiplies numbers of two precisions, which torch refuses.
+    """
+    for found in {weight.dtype for weight in model.parameters()} & set(IN_16_BITS) - {model.cfg.dtype}:
+        raise ModelError(
+            f"{model_name(model)} has weights in {found}, but computes in {model.cfg.dtype} (cfg.dtype); "
+            f"turn it by model.to({found}), which sets both"
+        )
 
 
 def bos_fields(checkpoint: Checkpoint) -> dict[str, Any]:

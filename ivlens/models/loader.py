@@ -17,7 +17,7 @@ from ivlens.checkpoints.quantised import quantisation, read_quantised
 from ivlens.errors import IvlensError, ModelError, as_ivlens_error, list_choices
 from ivlens.models import bridge, hooked, lora
 from ivlens.models.bridge import build_bridge
-from ivlens.models.hooked import DTYPES, IN_16_BITS, build_hooked, has_hooked, model_name
+from ivlens.models.hooked import DTYPES, IN_16_BITS, build_hooked, computes, has_hooked, model_name
 from ivlens.models.peft import read_adapter
 from ivlens.models.peft_config import read_config
 from ivlens.storage.user_cache import expand_user
@@ -60,7 +60,7 @@ def load_without_adapters(
             that is stored in 16 bits.
         revision: Branch, tag or commit of a hub id.
         backend: What it is loaded into: `hooked`, a HookedTransformer (TransformerLens 3); `bridge`, a
-            TransformerBridge, which knows more architectures; `auto`, hooked where there is it.
+            TransformerBridge, which knows more; `auto`, hooked where that computes it, else a bridge.
         device_map: Has the parts of a large model lie on several devices, as transformers has it: `auto`, `balanced`,
             `balanced_low_0`, `sequential`, or a device by name of module, also as a JSON file. In a bridge alone.
 
@@ -79,7 +79,8 @@ def load_without_adapters(
         return _as_it_is(model, device=device, dtype=dtype, revision=revision, backend=backend)
     if device_map is not None:
         device_map, backend = read_device_map(device_map), _backend_of_map(backend, device)
-    where, asked, build = _device(device), _dtype(dtype), _backend(backend)
+    where, asked = _device(device), _dtype(dtype)
+    _check_backend(backend)
     found = find_checkpoint(model, revision=revision)
     name, way = _name(model, found), None if found.is_file() else quantisation(found)
     if way is not None:
@@ -93,11 +94,12 @@ def load_without_adapters(
     if found.suffix == ".gguf" and found.is_file():
         checkpoint = read_gguf(found, name=name)
     else:
-        checkpoint = read_checkpoint(found, name=name, for_bridge=build is build_bridge)
+        checkpoint = read_checkpoint(found, name=name, for_bridge=backend != "hooked")
     if asked is None:
         half = checkpoint.dtype in IN_16_BITS
         asked = torch.bfloat16 if half and where.startswith("cuda") else torch.float32
     placed = {} if device_map is None else {"device_map": device_map}
+    build: Any = build_hooked if backend == "hooked" or (backend == "auto" and computes(checkpoint)) else build_bridge
     return build(checkpoint, device=where, dtype=asked, **placed)
 
 
@@ -128,8 +130,7 @@ def _as_it_is(
     return model
 
 
-def _backend(backend: str) -> Any:
-    """What builds a model from a checkpoint."""
+def _check_backend(backend: str) -> None:
     if backend not in BACKENDS:
         raise ModelError(f"{backend!r} is not a backend; give auto, hooked or bridge")
     if backend == "hooked" and not has_hooked():
@@ -137,7 +138,6 @@ def _backend(backend: str) -> Any:
             "backend is 'hooked', but this version of TransformerLens has no HookedTransformer; install "
             "transformer-lens<4, or take backend='bridge'"
         )
-    return build_hooked if backend == "hooked" or (backend == "auto" and has_hooked()) else build_bridge
 
 
 def _device(device: str) -> str:
@@ -192,7 +192,7 @@ def load(
             that is stored in 16 bits.
         revision: Branch, tag or commit of a hub id.
         backend: What it is loaded into: `hooked`, a HookedTransformer (TransformerLens 3); `bridge`, a
-            TransformerBridge, which knows more architectures; `auto`, hooked where there is it.
+            TransformerBridge, which knows more; `auto`, hooked where that computes it, else a bridge.
         device_map: Has the parts of a large model lie on several devices, as transformers has it: `auto`, `balanced`,
             `balanced_low_0`, `sequential`, or a device by name of module, also as a JSON file. In a bridge alone.
 
@@ -280,6 +280,8 @@ def refuse_other_kinds(model: object) -> None:
             raise ModelError(
                 f"{model_name(found)} has {found.cfg.attention_dir} attention; ivlens needs a causal model"
             )
+        if "HookedTransformer" in kinds:
+            hooked.refuse_other_precision(found)
         return
     for kind, reason in _OF_TRANSFORMERLENS.items():
         if kind in kinds:

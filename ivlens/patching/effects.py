@@ -125,6 +125,18 @@ def _answered(model: HookedTransformer, task: Task, split: Split, part: int, set
     return tuple(pair for pair, is_right in zip(pairs, right.tolist(), strict=True) if is_right)
 
 
+def check_prompts(task: Task, settings: Settings) -> None:
+    """See, before anything is computed or written, that prompts as asked for can be written.
+
+    Raises:
+        TaskError: too few pairs, or no instruction where `source` asks for one.
+        PromptError: fewer shots than clean or corrupted prompts need.
+    """
+    split = task.split(shots=settings.shots, seed=settings.seed)
+    _clean(task, split.mean[:1], split, settings)
+    _corrupted(split.rank[:1], split, settings)
+
+
 def measure_effects(
     model: HookedTransformer,
     task: Task,

@@ -18,6 +18,7 @@ from ivlens.errors import IvlensError, ShapeMismatch
 from ivlens.measures import familywise_p_values, group_means, largest_by_chance, mean_bounds
 from ivlens.patching.settings import Settings
 from ivlens.shapes import Cie, Head, HeadGrid, MeanZ
+from ivlens.tables import bounds_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -219,7 +220,10 @@ class HeadEffects:
 
     def __repr__(self) -> str:
         low, high = self.interval()
-        best = [f"{head} {self.aie[head]:+.3f} [{low[head]:+.3f}, {high[head]:+.3f}]" for head in self.top(3)]
+        best = [
+            f"{head} {self.aie[head]:+.3f} {bounds_text(float(low[head]), float(high[head]), '+.3f')}".rstrip()
+            for head in self.top(min(3, self.aie.numel()))
+        ]
         return (
             f"HeadEffects({self.task} on {self.model}: {len(self.cie)} prompts, {self.cie.shape[1]}x"
             f"{self.cie.shape[2]} heads, {self.unit}; top {', '.join(best)})"

@@ -78,6 +78,8 @@ class Verdict:
     is_greedy: bool
     """Accuracy is of greedy matches, and replies could have been scored instead."""
     settings: Settings
+    are_apart: bool = True
+    """Random heads are others than the vector's; where fewer are left than it has, they are drawn from all."""
 
     @property
     def outcome(self) -> Outcome:
@@ -116,6 +118,8 @@ class Verdict:
         tried = f"the vector of {heads}: {self._gained()}" if self.gain else "no vector was tried"
         draws = self.gain.draws if self.gain else 0
         beside = f", {draws} draw{'s' if draws > 1 else ''} of random heads" if draws else ""
+        if not self.are_apart:
+            beside += ", the vector's own among them, since too few others are left: take fewer heads (--top)"
         numbers = f"{able} (most frequent answer alone: {most}); {tried}; {self.queries} queries{beside}"
         return f"{self._told}: {numbers}."
 
@@ -155,7 +159,8 @@ class Verdict:
                 yield "the same again, into a new folder: this one lacks the share of the most frequent answer"
             elif self.gain:
                 yield "a task of more pairs"
-        if outcome in ("cannot do", "cannot tell") and self.is_greedy:
+        able = _is_able(self.abilities, self.share)
+        if outcome in ("cannot do", "cannot tell") and self.is_greedy and not able:
             yield "--score contains, if the model answers in sentences"
         if outcome == "cannot do":
             yield f"more shots (--shots {2 * max(5, asked.shots)})"

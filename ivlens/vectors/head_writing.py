@@ -37,7 +37,7 @@ def check_head(head: Head, grid: tuple[int, ...]) -> None:
 
 def check_layer(layer: int, n_layers: int) -> None:
     """Raises IvlensError when there is no such layer."""
-    if not isinstance(layer, Integral):
+    if not isinstance(layer, Integral) or isinstance(layer, bool):
         raise IvlensError(f"layer is {layer!r}; it must be a whole number, from 0 to {n_layers - 1}")
     if not 0 <= layer < n_layers:
         raise IvlensError(f"there is no layer {layer}: the model has {n_layers} layers, counted from 0")

@@ -236,7 +236,7 @@ class InstructionVector:
 
     @classmethod
     def load(cls, path: str | Path) -> InstructionVector:
-        """Read a file that `save` wrote. Nothing is unpickled; shapes are compared before use.
+        """Read a file that `save` wrote, or that of an audit's run folder. Nothing is unpickled; shapes are compared.
 
         Raises:
             IvlensError: not a safetensors file, of another format, or with tensors that do not belong together.
@@ -244,7 +244,8 @@ class InstructionVector:
         >>> ivlens.InstructionVector.load(vector.save("saved.safetensors")).cosine(vector) > 0.999
         True
         """
-        return cls(**vector_file.read_fields(Path(path)))
+        within = Path(path) / "vector.safetensors"
+        return cls(**vector_file.read_fields(within if Path(path).is_dir() and within.is_file() else Path(path)))
 
     def cosine(self, other: InstructionVector) -> float:
         """Cosine of the angle between two vectors, in [-1, 1]; 0 where one of them is 0.

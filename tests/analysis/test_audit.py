@@ -25,7 +25,7 @@ from ivlens.analysis import audit_tables, run_audit
 from ivlens.analysis.audit import HEADS, MEASURES, STEERING, Audit
 from ivlens.analysis.audit_tables import print_audit
 from ivlens.datasets.task import Pair, Task
-from ivlens.errors import IvlensError, RunError
+from ivlens.errors import IvlensError, PromptError, RunError
 from ivlens.forward import memory
 from ivlens.models import hooked
 from ivlens.patching import branches
@@ -651,6 +651,25 @@ def test_the_settings_are_refused_in_a_sentence(tiny: HookedTransformer, known: 
     }.items():
         with pytest.raises(IvlensError, match=re.escape(sentence)):
             ivlens.audit(tiny, known, **SMALL | dict([given]))
+
+
+def test_what_cannot_be_asked_claims_no_folder(tiny: HookedTransformer, known: Task, tmp_path: Path) -> None:
+    with pytest.raises(PromptError, match="take 2 shots or more, or zero-shot"):
+        ivlens.audit(tiny, known, out=tmp_path / "run", **SMALL | {"shots": 1})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_single_query_has_no_interval_rather_than_nan(
+    tiny: HookedTransformer, known: Task, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = ivlens.audit(tiny, known, **SMALL | {"queries": 1, "prompts": 1, "other_tasks": 0})
+    print_audit(found)
+    assert "nan" not in capsys.readouterr().out and "nan" not in repr(found.effects)
+
+
+def test_random_heads_that_cannot_be_others_are_named_so(tiny: HookedTransformer, known: Task) -> None:
+    found = ivlens.audit(tiny, known, **SMALL | {"queries": 4, "other_tasks": 0, "top": 7})
+    assert "the vector's own among them" in found.verdict.sentence
 
 
 def test_without_controls_of_other_tasks_none_are_listed(tiny: HookedTransformer, known: Task) -> None:

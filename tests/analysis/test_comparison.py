@@ -178,7 +178,7 @@ def test_before_and_after_are_what_each_model_gives_alone(
         # What a difference of two probabilities, or of two differences of them, cannot leave.
         is_level = key[0].endswith(("probability", "accuracy")) and not key[0].startswith(("necessity", "sufficiency"))
         most = math.inf if key[0] == "shift" else 1.0 if is_level else 2.0
-        expected = summarise(change, within=(-most, most))
+        expected = summarise(change, within=(-most, most), of_answers="accuracy" in key[0])
         assert (line["value"].item(), line["low"].item(), line["high"].item()) == pytest.approx(tuple(expected))
     assert abs(found.value("shift", heads="chosen")) > 1e-3, "too small to be seen"
 

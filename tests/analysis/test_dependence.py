@@ -354,7 +354,8 @@ def test_a_difference_is_never_taken_for_a_proportion() -> None:
     paired = interval(ones, torch.arange(4))
     assert low["zero-shot accuracy"] == pytest.approx(interval(ones).low)
     assert low["sufficiency accuracy"] == pytest.approx(paired.low) and paired.low < interval(ones).low
-    assert found.minus(found).to_frame()["high"].tolist() == [0.0, 0.0]
+    # That no answer has changed makes it no certainty that none would.
+    assert found.minus(found).to_frame()["high"].tolist() == pytest.approx([interval(torch.zeros(4)).high] * 2)
 
 
 def test_recovery_is_what_comes_back_of_what_was_lost(tiny: HookedTransformer, probe: Probe) -> None:

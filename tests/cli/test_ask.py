@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 import ivlens
 from ivlens.analysis import probes
 from ivlens.cli import main
+from ivlens.lab import MODEL
 from ivlens.models import lora
 from ivlens.models.lora import LoraConfig
 from ivlens.models.peft import write_adapter
@@ -127,3 +129,33 @@ def test_what_a_task_of_pairs_lacks_is_said(capsys: pytest.CaptureFixture[str], 
     assert main(["prompts", "--task", str(path)]) == 0
     out = capsys.readouterr().out
     assert 'no written instruction; add "instructions"' in out and 'no statement; add "statement"' in out
+
+
+def test_an_answer_of_several_lines_is_shown_as_python_writes_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = [{"input": f"w{i}", "output": f"one\nis {i}"} for i in range(20)]
+    (tmp_path / "lines.json").write_text(json.dumps(pairs))
+    assert main(["prompts", "--task", str(tmp_path / "lines.json"), "--shots", "2"]) == 0
+    assert r"answer: ' one\nis " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_heads_of_a_run_are_explored_with_the_model_and_the_task_of_its_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(MODEL, tmp_path / "mine")
+    pairs = ivlens.task("antonym").pairs[:20]
+    (tmp_path / "pairs.csv").write_text("big,small\n" + "".join(f"{one.input},{one.output}\n" for one in pairs))
+    monkeypatch.chdir(tmp_path)
+    small = {"shots": 2, "prompts": 2, "clean-prompts": 3, "queries": 2, "draws": 1, "other-tasks": 0, "out": "run"}
+    asked = [f"--{name}={value}" for name, value in small.items()]
+    named = ["--task=pairs.csv", "--columns", "big,small", "--dtype", "float64"]
+    assert main(["audit", "--backend", "bridge", "mine", *named, *asked]) == 0
+    assert main(["explore", "run"]) == 0 and (tmp_path / "run" / "explorer.html").is_file()
+    monkeypatch.chdir(Path.home())
+    assert main(["explore", str(tmp_path / "run")]) == 2
+    assert "not where its command had it; give it by --task" in capsys.readouterr().err
+    at_its_place = ["--task", str(tmp_path / "pairs.csv")]
+    assert main(["explore", str(tmp_path / "run"), *at_its_place]) == 2
+    assert "give the model of" in capsys.readouterr().err

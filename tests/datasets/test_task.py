@@ -216,6 +216,8 @@ def test_two_columns_of_a_table_are_a_task() -> None:
     assert found == Task(name="word-size", pairs=(Pair("a", "1"),))  # Not 1.0, which pandas makes of it.
     several = Task.from_frame(frame[::2], input="word", output="many", name="t", instructions=("Do it.",))
     assert several.pairs == (Pair("a", "x", ("y",)), Pair("b", "w")) and several.instructions == ("Do it.",)
+    twice = pd.DataFrame([["a", "b", "c"]], columns=["word", "size", "size"])
+    assert Task.from_frame(twice, input="word", output="size").pairs == (Pair("a", "b"),)
 
 
 @pytest.mark.slow

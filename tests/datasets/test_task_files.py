@@ -48,6 +48,12 @@ def test_the_instruction_of_trace_is_what_all_prompts_begin_with(tmp_path: Path)
     assert len(found.pairs) == 6
 
 
+@pytest.mark.parametrize("first", ["sep=;\n", "SEP=;\r\n"])
+def test_the_line_that_excel_writes_above_a_table_is_no_line_of_it(first: str, tmp_path: Path) -> None:
+    found = task(table(tmp_path / "mine.csv", f"{first}input;output\nhot;cold\nup;down\n", "utf-8-sig"))
+    assert found.pairs == (Pair("hot", "cold"), Pair("up", "down"))
+
+
 def test_traces_own_prompts_come_back_under_the_plain_template(tmp_path: Path) -> None:
     found = task(trace(tmp_path / "FOMC", test=asked("test")))
     texts = [prompt.text for prompt in instructed(found, found.pairs, template=find_template("plain"))]

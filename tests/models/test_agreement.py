@@ -56,13 +56,22 @@ def test_weights_that_are_no_fractions_are_refused(
         read(changed(folders(family), tmp_path / "tiny", weights=cast))
 
 
-def test_masks_of_old_checkpoints_are_no_weights(folders: Folders, tmp_path: Path) -> None:
-    mask = torch.ones(1, 1, 128, 128, dtype=torch.bool)
-    read(
-        changed(
-            folders("gpt2"), tmp_path / "tiny", weights=lambda held: held.update({"transformer.h.0.attn.bias": mask})
-        )
-    )
+@pytest.mark.parametrize(("family", "prefix"), [("gpt2", "transformer.h.0.attn"), ("gptj", "transformer.h.0.attn")])
+def test_masks_of_old_checkpoints_are_no_weights(folders: Folders, tmp_path: Path, family: str, prefix: str) -> None:
+    masks = {"bias": torch.ones(1, 1, 128, 128, dtype=torch.bool).tril(), "masked_bias": torch.tensor(-1e9)}
+    old = {f"{prefix}.{name}": mask for name, mask in masks.items()}
+    read(changed(folders(family), tmp_path / "tiny", weights=lambda held: held.update(old)))
+
+
+def test_gpt2_is_read_as_it_lies_on_the_hub(folders: Folders, tmp_path: Path) -> None:
+    """Without the name of the whole in front, and with masks."""
+
+    def strip(held: Weights) -> None:
+        for name in list(held):
+            held[name.removeprefix("transformer.")] = held.pop(name)
+        held["h.0.attn.bias"], held["h.0.attn.masked_bias"] = torch.ones(1, 1, 128, 128).tril(), torch.tensor(-1e4)
+
+    read(changed(folders("gpt2"), tmp_path / "tiny", weights=strip))
 
 
 def test_tied_embeddings_beside_an_output_of_its_own_are_refused(folders: Folders, tmp_path: Path) -> None:

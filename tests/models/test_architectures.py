@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import architectures
 import pytest
@@ -14,10 +15,12 @@ from bridges import ARCHITECTURES, IN_FLOAT64
 from checkpoints import FAMILIES, build
 from conftest import random_tokens
 from transformer_lens import HookedTransformer
+from transformers import AutoModelForCausalLM
 
 import ivlens
 import ivlens.models.hooked
 from ivlens.checkpoints.architectures import ARCHITECTURES as TRANSLATED
+from ivlens.checkpoints.checkpoint import quiet_transformers
 from ivlens.errors import ModelError
 from ivlens.patching.activations import last_z, path_to_residual
 from ivlens.shapes import Head
@@ -134,6 +137,52 @@ UNSUPPORTED: dict[str, tuple[str, dict[str, object], str]] = {
 def test_a_configuration_that_cannot_be_had_is_refused_by_its_name(case: str, tmp_path: Path) -> None:
     family, fields, sentence = UNSUPPORTED[case]
     with pytest.raises(ModelError, match=sentence):
+        ivlens.load(build(family, tmp_path / "tiny", **fields), backend="hooked")
+
+
+BY_BRIDGE: dict[str, dict[str, Any]] = {
+    "llama": {"attention_bias": True},
+    "mistral": _rope("linear"),
+    "mpt": {"model_type": "mpt", "max_seq_len": 128, "expansion_ratio": 2},
+    "stablelm": {
+        "model_type": "stablelm",
+        "intermediate_size": 48,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+    },
+}
+
+
+@pytest.mark.parametrize("family", BY_BRIDGE)
+def test_what_no_hooked_transformer_computes_is_loaded_into_a_bridge(family: str, tmp_path: Path) -> None:
+    folder = build(family, tmp_path / "tiny", **BY_BRIDGE[family])
+    model = ivlens.load(folder)
+    assert type(model).__name__ == "TransformerBridge"
+    with quiet_transformers():
+        theirs = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    tokens = torch.randint(4, 100, (1, 20), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert (model(tokens) - theirs(tokens).logits).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "sentence"),
+    [
+        # As many keys as fit the weights, but not the queries.
+        ("stablelm", BY_BRIDGE["stablelm"] | {"num_key_value_heads": 3}, "transformers cannot run tiny as its config"),
+        (
+            "biogpt",
+            {"model_type": "biogpt", "intermediate_size": 48, "max_position_embeddings": 128},
+            r"has no bridge to tiny \(BioGptForCausalLM\): [^\[]*$",
+        ),
+        # TransformerLens 3.9 turns Cohere's queries as it turns Llama's.
+        ("cohere", BY_BRIDGE["stablelm"] | {"model_type": "cohere"}, "as a TransformerBridge does not come out right"),
+    ],
+)
+def test_a_bridge_that_would_compute_something_else_is_refused(
+    family: str, fields: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=sentence):
         ivlens.load(build(family, tmp_path / "tiny", **fields))
 
 
@@ -159,7 +208,7 @@ def test_another_kind_of_model_is_refused_by_name_with_the_reason(architecture: 
     with pytest.raises(
         ModelError, match=f"is a {architecture}, which is not supported: {reason}; ivlens reads"
     ) as caught:
-        ivlens.load(tmp_path)
+        ivlens.load(tmp_path, backend="hooked")
     assert all(name in str(caught.value) for name in TRANSLATED)
 
 

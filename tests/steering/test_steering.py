@@ -98,6 +98,11 @@ def test_generation_is_steered_at_the_prompts_last_token_or_at_every_token(
     assert written.tolist() == ids.tolist()
 
 
+def test_a_vector_is_read_out_of_the_run_folder_of_an_audit(vector: InstructionVector, tmp_path: Path) -> None:
+    vector.save(tmp_path / "vector.safetensors")
+    assert InstructionVector.load(tmp_path).heads == InstructionVector.load(tmp_path / "vector.safetensors").heads
+
+
 def test_distributed_steering_patches_the_heads(tiny: HookedTransformer, vector: InstructionVector) -> None:
     kept = {}
 

@@ -89,6 +89,12 @@ def test_a_verdict_says_its_numbers_and_what_to_try_next() -> None:
     assert "--shots 10" in judged(abilities={}, gain=gain(NULL)).advice
     assert "more pairs" in judged(gain=gain(HIGH_NULL)).advice
     assert "lacks the share" in judged(share=math.nan, gain=gain(NULL)).advice
+    # What is right in nine of ten cases is no matter of the score.
+    assert "--score" not in judged(gain=gain(HIGH_NULL), is_greedy=True).advice
+    shared = judged(are_apart=False).sentence
+    assert shared.endswith(
+        "random heads, the vector's own among them, since too few others are left: take fewer heads (--top)."
+    )
 
 
 def test_the_most_frequent_answer_is_counted() -> None:
