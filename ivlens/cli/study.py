@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from ivlens.forgetting.plan import Plan
 
 
+LONG = 60.0
+"""Seconds from which on a study says beforehand how long it takes."""
+
+
 @options.with_options(Engine)
 def study(
     name: Annotated[
@@ -60,6 +64,7 @@ def study(
     import dataclasses
 
     import ivlens
+    from ivlens.datasets.task import exists
     from ivlens.forgetting import plan
     from ivlens.forgetting import tables as study_tables
 
@@ -78,19 +83,25 @@ def study(
     given: Any = {"device": device, "dtype": dtype}
     if budget is not None and seeds is not None:
         raise typer.BadParameter("--budget chooses the seeds, and --seeds names them; leave one out")
-    if budget is not None or dry_run:
-        seconds = None if budget is None else options.parse_duration(budget)
-        asked = _say_cost(asked, out, seconds, workers=engine.get("workers"), **given)
+    is_here = engine.get("engine", "local") == "local"  # Workers of a cluster load models that need not be here.
+    if budget is not None or dry_run or (is_here and not exists(out / "run.json")):
+        within = None if budget is None else options.parse_duration(budget)
+        asked, seconds, said = _weigh(asked, out, within, workers=engine.get("workers"), **given)
         if dry_run:
+            print(said)
             return
+        if budget is not None or seconds > LONG:
+            print(f"ivlens: {said}", file=sys.stderr, flush=True)
     found = ivlens.study(asked, out=out, taken_from=taken_from or (), **given, **engine)
     study_tables.print_study(found)
     draw_missing(found.figures(), out)
     print(f"In {plain(str(out))}: run.json, tables, every stage's adapters and figures/.")
 
 
-def _say_cost(asked: Plan, out: Path, seconds: float | None, *, workers: int | None, device: str, dtype: str) -> Plan:
-    """How long the study takes, on standard error; the plan, with as many seeds as fit into so many seconds.
+def _weigh(
+    asked: Plan, out: Path, within: float | None, *, workers: int | None, device: str, dtype: str
+) -> tuple[Plan, float, str]:
+    """The plan, with as many seeds as fit into so many seconds; how many it takes, about, and that in words.
 
     A run that was begun keeps its seeds.
     """
@@ -105,22 +116,20 @@ def _say_cost(asked: Plan, out: Path, seconds: float | None, *, workers: int | N
     cost = preparation.estimate_cost(asked, model, general)
     at_once = workers or cell_jobs.count_cores(model)
     begun = read_record(out)
-    if begun is not None and seconds is not None:
+    if begun is not None and within is not None:
         asked = asked.with_changes(seeds=tuple(cast(Any, begun.settings["seeds"])))
-    elif seconds is not None:
-        asked = asked.with_changes(seeds=tuple(islice(count(asked.seeds[0]), cost.seeds_within(seconds * at_once))))
+    elif within is not None:
+        asked = asked.with_changes(seeds=tuple(islice(count(asked.seeds[0]), cost.seeds_within(within * at_once))))
     n_seeds = len(asked.seeds)
     counts = {"method": len(asked.methods), "seed": n_seeds, "stage": len(asked.tasks)}
     sizes = " x ".join(f"{n} {name}{'s' if n > 1 else ''}" for name, n in counts.items())
     at_once = min(at_once, counts["method"] * n_seeds)  # A cell is not parted.
     total = (cost.once + n_seeds * cost.seed) / at_once
-    print(
-        f"ivlens: {sizes}: {about(total)}, {at_once} at once (before the first cell {about(cost.once)}; then "
-        f"{about(cost.seed)} of one worker a seed, {cost.measuring / cost.seed:.0%} of it measuring)",
-        file=sys.stderr,
-        flush=True,
+    said = (
+        f"{sizes}: {about(total)}, {at_once} at once (before the first cell {about(cost.once)}; then "
+        f"{about(cost.seed)} of one worker a seed, {cost.measuring / cost.seed:.0%} of it measuring)"
     )
-    return asked
+    return asked, total, said
 
 
 @options.with_options(ExperimentSettings)

@@ -90,6 +90,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         monkeypatch.setattr(ivlens, name, stop)
     monkeypatch.setattr("ivlens.analysis.run_audit.prepare", stop)
     monkeypatch.setattr("ivlens.experiments.run_experiment.prepare", stop)
+    monkeypatch.setattr("ivlens.cli.study._weigh", lambda asked, *_, **given: (asked, 0.0, ""))
     return found
 
 

@@ -106,12 +106,31 @@ def test_a_budget_chooses_the_seeds_and_the_cost_is_said(
 
 
 @pytest.mark.slow
+def test_a_long_study_says_its_cost_before_it_begins_and_no_other(
+    asked: list[Plan], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = ["study", "lab-func", "--seeds", "0", "--workers", "1", "--out", str(tmp_path / "run")]
+    main(line)
+    assert "3 methods x 1 seed x 5 stages: about 70 min" in " ".join(capsys.readouterr().err.split())
+    main([*line, "--engine", "ray"])
+    assert "about" not in capsys.readouterr().err, "the model need not be here"
+    monkeypatch.setattr(preparation, "estimate_cost", lambda *given: Cost(once=1.0, seed=20.0, measuring=5.0))
+    main(line)
+    assert "about" not in capsys.readouterr().err
+    monkeypatch.setattr(preparation, "estimate_cost", lambda *given: pytest.fail("it was said when it began"))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text(RECORD)
+    main(line)
+    assert [plan.seeds for plan in asked] == [(0,)] * 4
+
+
+@pytest.mark.slow
 def test_cells_that_are_fewer_than_the_workers_are_not_parted(
     asked: list[Plan], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = ["study", "lab-func", "--out", str(tmp_path / "run"), "--workers", "8", "--dry-run"]
     assert main([*line, "--methods", "lora", "--seeds", "0"]) == 0
-    assert "1 method x 1 seed x 5 stages: about 70 min, 1 at once" in " ".join(capsys.readouterr().err.split())
+    assert "1 method x 1 seed x 5 stages: about 70 min, 1 at once" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.slow
