@@ -81,15 +81,16 @@ def costs(shape: Shape) -> dict[str, Cost]:
     """By measurement. Attention scores are left out: a little more is really needed."""
     s, climbed = shape, shape.layers * (shape.layers - 1) // 2
     read = s.prompts * s.layers * (s.pos - 1)
+    above = sum(s.layers - 1 - number % s.layers for number in range(ABLATED))
     return {
         "sweep": Cost(
             read + s.prompts * (s.layers + s.heads * climbed),
             s.prompts * s.heads * s.layers,
             s.prompts * (1 + s.heads * s.layers),
         ),
-        "mean_z": Cost(s.read * s.layers * s.pos, 0, 0),
+        "mean_z": Cost(s.read * s.layers * s.pos, -s.read * s.pos, 0),  # Of the last block the heads alone.
         "trials": Cost(read + s.prompts * (s.layers + VECTORS * climbed), 0, s.prompts * (1 + VECTORS * s.layers)),
-        "necessity": Cost(read + s.prompts * s.layers * (1 + ABLATED), 0, s.prompts * (1 + ABLATED)),
+        "necessity": Cost(read + s.prompts * (s.layers + above), s.prompts * ABLATED, s.prompts * (1 + ABLATED)),
     }
 
 

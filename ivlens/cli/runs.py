@@ -16,7 +16,6 @@ from ivlens.cli import options
 from ivlens.cli.loading import Loading, Patching, check_early
 from ivlens.cli.options import RunFolder
 from ivlens.cli.output import file_name, say_notice
-from ivlens.datasets.task import exists
 from ivlens.errors import IvlensError, ModelError, TaskError
 from ivlens.patching.settings import Settings
 from ivlens.storage.run_record import RECORD
@@ -233,6 +232,8 @@ def _load_again(
         model: Where it is instead.
         name: What its record calls it.
     """
+    from ivlens.datasets.task import exists
+
     for field in ("dtype", "backend"):
         if getattr(loading, field) == "auto" and (typed := _typed(run, f"--{field}")):
             loading = replace(loading, **{field: typed[0]})
