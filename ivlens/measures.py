@@ -95,8 +95,8 @@ def mean_bounds(
     """Bounds of a confidence interval of the mean over independent samples.
 
     On each side the wider of Student's and of Hall's, which takes the samples' skewness into account; at most twice
-    Student's. The percentile bootstrap covers 0.74 to 0.92 of a nominal 0.95 at 5 to 16 samples; this one 0.92 and more
-    at 16, log-normal ones included.
+    Student's, as the skewness of few is uncertain itself. The percentile bootstrap covers 0.74 to 0.92 of a nominal
+    0.95 at 5 to 16 samples; this one 0.92 and more at 16, log-normal ones included.
     Source: Hall 1992, "On the removal of skewness by transformation", J. R. Stat. Soc. B 54, here with the unbiased
     skewness and Student's quantile.
 

@@ -144,8 +144,9 @@ def bounds_text(low: float, high: float, style: str) -> str:
     return "" if math.isnan(low) or math.isnan(high) else f"[{low:{style}}, {high:{style}}]"
 
 
-def interval_text(value: float, low: float, high: float, digits: int = 3) -> str:
-    """As `0.042 [0.031, 0.055]`."""
+def interval_text(value: float, low: float, high: float, digits: int = 3, sign: str = "") -> str:
+    """As `0.042 [0.031, 0.055]`; with the sign `+` as `+0.042 [+0.031, +0.055]`."""
     if math.isnan(value):
         return "not measured"
-    return f"{value:.{digits}f} {bounds_text(low, high, f'.{digits}f')}".rstrip()
+    style = f"{sign}.{digits}f"
+    return f"{value:{style}} {bounds_text(low, high, style)}".rstrip()

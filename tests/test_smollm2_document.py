@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from benchmark_modules import benchmark
 
 from ivlens.errors import IvlensError
 
@@ -20,9 +20,8 @@ TEXT = (ROOT / "docs" / "smollm2.md").read_text(encoding="utf-8")
 
 @pytest.fixture(scope="module")
 def findings() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "benchmarks")
-        yield importlib.import_module("real_findings")
+    with benchmark("real_findings") as module:
+        yield module
 
 
 @pytest.fixture(scope="module")

@@ -155,9 +155,7 @@ def audit_tables(found: Findings) -> list[Table]:
 def sentence(found: Findings) -> str:
     """What the vector does, with intervals, beside random heads."""
     lines, count = found.measures.set_index("measure").to_dict("index"), len(found.vector.heads)
-    alone, steered, random = (
-        " ".join(_interval(lines[name], "accuracy")).rstrip() for name in ("zero-shot", "steered", "steered, random")
-    )
+    alone, steered, random = (_accuracy(lines[name]) for name in ("zero-shot", "steered", "steered, random"))
     heads = "1 head" if count == 1 else f"{count} heads"
     return (
         f"Zero-shot accuracy{in_brackets(found.measures)}: {alone}; "
@@ -229,10 +227,10 @@ def necessity_sentence(found: Findings) -> str:
     assert found.necessity is not None
     ((kind, label), *_) = _prompts(found).items()
     lines = [line for line in found.necessity.to_dict("records") if line["prompt"] == kind]
-    told = [f"{label}: accuracy {' '.join(_interval(lines[0], 'accuracy'))}".rstrip().capitalize()]
+    told = [f"{label}: accuracy {_accuracy(lines[0])}".capitalize()]
     # The first head, all of them, and random ones; of a single head the first two are one.
     for line in (lines[number] for number in sorted({1, len(lines) - 2, len(lines) - 1})):
-        told.append(f"without {ablated_label(line)} {' '.join(_interval(line, 'accuracy'))}".rstrip())
+        told.append(f"without {ablated_label(line)} {_accuracy(line)}")
     return "; ".join(told) + "."
 
 
@@ -283,6 +281,10 @@ def _interval(line: Mapping[Any, Any], name: str, digits: int = 2, sign: str = "
         return UNMEASURED, ""
     style = f"{sign}.{digits}f"
     return f"{line[name]:{style}}", bounds_text(line[f"{name}_low"], line[f"{name}_high"], style)
+
+
+def _accuracy(line: Mapping[Any, Any]) -> str:
+    return " ".join(_interval(line, "accuracy")).rstrip()
 
 
 def _heads(found: Findings) -> list[Line]:

@@ -15,7 +15,7 @@ from ivlens.errors import IvlensError
 from ivlens.measures import familywise_p_values, group_means, largest_by_chance, mean_bounds
 from ivlens.patching.settings import Settings
 from ivlens.shapes import Head
-from ivlens.tables import bounds_text
+from ivlens.tables import interval_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -225,7 +225,7 @@ class SiteEffects:
     def __repr__(self) -> str:
         (low, high), means = self.interval(), self.mean
         best = [
-            f"{self._place(*at)} {means[at]:+.3f} {bounds_text(float(low[at]), float(high[at]), '+.3f')}".rstrip()
+            f"{self._place(*at)} {interval_text(float(means[at]), float(low[at]), float(high[at]), sign='+')}"
             for at in self._ranked()[:3]
         ]
         across = "heads" if self.of_heads else f"({', '.join(self.columns)})"

@@ -18,7 +18,7 @@ from ivlens.errors import IvlensError, ShapeMismatch
 from ivlens.measures import familywise_p_values, group_means, largest_by_chance, mean_bounds
 from ivlens.patching.settings import Settings
 from ivlens.shapes import Cie, Head, HeadGrid, MeanZ
-from ivlens.tables import bounds_text
+from ivlens.tables import interval_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -221,7 +221,7 @@ class HeadEffects:
     def __repr__(self) -> str:
         low, high = self.interval()
         best = [
-            f"{head} {self.aie[head]:+.3f} {bounds_text(float(low[head]), float(high[head]), '+.3f')}".rstrip()
+            f"{head} {interval_text(float(self.aie[head]), float(low[head]), float(high[head]), sign='+')}"
             for head in self.top(min(3, self.aie.numel()))
         ]
         return (

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from benchmark_modules import benchmark
 
 from ivlens.lab import RECORD
 
@@ -19,9 +19,8 @@ TEXT = (ROOT / "docs" / "lab_model.md").read_text(encoding="utf-8")
 
 @pytest.fixture(scope="module")
 def shapes() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "benchmarks")
-        yield importlib.import_module("lab_shapes")
+    with benchmark("lab_shapes") as module:
+        yield module
 
 
 def test_the_tables_are_those_of_the_numbers(shapes: ModuleType) -> None:
